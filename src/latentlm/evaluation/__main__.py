@@ -1,0 +1,59 @@
+"""`python -m latentlm.evaluation`: lm-eval's own command line with our models, our task files and default tasks.
+
+Importing this package imports latentlm, so its architectures also load without `trust_remote_code`.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+try:
+    from lm_eval._cli import HarnessCLI
+    from lm_eval.utils import setup_logging
+except ImportError as error:
+    raise SystemExit(f"latentlm.evaluation needs lm-eval ({error}): pip install 'latentlm[eval]'") from error
+
+from latentlm.evaluation import (
+    adapters,  # noqa: F401  (registers our lm-eval models)
+    task_folder,
+)
+
+DEFAULT_TASKS = ("lambada_openai", "hellaswag", "arc_easy")
+
+
+def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
+    """lm-eval's parsed arguments, with our task folder included and, for `run`, the default tasks filled in.
+
+    What the user gives wins: `--tasks` (or `tasks` in the file of `--config`) over the default tasks, and the task
+    files in the user's `include_path` over ours of the same name.
+    """
+    sys.argv = ["latentlm.evaluation", *argv]  # HarnessCLI reads sys.argv, to insert a missing "run"
+    arguments = HarnessCLI().parse_args()
+    if not hasattr(arguments, "include_path"):  # no subcommand: lm-eval prints its help
+        return arguments
+
+    file: dict[str, object] = {}
+    if getattr(arguments, "config", None):
+        from lm_eval.config.evaluate_config import EvaluatorConfig
+
+        file = EvaluatorConfig.load_yaml_config(arguments.config)
+    if arguments.command == "run" and not arguments.tasks and not file.get("tasks"):
+        arguments.tasks = list(DEFAULT_TASKS)
+    included = arguments.include_path or file.get("include_path") or []
+    # lm-eval lets later folders override earlier ones, and takes a list although its flag makes one path.
+    arguments.include_path = [str(task_folder()), *([included] if isinstance(included, str) else included)]
+    return arguments
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs `argv` (default: the command line) as `lm_eval` would; scores are printed and saved by lm-eval."""
+    setup_logging()
+    try:
+        arguments = parse_arguments(sys.argv[1:] if argv is None else argv)
+    except (FileNotFoundError, TypeError, ValueError) as error:
+        raise SystemExit(f"latentlm.evaluation: {error}") from error
+    arguments.func(arguments)
+
+
+if __name__ == "__main__":
+    main()
