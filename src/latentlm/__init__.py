@@ -1,0 +1,39 @@
+"""Encoder-decoder ("learned latent") language models for the Hugging Face ecosystem.
+
+Importing this package registers every architecture with the Auto classes of transformers.
+"""
+
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
+
+from .models.configuration_ar_encoder_decoder import AREncoderDecoderConfig
+from .models.configuration_decoder_only import DecoderOnlyConfig
+from .models.modeling_ar_encoder_decoder import AREncoderDecoderForCausalLM, AREncoderDecoderModel
+from .models.modeling_decoder_only import DecoderOnlyForCausalLM, DecoderOnlyModel
+from .models.tokenization_byte import ByteTokenizer
+
+__version__ = "0.1.0"
+
+# One row per architecture: configuration, then its class for each Auto class.
+ARCHITECTURES = [
+    (AREncoderDecoderConfig, {AutoModel: AREncoderDecoderModel, AutoModelForCausalLM: AREncoderDecoderForCausalLM}),
+    (DecoderOnlyConfig, {AutoModel: DecoderOnlyModel, AutoModelForCausalLM: DecoderOnlyForCausalLM}),
+]
+
+for config_class, model_classes in ARCHITECTURES:
+    AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
+    config_class.register_for_auto_class()
+    for auto_class, model_class in model_classes.items():
+        auto_class.register(config_class, model_class, exist_ok=True)
+        model_class.register_for_auto_class(auto_class.__name__)
+ByteTokenizer.register_for_auto_class()
+
+__all__ = [
+    "ARCHITECTURES",
+    "AREncoderDecoderConfig",
+    "AREncoderDecoderForCausalLM",
+    "AREncoderDecoderModel",
+    "ByteTokenizer",
+    "DecoderOnlyConfig",
+    "DecoderOnlyForCausalLM",
+    "DecoderOnlyModel",
+]

@@ -1,0 +1,111 @@
+"""Causal self- and cross-attention on the attention interface of transformers."""
+
+import torch
+from torch import nn
+from transformers.cache_utils import Cache
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
+
+Rotary = tuple[torch.Tensor, torch.Tensor]
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,  # (B, H, T, D / H)
+    key: torch.Tensor,  # (B, H, T_key, D / H)
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,  # additive, (B or 1, 1, T, T_key)
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention written out; the reference of the other backends. Returns `(B, T, H, D / H)` and the probabilities."""
+    scores = torch.matmul(query, key.transpose(2, 3)) * scaling
+    if attention_mask is not None:
+        scores = scores + attention_mask
+    weights = nn.functional.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
+    weights = nn.functional.dropout(weights, p=dropout, training=module.training)
+    return torch.matmul(weights, value).transpose(1, 2).contiguous(), weights
+
+
+class CausalAttention(nn.Module):
+    """What self- and cross-attention share: heads, cache, backend and output projection."""
+
+    is_causal = True  # read by the sdpa and flash backends, which then need no mask
+
+    def __init__(self, config, num_heads: int, layer_idx: int):
+        super().__init__()
+        self.config = config
+        self.layer_idx = layer_idx  # index of this attention's layer in the cache
+        self.num_heads = num_heads
+        self.head_dim = config.hidden_size // num_heads
+        self.scaling = self.head_dim**-0.5
+        self.o_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=config.use_bias)
+        self.o_proj.adds_to_residual = True
+
+    def split_heads(self, states: torch.Tensor) -> torch.Tensor:
+        """`(B, T, D)` to `(B, H, T, D / H)`."""
+        return states.view(*states.shape[:-1], self.num_heads, self.head_dim).transpose(1, 2)
+
+    def attend(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        rotary: Rotary | None,
+        past_key_values: Cache | None,
+        **kwargs,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Projected `(B, T, D)` queries, keys and values to the attention's output `(B, T, D)` and probabilities."""
+        query, key, value = (self.split_heads(states) for states in (query, key, value))
+        if rotary is not None:
+            query, key = apply_rotary_pos_emb(query, key, *rotary)
+        if past_key_values is not None:
+            key, value = past_key_values.update(key, value, self.layer_idx)
+        backend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+        dropout = self.config.attention_dropout if self.training else 0.0
+        output, weights = backend(
+            self, query, key, value, attention_mask, dropout=dropout, scaling=self.scaling, **kwargs
+        )
+        return self.o_proj(output.flatten(-2)), weights  # (B, T, H, D / H) to (B, T, D)
+
+
+class SelfAttention(CausalAttention):
+    def __init__(self, config, layer_idx: int):
+        super().__init__(config, config.num_attention_heads, layer_idx)
+        self.qkv_proj = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=config.use_bias)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,  # (B, T, D)
+        attention_mask: torch.Tensor | None = None,
+        rotary: Rotary | None = None,
+        past_key_values: Cache | None = None,
+        **kwargs,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        query, key, value = self.qkv_proj(hidden_states).chunk(3, dim=-1)
+        return self.attend(query, key, value, attention_mask, rotary, past_key_values, **kwargs)
+
+
+class CrossAttention(CausalAttention):
+    """Position t attends to encoder positions up to t. Keys are projected once per encoder position and then cached."""
+
+    def __init__(self, config, layer_idx: int):
+        super().__init__(config, config.num_cross_attention_heads, layer_idx)
+        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=config.use_bias)
+        self.kv_proj = nn.Linear(config.hidden_size, 2 * config.hidden_size, bias=config.use_bias)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,  # (B, T, D), the queries
+        encoder_states: torch.Tensor,  # (B, T, D), of the same positions
+        attention_mask: torch.Tensor | None = None,
+        rotary: Rotary | None = None,
+        past_key_values: Cache | None = None,
+        **kwargs,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        key, value = self.kv_proj(encoder_states).chunk(2, dim=-1)
+        return self.attend(
+            self.q_proj(hidden_states), key, value, attention_mask, rotary, past_key_values, **kwargs
+        )

@@ -1,0 +1,91 @@
+"""Configuration fields and checks that every transformer of this package shares."""
+
+from typing import Literal
+
+from huggingface_hub.dataclasses import strict
+from transformers.configuration_utils import PreTrainedConfig
+
+
+@strict
+class TransformerConfig(PreTrainedConfig):
+    """Base of the language-model configurations; not a model by itself.
+
+    Args:
+        vocab_size: number of token ids, special tokens included.
+        hidden_size: width D of the hidden states.
+        num_attention_heads: heads of each self-attention; must divide `hidden_size`.
+        intermediate_size: width of the feed-forward layers, `4 * hidden_size` when `None`.
+        max_position_embeddings: longest context in tokens; longer inputs are an error.
+        position_embedding_type: `"learned"` adds a table to the input, `"rotary"` turns queries and keys instead.
+        rope_parameters: as everywhere in transformers (`rope_type`, `rope_theta`, ...); used with `"rotary"` only.
+        position_subtraction: what happens to the final hidden state before the output layer: `"none"`, `"plain"`
+            (subtract the embedding of the *next* position) or `"layer_norm"` (the same, then a LayerNorm).
+            With rotary positions the table exists for this subtraction alone.
+        use_bias: biases in linear layers and LayerNorms.
+        hidden_dropout: dropout on the embeddings and on what each block adds to the residual stream.
+        attention_dropout: dropout on attention probabilities.
+    """
+
+    keys_to_ignore_at_inference = ["past_key_values"]
+    base_model_fsdp_plan = {
+        "embed_tokens": "free_full_weight",
+        "layers.*": "free_full_weight",
+        "norm": "keep_full_weight",
+    }
+
+    vocab_size: int = 50257
+    hidden_size: int = 160
+    num_attention_heads: int = 10
+    intermediate_size: int | None = None
+    max_position_embeddings: int = 200
+    position_embedding_type: Literal["learned", "rotary"] = "learned"
+    rope_parameters: dict | None = None
+    position_subtraction: Literal["none", "plain", "layer_norm"] = "none"
+    use_bias: bool = False
+    layer_norm_eps: float = 1e-5
+    initializer_range: float = 0.02
+    hidden_dropout: float | int = 0.0
+    attention_dropout: float | int = 0.0
+    use_cache: bool = True
+    tie_word_embeddings: bool = True
+    pad_token_id: int | None = None
+    bos_token_id: int | None = None
+    eos_token_id: int | list[int] | None = None
+
+    def __post_init__(self, **kwargs):
+        if self.intermediate_size is None:
+            self.intermediate_size = 4 * self.hidden_size
+        super().__post_init__(**kwargs)
+
+    @property
+    def num_position_embeddings(self) -> int:
+        """Rows of the learned position table: one more where the next position is used, 0 without a table."""
+        if self.position_subtraction != "none":
+            return self.max_position_embeddings + 1
+        return self.max_position_embeddings if self.position_embedding_type == "learned" else 0
+
+    def validate_sizes(self) -> None:
+        """Every size is at least 1, dropouts are probabilities."""
+        for name in ("vocab_size", "hidden_size", "num_attention_heads", "intermediate_size", "max_position_embeddings"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` is {getattr(self, name)}, but it must be at least 1.")
+        for name in ("hidden_dropout", "attention_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"`{name}` is {getattr(self, name)}, but a dropout rate lies in [0, 1).")
+
+    def validate_heads(self) -> None:
+        self.check_heads("num_attention_heads", self.num_attention_heads)
+
+    def check_heads(self, name: str, num_heads: int) -> None:
+        """Raise unless `num_heads` divides the hidden size into heads that the position embedding can use."""
+        if num_heads < 1 or self.hidden_size % num_heads:
+            divisors = [n for n in range(1, self.hidden_size + 1) if self.hidden_size % n == 0]
+            raise ValueError(
+                f"`{name}` is {num_heads}, which does not divide `hidden_size` {self.hidden_size}; "
+                f"possible values: {divisors}."
+            )
+        if self.position_embedding_type == "rotary" and (self.hidden_size // num_heads) % 2:
+            raise ValueError(
+                f"`{name}` is {num_heads}, so heads have size {self.hidden_size // num_heads}, but "
+                "`position_embedding_type` 'rotary' needs an even head size."
+            )

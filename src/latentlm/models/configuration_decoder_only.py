@@ -1,0 +1,37 @@
+"""Configuration of the decoder-only baseline."""
+
+from huggingface_hub.dataclasses import strict
+
+from .configuration_common import TransformerConfig
+
+
+@strict
+class DecoderOnlyConfig(TransformerConfig):
+    """The plain causal transformer that every architecture of this package is measured against.
+
+    Arguments are those of [`TransformerConfig`], and:
+
+    Args:
+        num_hidden_layers: number of layers.
+
+    The defaults are the seed's baseline: 16,036,800 parameters without the position table.
+    """
+
+    model_type = "decoder_only"
+
+    num_hidden_layers: int = 26
+
+    def __post_init__(self, **kwargs):
+        super().__post_init__(**kwargs)
+        self.auto_map = {
+            "AutoConfig": "configuration_decoder_only.DecoderOnlyConfig",
+            "AutoModel": "modeling_decoder_only.DecoderOnlyModel",
+            "AutoModelForCausalLM": "modeling_decoder_only.DecoderOnlyForCausalLM",
+        }
+
+    def validate_layers(self) -> None:
+        if self.num_hidden_layers < 1:
+            raise ValueError(f"`num_hidden_layers` is {self.num_hidden_layers}, but it must be at least 1.")
+
+
+__all__ = ["DecoderOnlyConfig"]

@@ -1,0 +1,64 @@
+"""Model outputs. A field whose name ends in `_loss` is a named loss: trainers log every such field by themselves."""
+
+from dataclasses import dataclass
+
+import torch
+from transformers.cache_utils import Cache
+from transformers.modeling_outputs import ModelOutput
+
+
+@dataclass
+class CausalLMOutput(ModelOutput):
+    """Output of a causal language model.
+
+    Args:
+        loss: scalar; in training the weighted sum of all terms, in evaluation `lm_loss` alone.
+        logits: `(B, T, V)`, or fewer positions with `logits_to_keep`.
+        past_key_values: the cache, if one was used.
+        hidden_states: one `(B, T, D)` per layer and one for the input; the last one is what the output layer reads.
+        attentions: one `(B, H, T, T)` per self-attention.
+        lm_loss: scalar, next-token cross-entropy in nats. Like every term: a mean over the predicted tokens, or, where
+            `num_items_in_batch` is given, their sum divided by it.
+    """
+
+    loss: torch.FloatTensor | None = None
+    logits: torch.FloatTensor | None = None
+    past_key_values: Cache | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
+    lm_loss: torch.FloatTensor | None = None
+
+
+@dataclass
+class EncoderDecoderModelOutput(ModelOutput):
+    """Output of a causal encoder-decoder without head.
+
+    Args:
+        last_hidden_state: `(B, T, D)`, after the final norm and the position subtraction.
+        cross_attentions: one `(B, H_cross, T, T)` per decoder layer.
+        encoder_last_hidden_state: `(B, T, D)`, the encoder output that the decoder attends to.
+        input_embeddings: `(B, T, D)`, token plus position embeddings after dropout: what the encoder reads.
+    """
+
+    last_hidden_state: torch.FloatTensor | None = None
+    past_key_values: Cache | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
+    cross_attentions: tuple[torch.FloatTensor, ...] | None = None
+    encoder_last_hidden_state: torch.FloatTensor | None = None
+    input_embeddings: torch.FloatTensor | None = None
+
+
+@dataclass
+class EncoderDecoderCausalLMOutput(CausalLMOutput):
+    """[`CausalLMOutput`] of a causal encoder-decoder.
+
+    Args:
+        cross_attentions: one `(B, H_cross, T, T)` per decoder layer.
+        encoder_last_hidden_state: `(B, T, D)`.
+        embedding_loss: scalar, unweighted; computed wherever labels are given and the configuration asks for it.
+    """
+
+    cross_attentions: tuple[torch.FloatTensor, ...] | None = None
+    encoder_last_hidden_state: torch.FloatTensor | None = None
+    embedding_loss: torch.FloatTensor | None = None

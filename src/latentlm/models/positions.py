@@ -1,0 +1,56 @@
+"""Positions: where each token stands in its document, the limit of the context, subtraction before the output."""
+
+import torch
+from torch import nn
+from transformers.cache_utils import Cache
+from transformers.utils import is_torchdynamo_compiling
+
+from .layers import layer_norm
+
+
+def resolve_position_ids(
+    inputs_embeds: torch.Tensor,  # (B, T, D)
+    attention_mask: torch.Tensor | None,
+    position_ids: torch.Tensor | None,
+    past_key_values: Cache | None,
+    max_position_embeddings: int,
+) -> torch.Tensor:
+    """Positions `(B or 1, T)`: those given; else counted over the real tokens of a `(B, T_seen)` mask, so that left
+    padding moves nothing; else consecutive.
+
+    Raises:
+        ValueError: a position is not below `max_position_embeddings`.
+    """
+    batch_size, length = inputs_embeds.shape[:2]
+    if position_ids is not None:
+        # Reading them would make an accelerator wait; there the embedding's own bounds check has to do.
+        if not is_torchdynamo_compiling() and position_ids.device.type == "cpu" and position_ids.numel():
+            check_context(int(position_ids.max()) + 1, max_position_embeddings)
+        return position_ids
+    seen = past_key_values.get_seq_length() if past_key_values is not None else 0
+    if not torch.is_tensor(seen):
+        check_context(seen + length, max_position_embeddings)
+    if attention_mask is not None and attention_mask.ndim == 2:
+        # Padding before the first token gets position 0; nothing attends to it.
+        return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -length:]
+    return (torch.arange(length, device=inputs_embeds.device) + seen).unsqueeze(0)
+
+
+def check_context(length: int, max_position_embeddings: int) -> None:
+    """Raise a ValueError when `length` tokens do not fit the model."""
+    if length > max_position_embeddings:
+        raise ValueError(
+            f"A context of {length} tokens does not fit: `max_position_embeddings` is {max_position_embeddings}. "
+            "Shorten or truncate the input (for tokenizers: `truncation=True, max_length=...`)."
+        )
+
+
+class PositionSubtraction(nn.Module):
+    """h - position_embedding(t + 1), optionally followed by a LayerNorm (seed: positional embedding subtraction)."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.norm = layer_norm(config) if config.position_subtraction == "layer_norm" else nn.Identity()
+
+    def forward(self, hidden_states: torch.Tensor, next_positions: torch.Tensor) -> torch.Tensor:
+        return self.norm(hidden_states - next_positions)
