@@ -1,0 +1,31 @@
+# Two commands on a fresh machine: `make quickstart` and `make test`. Both keep their environment in .venv.
+# pip's own settings (PIP_INDEX_URL, PIP_FIND_LINKS, …) choose where packages come from, a CPU build of torch for example.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+.PHONY: quickstart test test-slow lint clean
+
+quickstart: $(INSTALLED)
+	$(BIN)/python -m latentlm.quickstart
+
+test: lint
+	$(BIN)/python -m pytest -n 2 --dist worksteal --durations 10
+
+# One test at a time: these start several processes or train, and would slow each other down.
+test-slow: $(INSTALLED)
+	$(BIN)/python -m pytest -m slow --durations 10
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+
+# Installed anew only when the requirements change; an install cut short leaves no stamp and is taken up again.
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[eval,peft,tracking,dev]'
+	touch $@
+
+# Trained runs are not touched.
+clean:
+	rm -rf .venv build dist .pytest_cache .ruff_cache src/*.egg-info
+	find src tests eval examples benchmarks -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
