@@ -20,7 +20,7 @@ SHARED = REPOSITORY.parent / "shared"
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
-os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # the same results with and without a GPU; CUDA_VISIBLE_DEVICES=0 lends it
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # same results with and without a GPU; set it to lend the tests one
 os.environ["MPLBACKEND"] = "agg"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
