@@ -1,0 +1,152 @@
+"""Checkpoints that are complete or invisible.
+
+A checkpoint is written under a hidden name and renamed when every process is done. Its `checkpoint.json` lists each
+file with its size, so that one that was cut short later (a partial copy, a full disk) is recognised before it is used.
+"""
+
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
+
+MANIFEST = "checkpoint.json"
+HIDDEN_PREFIXES = (".saving-", ".replaced-", ".deleting-")
+CHECKPOINT_NAME = re.compile(r"checkpoint-(\d+)")
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that cannot be read or written; the message says which, why, and what is left."""
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a small text file so that a reader sees the old content or the new, never a part."""
+    staging = path.with_name(f".saving-{path.name}")
+    with open(staging, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(staging, path)
+
+
+def write_manifest(folder: Path, facts: dict[str, Any]) -> None:
+    """List the files of `folder` with their sizes in bytes, after making sure that they are on the disk."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    for path in files:
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
+    sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
+    write_atomically(folder / MANIFEST, json.dumps({**facts, "files": sizes}, indent=2) + "\n")
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+
+
+def find_damage(folder: Path) -> str | None:
+    """What keeps a run from resuming at the checkpoint `folder`, or `None` if nothing does."""
+    try:
+        manifest = read_manifest(folder)
+        files, resumable = manifest["files"], manifest["resumable"]
+    except FileNotFoundError:
+        return f"it has no {MANIFEST}, so it was not saved to its end (or not by latentlm)"
+    except (ValueError, KeyError, TypeError):
+        return f"its {MANIFEST} is damaged"
+    for name, size in files.items():
+        path = folder / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != size:
+            return f"{name} has {path.stat().st_size} bytes instead of {size}"
+    if not resumable:
+        return "it holds the model only (save_only_model), no optimizer state"
+    return None
+
+
+def list_checkpoints(run_folder: Path) -> list[Path]:
+    """The folders `checkpoint-<step>` of a run, complete or not, lowest step first."""
+    if not run_folder.is_dir():
+        return []
+    found = [path for path in run_folder.iterdir() if path.is_dir() and CHECKPOINT_NAME.fullmatch(path.name)]
+    return sorted(found, key=checkpoint_step)
+
+
+def checkpoint_step(folder: Path) -> int:
+    return int(CHECKPOINT_NAME.fullmatch(folder.name).group(1))
+
+
+def last_complete_checkpoint(run_folder: Path) -> Path | None:
+    """The checkpoint with the highest step that a run can resume from; damaged ones are skipped with a warning."""
+    for folder in reversed(list_checkpoints(run_folder)):
+        damage = find_damage(folder)
+        if damage is None:
+            return folder
+        logger.warning(f"Skipping checkpoint {folder}: {damage}.")
+    return None
+
+
+def resolve_checkpoint(path: str | os.PathLike) -> Path:
+    """The checkpoint that `path` names: a checkpoint folder, or a run folder for its last complete one.
+
+    Raises:
+        CheckpointError: if it does not exist or is incomplete.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        raise CheckpointError(f"resume_from_checkpoint: no folder {folder}.")
+    if not (folder / MANIFEST).exists() and list_checkpoints(folder):
+        checkpoint = last_complete_checkpoint(folder)
+        if checkpoint is None:
+            raise CheckpointError(f"resume_from_checkpoint: {folder} holds no complete checkpoint.")
+        return checkpoint
+    damage = find_damage(folder)
+    if damage is not None:
+        complete = [other for other in list_checkpoints(folder.parent) if find_damage(other) is None]
+        hint = f" Complete: {', '.join(map(str, complete))}." if complete else ""
+        raise CheckpointError(f"resume_from_checkpoint: {folder} cannot be resumed: {damage}.{hint}")
+    return folder
+
+
+def publish(staging: Path, final: Path) -> None:
+    """Give the finished folder `staging` its visible name, in place of an older folder of that name."""
+    replaced = final.with_name(f".replaced-{final.name}")
+    remove(replaced)
+    if final.exists():
+        os.rename(final, replaced)
+    os.rename(staging, final)
+    remove(replaced)
+
+
+def remove(folder: Path) -> None:
+    """Delete a folder; a visible checkpoint vanishes first, so that no half of it is ever found."""
+    if not folder.exists():
+        return
+    if not folder.name.startswith(HIDDEN_PREFIXES):
+        hidden = folder.with_name(f".deleting-{folder.name}")
+        shutil.rmtree(hidden, ignore_errors=True)
+        folder = folder.rename(hidden)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def remove_leftovers(run_folder: Path) -> None:
+    """Delete what a killed process left half written."""
+    for path in run_folder.iterdir():
+        if path.name.startswith(HIDDEN_PREFIXES):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def rotate(run_folder: Path, limit: int | None, keep: str | None) -> None:
+    """Delete the oldest checkpoints beyond `limit`, never the newest and never `keep` (the best one)."""
+    if not limit or limit <= 0:
+        return
+    complete = [folder for folder in list_checkpoints(run_folder) if (folder / MANIFEST).exists()]
+    complete.sort(key=lambda folder: (folder / MANIFEST).stat().st_mtime_ns)
+    protected = {complete[-1].name} | ({Path(keep).name} if keep else set())
+    surplus = len(complete) - max(limit, len(protected))
+    for folder in [folder for folder in complete if folder.name not in protected][: max(surplus, 0)]:
+        remove(folder)

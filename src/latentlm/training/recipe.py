@@ -1,0 +1,368 @@
+"""Recipes: commented YAML of model, data and training fields, checked before anything runs.
+
+model:
+  config: .                  # folder with a config.json, beside this file; or `model_type:`, or `from_pretrained:`
+  hidden_size: 128           # any field of the configuration
+data:
+  dataset: python_docs       # any field of DataConfig
+training:
+  learning_rate: 1e-3        # any field of LatentTrainingArguments
+"""
+
+import dataclasses
+import difflib
+import json
+import re
+import types
+import typing
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub.dataclasses import type_validator
+from huggingface_hub.errors import StrictDataclassError
+from transformers import CONFIG_MAPPING, AutoConfig, GenerationConfig, PreTrainedConfig, PreTrainedTokenizerBase
+
+import latentlm
+from latentlm.data import DataConfig
+
+from .arguments import LatentTrainingArguments
+
+RECIPE_FILE = "recipe.yaml"
+SECTIONS = ("model", "data", "training")
+MODEL_SOURCES = ("config", "model_type", "from_pretrained")
+# What a configuration file says about itself, and what the tokenizer decides.
+BOOKKEEPING = {"architectures", "auto_map", "transformers_version", "model_type", "dtype", "torch_dtype"}
+TOKENIZER_FIELDS = ("pad_token_id", "bos_token_id", "eos_token_id")
+
+
+class RecipeError(ValueError):
+    """A recipe that cannot be run; the message names the field, the value and what would be right."""
+
+
+class RecipeLoader(yaml.SafeLoader):
+    """YAML with the scalars people mean: `1e-3` is a number, `no` and `off` are words."""
+
+
+RecipeLoader.yaml_implicit_resolvers = {
+    first: [
+        (tag, pattern) for tag, pattern in resolvers if tag not in ("tag:yaml.org,2002:bool", "tag:yaml.org,2002:float")
+    ]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+RecipeLoader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile("true|True|false|False"), list("tTfF"))
+RecipeLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?(\d+\.\d*|\.\d+|\d+(?=[eE]))([eE][-+]?\d+)?|[-+]?\.(inf|Inf)|\.(nan|NaN)"),
+    list("-+.0123456789"),
+)
+
+
+@dataclass
+class Recipe:
+    """A checked recipe.
+
+    Args:
+        model: fields of the configuration that the recipe sets, without `vocab_size` and special token ids unless it
+            sets them itself.
+        data: what to train on.
+        training: how.
+        model_type: the architecture.
+        from_pretrained: model to start from instead of random weights, if any.
+        training_fields: the training fields that were set, by the recipe or on the command line.
+        max_position_embeddings: the longest context of the model, if it has a limit.
+        generation: generation defaults found beside the configuration, if any.
+    """
+
+    model: dict[str, Any]
+    data: DataConfig
+    training: LatentTrainingArguments
+    model_type: str
+    from_pretrained: str | None
+    training_fields: dict[str, Any]
+    max_position_embeddings: int | None
+    generation: GenerationConfig | None = None
+
+    def build_config(self, tokenizer: PreTrainedTokenizerBase) -> PreTrainedConfig:
+        """The model's configuration, with the vocabulary and the special tokens of `tokenizer`."""
+        fields = dict(self.model)
+        if fields.setdefault("vocab_size", len(tokenizer)) < len(tokenizer):
+            raise RecipeError(
+                f"model.vocab_size is {fields['vocab_size']}, but the tokenizer has {len(tokenizer)} tokens; "
+                "leave the field out to take the tokenizer's."
+            )
+        for name in TOKENIZER_FIELDS:
+            fields.setdefault(name, getattr(tokenizer, name))
+        if self.from_pretrained is None:
+            return AutoConfig.for_model(self.model_type, **fields)
+        config = AutoConfig.from_pretrained(
+            self.from_pretrained, **{k: v for k, v in fields.items() if k != "vocab_size"}
+        )
+        if config.vocab_size < len(tokenizer):
+            raise RecipeError(
+                f"model.from_pretrained {self.from_pretrained} knows {config.vocab_size} tokens, the tokenizer "
+                f"{data_tokenizer(self.data)} has {len(tokenizer)}; set data.tokenizer to the model's own."
+            )
+        return config
+
+    def build_model(self, tokenizer: PreTrainedTokenizerBase, auto_class: type) -> Any:
+        """The model to train: random weights from the current seed, or pretrained ones."""
+        config = self.build_config(tokenizer)
+        if self.from_pretrained is None:
+            model = auto_class.from_config(config)
+        else:
+            model = auto_class.from_pretrained(self.from_pretrained, config=config)
+        if self.generation is not None:
+            model.generation_config = self.generation
+        for name in TOKENIZER_FIELDS:
+            setattr(model.generation_config, name, getattr(config, name))
+        return model
+
+    def to_dict(self) -> dict[str, dict[str, Any]]:
+        """Everything needed to repeat the run. The place where it is written is no part of it."""
+        model = {"model_type": self.model_type, **self.model}
+        if self.from_pretrained is not None:
+            model = {"from_pretrained": self.from_pretrained, **self.model}
+        training = {k: v for k, v in self.training_fields.items() if k not in ("output_dir", "resume_from_checkpoint")}
+        return {
+            "model": model,
+            "data": dataclasses.asdict(self.data),
+            "training": {**training, "seed": self.training.seed},
+        }
+
+    def to_yaml(self) -> str:
+        header = f"# Written by latentlm {latentlm.__version__}: the recipe as it was run, command line included.\n"
+        return header + yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
+
+
+def load_recipe(path: str | Path, overrides: dict[str, Any] | None = None) -> Recipe:
+    """Read a recipe file.
+
+    Args:
+        path: the YAML file.
+        overrides: fields by flat name (`learning_rate`) or with their section (`training.learning_rate`). Strings are
+            read as YAML scalars, as on the command line.
+
+    Raises:
+        RecipeError: for an unknown field (naming the nearest right one), a value of the wrong type, a missing file.
+    """
+    path = Path(path)
+    recipe = read_mapping(path)
+    for section in recipe:
+        if section not in SECTIONS:
+            raise unknown_field(f"{path}: section", section, SECTIONS)
+    recipe = {section: dict(recipe.get(section) or {}) for section in SECTIONS}
+
+    overrides = dict(overrides or {})
+    for name in list(overrides):  # the architecture decides which fields the model has: first of all
+        if name.removeprefix("model.") in MODEL_SOURCES:
+            for other in MODEL_SOURCES:
+                recipe["model"].pop(other, None)
+            recipe["model"][name.removeprefix("model.")] = str(overrides.pop(name))
+    folder_fields, model_type, source_folder = resolve_architecture(recipe["model"], path.parent)
+    from_pretrained = recipe["model"].pop("from_pretrained", None)
+    recipe["model"].pop("config", None), recipe["model"].pop("model_type", None)
+
+    fields = {
+        "model": field_types(CONFIG_MAPPING[model_type]),
+        "data": field_types(DataConfig),
+        "training": field_types(LatentTrainingArguments),
+    }
+    for section in SECTIONS:
+        for name, value in recipe[section].items():
+            recipe[section][name] = check_field(section, name, value, fields[section])
+    for name, value in overrides.items():
+        section, field = find_section(name, fields)
+        recipe[section][field] = parse_override(section, field, value, fields[section])
+
+    training = {"output_dir": default_output_dir(path), **recipe["training"]}
+    generation = next((f for f in (source_folder, path.parent) if f and (f / "generation_config.json").exists()), None)
+    model = {**folder_fields, **recipe["model"]}
+    if from_pretrained is None:
+        model = {**own_defaults(CONFIG_MAPPING[model_type]), **model}
+    config = check_model(model_type, from_pretrained, model)
+    try:
+        data = DataConfig(**recipe["data"])
+    except (ValueError, TypeError) as error:
+        raise RecipeError(f"data: {error}") from error
+    try:
+        arguments = LatentTrainingArguments(**training)
+    except (ValueError, TypeError, ImportError) as error:
+        raise RecipeError(f"training: {error}") from error
+    return Recipe(
+        model=model,
+        data=data,
+        training=arguments,
+        model_type=model_type,
+        from_pretrained=from_pretrained,
+        training_fields=recipe["training"],
+        max_position_embeddings=getattr(config, "max_position_embeddings", None),
+        generation=GenerationConfig.from_pretrained(generation) if generation else None,
+    )
+
+
+def read_mapping(path: Path) -> dict[str, Any]:
+    """A YAML file of sections, each a mapping."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise RecipeError(
+            f"no recipe {path}; it is a YAML file such as hub_configs/ar-encoder-decoder-tiny/recipe.yaml."
+        )
+    except (UnicodeDecodeError, OSError) as error:
+        raise RecipeError(f"recipe {path} cannot be read: {error}.") from error
+    try:
+        content = yaml.load(text, RecipeLoader)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"recipe {path} is not valid YAML: {error}") from error
+    if not isinstance(content, dict) or not all(isinstance(v, dict | None) for v in content.values()):
+        raise RecipeError(
+            f"recipe {path} must hold three mappings, {', '.join(SECTIONS)}; see latentlm.training.recipe."
+        )
+    return content
+
+
+def resolve_architecture(model: dict[str, Any], recipe_folder: Path) -> tuple[dict[str, Any], str, Path | None]:
+    """Fields of the configuration folder (if any), the model type, and the folder."""
+    given = [name for name in MODEL_SOURCES if model.get(name) is not None]
+    if len(given) != 1:
+        raise RecipeError(
+            f"model: give exactly one of {', '.join(MODEL_SOURCES)}, got {', '.join(given) or 'none of them'}; "
+            f"model types: {', '.join(known_architectures())}."
+        )
+    value = str(model[given[0]])
+    if given[0] == "from_pretrained":
+        try:
+            return {}, AutoConfig.from_pretrained(value).model_type, None
+        except (OSError, ValueError) as error:
+            raise RecipeError(f"model.from_pretrained {value!r} has no configuration to load: {error}") from error
+    folder, fields, model_type = None, {}, value
+    if given[0] == "config":
+        candidates = [recipe_folder / value, Path(value)]
+        folder = next((folder for folder in candidates if (folder / "config.json").is_file()), None)
+        if folder is None:
+            raise RecipeError(f"model.config {value!r}: no config.json in {' or '.join(map(str, candidates))}.")
+        try:
+            fields = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise RecipeError(f"model.config: {folder / 'config.json'} is not valid JSON: {error}.") from error
+        model_type = fields.get("model_type")
+        # The vocabulary of a folder is that of its own tokenizer; a recipe may use another.
+        dropped = {*BOOKKEEPING, *TOKENIZER_FIELDS, "vocab_size"}
+        fields = {name: value for name, value in fields.items() if name not in dropped}
+    if model_type not in CONFIG_MAPPING:
+        raise unknown_field("model.model_type", str(model_type), known_architectures())
+    return fields, model_type, folder
+
+
+def known_architectures() -> list[str]:
+    return [config_class.model_type for config_class, _ in latentlm.ARCHITECTURES]
+
+
+def own_defaults(config_class: type[PreTrainedConfig]) -> dict[str, Any]:
+    """Defaults of the fields that the architecture declares, without what the tokenizer decides."""
+    inherited = {field.name for field in dataclasses.fields(PreTrainedConfig)} | {"vocab_size", *TOKENIZER_FIELDS}
+    return {
+        field.name: field.default
+        for field in dataclasses.fields(config_class)
+        if field.name not in inherited and field.default is not dataclasses.MISSING
+    }
+
+
+def check_model(model_type: str, from_pretrained: str | None, fields: dict[str, Any]) -> PreTrainedConfig:
+    """Let the configuration check itself before anything slow happens."""
+    try:
+        if from_pretrained is not None:
+            return AutoConfig.from_pretrained(from_pretrained, **fields)
+        return AutoConfig.for_model(model_type, **fields)
+    except (StrictDataclassError, ValueError, TypeError) as error:
+        raise RecipeError(f"model: {error.__cause__ or error}") from error
+
+
+def default_output_dir(path: Path) -> str:
+    """`runs/<name of the recipe>`; a file named recipe.yaml is named after its folder."""
+    name = path.resolve().parent.name if path.name == RECIPE_FILE else path.stem
+    return str(Path("runs") / name)
+
+
+def data_tokenizer(data: DataConfig) -> str:
+    return repr(data.tokenizer)
+
+
+# ---- Fields, their types, and values from the command line ----
+
+
+def field_types(cls: type) -> dict[str, Any]:
+    """Name and annotation of every field of a dataclass."""
+    try:
+        hints = typing.get_type_hints(cls)
+    except NameError:  # an annotation under TYPE_CHECKING: such a field takes any value
+        hints = {}
+    return {field.name: hints.get(field.name, Any) for field in dataclasses.fields(cls) if field.init}
+
+
+def unknown_field(what: str, name: str, known: Iterable[str]) -> RecipeError:
+    nearest = difflib.get_close_matches(name, list(known), n=1, cutoff=0.0)[0]
+    return RecipeError(f"{what} {name!r} is unknown; did you mean {nearest!r}?")
+
+
+def find_section(name: str, fields: dict[str, dict[str, Any]]) -> tuple[str, str]:
+    """Section and field of an override, which may be given with or without its section."""
+    section, dot, field = name.partition(".")
+    if dot:
+        if section not in fields:
+            raise unknown_field("section", section, SECTIONS)
+        if field not in fields[section]:
+            raise unknown_field(f"{section} field", field, fields[section])
+        return section, field
+    homes = [section for section in SECTIONS if name in fields[section]]
+    if not homes:
+        raise unknown_field("field", name, [field for section in SECTIONS for field in fields[section]])
+    if len(homes) > 1:
+        raise RecipeError(f"field {name!r} is ambiguous: write {' or '.join(f'--{home}.{name}' for home in homes)}.")
+    return homes[0], name
+
+
+def parse_override(section: str, name: str, value: Any, known: dict[str, Any]) -> Any:
+    """A value from the command line: a YAML scalar, list or mapping, or several words for a list."""
+    if isinstance(value, str):
+        allowed = alternatives(known[name])
+        try:
+            parsed = yaml.load(value, RecipeLoader)
+        except yaml.YAMLError:
+            parsed = value
+        # "0123" for a field of text is text
+        keep_text = str in allowed and not isinstance(parsed, list | dict) and type(parsed) not in allowed
+        value = value if keep_text else parsed
+    return check_field(section, name, value, known)
+
+
+def check_field(section: str, name: str, value: Any, known: dict[str, Any]) -> Any:
+    """The value, if it has the field's type; an integer passes for a float."""
+    if name not in known:
+        raise unknown_field(f"{section} field", name, known)
+    annotation = known[name]
+    allowed = alternatives(annotation)
+    if isinstance(value, int) and not isinstance(value, bool) and float in allowed:
+        return value
+    try:
+        type_validator(name, value, annotation)
+    except TypeError as error:
+        if str(error).startswith("Unsupported type"):
+            return value
+        expected = annotation.__name__ if isinstance(annotation, type) else str(annotation).replace("typing.", "")
+        raise RecipeError(
+            f"{section}.{name} is {value!r} ({type(value).__name__}), but it must be {expected}."
+        ) from error
+    return value
+
+
+def alternatives(annotation: Any) -> set[Any]:
+    """The types of a union, or the one type."""
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        return {kind for argument in typing.get_args(annotation) for kind in alternatives(argument)}
+    if typing.get_origin(annotation) is typing.Literal:
+        return {type(value) for value in typing.get_args(annotation)}
+    return {typing.get_origin(annotation) or annotation}

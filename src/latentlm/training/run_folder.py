@@ -1,0 +1,219 @@
+"""The run folder: what a run leaves besides its model, and the check that a folder is not another run's."""
+
+import importlib.metadata
+import json
+import platform
+import resource
+import shlex
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from transformers.utils import logging
+
+import latentlm
+
+from .callbacks import METRICS_FILE
+from .checkpoints import (
+    CheckpointError,
+    find_damage,
+    list_checkpoints,
+    remove_leftovers,
+    resolve_checkpoint,
+    write_atomically,
+)
+from .recipe import RECIPE_FILE, Recipe, RecipeError
+from .trainer import LatentTrainer
+
+logger = logging.get_logger(__name__)
+
+ENVIRONMENT_FILE = "environment.json"
+CURVES_FILE = "curves.png"
+RESULTS_FILE = "results.json"
+PACKAGES = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "numpy", "safetensors")
+# A folder with one of these and no recipe was made by something else.
+SIGNS_OF_A_RUN = ("config.json", "model.safetensors", "trainer_state.json", METRICS_FILE)
+# Fields that may differ between a run and its continuation: they change no loss.
+FREE_FIELDS = frozenset(
+    {
+        "cache_dir",
+        *("output_dir", "resume_from_checkpoint", "save_total_limit", "report_to", "run_name", "project"),
+        *("disable_tqdm", "log_level", "log_level_replica", "log_on_each_node", "trackio_space_id"),
+        *("push_to_hub", "hub_token", "hub_private_repo", "hub_model_id", "hub_strategy", "hub_always_push"),
+        *("hub_revision", "dataloader_num_workers", "dataloader_pin_memory", "dataloader_prefetch_factor"),
+        *("dataloader_persistent_workers", "sample_prompts", "sample_prompt_tokens", "sample_new_tokens"),
+    }
+)
+
+
+def differences(stored: dict[str, Any], recipe: dict[str, Any]) -> list[str]:
+    """Where two recipes describe different runs: `section.field: old there, new here`."""
+    found = []
+    for section in recipe:
+        old, new = stored.get(section) or {}, recipe[section]
+        for name in sorted(old.keys() | new.keys()):
+            if name in FREE_FIELDS:
+                continue
+            if old.get(name) != new.get(name):
+                found.append(f"{section}.{name}: {old.get(name)!r} there, {new.get(name)!r} here")
+    return found
+
+
+def read_stored_recipe(folder: Path) -> dict[str, Any] | None:
+    """The recipe that a run stored in its folder or checkpoint, `None` if there is none."""
+    try:
+        return yaml.safe_load((folder / RECIPE_FILE).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{folder / RECIPE_FILE} cannot be read: {error}.") from error
+
+
+def find_start(recipe: Recipe) -> Path | None:
+    """The checkpoint to continue from, `None` to begin; changes nothing.
+
+    With `resume_from_checkpoint` that one; otherwise the last complete checkpoint of the same recipe in the run folder.
+
+    Raises:
+        RecipeError: if the run folder holds another run.
+        CheckpointError: if the checkpoint asked for is incomplete.
+    """
+    run_folder = Path(recipe.training.output_dir)
+    if run_folder.exists() and not run_folder.is_dir():
+        raise RecipeError(f"training.output_dir {run_folder} is a file; name a folder.")
+    wanted = recipe.training.resume_from_checkpoint
+    explicit = resolve_checkpoint(wanted) if wanted else None
+    if explicit is not None and explicit.resolve().parent == run_folder.resolve():
+        return explicit  # asked for by name, with whatever new settings
+
+    stored = read_stored_recipe(run_folder)
+    if stored is None:
+        signs = [name for name in SIGNS_OF_A_RUN if (run_folder / name).exists()]
+        signs += [folder.name for folder in list_checkpoints(run_folder)]
+        if signs:
+            raise RecipeError(
+                f"training.output_dir {run_folder} holds something else ({', '.join(signs)}, but no {RECIPE_FILE}); "
+                "give another --output_dir."
+            )
+        return explicit
+    changed = differences(stored, recipe.to_dict())
+    if changed:
+        last = next((f for f in reversed(list_checkpoints(run_folder)) if find_damage(f) is None), None)
+        hint = f", or --resume_from_checkpoint {last} to go on from there with the new settings" if last else ""
+        raise RecipeError(
+            f"training.output_dir {run_folder} holds another run ({'; '.join(changed)}); give another --output_dir{hint}."
+        )
+    return explicit or last_checkpoint_of(run_folder, recipe)
+
+
+def last_checkpoint_of(run_folder: Path, recipe: Recipe) -> Path | None:
+    """The last complete checkpoint that the same recipe wrote."""
+    for folder in reversed(list_checkpoints(run_folder)):
+        damage = find_damage(folder)
+        if damage is None:
+            stored = read_stored_recipe(folder)
+            if stored is not None and not differences(stored, recipe.to_dict()):
+                return folder
+            damage = "another recipe wrote it"
+        logger.warning(f"Skipping checkpoint {folder}: {damage}.")
+    return None
+
+
+def stored_recipe_of(checkpoint: str) -> Path:
+    """The recipe file inside a checkpoint, for `--resume_from_checkpoint PATH` without a recipe."""
+    path = resolve_checkpoint(checkpoint) / RECIPE_FILE
+    if not path.exists():
+        raise CheckpointError(f"{path.parent} holds no {RECIPE_FILE}; name the recipe on the command line.")
+    return path
+
+
+def open_run_folder(recipe: Recipe, processes: int, device: torch.device) -> None:
+    """Write the recipe and the environment, and clean up after a killed process. For one process only."""
+    run_folder = Path(recipe.training.output_dir)
+    run_folder.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(run_folder)
+    write_atomically(run_folder / RECIPE_FILE, recipe.to_yaml())
+    environment = describe_environment(recipe.training.seed, processes, device)
+    write_atomically(run_folder / ENVIRONMENT_FILE, json.dumps(environment, indent=2) + "\n")
+
+
+def describe_environment(seed: int, processes: int, device: torch.device) -> dict[str, Any]:
+    """Versions, revision, command and machine of this run."""
+    return {
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": shlex.join([Path(sys.executable).name, *sys.orig_argv[1:]]),
+        "seed": seed,
+        "processes": processes,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "machine": platform.platform(),
+        "processor": platform.processor() or platform.machine(),
+        "torch_threads": torch.get_num_threads(),
+        "git_revision": git_revision(),
+        "versions": {
+            "latentlm": latentlm.__version__,
+            "python": platform.python_version(),
+            **{name: importlib.metadata.version(name) for name in PACKAGES},
+        },
+    }
+
+
+def git_revision() -> str | None:
+    """Revision of the latentlm checkout that runs, `+` if it has changes; `None` outside of one."""
+    folder = Path(latentlm.__file__).parent
+    try:
+        command = ["git", "-C", str(folder), "describe", "--always", "--dirty=+", "--abbrev=40", "--exclude=*"]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip() or None
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def write_results(trainer: LatentTrainer) -> None:
+    """What a table of results needs besides the metrics: size, time and peak memory of the process that finished."""
+    device = trainer.args.device
+    if device.type == "cuda":
+        peak_memory = torch.cuda.max_memory_allocated(device)
+    else:  # kilobytes on Linux, bytes on macOS
+        peak_memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    history = trainer.state.log_history
+    results = {
+        "steps": trainer.state.global_step,
+        "parameters": trainer.accelerator.unwrap_model(trainer.model).num_parameters(),
+        "training_seconds": next((e["training_seconds"] for e in reversed(history) if "loss" in e), 0.0),
+        "peak_memory_bytes": peak_memory,
+        **next((entry for entry in reversed(history) if "eval_loss" in entry), {}),
+    }
+    write_atomically(Path(trainer.args.output_dir) / RESULTS_FILE, json.dumps(results, indent=2) + "\n")
+
+
+def read_metrics(run_folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run_folder / METRICS_FILE).read_text(encoding="utf-8").splitlines()]
+
+
+def plot_curves(run_folder: Path) -> Path:
+    """Draw the training losses of each term and the evaluation in bits per byte (or nats per token)."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    metrics = read_metrics(run_folder)
+    training = [entry for entry in metrics if "loss" in entry]
+    evaluation = [entry for entry in metrics if "eval_loss" in entry]
+    terms = sorted({name for entry in training for name in entry if name.endswith("_loss")}) or ["loss"]
+    key = "eval_bits_per_byte" if any("eval_bits_per_byte" in entry for entry in evaluation) else "eval_loss"
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    for name in terms:
+        points = [(entry["step"], entry[name]) for entry in training if name in entry]
+        left.plot(*zip(*points), label=name)
+    right.plot([entry["step"] for entry in evaluation], [entry[key] for entry in evaluation], marker="o")
+    left.set(xlabel="step", ylabel="nats per token", title="training")
+    right.set(xlabel="step", ylabel=key.removeprefix("eval_").replace("_", " "), title="held-out text")
+    if terms:
+        left.legend()
+    figure.savefig(run_folder / CURVES_FILE, dpi=120)
+    plt.close(figure)
+    return run_folder / CURVES_FILE

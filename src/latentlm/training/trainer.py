@@ -1,0 +1,412 @@
+"""`LatentTrainer`: named losses, exact evaluation, bits per byte, checkpoints that are complete or invisible."""
+
+import json
+import math
+import os
+import shutil
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from torch import nn
+from torch.utils.data import Dataset, IterableDataset
+from transformers import AutoModelForCausalLM, PrinterCallback, ProgressCallback, Trainer, default_data_collator
+from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
+from transformers.trainer_utils import EvalLoopOutput, has_length
+from transformers.utils import logging
+
+from .callbacks import SAMPLES_FILE, ConsoleProgress, ExactLogging, MetricsFile, append_line
+from .checkpoints import (
+    CheckpointError,
+    last_complete_checkpoint,
+    list_checkpoints,
+    publish,
+    read_manifest,
+    remove,
+    resolve_checkpoint,
+    rotate,
+    write_atomically,
+    write_manifest,
+)
+
+logger = logging.get_logger(__name__)
+
+ARGUMENTS_FILE = "training_args.json"
+# Files of the run folder that every checkpoint repeats, so that it can be resumed without anything else.
+RUN_FILES = ("recipe.yaml", "environment.json")
+
+
+class LatentTrainer(Trainer):
+    """A `Trainer` that logs every output field whose name ends in `_loss`.
+
+    In training a term is the micro-batch's share (its sum divided by `num_items_in_batch`), so the logged value is the
+    sum over micro-batches and processes, averaged over the optimizer steps since the last log. In evaluation it is the
+    exact mean over the whole set; `eval_loss` is the task loss alone (`lm_loss`), and `eval_bits_per_byte` divides its
+    sum by the bytes of the predicted text.
+
+    Args:
+        token_bytes: `(V,)` UTF-8 bytes that each token id stands for, 0 for special tokens; without it nothing is
+            reported per byte.
+        kwargs: everything `Trainer` takes. `args` is a [`LatentTrainingArguments`].
+    """
+
+    # What builds the model of a recipe; trainers of other heads name another Auto class.
+    auto_class = AutoModelForCausalLM
+
+    def __init__(self, *, token_bytes: np.ndarray | None = None, **kwargs):
+        kwargs.setdefault("data_collator", default_data_collator)
+        self._use_cache = kwargs["model"].config.use_cache
+        super().__init__(**kwargs)
+        self.token_bytes = None
+        if token_bytes is not None:
+            self.token_bytes = torch.as_tensor(token_bytes, dtype=torch.float32, device=self.args.device)
+        self.console = Console(soft_wrap=True)
+        self.remove_callback(PrinterCallback)
+        self.remove_callback(ProgressCallback)
+        self.add_callback(ExactLogging())
+        self.add_callback(MetricsFile())
+        self.add_callback(ConsoleProgress(self.console, bar=not self.args.disable_tqdm))
+        self._staging: Path | None = None
+        self._evaluation_sums: dict[str, float] = {}
+        self._prompts: list[torch.Tensor] | None = None
+        self._start_interval()
+
+    # ---- Optimizer ----
+
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        """Weight decay is for matrices: parameters with two dimensions or more."""
+        return [name for name, parameter in model.named_parameters() if parameter.ndim >= 2]
+
+    # ---- Training ----
+
+    def train(self, resume_from_checkpoint: str | os.PathLike | bool | None = None, **kwargs):
+        """Train, from a complete checkpoint on if one is given (`True`: the last complete one of the run folder).
+
+        Raises:
+            CheckpointError: if the checkpoint is incomplete, before anything is touched.
+        """
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = last_complete_checkpoint(Path(self.args.output_dir))
+            if resume_from_checkpoint is None:
+                raise CheckpointError(f"{self.args.output_dir} holds no complete checkpoint to resume from.")
+        if not resume_from_checkpoint:
+            return super().train(**kwargs)
+        checkpoint = resolve_checkpoint(resume_from_checkpoint)
+        processes = read_manifest(checkpoint)["processes"]
+        if processes != self.args.world_size:
+            logger.warning(
+                f"{checkpoint} was saved by {processes} processes and is resumed by {self.args.world_size}: "
+                "the run goes on, but not with the losses of an uninterrupted one."
+            )
+        # The evaluation before the first step belongs to the history that the checkpoint carries.
+        eval_on_start, self.args.eval_on_start = self.args.eval_on_start, False
+        try:
+            return super().train(resume_from_checkpoint=str(checkpoint), **kwargs)
+        finally:
+            self.args.eval_on_start = eval_on_start
+
+    def _run_epoch(self, **kwargs) -> None:
+        if self.state.global_step >= self.state.max_steps:  # resumed at the end: Trainer would train one step more
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(**kwargs)
+
+    def _start_interval(self) -> None:
+        """Begin to count what the next log reports."""
+        self._shares: dict[str, torch.Tensor] = {}
+        self._steps = 0
+        self._tokens: torch.Tensor | float = 0.0
+        self._bytes: torch.Tensor | float = 0.0
+        self._interval_started = time.perf_counter()
+
+    def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device):
+        if self._steps == 0 and not self._shares:
+            self._start_interval()  # evaluations and checkpoints since the last log are not training time
+        batches, num_items_in_batch = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if batches:
+            self._steps += 1
+            self._tokens = self._tokens + num_items_in_batch
+            if self.token_bytes is not None:
+                self._bytes = self._bytes + sum(self._count_bytes(batch["labels"]) for batch in batches)
+        return batches, num_items_in_batch
+
+    def _count_bytes(self, labels: torch.Tensor) -> torch.Tensor:
+        """Bytes of the predicted tokens; labels `(B, T)` are shifted by the model."""
+        predicted = labels[:, 1:].to(self.args.device)
+        predicted = predicted[predicted != -100]
+        return self.token_bytes.index_select(0, predicted).sum(dtype=torch.float64)
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor | tuple[torch.Tensor, Any]:
+        """The loss of one micro-batch; keeps the shares of its terms for the next log."""
+        outputs = model(**inputs, num_items_in_batch=num_items_in_batch)
+        if model.training:
+            for name, share in named_losses(outputs).items():
+                self._shares[name] = self._shares.get(name, 0) + share.detach()
+        loss = outputs["loss"]
+        if num_items_in_batch is not None:
+            # DDP averages gradients over processes, but shares add up. Not in place: a term may be the same tensor.
+            loss = loss * (self.accelerator.num_processes // self.get_tp_size())
+        return (loss, outputs) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log, with the named losses, the speed and the model's own statistics at training steps."""
+        if "loss" in logs and self._steps:
+            logs.update(self._training_logs())
+        super().log(logs, start_time)
+
+    def _training_logs(self) -> dict[str, float]:
+        names = list(self._shares)
+        values = [*self._shares.values(), self._bytes]
+        *sums, num_bytes = self._sum_over_processes([float(value) for value in values])
+        seconds = time.perf_counter() - self._interval_started
+        logs = {name: value / self._steps for name, value in zip(names, sums)}
+        model = self.accelerator.unwrap_model(self.model)
+        if hasattr(model, "training_statistics"):
+            logs.update(model.training_statistics())
+        logs["tokens_per_second"] = float(self._tokens) / seconds
+        if self.token_bytes is not None:
+            logs["bytes_per_second"] = num_bytes / seconds
+        history = (entry["training_seconds"] for entry in reversed(self.state.log_history) if "loss" in entry)
+        logs["training_seconds"] = next(history, 0.0) + seconds
+        self._start_interval()
+        return logs
+
+    def _sum_over_processes(self, values: list[float]) -> list[float]:
+        if self.args.world_size == 1:
+            return values
+        return self.accelerator.reduce(torch.tensor(values, dtype=torch.float64, device=self.args.device)).tolist()
+
+    # ---- Evaluation ----
+
+    def _get_dataloader(
+        self, dataset, description, batch_size, sampler_fn=None, is_training=False, dataloader_key=None
+    ):
+        if dataloader_key is not None:  # evaluation, where every row must count once whatever the number of processes
+            dataset = fill_rounds(dataset, batch_size * self.args.world_size)
+        return super()._get_dataloader(dataset, description, batch_size, sampler_fn, is_training, dataloader_key)
+
+    def prediction_step(
+        self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
+    ) -> tuple[None, torch.Tensor | None, torch.Tensor | None]:
+        """Add one batch to the sums of the evaluation: each term over its tokens, tokens and bytes."""
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            outputs = model(**inputs, num_items_in_batch=1)
+        sums = self._evaluation_sums
+        for name, value in named_losses(outputs).items():
+            sums[name] += value.item()
+        sums["loss"] += outputs["lm_loss" if "lm_loss" in outputs else "loss"].item()
+        sums["tokens"] += (inputs["labels"][:, 1:] != -100).sum().item()
+        if self.token_bytes is not None:
+            sums["bytes"] += self._count_bytes(inputs["labels"]).item()
+        if prediction_loss_only:
+            return None, None, None
+        return None, outputs["logits"], inputs["labels"]
+
+    def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs) -> EvalLoopOutput:
+        self._evaluation_sums = defaultdict(float)
+        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        names = list(self._evaluation_sums)
+        sums = dict(zip(names, self._sum_over_processes([self._evaluation_sums[name] for name in names])))
+        tokens, num_bytes = sums.pop("tokens"), sums.pop("bytes", 0)
+        if tokens:
+            output.metrics.update({f"{metric_key_prefix}_{name}": value / tokens for name, value in sums.items()})
+        if num_bytes:
+            output.metrics[f"{metric_key_prefix}_bits_per_byte"] = sums["loss"] / math.log(2) / num_bytes
+        return output
+
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
+        metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        if metric_key_prefix == "eval" and self.args.sample_prompts and self.args.sample_new_tokens:
+            self.write_samples()
+        return metrics
+
+    def write_samples(self) -> None:
+        """Continue a few validation prompts, greedily and sampled, and write both to `samples.jsonl` and the console."""
+        model = self.accelerator.unwrap_model(self.model)
+        sharded = self.is_fsdp_enabled or self.is_distributed_loading_by_transformers
+        # Sharded parameters are gathered by all processes together; otherwise one process is enough.
+        if self.processing_class is None or not model.can_generate() or not (sharded or self.is_world_process_zero()):
+            return
+        if self._prompts is None:
+            self._prompts = list(self._choose_prompts())
+        devices = [self.args.device] if self.args.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices), torch.no_grad():  # the run's own random numbers stay untouched
+            torch.manual_seed(self.args.seed + self.state.global_step)
+            for prompt in self._prompts:
+                texts = {"prompt": self.processing_class.decode(prompt)}
+                for kind, do_sample in (("greedy", False), ("sampled", True)):
+                    room = model.config.max_position_embeddings - len(prompt)
+                    ids = model.generate(
+                        prompt[None].to(self.args.device),
+                        attention_mask=torch.ones_like(prompt[None], device=self.args.device),
+                        max_new_tokens=min(self.args.sample_new_tokens, room),
+                        do_sample=do_sample,
+                        pad_token_id=self.processing_class.pad_token_id,
+                        synced_gpus=sharded and self.args.world_size > 1,
+                    )
+                    texts[kind] = self.processing_class.decode(ids[0, len(prompt) :])
+                if self.is_world_process_zero():
+                    append_line(Path(self.args.output_dir) / SAMPLES_FILE, {"step": self.state.global_step, **texts})
+                    text = f"    {texts['prompt']!r} → {texts['greedy']!r}, sampled {texts['sampled']!r}"
+                    self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def _choose_prompts(self) -> Iterator[torch.Tensor]:
+        """The beginnings, within one document, of rows spread over the validation set."""
+        rows = self.eval_dataset
+        if isinstance(rows, dict):
+            rows = next(iter(rows.values()))
+        if has_length(rows):
+            count = min(self.args.sample_prompts, len(rows))
+            rows = [rows[i * len(rows) // count] for i in range(count)]
+        longest = min(self.args.sample_prompt_tokens, self.model.config.max_position_embeddings - 1)
+        for row in islice(rows, self.args.sample_prompts):
+            ids, positions = torch.as_tensor(row["input_ids"]), torch.as_tensor(row["position_ids"])
+            restarts = (positions[1:] == 0).nonzero().flatten().tolist()
+            yield ids[: max(min([longest, *(restart + 1 for restart in restarts)]), 1)]
+
+    # ---- Checkpoints ----
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """A checkpoint that does not fit is an error; weights that are tied to others are not stored."""
+        missing = set(load_result.missing_keys) - set(self.model.all_tied_weights_keys)
+        if missing or load_result.unexpected_keys:
+            raise CheckpointError(
+                "the checkpoint does not fit the model: "
+                f"missing {sorted(missing) or 'nothing'}, unexpected {load_result.unexpected_keys or 'nothing'}."
+            )
+
+    def _get_output_dir(self, trial) -> str:
+        # While a checkpoint is saved, Trainer writes it below a hidden folder.
+        return str(self._staging) if self._staging else super()._get_output_dir(trial)
+
+    def _save_checkpoint(self, model: nn.Module, trial) -> None:
+        """Save a checkpoint under a hidden name; rename it when all processes have written their part.
+
+        Raises:
+            CheckpointError: on all processes, if it could not be written. Nothing of it is left; earlier checkpoints are
+                as they were.
+        """
+        run_folder = Path(self._get_output_dir(trial))
+        final = run_folder / f"checkpoint-{self.state.global_step}"
+        staging = run_folder / f".saving-{final.name}"
+        written = staging / final.name
+        error = None
+        if self.args.should_save:
+            remove(staging)
+        self.accelerator.wait_for_everyone()
+        self._staging = staging
+        try:
+            super()._save_checkpoint(model, trial)
+            if self.args.should_save:
+                self._complete_checkpoint(written, run_folder)
+        except Exception as exception:  # OSError, but also RuntimeError (torch) and SafetensorError for a full disk
+            error = exception
+        finally:
+            self._staging = None
+        # Also the barrier after which every process has written its files.
+        failures = self._sum_over_processes([float(error is not None)])[0]
+        if not failures and self.args.should_save:
+            try:
+                write_manifest(
+                    written,
+                    {
+                        "step": self.state.global_step,
+                        "processes": self.args.world_size,
+                        "resumable": not self.args.save_only_model,
+                    },
+                )
+                publish(written, final)
+                rotate(run_folder, self.args.save_total_limit, self.state.best_model_checkpoint)
+            except OSError as exception:
+                error = exception
+        if self.args.should_save:
+            remove(staging)
+        if self._sum_over_processes([float(error is not None)])[0]:
+            left = ", ".join(map(str, list_checkpoints(run_folder))) or "none"
+            raise CheckpointError(
+                f"{final} could not be saved: {error or 'see the other processes'}. Nothing of it is left; "
+                f"earlier checkpoints are untouched: {left}. Once the cause is gone (a full disk?), the same command "
+                "continues from the last one."
+            ) from error
+
+    def _complete_checkpoint(self, written: Path, run_folder: Path) -> None:
+        """Add the run's own files, and name the best checkpoint by the place where it will be."""
+        for name in RUN_FILES:
+            if (run_folder / name).exists():
+                shutil.copyfile(run_folder / name, written / name)
+        if self.state.best_global_step:
+            self.state.best_model_checkpoint = str(run_folder / f"checkpoint-{self.state.best_global_step}")
+            self.state.save_to_json(str(written / TRAINER_STATE_NAME))
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        """Save model, code, tokenizer and training arguments, all files or none, and no pickle."""
+        folder = Path(output_dir or self.args.output_dir)
+        staging = folder / ".saving-model"
+        config, use_cache = self.accelerator.unwrap_model(self.model).config, self.args.use_cache
+        config.use_cache = self._use_cache  # Trainer turns it off for training only
+        try:
+            super()._save(str(staging), state_dict)
+            if not self.args.should_save:
+                return
+            (staging / TRAINING_ARGS_NAME).unlink()
+            write_atomically(staging / ARGUMENTS_FILE, json.dumps(self.args.to_dict(), indent=2, default=str) + "\n")
+            for path in staging.iterdir():
+                os.replace(path, folder / path.name)
+        finally:
+            config.use_cache = use_cache
+            if self.args.should_save:
+                shutil.rmtree(staging, ignore_errors=True)
+
+
+def named_losses(outputs: Any) -> dict[str, torch.Tensor]:
+    """The fields of a model output that are losses with a name: `lm_loss`, `embedding_loss`, ..."""
+    return {name: value for name, value in outputs.items() if name.endswith("_loss")}
+
+
+def fill_rounds(rows: Dataset, multiple: int) -> Dataset:
+    """`rows`, followed by rows without labels until processes share them evenly.
+
+    Otherwise the last round of batches would repeat rows of the first one.
+    """
+    return FilledStream(rows, multiple) if isinstance(rows, IterableDataset) else FilledRows(rows, multiple)
+
+
+def without_labels(row: dict[str, Any]) -> dict[str, Any]:
+    return {**row, "labels": torch.full_like(torch.as_tensor(row["labels"]), -100)}
+
+
+class FilledRows(Dataset):
+    def __init__(self, rows: Dataset, multiple: int):
+        self.rows, self.multiple = rows, multiple
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.rows) / self.multiple) * self.multiple
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.rows[index] if index < len(self.rows) else without_labels(self.rows[0])
+
+
+class FilledStream(IterableDataset):
+    def __init__(self, rows: IterableDataset, multiple: int):
+        self.rows, self.multiple = rows, multiple
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        count = 0
+        for row in self.rows:
+            count += 1
+            yield row
+        for _ in range(-count % self.multiple):
+            yield without_labels(row)
