@@ -1,7 +1,4 @@
-"""`python -m latentlm.evaluation`: lm-eval's own command line with our models, our task files and default tasks.
-
-Importing this package imports latentlm, so its architectures also load without `trust_remote_code`.
-"""
+"""`python -m latentlm.evaluation`: lm-eval's own command line with our models, our task files and default tasks."""
 
 import argparse
 import sys
