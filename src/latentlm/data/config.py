@@ -1,0 +1,96 @@
+"""`DataConfig`: the `data:` part of a recipe."""
+
+import os
+import re
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import get_args, get_type_hints
+
+MIN_BPE_VOCAB_SIZE = 256 + 3  # the byte alphabet and <pad>, <bos>, <eos>
+
+
+@dataclass
+class DataConfig:
+    """Which text to read, how to split it, and how to turn it into rows of tokens.
+
+    Raises:
+        ValueError: naming the field, its value and what would be right.
+    """
+
+    # "python_docs" (the documentation inside the installed Python, nothing to download); a path or glob of .txt,
+    # .jsonl, .json or .parquet files; or what `datasets.load_dataset` takes: a name on the Hub, a local dataset folder.
+    dataset: str = "python_docs"
+    # For Hub datasets: which configuration ("wikitext-2-raw-v1"), and which split to train on.
+    dataset_config: str | None = None
+    train_split: str = "train"
+    # Where validation text comes from. A split of `dataset`; or another dataset or other files (then `validation_split`
+    # says which of its splits, by default `train_split`). With neither, `validation_fraction` of `dataset` is held out.
+    validation_split: str | None = None
+    validation_dataset: str | None = None
+    # Share of the UTF-8 bytes held out. Whole documents, chosen by the hash of their text: the same ones in every run,
+    # whatever the tokenizer, and never a copy of a training document.
+    validation_fraction: float = 0.05
+    # Evaluate on the first rows only. Streaming without a validation source holds out this many rows.
+    max_validation_rows: int | None = None
+    # Column that holds the text (all formats but .txt).
+    text_column: str = "text"
+    # A regular expression. A line of a text file (or a row of any other dataset) in which it is found opens a new
+    # document; WikiText: '^ = [^=].* = $'. Without it, a text file or a row is one document.
+    document_start: str | None = None
+    # Read and tokenize while training, nothing kept on disk; for corpora that do not fit there. Needs `max_steps`.
+    streaming: bool = False
+    # "bytes"; "bpe" (a byte-level BPE trained on the training text); or a tokenizer to load, by path or Hub name.
+    tokenizer: str = "bytes"
+    # For "bpe": its size, special tokens included. A small corpus may yield fewer.
+    tokenizer_vocab_size: int = 8192
+    # Tokens in a row, at most the model's `max_position_embeddings`.
+    context_length: int = 256
+    # Where tokenized corpora and trained tokenizers are kept; default $LATENTLM_CACHE, else ~/.cache/latentlm.
+    cache_dir: str | None = None
+
+    def __post_init__(self) -> None:
+        hints = get_type_hints(type(self))
+        for field in fields(self):
+            value = getattr(self, field.name)
+            allowed = get_args(hints[field.name]) or (hints[field.name],)
+            if type(value) not in allowed and not (type(value) is int and float in allowed):
+                wanted = " or ".join("null" if kind is type(None) else kind.__name__ for kind in allowed)
+                raise ValueError(f"{field.name}: {value!r} is a {type(value).__name__}, but must be {wanted}")
+        for name in ("dataset", "train_split", "text_column", "tokenizer"):
+            self._require(bool(getattr(self, name)), name, "must not be empty")
+        self._require(0 < self.validation_fraction < 1, "validation_fraction", "must lie between 0 and 1")
+        self._require(self.context_length >= 2, "context_length", "must be at least 2")
+        rows = self.max_validation_rows
+        self._require(rows is None or rows >= 1, "max_validation_rows", "must be at least 1, or null for all")
+        self._require(
+            self.tokenizer != "bpe" or self.tokenizer_vocab_size >= MIN_BPE_VOCAB_SIZE,
+            "tokenizer_vocab_size",
+            f"must be at least {MIN_BPE_VOCAB_SIZE}: 256 bytes and 3 special tokens",
+        )
+        has_validation_source = self.validation_split is not None or self.validation_dataset is not None
+        self._require(
+            not self.streaming or has_validation_source or rows is not None,
+            "streaming",
+            "needs validation_split, validation_dataset, or max_validation_rows to hold out from the stream",
+        )
+        self._require(
+            not self.streaming or has_validation_source or self.tokenizer != "bpe",
+            "tokenizer",
+            "would be trained on the validation rows that are held out from a stream: give validation_split or"
+            " validation_dataset, or a tokenizer that exists",
+        )
+        if self.document_start is not None:
+            try:
+                re.compile(self.document_start)
+            except re.error as error:
+                raise ValueError(
+                    f"document_start: {self.document_start!r} is not a regular expression: {error}"
+                ) from error
+
+    def _require(self, condition: bool, name: str, what: str) -> None:
+        if not condition:
+            raise ValueError(f"{name}: {getattr(self, name)!r} {what}")
+
+    def cache_path(self) -> Path:
+        """The cache folder, not necessarily there yet."""
+        return Path(self.cache_dir or os.environ.get("LATENTLM_CACHE") or "~/.cache/latentlm").expanduser()

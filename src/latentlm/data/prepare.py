@@ -1,0 +1,266 @@
+"""`prepare_data`: a `DataConfig` becomes a tokenizer, training rows and validation rows."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch.utils.data import Dataset, IterableDataset
+from tqdm.auto import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from .cache import build_once
+from .config import DataConfig
+from .packing import PackedDataset, PackedStream
+from .sources import Source, open_source
+from .splitting import Split, document_key, split_by_hash
+from .tokenizers import (
+    encode_documents,
+    load_bpe,
+    load_tokenizer,
+    token_bytes,
+    token_dtype,
+    tokenizer_fingerprint,
+    train_bpe,
+)
+
+FORMAT = 1  # of a cached corpus; part of its name
+STREAM_BPE_DOCUMENTS = 20_000  # a BPE for a stream is trained on its first documents
+
+
+@dataclass
+class PreparedData:
+    """What `prepare_data` returns.
+
+    Attributes:
+        tokenizer: with `model_max_length` set; its `len()` is the model's `vocab_size`.
+        train, validation: rows of int64 tensors `input_ids`, `position_ids`, `labels`, each `(context_length,)`; see
+            `latentlm.data.packing`. To be stacked (`default_data_collator`), not padded. When streaming, `train` is an
+            `IterableDataset` without length.
+        token_bytes: UTF-8 bytes per token id, float32 `(len(tokenizer),)`; divides nats into bits per byte.
+        info: documents, bytes, tokens and rows of both splits (None where a stream does not know), and their origin.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    train: Dataset | IterableDataset
+    validation: PackedDataset
+    token_bytes: np.ndarray
+    info: dict[str, Any]
+
+
+def prepare_data(config: DataConfig, max_position_embeddings: int | None = None) -> PreparedData:
+    """Read, split, tokenize and pack the text that `config` describes; from the cache where that was done before.
+
+    May be called by every process of a run at once: one does the work, the others wait.
+
+    Args:
+        max_position_embeddings: what the model can hold; None checks nothing.
+
+    Raises:
+        ValueError: if the text cannot be found or read, is too little, or does not fit the model.
+    """
+    if max_position_embeddings is not None and config.context_length > max_position_embeddings:
+        raise ValueError(
+            f"context_length: {config.context_length} is longer than the model's max_position_embeddings"
+            f" ({max_position_embeddings})"
+        )
+    train_source, validation_source = _open_sources(config)
+    tokenizer = None if config.tokenizer == "bpe" else load_tokenizer(config.tokenizer)
+    prepare = _prepare_stream if config.streaming else _prepare_corpus
+    data = prepare(config, train_source, validation_source, tokenizer)
+    data.tokenizer.model_max_length = max_position_embeddings or config.context_length
+    return data
+
+
+def _open_sources(config: DataConfig) -> tuple[Source, Source | None]:
+    def open_(dataset: str, split: str, dataset_config: str | None) -> Source:
+        return open_source(
+            dataset,
+            split=split,
+            dataset_config=dataset_config,
+            text_column=config.text_column,
+            document_start=config.document_start,
+            streaming=config.streaming,
+        )
+
+    train = open_(config.dataset, config.train_split, config.dataset_config)
+    if config.validation_dataset is not None:
+        return train, open_(config.validation_dataset, config.validation_split or config.train_split, None)
+    if config.validation_split is not None:
+        return train, open_(config.dataset, config.validation_split, config.dataset_config)
+    return train, None
+
+
+# --- a corpus that is tokenized once and kept on disk ---------------------------------------------------------------
+
+
+def _prepare_corpus(
+    config: DataConfig,
+    train_source: Source,
+    validation_source: Source | None,
+    tokenizer: PreTrainedTokenizerBase | None,
+) -> PreparedData:
+    identity = {
+        "format": FORMAT,
+        "train": train_source.fingerprint(),
+        "validation": validation_source.fingerprint() if validation_source else config.validation_fraction,
+        "text_column": config.text_column,
+        "document_start": config.document_start,
+        "tokenizer": _tokenizer_identity(config, tokenizer),
+    }
+    folder = config.cache_path() / f"corpus-{_hash(identity)}"
+    build_once(folder, lambda unfinished: _write_corpus(unfinished, config, train_source, validation_source, tokenizer))
+    tokenizer = tokenizer or load_bpe(folder / "tokenizer")
+    counts = json.loads((folder / "info.json").read_text(encoding="utf-8"))
+
+    def rows(split: str, **options: Any) -> PackedDataset:
+        tokens = np.memmap(folder / f"{split}.tokens", dtype=counts["dtype"], mode="r")
+        starts = np.load(folder / f"{split}.starts.npy")
+        return PackedDataset(tokens, starts, config.context_length, **options)
+
+    train = rows("train")
+    if not len(train):
+        raise ValueError(
+            f"dataset: the training text of {train_source.name!r} has {counts['train']['tokens']} tokens, fewer than"
+            f" one context (context_length: {config.context_length})"
+        )
+    validation = rows("validation", pad_token_id=tokenizer.pad_token_id, max_rows=config.max_validation_rows)
+    return _prepared(config, tokenizer, train, validation, counts["train"], counts["validation"], folder)
+
+
+def _tokenizer_identity(config: DataConfig, tokenizer: PreTrainedTokenizerBase | None) -> Any:
+    return ["bpe", config.tokenizer_vocab_size] if tokenizer is None else tokenizer_fingerprint(tokenizer)
+
+
+def _hash(identity: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _write_corpus(
+    folder: Path,
+    config: DataConfig,
+    train_source: Source,
+    validation_source: Source | None,
+    tokenizer: PreTrainedTokenizerBase | None,
+) -> None:
+    """Fill a cache folder: `tokenizer/` (a BPE), `{train,validation}.tokens` and `.starts.npy`, `info.json`."""
+    if validation_source is None:
+        split = split_by_hash(_progress(train_source.documents(), "Reading"), config.validation_fraction)
+        held_out = split.validation(train_source.documents())
+    else:
+        split = Split(frozenset(map(document_key, validation_source.documents())))
+        held_out = validation_source.documents()
+        if not split.held_out:
+            raise ValueError(f"validation_dataset: the validation split of {validation_source.name!r} is empty")
+    if tokenizer is None:
+        tokenizer = train_bpe(split.train(train_source.documents()), config.tokenizer_vocab_size)
+        tokenizer.save_pretrained(folder / "tokenizer")
+    counts = {
+        "train": _write_tokens(folder, "train", split.train(train_source.documents()), tokenizer),
+        "validation": _write_tokens(folder, "validation", held_out, tokenizer),
+        "dtype": token_dtype(len(tokenizer)).name,
+    }
+    (folder / "info.json").write_text(json.dumps(counts, indent=2) + "\n", encoding="utf-8")
+
+
+def _write_tokens(
+    folder: Path, split: str, documents: Iterator[str], tokenizer: PreTrainedTokenizerBase
+) -> dict[str, int]:
+    starts: list[np.ndarray] = []
+    size = tokens = 0
+    with open(folder / f"{split}.tokens", "wb") as file:
+        for arrays, batch_size in encode_documents(_progress(documents, f"Tokenizing {split}"), tokenizer):
+            lengths = np.array([len(array) for array in arrays], dtype=np.int64)
+            starts.append(tokens + np.cumsum(lengths) - lengths)
+            np.concatenate(arrays).tofile(file)
+            tokens += int(lengths.sum())
+            size += batch_size
+    if not starts:
+        raise ValueError(f"dataset: the {split} split is empty (documents of the validation split are not trained on)")
+    np.save(folder / f"{split}.starts.npy", np.concatenate(starts))
+    return {"documents": sum(map(len, starts)), "bytes": size, "tokens": tokens}
+
+
+def _progress(documents: Iterator[str], what: str) -> Iterator[str]:
+    with tqdm(desc=what, unit=" characters", unit_scale=True) as bar:
+        for text in documents:
+            yield text
+            bar.update(len(text))
+
+
+# --- a stream ---------------------------------------------------------------------------------------------------------
+
+
+def _prepare_stream(
+    config: DataConfig,
+    train_source: Source,
+    validation_source: Source | None,
+    tokenizer: PreTrainedTokenizerBase | None,
+) -> PreparedData:
+    """Only the validation rows are made now; without a source of their own they are the stream's first documents."""
+    if tokenizer is None:
+        folder = config.cache_path() / f"tokenizer-{_hash(asdict(config) | {'train': train_source.fingerprint()})}"
+        first = islice(train_source.documents(), STREAM_BPE_DOCUMENTS)
+        build_once(folder, lambda unfinished: train_bpe(first, config.tokenizer_vocab_size).save_pretrained(unfinished))
+        tokenizer = load_bpe(folder)
+
+    arrays: list[np.ndarray] = []
+    keys: list[int] = []
+    size = tokens = 0
+    enough = float("inf")
+    if config.max_validation_rows is not None:
+        enough = config.max_validation_rows * (config.context_length - 1) + 1
+    for text in (validation_source or train_source).documents():
+        [[array], text_size] = next(encode_documents([text], tokenizer))
+        arrays.append(array)
+        keys.append(document_key(text))
+        size += text_size
+        tokens += len(array)
+        if tokens >= enough:
+            break
+    if not arrays:
+        raise ValueError(f"dataset: the validation split of {(validation_source or train_source).name!r} is empty")
+    lengths = np.array([len(array) for array in arrays], dtype=np.int64)
+    validation = PackedDataset(
+        np.concatenate(arrays),
+        np.cumsum(lengths) - lengths,
+        config.context_length,
+        pad_token_id=tokenizer.pad_token_id,
+        max_rows=config.max_validation_rows,
+    )
+    documents = partial(_without, frozenset(keys), train_source.documents)
+    train = PackedStream(documents, tokenizer, config.context_length)
+    counts = {"documents": len(arrays), "bytes": size, "tokens": tokens}
+    return _prepared(config, tokenizer, train, validation, dict.fromkeys(counts), counts, None)
+
+
+def _without(keys: frozenset[int], documents: Callable[[], Iterator[str]]) -> Iterator[str]:
+    return Split(keys).train(documents())
+
+
+def _prepared(
+    config: DataConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    train: PackedDataset | PackedStream,
+    validation: PackedDataset,
+    train_counts: dict[str, int | None],
+    validation_counts: dict[str, int | None],
+    folder: Path | None,
+) -> PreparedData:
+    info = {
+        "dataset": config.dataset,
+        "dataset_config": config.dataset_config,
+        "validation_dataset": config.validation_dataset,
+        "tokenizer": config.tokenizer,
+        "vocab_size": len(tokenizer),
+        "context_length": config.context_length,
+        "train": train_counts | {"rows": len(train) if isinstance(train, PackedDataset) else None},
+        "validation": validation_counts | {"rows": len(validation)},
+        "cache": None if folder is None else str(folder),
+    }
+    return PreparedData(tokenizer, train, validation, token_bytes(tokenizer), info)

@@ -1,0 +1,162 @@
+"""Tokenizers for a corpus: bytes, a byte-level BPE trained on it, or a pretrained one; and what their tokens weigh."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers.models.auto.tokenization_auto import get_tokenizer_config
+
+from ..models.tokenization_byte import ByteTokenizer
+
+BATCH_CHARACTERS = 1 << 20  # documents are encoded this much at a time
+
+
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """`"bytes"`, or a tokenizer by path or Hub name; given a padding token if it has none.
+
+    Raises:
+        ValueError: if it cannot be loaded, or has no token that can end a document.
+    """
+    if name == "bytes":
+        return ByteTokenizer()
+    try:
+        # A saved ByteTokenizer names its code file in `auto_map`: load our own class, not that code.
+        is_bytes = get_tokenizer_config(name).get("tokenizer_class") == ByteTokenizer.__name__
+        tokenizer = (ByteTokenizer if is_bytes else AutoTokenizer).from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"tokenizer: {name!r} is neither 'bytes', 'bpe' nor a tokenizer that can be loaded: {error}"
+        ) from error
+    if tokenizer.eos_token_id is None:
+        raise ValueError(f"tokenizer: {name!r} has no eos_token, which has to end every document")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def train_bpe(documents: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    """A byte-level BPE (GPT-2's kind) of at most `vocab_size` tokens; the same documents give the same tokenizer.
+
+    Like `ByteTokenizer` it begins an encoded text with `<bos>`, and any text survives it unchanged.
+    """
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.train_from_iterator(
+        documents,
+        trainers.BpeTrainer(
+            vocab_size=vocab_size,
+            special_tokens=["<pad>", "<bos>", "<eos>"],
+            initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        ),
+    )
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<bos> $A",
+        pair="<bos> $A <bos> $B:1",
+        special_tokens=[("<bos>", tokenizer.token_to_id("<bos>"))],
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>")
+
+
+def load_bpe(folder: Path) -> PreTrainedTokenizerFast:
+    """What `train_bpe` made, from where `save_pretrained` put it."""
+    return PreTrainedTokenizerFast.from_pretrained(folder)
+
+
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Changes with anything that changes the ids of a text."""
+    if tokenizer.is_fast:
+        description = tokenizer.backend_tokenizer.to_str()
+    else:
+        description = json.dumps([type(tokenizer).__name__, sorted(tokenizer.get_vocab().items())])
+    special = [tokenizer.bos_token_id, tokenizer.eos_token_id]
+    return hashlib.sha256(f"{special}{description}".encode()).hexdigest()
+
+
+def encode_documents(
+    documents: Iterable[str], tokenizer: PreTrainedTokenizerBase
+) -> Iterator[tuple[list[np.ndarray], int]]:
+    """Batches of documents as integer arrays `[<bos>, …, <eos>]`, with the batch's size in UTF-8 bytes.
+
+    A tokenizer without `<bos>` begins documents with its `<eos>`. Special tokens written out in a document are text:
+    what a corpus says must not end documents.
+    """
+    eos = [tokenizer.eos_token_id]
+    bos = eos if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    for texts in _batches(documents):
+        data = [text.encode("utf-8", "surrogatepass") for text in texts]
+        if isinstance(tokenizer, ByteTokenizer):
+            ids = [np.frombuffer(piece, np.uint8) for piece in data]
+        else:
+            ids = tokenizer(
+                texts,
+                add_special_tokens=False,
+                split_special_tokens=True,
+                return_attention_mask=False,
+                return_token_type_ids=False,
+                verbose=False,
+            )["input_ids"]
+        dtype = token_dtype(len(tokenizer))
+        arrays = [np.concatenate((bos, document, eos), dtype=dtype, casting="unsafe") for document in ids]
+        yield arrays, sum(map(len, data))
+
+
+def token_dtype(vocab_size: int) -> np.dtype:
+    """uint16 where every id fits into it, else uint32."""
+    return np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.uint32)
+
+
+def _batches(documents: Iterable[str]) -> Iterator[list[str]]:
+    batch: list[str] = []
+    characters = 0
+    for text in documents:
+        batch.append(text)
+        characters += len(text)
+        if characters >= BATCH_CHARACTERS:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
+
+
+def token_bytes(tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
+    """UTF-8 bytes that each token id stands for, float32 of shape `(len(tokenizer),)`; 0 for special tokens.
+
+    Exact for `ByteTokenizer` and for every byte-level BPE: summed over the tokens of a text they give its bytes. With
+    SentencePiece-like tokenizers (`▁` for a space, `<0x41>` for bytes) exact up to the space put before a text. With
+    any other kind, a token counts as many bytes as it decodes to by itself.
+    """
+    special = set(tokenizer.all_special_ids)
+    added = tokenizer.added_tokens_decoder
+    kind = _decoder_kind(tokenizer)
+    sizes = np.zeros(len(tokenizer), dtype=np.float32)
+    for token, index in tokenizer.get_vocab().items():
+        if index in special:
+            continue
+        if index in added:
+            sizes[index] = len(added[index].content.encode("utf-8", "surrogatepass"))
+        elif kind == "bytes" or (kind == "spaces" and token.startswith("<0x") and token.endswith(">")):
+            sizes[index] = 1
+        elif kind == "byte_level":
+            sizes[index] = len(token)  # an alphabet of 256 characters, one for each byte
+        elif kind == "spaces":
+            sizes[index] = len(token.replace("▁", " ").encode())
+        else:
+            sizes[index] = len(tokenizer.decode([index]).encode())
+    return sizes
+
+
+def _decoder_kind(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    if isinstance(tokenizer, ByteTokenizer):
+        return "bytes"
+    if not tokenizer.is_fast:
+        return None
+    decoder = json.loads(tokenizer.backend_tokenizer.to_str())["decoder"] or {}
+    kinds = {part["type"] for part in decoder.get("decoders", [decoder]) if part}
+    if "ByteLevel" in kinds:
+        return "byte_level"
+    return "spaces" if kinds & {"ByteFallback", "Metaspace"} else None
