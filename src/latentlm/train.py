@@ -16,10 +16,11 @@ from typing import Any
 from transformers import set_seed
 from transformers.utils import logging
 
-from latentlm.data import prepare_data
+from latentlm.data import PreparedData, prepare_data
 from latentlm.training import TRAINERS, CheckpointError, LatentTrainer, Recipe, RecipeError, load_recipe
 from latentlm.training.checkpoints import checkpoint_step
 from latentlm.training.run_folder import (
+    check_data,
     find_start,
     open_run_folder,
     plot_curves,
@@ -62,14 +63,16 @@ def recipe_from_command_line(arguments: Sequence[str]) -> Recipe:
     return load_recipe(path, overrides)
 
 
-def build_trainer(recipe: Recipe) -> LatentTrainer:
-    """Data, tokenizer, model and trainer of a recipe."""
-    arguments = recipe.training
+def load_data(recipe: Recipe) -> PreparedData:
     try:
-        with arguments.main_process_first(desc="preparing the data"):
-            data = prepare_data(recipe.data, recipe.max_position_embeddings)
+        return prepare_data(recipe.data, recipe.max_position_embeddings)
     except (ValueError, TypeError, OSError) as error:
         raise RecipeError(f"data: {error}") from error
+
+
+def build_trainer(recipe: Recipe, data: PreparedData) -> LatentTrainer:
+    """Model and trainer of a recipe; the same seed gives the same model."""
+    arguments = recipe.training
     set_seed(arguments.seed)
     trainer_class = TRAINERS.get(recipe.model_type, LatentTrainer)
     return trainer_class(
@@ -86,9 +89,12 @@ def train(recipe: Recipe) -> LatentTrainer:
     """Run a recipe to its end, from its last checkpoint on if it has one, and leave the finished model."""
     logging.disable_progress_bar()  # of saving; the run has its own
     start = find_start(recipe)
-    trainer = build_trainer(recipe)
+    data = load_data(recipe)
+    if start is not None:
+        check_data(start, data.info)
+    trainer = build_trainer(recipe, data)
     if trainer.is_world_process_zero():
-        open_run_folder(recipe, recipe.training.world_size, recipe.training.device)
+        open_run_folder(recipe, data.info, recipe.training.world_size, recipe.training.device)
     trainer.accelerator.wait_for_everyone()
     if start is not None and trainer.is_world_process_zero():
         trainer.console.print(f"Continuing from {start}.", highlight=False)

@@ -52,10 +52,10 @@ RecipeLoader.yaml_implicit_resolvers = {
     ]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-RecipeLoader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile("true|True|false|False"), list("tTfF"))
+RecipeLoader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile("(true|True|false|False)$"), list("tTfF"))
 RecipeLoader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?(\d+\.\d*|\.\d+|\d+(?=[eE]))([eE][-+]?\d+)?|[-+]?\.(inf|Inf)|\.(nan|NaN)"),
+    re.compile(r"([-+]?(\d+\.\d*|\.\d+|\d+(?=[eE]))([eE][-+]?\d+)?|[-+]?\.inf|\.nan)$"),
     list("-+.0123456789"),
 )
 
@@ -103,7 +103,7 @@ class Recipe:
         if config.vocab_size < len(tokenizer):
             raise RecipeError(
                 f"model.from_pretrained {self.from_pretrained} knows {config.vocab_size} tokens, the tokenizer "
-                f"{data_tokenizer(self.data)} has {len(tokenizer)}; set data.tokenizer to the model's own."
+                f"{self.data.tokenizer!r} has {len(tokenizer)}; set data.tokenizer to the model's own."
             )
         return config
 
@@ -207,10 +207,9 @@ def read_mapping(path: Path) -> dict[str, Any]:
     """A YAML file of sections, each a mapping."""
     try:
         text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise RecipeError(
-            f"no recipe {path}; it is a YAML file such as hub_configs/ar-encoder-decoder-tiny/recipe.yaml."
-        )
+    except FileNotFoundError as error:
+        example = "hub_configs/ar-encoder-decoder-tiny/recipe.yaml"
+        raise RecipeError(f"no recipe {path}; a recipe is a YAML file such as {example}.") from error
     except (UnicodeDecodeError, OSError) as error:
         raise RecipeError(f"recipe {path} cannot be read: {error}.") from error
     try:
@@ -285,10 +284,6 @@ def default_output_dir(path: Path) -> str:
     """`runs/<name of the recipe>`; a file named recipe.yaml is named after its folder."""
     name = path.resolve().parent.name if path.name == RECIPE_FILE else path.stem
     return str(Path("runs") / name)
-
-
-def data_tokenizer(data: DataConfig) -> str:
-    return repr(data.tokenizer)
 
 
 # ---- Fields, their types, and values from the command line ----

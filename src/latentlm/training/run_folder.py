@@ -32,6 +32,7 @@ from .trainer import LatentTrainer
 logger = logging.get_logger(__name__)
 
 ENVIRONMENT_FILE = "environment.json"
+DATA_FILE = "data.json"
 CURVES_FILE = "curves.png"
 RESULTS_FILE = "results.json"
 PACKAGES = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "numpy", "safetensors")
@@ -105,7 +106,8 @@ def find_start(recipe: Recipe) -> Path | None:
         last = next((f for f in reversed(list_checkpoints(run_folder)) if find_damage(f) is None), None)
         hint = f", or --resume_from_checkpoint {last} to go on from there with the new settings" if last else ""
         raise RecipeError(
-            f"training.output_dir {run_folder} holds another run ({'; '.join(changed)}); give another --output_dir{hint}."
+            f"training.output_dir {run_folder} holds another run ({'; '.join(changed)}); "
+            f"give another --output_dir{hint}."
         )
     return explicit or last_checkpoint_of(run_folder, recipe)
 
@@ -131,12 +133,23 @@ def stored_recipe_of(checkpoint: str) -> Path:
     return path
 
 
-def open_run_folder(recipe: Recipe, processes: int, device: torch.device) -> None:
-    """Write the recipe and the environment, and clean up after a killed process. For one process only."""
+def check_data(checkpoint: Path, info: dict[str, Any]) -> None:
+    """Raise if the corpus is not the one that the checkpoint was trained on."""
+    path = checkpoint / DATA_FILE
+    stored = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    changed = [name for name in stored if name != "cache" and stored[name] != info.get(name)]
+    if changed:
+        detail = "; ".join(f"{name}: {stored[name]!r} there, {info.get(name)!r} now" for name in changed)
+        raise RecipeError(f"the data changed since {checkpoint} ({detail}); give another --output_dir.")
+
+
+def open_run_folder(recipe: Recipe, info: dict[str, Any], processes: int, device: torch.device) -> None:
+    """Write recipe, data and environment, and clean up after a killed process. For one process only."""
     run_folder = Path(recipe.training.output_dir)
     run_folder.mkdir(parents=True, exist_ok=True)
     remove_leftovers(run_folder)
     write_atomically(run_folder / RECIPE_FILE, recipe.to_yaml())
+    write_atomically(run_folder / DATA_FILE, json.dumps(info, indent=2) + "\n")
     environment = describe_environment(recipe.training.seed, processes, device)
     write_atomically(run_folder / ENVIRONMENT_FILE, json.dumps(environment, indent=2) + "\n")
 
@@ -208,7 +221,7 @@ def plot_curves(run_folder: Path) -> Path:
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
     for name in terms:
         points = [(entry["step"], entry[name]) for entry in training if name in entry]
-        left.plot(*zip(*points), label=name)
+        left.plot(*zip(*points, strict=True), label=name)
     right.plot([entry["step"] for entry in evaluation], [entry[key] for entry in evaluation], marker="o")
     left.set(xlabel="step", ylabel="nats per token", title="training")
     right.set(xlabel="step", ylabel=key.removeprefix("eval_").replace("_", " "), title="held-out text")

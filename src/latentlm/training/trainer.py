@@ -39,7 +39,7 @@ logger = logging.get_logger(__name__)
 
 ARGUMENTS_FILE = "training_args.json"
 # Files of the run folder that every checkpoint repeats, so that it can be resumed without anything else.
-RUN_FILES = ("recipe.yaml", "environment.json")
+RUN_FILES = ("recipe.yaml", "environment.json", "data.json")
 
 
 class LatentTrainer(Trainer):
@@ -171,7 +171,7 @@ class LatentTrainer(Trainer):
         values = [*self._shares.values(), self._bytes]
         *sums, num_bytes = self._sum_over_processes([float(value) for value in values])
         seconds = time.perf_counter() - self._interval_started
-        logs = {name: value / self._steps for name, value in zip(names, sums)}
+        logs = {name: value / self._steps for name, value in zip(names, sums, strict=True)}
         model = self.accelerator.unwrap_model(self.model)
         if hasattr(model, "training_statistics"):
             logs.update(model.training_statistics())
@@ -190,12 +190,12 @@ class LatentTrainer(Trainer):
 
     # ---- Evaluation ----
 
-    def _get_dataloader(
-        self, dataset, description, batch_size, sampler_fn=None, is_training=False, dataloader_key=None
-    ):
-        if dataloader_key is not None:  # evaluation, where every row must count once whatever the number of processes
+    def _get_dataloader(self, dataset, description, batch_size, *args, **kwargs):
+        if kwargs.get("dataloader_key"):  # evaluation: each row counts once, whatever the number of processes
             dataset = fill_rounds(dataset, batch_size * self.args.world_size)
-        return super()._get_dataloader(dataset, description, batch_size, sampler_fn, is_training, dataloader_key)
+        elif kwargs.get("is_training") and isinstance(dataset, IterableDataset):
+            dataset = EndlessStream(dataset)
+        return super()._get_dataloader(dataset, description, batch_size, *args, **kwargs)
 
     def prediction_step(
         self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
@@ -218,8 +218,8 @@ class LatentTrainer(Trainer):
     def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs) -> EvalLoopOutput:
         self._evaluation_sums = defaultdict(float)
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
-        names = list(self._evaluation_sums)
-        sums = dict(zip(names, self._sum_over_processes([self._evaluation_sums[name] for name in names])))
+        totals = self._sum_over_processes(list(self._evaluation_sums.values()))
+        sums = dict(zip(self._evaluation_sums, totals, strict=True))
         tokens, num_bytes = sums.pop("tokens"), sums.pop("bytes", 0)
         if tokens:
             output.metrics.update({f"{metric_key_prefix}_{name}": value / tokens for name, value in sums.items()})
@@ -234,7 +234,7 @@ class LatentTrainer(Trainer):
         return metrics
 
     def write_samples(self) -> None:
-        """Continue a few validation prompts, greedily and sampled, and write both to `samples.jsonl` and the console."""
+        """Continue a few validation prompts, greedily and sampled, for `samples.jsonl` and the console."""
         model = self.accelerator.unwrap_model(self.model)
         sharded = self.is_fsdp_enabled or self.is_distributed_loading_by_transformers
         # Sharded parameters are gathered by all processes together; otherwise one process is enough.
@@ -296,8 +296,8 @@ class LatentTrainer(Trainer):
         """Save a checkpoint under a hidden name; rename it when all processes have written their part.
 
         Raises:
-            CheckpointError: on all processes, if it could not be written. Nothing of it is left; earlier checkpoints are
-                as they were.
+            CheckpointError: on all processes, if it could not be written. Nothing of it is left; earlier checkpoints
+                are as they were.
         """
         run_folder = Path(self._get_output_dir(trial))
         final = run_folder / f"checkpoint-{self.state.global_step}"
@@ -410,3 +410,14 @@ class FilledStream(IterableDataset):
             yield row
         for _ in range(-count % self.multiple):
             yield without_labels(row)
+
+
+class EndlessStream(IterableDataset):
+    """A stream that begins anew when it ends, so that a resumed run finds its place by the number of rows alone."""
+
+    def __init__(self, rows: IterableDataset):
+        self.rows = rows
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        while True:
+            yield from self.rows
