@@ -17,6 +17,7 @@ import types
 import typing
 from collections.abc import Iterable
 from dataclasses import dataclass
+from enum import EnumType
 from pathlib import Path
 from typing import Any
 
@@ -217,9 +218,7 @@ def read_mapping(path: Path) -> dict[str, Any]:
     except yaml.YAMLError as error:
         raise RecipeError(f"recipe {path} is not valid YAML: {error}") from error
     if not isinstance(content, dict) or not all(isinstance(v, dict | None) for v in content.values()):
-        raise RecipeError(
-            f"recipe {path} must hold three mappings, {', '.join(SECTIONS)}; see latentlm.training.recipe."
-        )
+        raise RecipeError(f"recipe {path} must hold mappings named {', '.join(SECTIONS)}.")
     return content
 
 
@@ -293,9 +292,9 @@ def field_types(cls: type) -> dict[str, Any]:
     """Name and annotation of every field of a dataclass."""
     try:
         hints = typing.get_type_hints(cls)
-    except NameError:  # an annotation under TYPE_CHECKING: such a field takes any value
-        hints = {}
-    return {field.name: hints.get(field.name, Any) for field in dataclasses.fields(cls) if field.init}
+    except NameError:  # a name under TYPE_CHECKING: that field takes any value
+        hints = {field.name: Any if isinstance(field.type, str) else field.type for field in dataclasses.fields(cls)}
+    return {field.name: hints[field.name] for field in dataclasses.fields(cls) if field.init}
 
 
 def unknown_field(what: str, name: str, known: Iterable[str]) -> RecipeError:
@@ -342,6 +341,9 @@ def check_field(section: str, name: str, value: Any, known: dict[str, Any]) -> A
     allowed = alternatives(annotation)
     if isinstance(value, int) and not isinstance(value, bool) and float in allowed:
         return value
+    choices = [choice.value for kind in allowed if isinstance(kind, EnumType) for choice in kind]
+    if choices and isinstance(value, str) and value not in choices:
+        raise RecipeError(f"{section}.{name} is {value!r}, but it must be one of {', '.join(choices)}.")
     try:
         type_validator(name, value, annotation)
     except TypeError as error:

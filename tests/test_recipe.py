@@ -1,0 +1,195 @@
+"""Recipes: what is accepted, how command-line values are typed, and what the errors say."""
+
+from pathlib import Path
+
+import pytest
+
+import latentlm
+from latentlm.training import RecipeError, load_recipe
+from latentlm.train import parse_command_line
+
+RECIPE = """
+model:
+  model_type: decoder_only
+  hidden_size: 16
+  num_attention_heads: 2
+  num_hidden_layers: 1
+  max_position_embeddings: 64
+data:
+  context_length: 32
+training:
+  learning_rate: 1e-3
+  lr_scheduler_type: cosine_with_min_lr
+  lr_scheduler_kwargs: {min_lr_rate: 0.1}
+  save_strategy: no
+  seed: 7
+"""
+
+
+@pytest.fixture
+def recipe_file(tmp_path: Path) -> Path:
+    path = tmp_path / "small.yaml"
+    path.write_text(RECIPE, encoding="utf-8")
+    return path
+
+
+def test_sections_become_typed_objects(recipe_file):
+    recipe = load_recipe(recipe_file)
+    assert recipe.model_type == "decoder_only" and recipe.model["hidden_size"] == 16
+    assert recipe.data.context_length == 32
+    assert recipe.training.learning_rate == 1e-3  # YAML 1.1 reads 1e-3 as text
+    assert recipe.training.save_strategy.value == "no"  # and `no` as false
+    assert recipe.training.seed == 7
+    assert recipe.training.output_dir == str(Path("runs") / "small")
+    assert recipe.training.use_cpu
+
+
+def test_config_folder_is_found_beside_the_recipe(tmp_path):
+    config = latentlm.AREncoderDecoderConfig(hidden_size=16, num_attention_heads=2, vocab_size=1000, bos_token_id=5)
+    config.save_pretrained(tmp_path / "model")
+    (tmp_path / "model" / "recipe.yaml").write_text("model: {config: ., num_encoder_layers: 3}\n", encoding="utf-8")
+    recipe = load_recipe(tmp_path / "model" / "recipe.yaml")
+    assert recipe.model_type == "ar_encoder_decoder"
+    assert recipe.training.output_dir == str(Path("runs") / "model")
+    built = recipe.build_config(latentlm.ByteTokenizer())
+    assert (built.num_encoder_layers, built.num_decoder_layers) == (3, 13)
+    # Vocabulary and special tokens are the tokenizer's, not the folder's.
+    assert (built.vocab_size, built.bos_token_id, built.eos_token_id, built.pad_token_id) == (259, 257, 258, 256)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "section", "field", "expected"),
+    [
+        ({"learning_rate": "3e-4"}, "training", "learning_rate", 3e-4),
+        ({"bf16": "true"}, "training", "bf16", True),
+        ({"max_steps": "7"}, "training", "max_steps", 7),
+        ({"training.seed": "1"}, "training", "seed", 1),
+        ({"report_to": ["tensorboard", "trackio"]}, "training", "report_to", ["tensorboard", "trackio"]),
+        ({"eval_strategy": "no"}, "training", "eval_strategy", "no"),
+        ({"lr_scheduler_kwargs": "{min_lr: 1e-5}"}, "training", "lr_scheduler_kwargs", {"min_lr": 1e-5}),
+        ({"save_total_limit": "null"}, "training", "save_total_limit", None),
+        ({"dataset": "123"}, "data", "dataset", "123"),
+        ({"validation_fraction": "0.2"}, "data", "validation_fraction", 0.2),
+    ],
+)
+def test_overrides_take_the_field_s_type(recipe_file, overrides, section, field, expected):
+    value = getattr(getattr(load_recipe(recipe_file, overrides), section), field)
+    value = getattr(value, "value", value)  # of an enumeration
+    assert value == expected and type(value) is type(expected)
+
+
+def test_model_overrides(recipe_file):
+    recipe = load_recipe(recipe_file, {"hidden_size": "32", "model.use_cache": "false", "rope_parameters": "null"})
+    assert recipe.model["hidden_size"] == 32 and recipe.model["use_cache"] is False
+    assert recipe.build_config(latentlm.ByteTokenizer()).intermediate_size == 4 * 32  # follows the override
+    recipe_file.write_text("model: {model_type: decoder_only}\n", encoding="utf-8")
+    other = load_recipe(recipe_file, {"model_type": "ar_encoder_decoder", "num_decoder_layers": "2"})
+    assert other.model_type == "ar_encoder_decoder" and other.model["num_decoder_layers"] == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "nearest"),
+    [
+        ("modle: {}", "'model'"),
+        ("training: {learning_rat: 1.0}", "'learning_rate'"),
+        ("data: {contextlength: 3}", "'context_length'"),
+        ("model: {model_type: decoder_only, hiden_size: 3}", "'hidden_size'"),
+        ("model: {model_type: decoder_onyl}", "'decoder_only'"),
+    ],
+)
+def test_unknown_names_are_errors_that_name_the_nearest(tmp_path, text, nearest):
+    path = tmp_path / "bad.yaml"
+    path.write_text(text if text.startswith("mod") else f"model: {{model_type: decoder_only}}\n{text}")
+    with pytest.raises(RecipeError, match="unknown; did you mean " + nearest):
+        load_recipe(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"), [("learning-rte", "learning_rate"), ("training.sede", "seed"), ("modl.x", "model")]
+)
+def test_unknown_overrides_are_errors_that_name_the_nearest(recipe_file, name, nearest):
+    with pytest.raises(RecipeError, match=f"did you mean '{nearest}'"):
+        load_recipe(recipe_file, {name: "1"})
+
+
+def test_ambiguous_override_lists_both(recipe_file):
+    with pytest.raises(RecipeError, match=r"--model\.use_cache or --training\.use_cache"):
+        load_recipe(recipe_file, {"use_cache": "true"})
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"learning_rate": "fast"}, "training.learning_rate is 'fast' .str., but it must be float"),
+        ({"max_steps": "1.5"}, "training.max_steps is 1.5 .float., but it must be int"),
+        ({"bf16": "maybe"}, "training.bf16 is 'maybe'"),
+        ({"hidden_size": "true"}, "model.hidden_size is True"),
+        ({"hidden_size": "15"}, "num_attention_heads"),
+        (
+            {"eval_strategy": "sometimes"},
+            "training.eval_strategy is 'sometimes', but it must be one of no, steps, epoch",
+        ),
+        ({"position_subtraction": "much"}, "model.position_subtraction is 'much'"),
+        ({"label_smoothing_factor": "0.1"}, "label_smoothing_factor is 0.1"),
+        ({"average_tokens_across_devices": "false"}, "average_tokens_across_devices"),
+        ({"validation_fraction": "2"}, "validation_fraction"),
+        ({"config": "nowhere"}, "no config.json in"),
+    ],
+)
+def test_wrong_values_are_errors_that_name_the_field(recipe_file, overrides, message):
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(recipe_file, overrides)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"model: [", "not valid YAML"),
+        (b"- a\n- b\n", "must hold mappings named model, data, training"),
+        (b"model: 3\n", "must hold mappings"),
+        (b"model: {model_type: \xff}", "cannot be read"),
+        (b"data: {}\n", "give exactly one of config, model_type, from_pretrained, got none"),
+        (b"model: {model_type: decoder_only, config: .}\n", "got config, model_type"),
+    ],
+)
+def test_unreadable_recipes(tmp_path, content, message):
+    path = tmp_path / "bad.yaml"
+    path.write_bytes(content)
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(path)
+    with pytest.raises(RecipeError, match="no recipe"):
+        load_recipe(tmp_path / "missing.yaml")
+
+
+def test_vocabulary_smaller_than_the_tokenizer_s(recipe_file):
+    recipe = load_recipe(recipe_file, {"vocab_size": "100"})
+    with pytest.raises(RecipeError, match="vocab_size is 100, but the tokenizer has 259"):
+        recipe.build_config(latentlm.ByteTokenizer())
+    assert load_recipe(recipe_file, {"vocab_size": "320"}).build_config(latentlm.ByteTokenizer()).vocab_size == 320
+
+
+def test_stored_recipe_gives_the_same_recipe(recipe_file, tmp_path):
+    recipe = load_recipe(recipe_file, {"adam_beta2": "0.95", "document_start": "^ = no = $"})
+    stored = tmp_path / "stored.yaml"
+    stored.write_text(recipe.to_yaml(), encoding="utf-8")
+    assert load_recipe(stored).to_dict() == recipe.to_dict()
+
+
+def test_from_pretrained_starts_from_its_weights(recipe_file, tmp_path):
+    tokenizer = latentlm.ByteTokenizer()
+    model = load_recipe(recipe_file).build_model(tokenizer, latentlm.training.LatentTrainer.auto_class)
+    model.save_pretrained(tmp_path / "pretrained")
+    recipe = load_recipe(recipe_file, {"from_pretrained": str(tmp_path / "pretrained")} | {"hidden_dropout": "0.1"})
+    tuned = recipe.build_model(tokenizer, latentlm.training.LatentTrainer.auto_class)
+    assert tuned.config.hidden_dropout == 0.1
+    assert all((a == b).all() for a, b in zip(model.parameters(), tuned.parameters(), strict=True))
+
+
+def test_command_line():
+    path, overrides = parse_command_line(["r.yaml", "--bf16", "--seed", "3", "--report_to", "a", "b", "--max-steps=-1"])
+    assert path == "r.yaml"
+    assert overrides == {"bf16": "true", "seed": "3", "report_to": ["a", "b"], "max_steps": "-1"}
+    with pytest.raises(RecipeError, match="unexpected argument 'y'"):
+        parse_command_line(["x", "y"])
+    with pytest.raises(RecipeError, match="given twice"):
+        parse_command_line(["--seed", "1", "--seed", "2"])
