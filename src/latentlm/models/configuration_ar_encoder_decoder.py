@@ -103,7 +103,8 @@ class AREncoderDecoderConfig(TransformerConfig):
                     "for a model without encoder use `decoder_only`."
                 )
 
-    def validate_cross_attention_heads(self) -> None:
+    def validate_heads(self) -> None:
+        super().validate_heads()  # first: the default of the other count follows from it
         self.check_heads("num_cross_attention_heads", self.num_cross_attention_heads)
 
     def validate_embedding_loss(self) -> None:

@@ -74,6 +74,7 @@ class TransformerConfig(PreTrainedConfig):
                 raise ValueError(f"`{name}` is {getattr(self, name)}, but a dropout rate lies in [0, 1).")
 
     def validate_heads(self) -> None:
+        self.validate_sizes()  # validators run in the order of their names, and this one divides by sizes
         self.check_heads("num_attention_heads", self.num_attention_heads)
 
     def check_heads(self, name: str, num_heads: int) -> None:
