@@ -1,0 +1,271 @@
+"""The table of architectures that every shared test runs over. A new architecture joins all of them with one row.
+
+Every model here is tiny and all its parameters are random, norm gains, biases and gates included: a parameter that is
+ignored, doubled or read from the wrong place then changes the output.
+"""
+
+import dataclasses
+import typing
+import zlib
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+
+from latentlm import (
+    AREncoderDecoderConfig,
+    AREncoderDecoderForCausalLM,
+    AREncoderDecoderModel,
+    DecoderOnlyConfig,
+    DecoderOnlyForCausalLM,
+    DecoderOnlyModel,
+)
+
+PAD = 0
+"""Padding id of the tiny models. They have no end-of-sequence token, so that generation has a known length."""
+
+SIZES: dict[str, Any] = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "num_attention_heads": 2,
+    "intermediate_size": 48,
+    "max_position_embeddings": 32,
+    "pad_token_id": PAD,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Architecture:
+    """One row.
+
+    Args:
+        config_class, model_class, head_class: configuration, model without head, model with its main head.
+        auto_class: the Auto class of `head_class`; with `AutoModelForCausalLM` the row joins every causal test.
+        sizes: configuration fields of the tiny model.
+        variants: named changes to them, which together switch on every code path; shared tests run over all of them.
+        tiny: folder in hub_configs with the tiny published configuration.
+        loss_base: changes under which every term of the loss exists.
+        changes: for configuration fields whose possible values are not in their type: a value that is not the default.
+        needs: for options that matter only beside another: that other one.
+        inert: fields that leave the training step alone, and the test that covers each.
+        exceptions: what it cannot do: capability, then the reason. Each is a row in docs/limits.md.
+    """
+
+    config_class: type[PreTrainedConfig]
+    model_class: type[PreTrainedModel]
+    head_class: type[PreTrainedModel]
+    auto_class: type
+    sizes: dict[str, Any]
+    variants: dict[str, dict[str, Any]]
+    tiny: str
+    loss_base: dict[str, Any] = dataclasses.field(default_factory=dict)
+    changes: dict[str, Any] = dataclasses.field(default_factory=dict)
+    needs: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    inert: dict[str, str] = dataclasses.field(default_factory=dict)
+    exceptions: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return self.config_class.model_type
+
+    @property
+    def causal(self) -> bool:
+        return self.auto_class is AutoModelForCausalLM
+
+    @property
+    def own_fields(self) -> list[str]:
+        """Configuration fields that transformers' base class does not have."""
+        base = set(PreTrainedConfig.__dataclass_fields__)
+        return [name for name in self.config_class.__dataclass_fields__ if name not in base]
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A tiny model of the table: `case.model()`, `case.config()`, both with further changes to the configuration."""
+
+    architecture: Architecture
+    variant: str
+
+    def config(self, **changes: Any) -> PreTrainedConfig:
+        fields = SIZES | self.architecture.sizes | self.architecture.variants[self.variant] | changes
+        return self.architecture.config_class(**fields)
+
+    def model(self, attn_implementation: str = "sdpa", **changes: Any) -> Any:
+        """The model with its head, all parameters random, in evaluation mode."""
+        return build(self.architecture.head_class, self.config(**changes), attn_implementation)
+
+    def skip_if_excepted(self, capability: str) -> None:
+        """Skip where the table says that the architecture lacks `capability`."""
+        if reason := self.architecture.exceptions.get(capability):
+            pytest.skip(f"{self.architecture.name}: {reason} (docs/limits.md, {capability})")
+
+
+def build(model_class: type, config: PreTrainedConfig, attn_implementation: str = "sdpa") -> Any:
+    config._attn_implementation = attn_implementation
+    model = model_class(config).eval()
+    randomise(model)
+    return model
+
+
+@torch.no_grad()
+def randomise(model: nn.Module) -> None:
+    """Give every parameter random values that depend on its name alone, so that two variants of a model agree wherever
+    they have the same parameter. A longer table starts with the rows of a shorter one."""
+    for name, parameter in model.named_parameters():
+        generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+        noise = torch.randn(1 << 14, generator=generator)[: parameter.numel()].view_as(parameter)
+        if parameter.ndim < 2:  # gains, biases, gates: around what they start from
+            parameter.add_(0.3 * noise)
+        else:
+            parameter.copy_(0.2 * noise)
+
+
+def loss_terms(output: Any) -> dict[str, torch.Tensor]:
+    """The named losses of a model output: every field that ends in `_loss` and is not None."""
+    return {name: value for name, value in output.items() if name.endswith("_loss")}
+
+
+def options(architecture: Architecture) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
+    """Every option of the configuration: its name, the fields before, and the fields with one other value of it.
+
+    Choices and switches are read from the types, so a new one cannot be forgotten; anything else needs an entry in
+    `changes` or `inert`."""
+    for name in architecture.own_fields:
+        field = architecture.config_class.__dataclass_fields__[name]
+        base = architecture.sizes | architecture.loss_base | architecture.needs.get(name, {})
+        before = base.get(name, field.default)
+        if typing.get_origin(field.type) is typing.Literal:
+            values = [value for value in typing.get_args(field.type) if value != before]
+        elif field.type is bool and name not in architecture.inert:
+            values = [not before]
+        elif name in architecture.changes:
+            values = [architecture.changes[name]]
+        else:
+            continue
+        for value in values:
+            yield f"{name}={value}", base | {name: before}, base | {name: value}
+
+
+LANGUAGE_MODEL_INERT = {
+    "max_position_embeddings": "test_generation.py: contexts that do not fit",
+    "initializer_range": "test_reference.py: initial weights",
+    "use_cache": "test_generation.py: use_cache of the configuration",
+    "pad_token_id": "for generate()",
+    "bos_token_id": "for generate()",
+    "eos_token_id": "for generate()",
+}
+LANGUAGE_MODEL_CHANGES = {
+    "vocab_size": 65,
+    "hidden_size": 64,
+    "num_attention_heads": 4,
+    "intermediate_size": 40,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 7.0},
+    "layer_norm_eps": 0.1,
+    "hidden_dropout": 0.5,
+    "attention_dropout": 0.5,
+}
+
+ARCHITECTURES = [
+    Architecture(
+        DecoderOnlyConfig,
+        DecoderOnlyModel,
+        DecoderOnlyForCausalLM,
+        AutoModelForCausalLM,
+        sizes={"num_hidden_layers": 2},
+        variants={
+            "default": {},
+            "subtraction": {"position_subtraction": "plain", "use_bias": True},
+            "rotary": {"position_embedding_type": "rotary", "position_subtraction": "layer_norm"},
+        },
+        tiny="decoder-only-tiny",
+        changes=LANGUAGE_MODEL_CHANGES | {"num_hidden_layers": 1},
+        needs={"rope_parameters": {"position_embedding_type": "rotary"}},
+        inert=LANGUAGE_MODEL_INERT,
+    ),
+    Architecture(
+        AREncoderDecoderConfig,
+        AREncoderDecoderModel,
+        AREncoderDecoderForCausalLM,
+        AutoModelForCausalLM,
+        sizes={"num_encoder_layers": 2, "num_decoder_layers": 2},
+        variants={
+            "default": {},
+            "seed": {"position_subtraction": "plain", "embedding_loss": "mse", "embedding_loss_weight": 8.0},
+            "rotary": {
+                "position_embedding_type": "rotary",
+                "position_subtraction": "layer_norm",
+                "num_decoder_layers": 1,
+                "embedding_loss": "cosine",
+                "embedding_loss_aggregation": "convolution",
+                "embedding_loss_kernel_size": 3,
+                "embedding_loss_input_norm": "after",
+                "embedding_loss_detach": "none",
+            },
+            "cross_first": {
+                "decoder_order": "cross_first",
+                "num_encoder_layers": 1,
+                "num_cross_attention_heads": 1,
+                "bridge_layer_norm": True,
+                "add_next_position": True,
+                "cross_attention_gate": True,
+                "use_bias": True,
+                "embedding_loss": "log_cosine",
+                "embedding_loss_aggregation": "mixing",
+                "embedding_loss_output_norm": "plain",
+                "embedding_loss_detach": "embeddings",
+            },
+            "no_norms": {
+                "embedding_loss": "mse",
+                "embedding_loss_weight": 0.5,
+                "embedding_loss_output_norm": "none",
+                "embedding_loss_input_norm": "none",
+            },
+        },
+        tiny="ar-encoder-decoder-tiny",
+        loss_base={"embedding_loss": "mse"},
+        changes=LANGUAGE_MODEL_CHANGES
+        | {
+            "num_encoder_layers": 1,
+            "num_decoder_layers": 1,
+            "num_cross_attention_heads": 1,
+            "embedding_loss_weight": 3.0,
+            "embedding_loss_kernel_size": 3,
+        },
+        needs={
+            "rope_parameters": {"position_embedding_type": "rotary"},
+            "embedding_loss_kernel_size": {"embedding_loss_aggregation": "convolution"},
+        },
+        inert=LANGUAGE_MODEL_INERT,
+    ),
+]
+
+
+def parameters(architectures: list[Architecture]) -> list[Any]:
+    return [
+        pytest.param(Case(architecture, variant), id=f"{architecture.name}-{variant}")
+        for architecture in architectures
+        for variant in architecture.variants
+    ]
+
+
+CAUSAL = [architecture for architecture in ARCHITECTURES if architecture.causal]
+
+each_architecture = pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda row: row.name)
+each_causal_architecture = pytest.mark.parametrize("architecture", CAUSAL, ids=lambda row: row.name)
+each_case = pytest.mark.parametrize("case", parameters(ARCHITECTURES))
+each_causal_case = pytest.mark.parametrize("case", parameters(CAUSAL))
+
+
+def token_ids(*shape: int, vocab_size: int = 64, seed: int = 0) -> torch.Tensor:
+    """Random token ids `shape`, int64, none of them padding."""
+    return torch.randint(1, vocab_size, shape, generator=torch.Generator().manual_seed(seed))
+
+
+def gradients(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The gradient of every parameter that has one, by name; clears them."""
+    found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad(set_to_none=True)
+    return found

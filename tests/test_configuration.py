@@ -1,0 +1,110 @@
+"""Configurations are checked when they are made, and survive being written and read."""
+
+import json
+import re
+
+import pytest
+from architectures import ARCHITECTURES, Architecture, each_architecture, each_case, options
+
+from latentlm import AREncoderDecoderConfig, DecoderOnlyConfig
+
+BOTH = [DecoderOnlyConfig, AREncoderDecoderConfig]
+
+# (class, fields, what the message must contain: the field, the value, what would be right)
+INVALID = [
+    *[(config_class, {"vocab_size": 0}, ["`vocab_size`", "0", "at least 1"]) for config_class in BOTH],
+    *[(config_class, {"hidden_size": -8}, ["`hidden_size`", "-8", "at least 1"]) for config_class in BOTH],
+    *[(config_class, {"intermediate_size": 0}, ["`intermediate_size`", "0", "at least 1"]) for config_class in BOTH],
+    *[(config_class, {"max_position_embeddings": 0}, ["`max_position_embeddings`", "0"]) for config_class in BOTH],
+    *[(config_class, {"hidden_dropout": 1.0}, ["`hidden_dropout`", "1.0", "[0, 1)"]) for config_class in BOTH],
+    *[(config_class, {"attention_dropout": -0.1}, ["`attention_dropout`", "-0.1", "[0, 1)"]) for config_class in BOTH],
+    *[
+        (
+            config_class,
+            {"hidden_size": 32, "num_attention_heads": 5},
+            ["`num_attention_heads` is 5", "`hidden_size` 32", "[1, 2, 4, 8, 16, 32]"],
+        )
+        for config_class in BOTH
+    ],
+    *[
+        (
+            config_class,
+            {"hidden_size": 30, "num_attention_heads": heads, "position_embedding_type": "rotary"},
+            ["attention_heads`", "15", "'rotary'", "even"],
+        )
+        for config_class, heads in [(DecoderOnlyConfig, 2), (AREncoderDecoderConfig, 1)]  # 2 cross-attention heads
+    ],
+    *[(config_class, {"position_subtraction": "yes"}, ["position_subtraction", "got yes", "plain"]) for config_class in BOTH],
+    *[
+        (config_class, {"position_embedding_type": "alibi"}, ["position_embedding_type", "got alibi", "rotary"])
+        for config_class in BOTH
+    ],
+    *[(config_class, {"hidden_size": "160"}, ["hidden_size", "int", "'160'"]) for config_class in BOTH],
+    (DecoderOnlyConfig, {"num_hidden_layers": 0}, ["`num_hidden_layers`", "0", "at least 1"]),
+    (AREncoderDecoderConfig, {"num_encoder_layers": 0}, ["`num_encoder_layers`", "0", "`decoder_only`"]),
+    (AREncoderDecoderConfig, {"num_decoder_layers": 0}, ["`num_decoder_layers`", "0", "at least 1"]),
+    (AREncoderDecoderConfig, {"num_cross_attention_heads": 7}, ["`num_cross_attention_heads`", "7", "150"]),
+    (AREncoderDecoderConfig, {"embedding_loss": "l1"}, ["embedding_loss", "got l1", "log_cosine"]),
+    (AREncoderDecoderConfig, {"embedding_loss_weight": -1.0}, ["`embedding_loss_weight`", "-1.0", "0 or more"]),
+    (AREncoderDecoderConfig, {"embedding_loss_kernel_size": 0}, ["`embedding_loss_kernel_size`", "0", "at least 1"]),
+    (AREncoderDecoderConfig, {"embedding_loss_aggregation": "max"}, ["embedding_loss_aggregation", "got max", "mixing"]),
+    (AREncoderDecoderConfig, {"decoder_order": "mlp_first"}, ["decoder_order", "got mlp_first", "cross_first"]),
+]
+
+
+@pytest.mark.parametrize(("config_class", "fields", "parts"), INVALID, ids=str)
+def test_an_invalid_value_is_an_error_that_names_field_value_and_what_is_right(config_class, fields, parts):
+    with pytest.raises(Exception) as raised:  # huggingface_hub's errors have no narrower common base
+        config_class(**fields)
+    for part in parts:
+        assert part in str(raised.value)
+
+
+@each_architecture
+def test_every_size_and_choice_is_checked(architecture: Architecture):
+    """The list above cannot forget a field of a later architecture."""
+    covered = {name for config_class, fields, _ in INVALID if config_class is architecture.config_class for name in fields}
+    checked = {
+        name
+        for name in architecture.own_fields
+        if re.search(r"Literal|dropout", f"{name} {architecture.config_class.__dataclass_fields__[name].type}")
+    }
+    same_check = {"embedding_loss_output_norm", "embedding_loss_input_norm", "embedding_loss_detach"}
+    assert checked - same_check <= covered
+
+
+@each_case
+def test_json_round_trip(case, tmp_path):
+    config = case.config()
+    config.save_pretrained(tmp_path)
+    again = type(config).from_pretrained(tmp_path)
+    assert again.to_dict() == config.to_dict()
+    assert again.num_hidden_layers == config.num_hidden_layers
+    written = json.loads((tmp_path / "config.json").read_text())
+    assert written["model_type"] == case.architecture.name
+    assert "per_layer_config" not in written  # derived, not stored
+
+
+@each_architecture
+def test_every_option_is_in_the_table(architecture: Architecture):
+    """An option that no entry of tests/architectures.py changes would not be covered by test_reference.py."""
+    varied = {name.split("=")[0] for name, _, _ in options(architecture)}
+    assert set(architecture.own_fields) == varied | set(architecture.inert)
+
+
+def test_auto_map_names_every_auto_class():
+    for architecture in ARCHITECTURES:
+        name = architecture.name
+        assert architecture.config_class().auto_map == {
+            "AutoConfig": f"configuration_{name}.{architecture.config_class.__name__}",
+            "AutoModel": f"modeling_{name}.{architecture.model_class.__name__}",
+            architecture.auto_class.__name__: f"modeling_{name}.{architecture.head_class.__name__}",
+        }
+
+
+def test_the_cache_layers_are_derived_and_cannot_be_set():
+    config = AREncoderDecoderConfig(num_encoder_layers=2, num_decoder_layers=3, hidden_size=32, num_attention_heads=2)
+    assert [layer.num_attention_heads for layer in config.per_layer_config] == [2, 2, *[2, 4] * 3]
+    assert config.num_hidden_layers == 5
+    with pytest.raises(ValueError, match="per_layer_config"):
+        config.per_layer_config = [config]
