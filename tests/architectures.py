@@ -90,7 +90,7 @@ class Case:
     variant: str
 
     def config(self, **changes: Any) -> PreTrainedConfig:
-        fields = SIZES | self.architecture.sizes | self.architecture.variants[self.variant] | changes
+        fields = self.architecture.sizes | self.architecture.variants[self.variant] | changes
         return self.architecture.config_class(**fields)
 
     def model(self, attn_implementation: str = "sdpa", **changes: Any) -> Any:
@@ -174,7 +174,7 @@ ARCHITECTURES = [
         DecoderOnlyModel,
         DecoderOnlyForCausalLM,
         AutoModelForCausalLM,
-        sizes={"num_hidden_layers": 2},
+        sizes=SIZES | {"num_hidden_layers": 2},
         variants={
             "default": {},
             "subtraction": {"position_subtraction": "plain", "use_bias": True},
@@ -190,7 +190,7 @@ ARCHITECTURES = [
         AREncoderDecoderModel,
         AREncoderDecoderForCausalLM,
         AutoModelForCausalLM,
-        sizes={"num_encoder_layers": 2, "num_decoder_layers": 2},
+        sizes=SIZES | {"num_encoder_layers": 2, "num_decoder_layers": 2},
         variants={
             "default": {},
             "seed": {"position_subtraction": "plain", "embedding_loss": "mse", "embedding_loss_weight": 8.0},

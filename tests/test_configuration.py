@@ -34,7 +34,10 @@ INVALID = [
         )
         for config_class, heads in [(DecoderOnlyConfig, 2), (AREncoderDecoderConfig, 1)]  # 2 cross-attention heads
     ],
-    *[(config_class, {"position_subtraction": "yes"}, ["position_subtraction", "got yes", "plain"]) for config_class in BOTH],
+    *[
+        (config_class, {"position_subtraction": "yes"}, ["position_subtraction", "got yes", "plain"])
+        for config_class in BOTH
+    ],
     *[
         (config_class, {"position_embedding_type": "alibi"}, ["position_embedding_type", "got alibi", "rotary"])
         for config_class in BOTH
@@ -47,7 +50,11 @@ INVALID = [
     (AREncoderDecoderConfig, {"embedding_loss": "l1"}, ["embedding_loss", "got l1", "log_cosine"]),
     (AREncoderDecoderConfig, {"embedding_loss_weight": -1.0}, ["`embedding_loss_weight`", "-1.0", "0 or more"]),
     (AREncoderDecoderConfig, {"embedding_loss_kernel_size": 0}, ["`embedding_loss_kernel_size`", "0", "at least 1"]),
-    (AREncoderDecoderConfig, {"embedding_loss_aggregation": "max"}, ["embedding_loss_aggregation", "got max", "mixing"]),
+    (
+        AREncoderDecoderConfig,
+        {"embedding_loss_aggregation": "max"},
+        ["embedding_loss_aggregation", "got max", "mixing"],
+    ),
     (AREncoderDecoderConfig, {"decoder_order": "mlp_first"}, ["decoder_order", "got mlp_first", "cross_first"]),
 ]
 
@@ -63,7 +70,9 @@ def test_an_invalid_value_is_an_error_that_names_field_value_and_what_is_right(c
 @each_architecture
 def test_every_size_and_choice_is_checked(architecture: Architecture):
     """The list above cannot forget a field of a later architecture."""
-    covered = {name for config_class, fields, _ in INVALID if config_class is architecture.config_class for name in fields}
+    covered = {
+        name for config_class, fields, _ in INVALID if config_class is architecture.config_class for name in fields
+    }
     checked = {
         name
         for name in architecture.own_fields

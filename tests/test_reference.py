@@ -1,0 +1,442 @@
+"""The models against slow, obvious re-implementations, their options one by one, and their initial weights."""
+
+import math
+
+import pytest
+import torch
+from architectures import (
+    ARCHITECTURES,
+    CAUSAL,
+    PAD,
+    SIZES,
+    Case,
+    build,
+    each_architecture,
+    gradients,
+    loss_terms,
+    options,
+    parameters,
+    randomise,
+    token_ids,
+)
+from torch import nn
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from latentlm import AREncoderDecoderConfig, AREncoderDecoderForCausalLM, DecoderOnlyConfig, DecoderOnlyForCausalLM
+from latentlm.models.embedding_loss import EmbeddingLoss
+
+# --- the forward pass, one token and one head at a time ---------------------------------------------------------------
+
+
+class Weights:
+    """The parameters of one module by name; a missing bias is 0 and a missing gain is 1."""
+
+    def __init__(self, parameters: dict[str, torch.Tensor], prefix: str = ""):
+        self.parameters, self.prefix = parameters, prefix
+
+    def __getitem__(self, name: str) -> "Weights":
+        return Weights(self.parameters, f"{self.prefix}{name}.")
+
+    def linear(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.parameters[f"{self.prefix}weight"] @ x
+        return y + self.parameters.get(f"{self.prefix}bias", 0)
+
+    def norm(self, x: torch.Tensor, eps: float) -> torch.Tensor:
+        centred = x - x.mean()
+        normal = centred / (centred.pow(2).mean() + eps).sqrt()
+        return normal * self.parameters.get(f"{self.prefix}weight", 1) + self.parameters.get(f"{self.prefix}bias", 0)
+
+
+def turn(vector: torch.Tensor, position: int, theta: float = 10_000.0) -> torch.Tensor:
+    """Rotary position: the pair (i, i + d / 2) is a complex number, turned by position * theta^(-2 i / d)."""
+    half = len(vector) // 2
+    pairs = torch.complex(vector[:half], vector[half:])
+    angles = torch.tensor([position * theta ** (-i / half) for i in range(half)])
+    turned = pairs * torch.polar(torch.ones(half), angles)
+    return torch.cat([turned.real, turned.imag])
+
+
+def attention(queries: list, keys: list, values: list, heads: int, rotary: bool) -> list[torch.Tensor]:
+    """Position t over the positions up to t; each a list over positions of vectors of size D."""
+    size = len(queries[0]) // heads
+    outputs = []
+    for t in range(len(queries)):
+        output = []
+        for h in range(heads):
+            part = slice(h * size, (h + 1) * size)
+            scores = []
+            for z in range(t + 1):
+                query, key = queries[t][part], keys[z][part]
+                if rotary:
+                    query, key = turn(query, t), turn(key, z)
+                scores.append(query @ key / math.sqrt(size))
+            probabilities = torch.stack(scores).softmax(0)
+            output.append(sum(p * values[z][part] for z, p in enumerate(probabilities)))
+        outputs.append(torch.cat(output))
+    return outputs
+
+
+@torch.no_grad()
+def reference_logits(model: nn.Module, ids: list[int]) -> torch.Tensor:
+    """Logits `(T, V)` of one unpadded row, straight from the specification."""
+    config = model.config
+    weights = Weights(dict(model.named_parameters()))
+    inner = weights["model"]
+    rotary = config.position_embedding_type == "rotary"
+    eps = config.layer_norm_eps
+
+    def self_attention(states: list, layer: Weights) -> list:
+        normal = [layer["self_attn_norm"].norm(x, eps) for x in states]
+        queries, keys, values = zip(*(layer["self_attn"]["qkv_proj"].linear(x).chunk(3) for x in normal), strict=True)
+        attended = attention(queries, keys, values, config.num_attention_heads, rotary)
+        return [x + layer["self_attn"]["o_proj"].linear(a) for x, a in zip(states, attended, strict=True)]
+
+    def cross_attention(states: list, encoded: list, layer: Weights) -> list:
+        queries = [layer["cross_attn"]["q_proj"].linear(layer["cross_attn_query_norm"].norm(x, eps)) for x in states]
+        pairs = [layer["cross_attn"]["kv_proj"].linear(layer["cross_attn_key_norm"].norm(x, eps)) for x in encoded]
+        keys, values = zip(*(pair.chunk(2) for pair in pairs), strict=True)
+        attended = attention(queries, keys, values, config.num_cross_attention_heads, rotary)
+        gate = weights.parameters[f"{layer.prefix}cross_attn_gate"] if config.cross_attention_gate else 1
+        return [x + gate * layer["cross_attn"]["o_proj"].linear(a) for x, a in zip(states, attended, strict=True)]
+
+    def feed_forward(states: list, layer: Weights) -> list:
+        outputs = []
+        for x in states:
+            up = layer["mlp"]["up_proj"].linear(layer["mlp_norm"].norm(x, eps))
+            gelu = up * 0.5 * (1 + torch.erf(up / math.sqrt(2)))
+            outputs.append(x + layer["mlp"]["down_proj"].linear(gelu))
+        return outputs
+
+    tokens = weights.parameters["model.embed_tokens.weight"]
+    positions = weights.parameters.get("model.embed_positions.weight")
+    states = [tokens[i] if rotary else tokens[i] + positions[t] for t, i in enumerate(ids)]
+    if config.model_type == "decoder_only":
+        for i in range(config.num_hidden_layers):
+            layer = inner[f"layers.{i}"]
+            states = feed_forward(self_attention(states, layer), layer)
+    else:
+        for i in range(config.num_encoder_layers):
+            layer = inner[f"encoder_layers.{i}"]
+            states = feed_forward(self_attention(states, layer), layer)
+        encoded = states
+        if config.bridge_layer_norm:
+            states = [inner["bridge_norm"].norm(x, eps) for x in states]
+        states = [inner["bridge"].linear(x) for x in states]
+        if config.add_next_position:
+            states = [x + positions[t + 1] for t, x in enumerate(states)]
+        for i in range(config.num_decoder_layers):
+            layer = inner[f"decoder_layers.{i}"]
+            if config.decoder_order == "self_first":
+                states = cross_attention(self_attention(states, layer), encoded, layer)
+            else:
+                states = self_attention(cross_attention(states, encoded, layer), layer)
+            states = feed_forward(states, layer)
+    states = [inner["norm"].norm(x, eps) for x in states]
+    if config.position_subtraction != "none":
+        states = [x - positions[t + 1] for t, x in enumerate(states)]
+    if config.position_subtraction == "layer_norm":
+        states = [inner["position_subtraction"]["norm"].norm(x, eps) for x in states]
+    return torch.stack([tokens @ x for x in states])
+
+
+@pytest.mark.parametrize("case", parameters([a for a in CAUSAL if a.name in ("decoder_only", "ar_encoder_decoder")]))
+def test_logits_equal_a_loop_over_tokens_and_heads(case: Case):
+    model = case.model()
+    ids = token_ids(1, 9)
+    torch.testing.assert_close(model(ids).logits[0], reference_logits(model, ids[0].tolist()), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("use_bias", [False, True])
+def test_decoder_only_equals_gpt2_of_transformers(use_bias: bool):
+    config = DecoderOnlyConfig(**SIZES, num_hidden_layers=2, use_bias=use_bias)
+    model = build(DecoderOnlyForCausalLM, config)
+    peer = GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=config.vocab_size,
+            n_embd=config.hidden_size,
+            n_head=config.num_attention_heads,
+            n_inner=config.intermediate_size,
+            n_layer=2,
+            n_positions=config.max_position_embeddings,
+            activation_function="gelu",
+            **dict.fromkeys(("embd_pdrop", "attn_pdrop", "resid_pdrop"), 0.0),
+        )
+    )
+    names = {
+        "transformer.wte": "model.embed_tokens",
+        "transformer.wpe": "model.embed_positions",
+        "transformer.ln_f": "model.norm",
+        ".h.": ".layers.",
+        "transformer.": "model.",
+        "ln_1": "self_attn_norm",
+        "ln_2": "mlp_norm",
+        "attn.c_attn": "self_attn.qkv_proj",
+        "attn.c_proj": "self_attn.o_proj",
+        "mlp.c_fc": "mlp.up_proj",
+        "mlp.c_proj": "mlp.down_proj",
+    }
+    ours = model.state_dict()
+    state = peer.state_dict()
+    for name, value in state.items():
+        for theirs, mine in names.items():
+            name = name.replace(theirs, mine)
+        weight = ours.get(name, torch.zeros(()))  # GPT-2 always has biases
+        is_conv1d = ".layers." in name and weight.ndim == 2  # its Conv1D holds the transpose
+        value.copy_(weight.T if is_conv1d else weight)
+    peer.eval()
+
+    ids = token_ids(2, 20)
+    torch.testing.assert_close(model(ids).logits, peer(ids).logits, rtol=1e-4, atol=1e-4)
+    loss, peer_loss = (m(ids, labels=ids).loss for m in (model, peer))
+    torch.testing.assert_close(loss, peer_loss)
+    mask = torch.ones_like(ids)
+    mask[1, :7] = 0  # left padding
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    torch.testing.assert_close(
+        model(ids, attention_mask=mask).logits[1, 7:],
+        peer(ids, attention_mask=mask, position_ids=positions).logits[1, 7:],
+        rtol=1e-4,
+        atol=1e-4,
+    )
+
+
+# --- every option -----------------------------------------------------------------------------------------------------
+
+
+def training_step(architecture, fields: dict) -> dict[str, torch.Tensor]:
+    """Everything that a training step shows of a model: logits, losses, gradients of its first layers."""
+    torch.manual_seed(1)
+    model = build(architecture.head_class, architecture.config_class(**fields)).train()
+    ids = token_ids(2, 12)
+    output = model(ids, labels=ids)
+    output.loss.backward()
+    shown = {name: gradient for name, gradient in gradients(model).items() if "embed_tokens" in name or ".0." in name}
+    return {"logits": output.logits.detach(), "loss": output.loss.detach(), **loss_terms(output), **shown}
+
+
+@pytest.mark.parametrize(
+    ("architecture", "before", "after"),
+    [
+        pytest.param(architecture, before, after, id=f"{architecture.name}-{name}")
+        for architecture in ARCHITECTURES
+        for name, before, after in options(architecture)
+    ],
+)
+def test_every_option_changes_the_training_step(architecture, before, after):
+    """Both models agree in every parameter they share, so only the option can make the difference."""
+    first, second = training_step(architecture, before), training_step(architecture, after)
+    common = {name for name in first.keys() & second.keys() if first[name].shape == second[name].shape}
+    assert first["logits"].shape != second["logits"].shape or any(
+        not torch.allclose(first[name], second[name], rtol=1e-3, atol=1e-6) for name in common
+    )
+
+
+@each_architecture
+def test_the_same_option_twice_changes_nothing(architecture):
+    """The test above would pass for every option if a training step were not repeatable."""
+    fields = architecture.sizes | architecture.loss_base
+    first, second = training_step(architecture, fields), training_step(architecture, fields)
+    for name, value in first.items():
+        torch.testing.assert_close(value, second[name], rtol=0, atol=0)
+
+
+# --- the embedding loss -----------------------------------------------------------------------------------------------
+
+
+def plain_norm(x: torch.Tensor, norm: nn.Module) -> torch.Tensor:
+    if isinstance(norm, nn.Identity):
+        return x
+    normal = (x - x.mean()) / (x.var(unbiased=False) + norm.eps).sqrt()
+    return normal if norm.weight is None else normal * norm.weight + norm.bias
+
+
+def reference_embedding_loss(
+    config: AREncoderDecoderConfig,
+    module: EmbeddingLoss,
+    documents: list[tuple[torch.Tensor, torch.Tensor, list[bool]]],
+) -> torch.Tensor:
+    """Mean over the counted tokens of all documents: (embeddings (T, D), encoder output (T, D), which tokens count)."""
+    losses = []
+    for embeddings, encoded, counted in documents:
+        before = [
+            plain_norm(e, module.input_norm) if config.embedding_loss_input_norm == "before" else e for e in embeddings
+        ]
+        for t in range(len(embeddings)):
+            if not counted[t]:
+                continue
+            if config.embedding_loss_aggregation == "mean":
+                aggregate = sum(before[: t + 1]) / (t + 1)
+            elif config.embedding_loss_aggregation == "convolution":
+                taps = module.aggregation.weight
+                aggregate = sum(taps[k] * before[t - k] for k in range(min(len(taps), t + 1)))
+            else:
+                shares = module.aggregation.weight[t, : t + 1].softmax(0)
+                aggregate = sum(share * e for share, e in zip(shares, before, strict=False))
+            if config.embedding_loss_input_norm == "after":
+                aggregate = plain_norm(aggregate, module.input_norm)
+            target = plain_norm(encoded[t], module.output_norm)
+            if config.embedding_loss == "mse":
+                losses.append((aggregate - target).pow(2).sum() / len(target))
+            else:
+                cosine = (aggregate @ target) / (aggregate.norm() * target.norm())
+                affinity = (cosine + 1) / 2
+                losses.append(1 - affinity if config.embedding_loss == "cosine" else -affinity.log())
+    return torch.stack(losses).mean()
+
+
+LOSSES = [
+    {"embedding_loss": kind, "embedding_loss_aggregation": aggregation, "embedding_loss_kernel_size": 3}
+    for kind in ("mse", "cosine", "log_cosine")
+    for aggregation in ("mean", "convolution", "mixing")
+] + [
+    {"embedding_loss": "mse", "embedding_loss_input_norm": place, "embedding_loss_output_norm": output}
+    for place in ("before", "after", "none")
+    for output in ("affine", "plain", "none")
+]
+
+
+@pytest.mark.parametrize("layout", ["plain", "left_padding", "right_padding", "packing", "ignored_labels"])
+@pytest.mark.parametrize("fields", LOSSES, ids=lambda fields: "-".join(map(str, fields.values())))
+def test_embedding_loss_equals_a_loop_over_tokens(fields: dict, layout: str):
+    config = AREncoderDecoderConfig(**SIZES, num_encoder_layers=1, num_decoder_layers=1, **fields)
+    model = build(AREncoderDecoderForCausalLM, config)
+    ids = token_ids(2, 11)
+    labels = ids.clone()
+    inputs: dict[str, torch.Tensor] = {}
+    spans = [(row, 0, 11) for row in range(2)]  # (row, first, last + 1) of each document
+    if layout == "left_padding":
+        spans = [(0, 4, 11), (1, 0, 11)]
+    elif layout == "right_padding":
+        spans = [(0, 0, 7), (1, 0, 11)]
+    elif layout == "packing":
+        spans = [(0, 0, 4), (0, 4, 11), (1, 0, 1), (1, 1, 11)]
+        inputs["position_ids"] = torch.tensor([[*range(4), *range(7)], [0, *range(10)]])
+        labels[0, 4] = labels[1, 1] = -100
+    elif layout == "ignored_labels":
+        labels[0, 3:6] = -100
+        labels[1, 10] = -100
+    if "padding" in layout:
+        mask = torch.zeros_like(ids)
+        for row, first, end in spans:
+            mask[row, first:end] = 1
+        inputs["attention_mask"] = mask
+        labels[mask == 0] = -100
+        ids[mask == 0] = PAD
+        if layout == "left_padding":
+            labels[0, 4] = -100  # predicted from padding by nothing
+    output = model(ids, labels=labels, **inputs)
+
+    documents = []
+    for row, first, end in spans:
+        states = model.model(ids[row : row + 1, first:end])
+        counted = [t + 1 < 11 and bool(labels[row, t + 1] != -100) for t in range(first, end)]
+        documents.append((states.input_embeddings[0], states.encoder_last_hidden_state[0], counted))
+    expected = reference_embedding_loss(config, model.embedding_loss, documents)
+    torch.testing.assert_close(output.embedding_loss, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("detach", ["encoder", "embeddings", "none"])
+def test_embedding_loss_leaves_alone_what_is_detached(detach: str):
+    config = AREncoderDecoderConfig(**SIZES, embedding_loss="mse", embedding_loss_detach=detach)
+    embeddings, encoded = torch.randn(2, 1, 5, 32, requires_grad=True).unbind()
+    embeddings.retain_grad()
+    encoded.retain_grad()
+    module = EmbeddingLoss(config)
+    module(embeddings, encoded).sum().backward()
+    assert (embeddings.grad is None) == (detach == "embeddings")
+    assert (encoded.grad is None) == (detach == "encoder")
+
+
+def test_embedding_loss_joins_the_training_loss_only():
+    config = AREncoderDecoderConfig(**SIZES, embedding_loss="mse", embedding_loss_weight=8.0)
+    model = build(AREncoderDecoderForCausalLM, config)
+    ids = token_ids(2, 8)
+    scored = model(ids, labels=ids)
+    assert scored.loss == scored.lm_loss and scored.embedding_loss > 0
+    trained = model.train()(ids, labels=ids)
+    torch.testing.assert_close(trained.loss, trained.lm_loss + 8 * trained.embedding_loss)
+    torch.testing.assert_close(trained.lm_loss, scored.lm_loss)
+    assert AREncoderDecoderForCausalLM(AREncoderDecoderConfig(**SIZES))(ids, labels=ids).embedding_loss is None
+
+
+def test_norm_gains_and_gates_are_training_statistics():
+    fields = SIZES | {"num_encoder_layers": 1, "num_decoder_layers": 2}
+    config = AREncoderDecoderConfig(**fields, embedding_loss="mse", cross_attention_gate=True)
+    model = AREncoderDecoderForCausalLM(config)
+    assert model.training_statistics() == {
+        "embedding_loss_output_norm_gain": 1.0,
+        "embedding_loss_input_norm_gain": 1.0,
+        "cross_attention_gate_0": 1.0,
+        "cross_attention_gate_1": 1.0,
+    }
+    with torch.no_grad():
+        model.embedding_loss.output_norm.weight.fill_(-0.25)
+        model.model.decoder_layers[1].cross_attn_gate.fill_(0.5)
+    statistics = model.training_statistics()
+    assert statistics["embedding_loss_output_norm_gain"] == 0.25
+    assert statistics["cross_attention_gate_1"] == 0.5
+
+
+# --- initial weights --------------------------------------------------------------------------------------------------
+
+
+def assert_initial_weights(model: nn.Module, residual_std: float) -> None:
+    for name, parameter in model.named_parameters():
+        values = parameter.detach()
+        if name.endswith("bias"):
+            assert (values == 0).all(), name
+        elif "norm" in name or "gate" in name:
+            assert (values == 1).all(), name
+        elif "aggregation" not in name:
+            std = (
+                residual_std if name.endswith(("o_proj.weight", "down_proj.weight")) else model.config.initializer_range
+            )
+            assert values.std().item() == pytest.approx(std, rel=0.06), name
+            assert abs(values.mean().item()) < 0.06 * std, name
+
+
+BIG = SIZES | {"vocab_size": 200, "hidden_size": 64, "intermediate_size": 256, "max_position_embeddings": 100}
+
+
+def test_initial_weights_of_decoder_only():
+    model = DecoderOnlyForCausalLM(DecoderOnlyConfig(**BIG, num_hidden_layers=8, use_bias=True))
+    assert_initial_weights(model, residual_std=0.02 / math.sqrt(2 * 8))
+
+
+def test_initial_weights_of_ar_encoder_decoder():
+    fields = BIG | {"num_encoder_layers": 6, "num_decoder_layers": 2, "use_bias": True, "cross_attention_gate": True}
+    model = AREncoderDecoderForCausalLM(AREncoderDecoderConfig(**fields, embedding_loss="mse", bridge_layer_norm=True))
+    assert_initial_weights(model, residual_std=0.02 / math.sqrt(8))  # sqrt(2 L) with L layers per stack
+    model = AREncoderDecoderForCausalLM(AREncoderDecoderConfig(**fields, initializer_range=0.5))
+    assert_initial_weights(model, residual_std=0.5 / math.sqrt(8))
+
+
+def test_a_new_gate_is_open_and_new_aggregations_are_means():
+    def new_model(**fields):
+        torch.manual_seed(0)
+        return AREncoderDecoderForCausalLM(AREncoderDecoderConfig(**SIZES | fields)).eval()
+
+    ids = token_ids(2, 8)
+    torch.testing.assert_close(
+        new_model(cross_attention_gate=True)(ids).logits, new_model()(ids).logits, rtol=0, atol=0
+    )
+    mean = new_model(embedding_loss="mse")(ids, labels=ids).embedding_loss
+    mixing = new_model(embedding_loss="mse", embedding_loss_aggregation="mixing")(ids, labels=ids).embedding_loss
+    torch.testing.assert_close(mixing, mean)
+    model = new_model(embedding_loss="mse", embedding_loss_aggregation="convolution", embedding_loss_kernel_size=4)
+    assert (model.embedding_loss.aggregation.weight == 1 / 4).all()
+
+
+def test_dropout_of_embeddings_blocks_and_attention_probabilities():
+    """Everything that is added to the residual stream is dropped: with a rate near 1 nothing of the layers remains."""
+    config = AREncoderDecoderConfig(**SIZES, num_encoder_layers=1, num_decoder_layers=1, hidden_dropout=0.5)
+    model = AREncoderDecoderForCausalLM(config)
+    randomise(model)
+    seen: dict[str, torch.Tensor] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Dropout):
+            module.register_forward_hook(lambda _, args, out, name=name: seen.setdefault(name, out))
+    model.train()(token_ids(4, 16))
+    assert set(seen) == {"model.dropout", "model.encoder_layers.0.dropout", "model.decoder_layers.0.dropout"}
+    for out in seen.values():
+        assert 0.4 < (out == 0).float().mean() < 0.6
