@@ -1,0 +1,87 @@
+"""Documents packed into one row by `position_ids` are separate documents, on every backend and for every loss term."""
+
+import pytest
+import torch
+from architectures import Case, each_causal_architecture, each_causal_case, gradients, loss_terms, token_ids
+
+LENGTHS = [5, 1, 3, 8]
+
+
+def packed_row() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, list[torch.Tensor]]:
+    """Token ids, positions and labels `(1, T)` of one row, and its documents. Their first tokens are not predicted."""
+    ids = token_ids(1, sum(LENGTHS))
+    positions = torch.cat([torch.arange(n) for n in LENGTHS]).unsqueeze(0)
+    return ids, positions, ids.masked_fill(positions == 0, -100), list(ids.split(LENGTHS, 1))
+
+
+@pytest.mark.parametrize("backend", ["eager", "sdpa"])
+@pytest.mark.parametrize("mode", ["train", "eval", "eval_without_cache"])
+@each_causal_case
+def test_packed_documents_do_not_see_each_other(case: Case, mode: str, backend: str):
+    """Also where `use_cache` is left at its default, True, and an empty cache is made."""
+    model = case.model(backend).train(mode == "train")
+    ids, positions, _, documents = packed_row()
+    options = {"use_cache": False} if mode == "eval_without_cache" else {}
+    packed = model(ids, position_ids=positions, **options).logits
+    separate = torch.cat([model(document, **options).logits for document in documents], 1)
+    torch.testing.assert_close(packed, separate, rtol=1e-5, atol=2e-5)
+    assert not torch.allclose(packed, model(ids, **options).logits, atol=1e-2)  # packing matters here
+
+
+@pytest.mark.parametrize("stance", ["force_eager", pytest.param("default", marks=pytest.mark.slow)])
+@each_causal_case
+def test_packed_documents_with_flex_attention(case: Case, stance: str):
+    """Forward only: on CPU flex has no backward. Its kernels compile for half a minute, so the quick run interprets them."""
+    case.skip_if_excepted("flex_attention")
+    ids, positions, _, _ = packed_row()
+    with torch.no_grad(), torch.compiler.set_stance(stance):
+        packed = case.model("flex_attention")(ids, position_ids=positions).logits
+    expected = case.model("eager")(ids, position_ids=positions).logits
+    torch.testing.assert_close(packed, expected, rtol=1e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("mode", ["train", "eval"])
+@each_causal_case
+def test_packed_losses_and_gradients_are_those_of_separate_documents(case: Case, mode: str):
+    model = case.model().train(mode == "train")
+    ids, positions, labels, documents = packed_row()
+    count = int((labels != -100).sum())
+    packed = model(ids, position_ids=positions, labels=labels)
+    mean = {name: value.item() for name, value in loss_terms(packed).items()}
+    packed.loss.backward()
+    packed_gradients = gradients(model)
+
+    total = dict.fromkeys(mean, 0.0)
+    for document in documents:
+        if document.shape[1] == 1:
+            continue  # predicts nothing
+        output = model(document, labels=document, num_items_in_batch=count)
+        output.loss.backward()
+        for name, value in loss_terms(output).items():
+            total[name] += value.item()
+    assert total == pytest.approx(mean, rel=1e-4, abs=1e-6)
+    separate_gradients = gradients(model)
+    assert packed_gradients.keys() == separate_gradients.keys()
+    for name, gradient in packed_gradients.items():
+        torch.testing.assert_close(gradient, separate_gradients[name], rtol=1e-3, atol=1e-5)
+
+
+@each_causal_case
+def test_rows_of_a_batch_are_packed_independently(case: Case):
+    model = case.model()
+    ids = token_ids(2, 10)
+    positions = torch.stack([torch.arange(10), torch.cat([torch.arange(4), torch.arange(6)])])
+    logits = model(ids, position_ids=positions).logits
+    torch.testing.assert_close(logits[0], model(ids[:1]).logits[0], rtol=1e-5, atol=2e-5)
+    torch.testing.assert_close(logits[1, 4:], model(ids[1:, 4:]).logits[0], rtol=1e-5, atol=2e-5)
+
+
+@each_causal_architecture
+def test_every_document_may_be_as_long_as_the_context(architecture):
+    """The limit holds for a document, not for the row that documents are packed into."""
+    case = Case(architecture, next(iter(architecture.variants)))
+    model = case.model()
+    limit = model.config.max_position_embeddings
+    ids = token_ids(1, 2 * limit)
+    logits = model(ids, position_ids=torch.arange(limit).repeat(2).unsqueeze(0)).logits
+    torch.testing.assert_close(logits[:, limit:], model(ids[:, limit:]).logits, rtol=1e-5, atol=2e-5)
