@@ -43,7 +43,8 @@ class PreparedData:
             `latentlm.data.packing`. To be stacked (`default_data_collator`), not padded. When streaming, `train` is an
             `IterableDataset` without length.
         token_bytes: UTF-8 bytes per token id, float32 `(len(tokenizer),)`; divides nats into bits per byte.
-        info: documents, bytes, tokens and rows of both splits (None where a stream does not know), and their origin.
+        info: documents, bytes, tokens, rows and hash of the tokens of both splits (None where a stream does not know),
+            and where they came from; can be written as JSON.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -170,20 +171,23 @@ def _write_corpus(
 
 def _write_tokens(
     folder: Path, split: str, documents: Iterator[str], tokenizer: PreTrainedTokenizerBase
-) -> dict[str, int]:
+) -> dict[str, Any]:
     starts: list[np.ndarray] = []
     size = tokens = 0
+    digest = hashlib.sha256()
     with open(folder / f"{split}.tokens", "wb") as file:
         for arrays, batch_size in encode_documents(_progress(documents, f"Tokenizing {split}"), tokenizer):
             lengths = np.array([len(array) for array in arrays], dtype=np.int64)
             starts.append(tokens + np.cumsum(lengths) - lengths)
-            np.concatenate(arrays).tofile(file)
+            data = np.concatenate(arrays).tobytes()
+            file.write(data)
+            digest.update(data)
             tokens += int(lengths.sum())
             size += batch_size
     if not starts:
         raise ValueError(f"dataset: the {split} split is empty (documents of the validation split are not trained on)")
     np.save(folder / f"{split}.starts.npy", np.concatenate(starts))
-    return {"documents": sum(map(len, starts)), "bytes": size, "tokens": tokens}
+    return {"documents": sum(map(len, starts)), "bytes": size, "tokens": tokens, "sha256": digest.hexdigest()}
 
 
 def _progress(documents: Iterator[str], what: str) -> Iterator[str]:
@@ -235,7 +239,8 @@ def _prepare_stream(
     )
     documents = partial(_without, frozenset(keys), train_source.documents)
     train = PackedStream(documents, tokenizer, config.context_length)
-    counts = {"documents": len(arrays), "bytes": size, "tokens": tokens}
+    digest = hashlib.sha256(validation.tokens.tobytes()).hexdigest()
+    counts = {"documents": len(arrays), "bytes": size, "tokens": tokens, "sha256": digest}
     return _prepared(config, tokenizer, train, validation, dict.fromkeys(counts), counts, None)
 
 
@@ -248,8 +253,8 @@ def _prepared(
     tokenizer: PreTrainedTokenizerBase,
     train: PackedDataset | PackedStream,
     validation: PackedDataset,
-    train_counts: dict[str, int | None],
-    validation_counts: dict[str, int | None],
+    train_counts: dict[str, Any],
+    validation_counts: dict[str, Any],
     folder: Path | None,
 ) -> PreparedData:
     info = {
