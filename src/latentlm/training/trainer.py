@@ -7,6 +7,7 @@ import shutil
 import time
 from collections import defaultdict
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import numpy as np
 import torch
 from rich.console import Console
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 from torch.utils.data import Dataset, IterableDataset
 from transformers import AutoModelForCausalLM, PrinterCallback, ProgressCallback, Trainer, default_data_collator
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
@@ -63,6 +65,14 @@ class LatentTrainer(Trainer):
         kwargs.setdefault("data_collator", default_data_collator)
         self._use_cache = kwargs["model"].config.use_cache
         super().__init__(**kwargs)
+        if self.is_distributed_loading_by_transformers and self.model.all_tied_weights_keys:
+            vocab_size, parts = self.model.config.vocab_size, self.args.world_size
+            if vocab_size % parts:
+                # Where the parts differ in size, torch pads a copy of the output layer that then misses every update.
+                raise ValueError(
+                    f"vocab_size {vocab_size} is not a multiple of the {parts} processes that share the tied embedding "
+                    f"(FSDP2 at load time): set it to {vocab_size + -vocab_size % parts}."
+                )
         self.token_bytes = None
         if token_bytes is not None:
             self.token_bytes = torch.as_tensor(token_bytes, dtype=torch.float32, device=self.args.device)
@@ -355,10 +365,12 @@ class LatentTrainer(Trainer):
         """Save model, code, tokenizer and training arguments, all files or none, and no pickle."""
         folder = Path(output_dir or self.args.output_dir)
         staging = folder / ".saving-model"
-        config, use_cache = self.accelerator.unwrap_model(self.model).config, self.args.use_cache
+        model = self.accelerator.unwrap_model(self.model)
+        config, use_cache = model.config, self.args.use_cache
         config.use_cache = self._use_cache  # Trainer turns it off for training only
         try:
-            super()._save(str(staging), state_dict)
+            with own_class(model):
+                super()._save(str(staging), state_dict)
             if not self.args.should_save:
                 return
             (staging / TRAINING_ARGS_NAME).unlink()
@@ -369,6 +381,20 @@ class LatentTrainer(Trainer):
             config.use_cache = use_cache
             if self.args.should_save:
                 shutil.rmtree(staging, ignore_errors=True)
+
+
+@contextmanager
+def own_class(model: nn.Module) -> Iterator[None]:
+    """Give a model sharded by FSDP2 its own class for a while.
+
+    FSDP2 replaces the class by one that lives in torch: saving would name that one and copy torch's files as its code.
+    """
+    current = type(model)
+    model.__class__ = next(base for base in current.__mro__ if not issubclass(base, FSDPModule))
+    try:
+        yield
+    finally:
+        model.__class__ = current
 
 
 def named_losses(outputs: Any) -> dict[str, torch.Tensor]:

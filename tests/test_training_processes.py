@@ -1,0 +1,180 @@
+"""Training as a user starts it: the command line, two processes through `accelerate launch`, SIGKILL at any time."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from training_kills import MOMENTS
+from training_setup import Rows, make_model, make_trainer, metrics_of
+
+from latentlm.train import main
+
+TESTS = Path(__file__).parent
+TWO_PROCESSES = TESTS.parent / "examples" / "accelerate" / "two_cpu_processes.yaml"
+RECIPE = """
+model:
+  model_type: ar_encoder_decoder
+  hidden_size: 16
+  num_attention_heads: 2
+  num_encoder_layers: 1
+  num_decoder_layers: 1
+  max_position_embeddings: 64
+  embedding_loss: mse
+  hidden_dropout: 0.1
+data:
+  context_length: 64
+  max_validation_rows: 6
+training:
+  max_steps: 10
+  learning_rate: 1e-3
+  per_device_train_batch_size: 2
+  per_device_eval_batch_size: 4
+  gradient_accumulation_steps: 2
+  logging_steps: 2
+  eval_strategy: steps
+  eval_steps: 4
+  eval_on_start: true
+  save_steps: 3
+  sample_prompts: 1
+  sample_new_tokens: 4
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    path = tmp_path / "small.yaml"
+    path.write_text(RECIPE, encoding="utf-8")
+    return path
+
+
+def run(*command: str | Path) -> str:
+    """Output of a command that must succeed."""
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+def launch(*arguments: str | Path) -> str:
+    """Run two processes with the example configuration, on a free port."""
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", TWO_PROCESSES]
+    return run(*command, "--main_process_port", "0", *arguments)
+
+
+def assert_same_run(run_folder: Path, other: Path) -> None:
+    """Equal to the last digit: losses, evaluations, samples, weights."""
+    assert metrics_of(run_folder) == metrics_of(other)
+    assert (run_folder / "samples.jsonl").read_bytes() == (other / "samples.jsonl").read_bytes()
+    assert (run_folder / "model.safetensors").read_bytes() == (other / "model.safetensors").read_bytes()
+
+
+def test_killed_at_any_moment_it_ends_the_same(recipe, tmp_path):
+    main([str(recipe), "--output_dir", str(tmp_path / "whole")])
+    assert metrics_of(tmp_path / "whole")[-1]["step"] == 10
+    moments = [*MOMENTS, *(f"random-{i}" for i in range(2))]
+    # The random ones come first: afterwards little is left to be killed in.
+    moments.sort(key=lambda moment: not moment.startswith("random"))
+    moments = [moments[2], *moments[:2], *moments[3:]]
+    output = run(sys.executable, TESTS / "training_kills.py", recipe, tmp_path / "killed", *moments)
+    assert output.count(": -9") >= len(MOMENTS), output
+    assert_same_run(tmp_path / "killed", tmp_path / "whole")
+    names = [path.name for path in (tmp_path / "killed").iterdir()]
+    assert sorted(name for name in names if name.startswith(("checkpoint-", "."))) == ["checkpoint-10", "checkpoint-9"]
+
+
+def test_command_line_run_resume_and_errors(recipe, tmp_path, capsys):
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    main([str(recipe), "--output_dir", str(whole), "--save_total_limit", "3"])
+    printed = capsys.readouterr().out
+    for text in ("held-out text, step 0 → 10: bits per byte", "embedding loss", "curves.png", "left 0:00:0"):
+        assert text in printed
+    files = {"recipe.yaml", "environment.json", "data.json", "results.json", "metrics.jsonl", "samples.jsonl",
+             "curves.png", "config.json", "generation_config.json", "model.safetensors", "tokenizer_config.json",
+             "modeling_ar_encoder_decoder.py"}  # fmt: skip
+    assert files <= {path.name for path in whole.iterdir()}
+    results = json.loads((whole / "results.json").read_text())
+    assert results["steps"] == 10 and results["parameters"] > 0 and results["peak_memory_bytes"] > 1e6
+
+    # Again: the run is complete. Without a recipe: the one in the checkpoint.
+    weights = (whole / "model.safetensors").read_bytes()
+    main([str(recipe), "--output_dir", str(whole), "--save_total_limit", "3"])
+    assert "Continuing from" in capsys.readouterr().out
+    assert (whole / "model.safetensors").read_bytes() == weights
+    main(["--resume_from_checkpoint", str(whole / "checkpoint-6"), "--output_dir", str(resumed)])
+    assert metrics_of(resumed) == metrics_of(whole)
+    assert (resumed / "model.safetensors").read_bytes() == weights
+
+    def message(*arguments: str) -> str:
+        with pytest.raises(SystemExit) as error:
+            main(arguments)
+        assert isinstance(error.value.code, str)  # printed, exit status 1
+        return error.value.code
+
+    assert "holds another run (training.max_steps: 10 there, 12 here)" in message(
+        str(recipe), "--output_dir", str(whole), "--max_steps", "12"
+    )
+    assert "context_length: 65 is longer" in message(str(recipe), "--context_length", "65")
+    assert "data:" in message(str(recipe), "--dataset", str(tmp_path / "nothing.txt"))
+    assert "name a recipe" in message("--max_steps", "3")
+    assert "did you mean 'max_steps'" in message(str(recipe), "--max_step", "3")
+    data = json.loads((whole / "checkpoint-6" / "data.json").read_text())
+    (whole / "checkpoint-6" / "data.json").write_text(json.dumps(data | {"vocab_size": 9}))
+    assert "cannot be resumed: data.json has" in message("--resume_from_checkpoint", str(whole / "checkpoint-6"))
+
+
+@pytest.mark.two_process
+def test_two_processes_equal_one(recipe, tmp_path):
+    options = ["--hidden_dropout", "0", "--max_steps", "6"]
+    main([str(recipe), "--output_dir", str(tmp_path / "one"), *options])
+    options += ["--gradient_accumulation_steps", "1", "--output_dir", str(tmp_path / "two")]
+    launch("-m", "latentlm.train", recipe, *options)
+    assert json.loads((tmp_path / "two" / "environment.json").read_text())["processes"] == 2
+    assert (tmp_path / "two" / "checkpoint-6" / "rng_state_1.pth").exists()
+    for one, two in zip(metrics_of(tmp_path / "one"), metrics_of(tmp_path / "two"), strict=True):
+        assert one.keys() == two.keys()
+        for name in one.keys() - {"epoch"}:
+            # Six validation rows do not fill two rounds of 2 × 4: none may count twice.
+            assert two[name] == pytest.approx(one[name], rel=1e-5), name
+
+
+@pytest.mark.two_process
+def test_killed_with_two_processes_it_ends_the_same(recipe, tmp_path):
+    launch("-m", "latentlm.train", recipe, "--output_dir", tmp_path / "two", "--save_total_limit", "3")
+    resume = ("--resume_from_checkpoint", tmp_path / "two" / "checkpoint-6", "--output_dir", tmp_path / "again")
+    launch("-m", "latentlm.train", *resume)
+    assert metrics_of(tmp_path / "again") == metrics_of(tmp_path / "two")
+
+
+@pytest.mark.two_process
+@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+def test_sharded_and_replicated_steps_equal_one_process(tmp_path, kind):
+    """DDP and FSDP2 (where the CPU has it: sharded when loaded) against the same rows in one process."""
+    launch(TESTS / "training_processes.py", kind, tmp_path / "two")
+    trainer = make_trainer(
+        tmp_path / "one",
+        make_model(vocab_size=260),
+        train=Rows(8),
+        max_steps=2,
+        optim="sgd",
+        learning_rate=0.5,
+        max_grad_norm=0.0,
+        per_device_train_batch_size=8,
+        eval_strategy="steps",
+        eval_steps=1,
+    )
+    trainer.train()
+    for one, two in zip(metrics_of(tmp_path / "one"), metrics_of(tmp_path / "two"), strict=True):
+        for name in one:
+            if name.endswith("loss") or name in ("grad_norm", "eval_bits_per_byte"):
+                assert two[name] == pytest.approx(one[name], rel=1e-5), name
+    weights = load_file(tmp_path / "two" / "model.safetensors")
+    for name, parameter in trainer.model.named_parameters():
+        torch.testing.assert_close(weights[name], parameter.data, rtol=1e-4, atol=1e-6)
+    config = json.loads((tmp_path / "two" / "config.json").read_text())
+    assert config["auto_map"]["AutoModelForCausalLM"] == "modeling_ar_encoder_decoder.AREncoderDecoderForCausalLM"
+    assert (tmp_path / "two" / "modeling_ar_encoder_decoder.py").exists()
+    assert not list((tmp_path / "two").glob("_fsdp*")) and os.listdir(tmp_path / "one")

@@ -1,0 +1,61 @@
+"""What one of several training processes runs; started by test_training_processes.py through `accelerate launch`.
+
+training_processes.py ddp|fsdp FOLDER
+"""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch.distributed.tensor import DTensor
+from training_setup import Rows, make_model, make_trainer
+from transformers.distributed import DistributedConfig
+
+import latentlm
+from latentlm.training import LatentTrainer
+
+# Plain SGD: the new weights show the gradient, without Adam's division by its size.
+STEPS = {"max_steps": 2, "optim": "sgd", "learning_rate": 0.5, "max_grad_norm": 0.0, "per_device_train_batch_size": 4}
+
+
+def take_steps(folder: Path, model: torch.nn.Module, **arguments) -> LatentTrainer:
+    """Two steps on 2 × 4 rows; weights and metrics are left in `folder`."""
+    trainer = make_trainer(
+        folder, model, train=Rows(8), **STEPS, eval_strategy="steps", eval_steps=1, sample_prompts=1, **arguments
+    )
+    trainer.train()
+    trainer.save_model()
+    return trainer
+
+
+def run_ddp(folder: Path) -> None:
+    trainer = take_steps(folder, make_model(vocab_size=260))
+    assert isinstance(trainer.model_wrapped, torch.nn.parallel.DistributedDataParallel)
+
+
+def run_fsdp(folder: Path) -> None:
+    """The same on parameters that are sharded over the two processes (FSDP2)."""
+    for vocab_size in (259, 260):
+        if dist.get_rank() == 0:
+            make_model(vocab_size=vocab_size).save_pretrained(folder / str(vocab_size))
+        dist.barrier()
+        model = latentlm.AREncoderDecoderForCausalLM.from_pretrained(
+            folder / str(vocab_size), distributed_config=DistributedConfig(fsdp_size=2)
+        )
+        sharded = [parameter for parameter in model.parameters() if isinstance(parameter, DTensor)]
+        assert len(sharded) == len(list(model.parameters()))
+        if vocab_size == 259:
+            with pytest.raises(ValueError, match="vocab_size 259 is not a multiple of the 2 processes"):
+                take_steps(folder, model, save_only_model=True)
+        else:
+            take_steps(folder, model, save_only_model=True)
+
+
+if __name__ == "__main__":
+    dist.init_process_group("gloo")
+    assert dist.get_world_size() == 2
+    torch.set_num_threads(1)
+    {"ddp": run_ddp, "fsdp": run_fsdp}[sys.argv[1]](Path(sys.argv[2]))
+    dist.destroy_process_group()
