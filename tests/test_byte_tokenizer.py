@@ -2,11 +2,8 @@
 
 import copy
 import json
-import os
 import pickle
 import random
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -46,11 +43,8 @@ def test_text_round_trips(tokenizer, text):
     assert tokenizer.convert_tokens_to_string(tokens) == text
 
 
-def test_naughty_strings_round_trip(tokenizer):
-    path = os.path.join(os.path.dirname(__file__), "../../shared/data/blns/blns.jsonl")
-    if not os.path.exists(path):
-        pytest.skip("../shared/data/blns is not here")
-    with open(path, encoding="utf-8") as lines:
+def test_naughty_strings_round_trip(tokenizer, shared_data):
+    with open(shared_data / "blns" / "blns.jsonl", encoding="utf-8") as lines:
         texts = [json.loads(line)["text"] for line in lines]
     decoded = tokenizer.batch_decode(tokenizer(texts).input_ids, skip_special_tokens=True)
     assert decoded == texts
@@ -207,7 +201,7 @@ def test_copies_and_pickles(tokenizer):
         assert clone.encode("a word<eos>") == tokenizer.encode("a word<eos>")
 
 
-def test_saved_and_loaded_without_latentlm(tmp_path):
+def test_saved_and_loaded_without_latentlm(tmp_path, run_without_latentlm):
     ByteTokenizer.register_for_auto_class()
     tokenizer = ByteTokenizer(
         add_bos_token=False, model_max_length=123, padding_side="left", extra_special_tokens=["<mask>"]
@@ -215,31 +209,25 @@ def test_saved_and_loaded_without_latentlm(tmp_path):
     tokenizer.add_eos_token = True  # changed after construction: saved too
     tokenizer.add_tokens(["word"])
     tokenizer.pad_token = "<eos>"
-    tokenizer.save_pretrained(tmp_path)
-    again = ByteTokenizer.from_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path / "first")
+    again = ByteTokenizer.from_pretrained(tmp_path / "first")
     texts = ["a word<mask>é", "日本<eos>"]
     expected = tokenizer(texts, padding=True).input_ids
     assert again(texts, padding=True).input_ids == expected
     assert again.get_vocab() == tokenizer.get_vocab()
-    again.save_pretrained(tmp_path / "again")
-    script = (
-        "import sys, json; sys.modules['latentlm'] = None\n"
-        "from transformers import AutoTokenizer\n"
-        "for folder in sys.argv[1:]:\n"
-        "    t = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)\n"
-        f"    print(json.dumps([t({texts!r}, padding=True).input_ids, t.model_max_length, t.padding_side, len(t),"
-        " t.add_bos_token, t.add_eos_token, t.pad_token, type(t).__name__]))\n"
-    )
-    output = subprocess.run(
-        [sys.executable, "-c", script, str(tmp_path), str(tmp_path / "again")],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(tmp_path / "modules"), "PYTHONPATH": ""},
-    )
-    assert output.returncode == 0, output.stderr
-    for line in output.stdout.splitlines()[-2:]:
-        assert json.loads(line) == [expected, 123, "left", 261, False, True, "<eos>", "ByteTokenizer"]
+    again.save_pretrained(tmp_path / "second")
+    script = f"""
+import json
+from transformers import AutoTokenizer
+for folder in sys.argv[1:]:
+    t = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
+    ids = t({texts!r}, padding=True).input_ids
+    options = [t.model_max_length, t.padding_side, len(t), t.add_bos_token, t.add_eos_token, t.pad_token]
+    print(json.dumps([type(t).__name__, ids, *options]))
+"""
+    output = run_without_latentlm(script, tmp_path / "first", tmp_path / "second")
+    for line in output.splitlines()[-2:]:
+        assert json.loads(line) == ["ByteTokenizer", expected, 123, "left", 261, False, True, "<eos>"]
 
 
 def test_options_can_be_given_when_loading(tmp_path):

@@ -147,6 +147,20 @@ def test_validation_documents_of_another_file_are_not_trained_on(make_config, co
         prepare_data(make_config(dataset=str(validation), validation_dataset=str(validation)))
 
 
+def test_a_split_of_the_dataset_validates(make_config, tmp_path):
+    folder = tmp_path / "dataset"
+    folder.mkdir()
+    for name, count in [("train", 20), ("validation", 3)]:
+        rows = [json.dumps({"text": f"{name} {i}"}) + "\n" for i in range(count)]
+        (folder / f"{name}.jsonl").write_text("".join(rows))
+    for options in ({}, {"streaming": True}):
+        data = prepare_data(make_config(dataset=str(folder), validation_split="validation", **options))
+        assert documents_of(data.validation, data.tokenizer) == [f"validation {i}" for i in range(3)]
+        assert data.tokenizer.decode(next(iter(data.train))["input_ids"]).startswith("<bos>train 0<eos>")
+    with pytest.raises(ValueError, match=r"has no split 'validation'; name its files in validation_dataset"):
+        prepare_data(make_config(dataset=str(folder / "train.jsonl"), validation_split="validation"))
+
+
 def test_a_single_document_is_cut_at_a_line(make_config, tmp_path):
     lines = [f"line {i}\n" for i in range(100)]
     path = tmp_path / "one.txt"

@@ -24,7 +24,7 @@ class DataConfig:
     dataset_config: str | None = None
     train_split: str = "train"
     # Where validation text comes from. A split of `dataset`; or another dataset or other files (then `validation_split`
-    # says which of its splits, by default `train_split`). With neither, `validation_fraction` of `dataset` is held out.
+    # says which of its splits, by default "train"). With neither, `validation_fraction` of `dataset` is held out.
     validation_split: str | None = None
     validation_dataset: str | None = None
     # Share of the UTF-8 bytes held out. Whole documents, chosen by the hash of their text: the same ones in every run,

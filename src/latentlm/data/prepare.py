@@ -91,7 +91,7 @@ def _open_sources(config: DataConfig) -> tuple[Source, Source | None]:
 
     train = open_(config.dataset, config.train_split, config.dataset_config)
     if config.validation_dataset is not None:
-        return train, open_(config.validation_dataset, config.validation_split or config.train_split, None)
+        return train, open_(config.validation_dataset, config.validation_split or "train", None)
     if config.validation_split is not None:
         return train, open_(config.dataset, config.validation_split, config.dataset_config)
     return train, None

@@ -39,9 +39,12 @@ def open_source(
         ValueError: if there is no such dataset, or (then while iterating) it cannot be read as asked.
     """
     pattern = re.compile(document_start) if document_start is not None else None
+    paths = None if dataset == PYTHON_DOCS else _local_files(dataset)
+    if split != "train" and (paths or dataset == PYTHON_DOCS):
+        raise ValueError(f"dataset: {dataset!r} has no split {split!r}; name its files in validation_dataset instead")
     if dataset == PYTHON_DOCS:
         return Source(PYTHON_DOCS, _python_docs, lambda: _digest(_python_docs()))
-    if (paths := _local_files(dataset)) is None:
+    if paths is None:
         rows = _load_dataset(dataset, dataset_config, split, streaming)
         documents = partial(_row_documents, rows, dataset, text_column, pattern)
         identity = (dataset, str(dataset_config), split, getattr(rows, "_fingerprint", ""))
