@@ -116,7 +116,7 @@ def randomise(model: nn.Module) -> None:
     they have the same parameter. A longer table starts with the rows of a shorter one."""
     for name, parameter in model.named_parameters():
         generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
-        noise = torch.randn(1 << 14, generator=generator)[: parameter.numel()].view_as(parameter)
+        noise = torch.randn(1 << 16, generator=generator)[: parameter.numel()].view_as(parameter)
         if parameter.ndim < 2:  # gains, biases, gates: around what they start from
             parameter.add_(0.3 * noise)
         else:

@@ -31,7 +31,7 @@ def test_packed_documents_do_not_see_each_other(case: Case, mode: str, backend: 
 @pytest.mark.parametrize("stance", ["force_eager", pytest.param("default", marks=pytest.mark.slow)])
 @each_causal_case
 def test_packed_documents_with_flex_attention(case: Case, stance: str):
-    """Forward only: on CPU flex has no backward. Its kernels compile for half a minute, so the quick run interprets them."""
+    """Forward only: on CPU flex has no backward. Its kernels take half a minute to compile; the quick run has none."""
     case.skip_if_excepted("flex_attention")
     ids, positions, _, _ = packed_row()
     with torch.no_grad(), torch.compiler.set_stance(stance):
