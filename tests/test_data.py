@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import DataLoader
 from transformers import default_data_collator
 
-from latentlm.data import DataConfig, PackedDataset, PackedStream, packing, prepare, prepare_data
+from latentlm.data import DataConfig, PackedDataset, PackedStream, packing, prepare, prepare_data, tokenizers
 from latentlm.data.cache import build_once
 from latentlm.data.splitting import split_by_hash
 from latentlm.models.tokenization_byte import ByteTokenizer
@@ -77,7 +77,9 @@ def test_packing_equals_the_obvious_implementation(corpus, length, pad):
     assert as_lists(dataset) == pack_slowly(documents, length, pad)
 
 
-def test_stream_packs_the_same_rows(corpus):
+@pytest.mark.parametrize("batch_characters", [1, 100, 1 << 20])
+def test_stream_packs_the_same_rows(corpus, batch_characters, monkeypatch):
+    monkeypatch.setattr(tokenizers, "BATCH_CHARACTERS", batch_characters)
     _, texts = corpus
     stream = PackedStream(lambda: iter(texts), ByteTokenizer(), 16)
     expected = pack_slowly(as_documents(texts), 16)
@@ -172,6 +174,12 @@ def test_a_single_document_is_cut_at_a_line(make_config, tmp_path):
     path.write_text("no line boundary at all\n")
     with pytest.raises(ValueError, match=r"validation_fraction: .*no line boundary"):
         prepare_data(make_config(dataset=str(path)))
+
+
+def test_documents_larger_than_the_share_do_not_end_the_choice():
+    documents = [f"{i}" * 1000 for i in range(5)] + [f"small {i}" for i in range(100)]
+    held_out = sum(map(len, split_by_hash(documents, 0.05).validation(documents)))
+    assert 0.9 < held_out / (0.05 * sum(map(len, documents))) <= 1
 
 
 def test_few_large_documents_are_cut_too():
