@@ -1,4 +1,4 @@
-"""What the causal language models of this package share: initialisation, the context limit, means over predicted tokens."""
+"""What the causal language models share: initialisation, the context limit, means over predicted tokens."""
 
 import math
 

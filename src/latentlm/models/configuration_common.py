@@ -66,7 +66,7 @@ class TransformerConfig(PreTrainedConfig):
 
     def validate_sizes(self) -> None:
         """Every size is at least 1, dropouts are probabilities."""
-        for name in ("vocab_size", "hidden_size", "num_attention_heads", "intermediate_size", "max_position_embeddings"):
+        for name in ("vocab_size", "hidden_size", "intermediate_size", "max_position_embeddings"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` is {getattr(self, name)}, but it must be at least 1.")
         for name in ("hidden_dropout", "attention_dropout"):

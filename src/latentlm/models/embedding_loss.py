@@ -67,7 +67,7 @@ class CausalConvolution(nn.Module):
 
 
 class CausalMixing(nn.Module):
-    """A_t = sum over z <= t of softmax_z(W[t, z]) * E_z: one learned weight per pair of positions; starts as the mean."""
+    """A_t = sum over z <= t of softmax_z(W[t, z]) * E_z: one weight per pair of positions; starts as the mean."""
 
     def __init__(self, config):
         super().__init__()

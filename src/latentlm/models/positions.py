@@ -21,7 +21,7 @@ def resolve_position_ids(
     Raises:
         ValueError: a position is not below `max_position_embeddings`.
     """
-    batch_size, length = inputs_embeds.shape[:2]
+    length = inputs_embeds.shape[1]
     if position_ids is not None:
         # Reading them would make an accelerator wait; there the embedding's own bounds check has to do.
         if not is_torchdynamo_compiling() and position_ids.device.type == "cpu" and position_ids.numel():
