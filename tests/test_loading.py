@@ -84,7 +84,7 @@ def test_a_process_without_latentlm_loads_from_a_hub(mini_hub, run_without_laten
 
 @each_case
 def test_a_checkpoint_holds_code_and_safetensors_alone(case: Case, tmp_path):
-    """Every Auto class is in auto_map, the modules it names are there with all their neighbours, nothing is a pickle."""
+    """Every Auto class is in auto_map, the modules it names and their neighbours are there, nothing is a pickle."""
     save(case, tmp_path)
     suffixes = {path.suffix for path in tmp_path.iterdir()}
     assert suffixes <= {".py", ".json", ".safetensors", ".jinja"}

@@ -1,0 +1,259 @@
+"""Ways to run a model that must not change what it computes: checkpointing, precision, compiling, backends, PEFT."""
+
+import warnings
+
+import pytest
+import torch
+from architectures import PAD, Case, each_architecture, each_causal_case, gradients, loss_terms, token_ids
+from peft import LoraConfig, get_peft_model
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import TorchAoConfig
+
+PACKED = torch.tensor([[*range(5), *range(7)], [*range(9), *range(3)]])
+
+
+def training_batch(packed: bool = False) -> dict[str, torch.Tensor]:
+    ids = token_ids(2, 12)
+    if not packed:
+        return {"input_ids": ids, "labels": ids, "num_items_in_batch": torch.tensor(22)}
+    return {
+        "input_ids": ids,
+        "position_ids": PACKED,
+        "labels": ids.masked_fill(PACKED == 0, -100),
+        "num_items_in_batch": torch.tensor(20),
+    }
+
+
+def step(model, **batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    output = model(**batch)
+    output.loss.backward()
+    return output.loss.detach(), gradients(model)
+
+
+def assert_same_step(one, other, rtol: float = 1e-4, atol: float = 1e-6) -> None:
+    torch.testing.assert_close(one[0], other[0], rtol=rtol, atol=atol)
+    assert one[1].keys() == other[1].keys()
+    for name, gradient in one[1].items():
+        torch.testing.assert_close(gradient, other[1][name], rtol=rtol, atol=atol, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.parametrize("use_reentrant", [True, False])
+@each_causal_case
+def test_gradient_checkpointing_changes_nothing(case: Case, use_reentrant: bool):
+    """With dropout on: the second forward of a checkpoint draws the same masks."""
+    case.skip_if_excepted("gradient_checkpointing")
+    model = case.model(hidden_dropout=0.1, attention_dropout=0.1).train()
+    torch.manual_seed(0)
+    plain = step(model, **training_batch(packed=True))
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": use_reentrant})
+    calls = []
+    layers = [module for module in model.modules() if hasattr(module, "gradient_checkpointing") and module is not model]
+    for layer in layers:
+        layer.register_forward_pre_hook(lambda *_: calls.append(1))
+    torch.manual_seed(0)
+    checkpointed = step(model, **training_batch(packed=True))
+    assert len(calls) > model.config.num_hidden_layers  # forward ran again in backward
+    assert_same_step(checkpointed, plain)
+
+
+@pytest.mark.parametrize("autocast", [False, True], ids=["bf16_weights", "autocast"])
+@each_causal_case
+def test_bf16_is_finite_and_near_float32(case: Case, autocast: bool):
+    model = case.model().train()
+    exact = model(**training_batch(packed=True))
+    _, exact_gradients = step(model, **training_batch(packed=True))
+    if not autocast:
+        model = model.to(torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        output = model(**training_batch(packed=True))
+    for name, value in loss_terms(output).items():
+        torch.testing.assert_close(value.float(), exact[name], rtol=0.05, atol=0.02, msg=lambda m, n=name: f"{n}: {m}")
+    output.loss.backward()
+    found = gradients(model)
+    assert found.keys() == exact_gradients.keys()
+    for name, gradient in found.items():
+        assert gradient.isfinite().all(), name
+    whole, exact_whole = (torch.cat([g.flatten().float() for g in gs.values()]) for gs in (found, exact_gradients))
+    assert torch.cosine_similarity(whole, exact_whole, dim=0) > 0.98
+    if "embedding_loss" in loss_terms(output):
+        assert output.embedding_loss.dtype == torch.float32
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["rows", "packed"])
+@each_causal_case
+def test_compiles_as_one_graph(case: Case, packed: bool):
+    case.skip_if_excepted("torch_compile")
+    model = case.model().train()
+    batch = training_batch(packed)
+    expected = step(model, **batch)
+    torch._dynamo.reset()
+    compiled = torch.compile(model, fullgraph=True, backend="eager")  # fullgraph: a graph break is an error
+    output = compiled(**batch)
+    output.loss.backward()
+    assert_same_step((output.loss.detach(), gradients(model)), expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("packed", [False, True], ids=["rows", "packed"])
+@each_causal_case
+def test_compiled_by_inductor_equals_eager(case: Case, packed: bool):
+    case.skip_if_excepted("torch_compile")
+    model = case.model().train()
+    batch = training_batch(packed)
+    expected = step(model, **batch)
+    torch._dynamo.reset()
+    output = torch.compile(model, fullgraph=True)(**batch)
+    output.loss.backward()
+    assert_same_step((output.loss.detach(), gradients(model)), expected, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("rates", [{"hidden_dropout": 0.3}, {"attention_dropout": 0.3}], ids=str)
+@pytest.mark.parametrize("backend", ["eager", "sdpa"])
+@each_causal_case
+def test_dropout_is_active_in_training_only(case: Case, backend: str, rates: dict):
+    model, plain = case.model(backend, **rates), case.model(backend)
+    ids = token_ids(2, 10)
+    assert torch.equal(model(ids).logits, plain(ids).logits)
+    model.train()
+    first, second = model(ids).logits, model(ids).logits
+    assert not torch.allclose(first, second)
+
+
+@pytest.mark.parametrize("padded", [False, True], ids=["full", "left_padded"])
+@each_causal_case
+def test_sdpa_and_flex_equal_eager(case: Case, padded: bool):
+    ids = token_ids(2, 12)
+    mask = torch.ones_like(ids)
+    if padded:
+        mask[0, :4] = 0
+    real = mask.bool()
+    labels = ids.masked_fill(~real, -100)
+    labels[0, 4 * padded] = -100
+    steps = {}
+    for backend in ("eager", "sdpa"):
+        model = case.model(backend).train()
+        steps[backend] = step(model, input_ids=ids.masked_fill(~real, PAD), attention_mask=mask, labels=labels)
+    assert_same_step(steps["sdpa"], steps["eager"], rtol=1e-3, atol=1e-5)
+    if "flex_attention" not in case.architecture.exceptions:
+        with torch.no_grad(), torch.compiler.set_stance("force_eager"):  # its kernels take half a minute to compile
+            flex, eager = (case.model(b)(ids, attention_mask=mask).logits for b in ("flex_attention", "eager"))
+        torch.testing.assert_close(flex[real], eager[real], rtol=1e-4, atol=1e-4)
+
+
+class LargestSquare(TorchDispatchMode):
+    """Records the size of the largest tensor made whose last two sides are both T."""
+
+    def __init__(self, length: int):
+        super().__init__()
+        self.length, self.largest = length, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for tensor in torch.utils._pytree.tree_leaves(result):
+            if isinstance(tensor, torch.Tensor) and tensor.shape[-2:] == (self.length, self.length):
+                self.largest = max(self.largest, tensor.numel())
+        return result
+
+
+@each_causal_case
+def test_sdpa_builds_no_square_of_the_context_per_head(case: Case):
+    """Without padding neither forward nor backward makes a (B, heads, T, T) tensor, and no mask (B, 1, T, T) either."""
+    ids = token_ids(2, 29)
+    largest = {}
+    for backend in ("eager", "sdpa"):
+        model = case.model(backend).train()
+        with LargestSquare(29) as watched:
+            model(ids, labels=ids).loss.backward()
+        largest[backend] = watched.largest
+    assert largest["eager"] >= 2 * model.config.num_attention_heads * 29 * 29  # the watch sees what it should
+    mixing = (
+        getattr(model.config, "embedding_loss_aggregation", None) == "mixing"
+    )  # (T, T) weights, not per head or row
+    assert largest["sdpa"] <= (29 * 29 if mixing else 0)
+
+
+@each_causal_case
+def test_lora_trains_the_adapter_alone_and_merges(case: Case, tmp_path):
+    model = case.model()
+    targets = sorted(
+        {n.rsplit(".", 1)[1] for n, m in model.model.named_modules() if n.endswith("_proj") and m.weight.ndim}
+    )
+    assert {"qkv_proj", "o_proj", "up_proj", "down_proj"} <= set(targets)
+    ids = token_ids(2, 10)
+    before = model(ids).logits.detach()
+    adapted = get_peft_model(model, LoraConfig(r=4, target_modules=targets, task_type="CAUSAL_LM"))
+    torch.testing.assert_close(adapted.eval()(input_ids=ids).logits, before)  # a new adapter adds nothing
+    frozen = {name: p.clone() for name, p in adapted.named_parameters() if not p.requires_grad}
+    optimizer = torch.optim.SGD([p for p in adapted.parameters() if p.requires_grad], lr=1.0)
+    losses = []
+    for _ in range(3):
+        output = adapted.train()(input_ids=ids, labels=ids)
+        output.lm_loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(output.lm_loss.item())
+    assert losses[-1] < losses[0]
+    assert all(torch.equal(p, frozen[name]) for name, p in adapted.named_parameters() if name in frozen)
+    after = adapted.eval()(input_ids=ids).logits.detach()
+    assert not torch.allclose(after, before, atol=1e-3)
+    adapted.save_pretrained(tmp_path)
+    assert (tmp_path / "adapter_model.safetensors").is_file()
+    torch.testing.assert_close(adapted.merge_and_unload()(ids).logits, after, rtol=1e-4, atol=1e-4)
+
+
+@each_causal_case
+def test_int8_dynamic_quantization_on_cpu(case: Case):
+    """Linear layers in int8, the rest in float32: near the exact logits, and it generates."""
+    case.skip_if_excepted("quantization")
+    model = case.model()
+    ids = token_ids(2, 10)
+    exact = model(ids).logits
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch moves this to torchao
+        quantized = torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear}, dtype=torch.qint8)
+    assert not any(type(module) is torch.nn.Linear for module in quantized.modules())
+    logits = quantized(ids).logits
+    assert torch.cosine_similarity(logits.flatten(), exact.flatten(), dim=0) > 0.99
+    generated = quantized.generate(ids, max_new_tokens=5, do_sample=False)
+    assert generated.shape == (2, 15)
+
+
+@each_causal_case
+def test_loading_in_int8_through_torchao(case: Case, tmp_path):
+    """`from_pretrained(..., quantization_config=...)`; torchao is not among the development packages."""
+    case.skip_if_excepted("quantization")
+    quantization = pytest.importorskip("torchao.quantization", reason="torchao (docs/limits.md)")
+    model = case.model()
+    model.save_pretrained(tmp_path)
+    config = TorchAoConfig(quantization.Int8WeightOnlyConfig())
+    quantized = type(model).from_pretrained(tmp_path, quantization_config=config)
+    ids = token_ids(2, 10)
+    cosine = torch.cosine_similarity(quantized(ids).logits.flatten(), model(ids).logits.flatten(), dim=0)
+    assert 0.999 < cosine < 0.9999999
+    assert quantized.generate(ids, max_new_tokens=5, do_sample=False).shape == (2, 15)
+
+
+@pytest.mark.parametrize("size", [50, 80])
+@each_causal_case
+def test_resizing_the_token_embeddings(case: Case, size: int):
+    model = case.model()
+    ids = token_ids(2, 10, vocab_size=50)
+    before = model(ids).logits
+    model.resize_token_embeddings(size)
+    assert model.config.vocab_size == size
+    output = model(ids, labels=ids)
+    assert output.logits.shape == (2, 10, size)
+    kept = min(size, 64)
+    torch.testing.assert_close(output.logits[..., :kept], before[..., :kept])
+    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight  # still tied
+    assert output.loss.isfinite()
+
+
+@each_architecture
+def test_every_parameter_gets_a_gradient(architecture):
+    """What gets none breaks DDP (`find_unused_parameters`) and is not trained."""
+    for variant in architecture.variants:
+        model = Case(architecture, variant).model().train()
+        _, found = step(model, **training_batch())
+        without = {name for name, p in model.named_parameters() if name not in found}
+        assert not without, f"{variant}: {without}"
