@@ -1,7 +1,6 @@
 """Training as a user starts it: the command line, two processes through `accelerate launch`, SIGKILL at any time."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -141,21 +140,20 @@ def test_two_processes_equal_one(recipe, tmp_path):
             assert two[name] == pytest.approx(one[name], rel=1e-5), name
 
 
-@pytest.mark.two_process
-def test_killed_with_two_processes_it_ends_the_same(recipe, tmp_path):
-    launch("-m", "latentlm.train", recipe, "--output_dir", tmp_path / "two", "--save_total_limit", "3")
-    resume = ("--resume_from_checkpoint", tmp_path / "two" / "checkpoint-6", "--output_dir", tmp_path / "again")
-    launch("-m", "latentlm.train", *resume)
-    assert metrics_of(tmp_path / "again") == metrics_of(tmp_path / "two")
+@pytest.fixture(scope="module")
+def processes(tmp_path_factory) -> Path:
+    """Folder of what two processes did in training_processes.py."""
+    folder = tmp_path_factory.mktemp("processes")
+    launch(TESTS / "training_processes.py", folder)
+    return folder
 
 
 @pytest.mark.two_process
 @pytest.mark.parametrize("kind", ["ddp", "fsdp"])
-def test_sharded_and_replicated_steps_equal_one_process(tmp_path, kind):
-    """DDP and FSDP2 (where the CPU has it: sharded when loaded) against the same rows in one process."""
-    launch(TESTS / "training_processes.py", kind, tmp_path / "two")
+def test_replicated_and_sharded_steps_equal_one_process(processes, tmp_path, kind):
+    """DDP and FSDP2 (as far as the CPU has it: sharded when loaded) against the same rows in one process."""
     trainer = make_trainer(
-        tmp_path / "one",
+        tmp_path,
         make_model(vocab_size=260),
         train=Rows(8),
         max_steps=2,
@@ -167,14 +165,20 @@ def test_sharded_and_replicated_steps_equal_one_process(tmp_path, kind):
         eval_steps=1,
     )
     trainer.train()
-    for one, two in zip(metrics_of(tmp_path / "one"), metrics_of(tmp_path / "two"), strict=True):
+    for one, two in zip(metrics_of(tmp_path), metrics_of(processes / kind), strict=True):
         for name in one:
             if name.endswith("loss") or name in ("grad_norm", "eval_bits_per_byte"):
                 assert two[name] == pytest.approx(one[name], rel=1e-5), name
-    weights = load_file(tmp_path / "two" / "model.safetensors")
+    weights = load_file(processes / kind / "model.safetensors")
     for name, parameter in trainer.model.named_parameters():
         torch.testing.assert_close(weights[name], parameter.data, rtol=1e-4, atol=1e-6)
-    config = json.loads((tmp_path / "two" / "config.json").read_text())
+    config = json.loads((processes / kind / "config.json").read_text())
     assert config["auto_map"]["AutoModelForCausalLM"] == "modeling_ar_encoder_decoder.AREncoderDecoderForCausalLM"
-    assert (tmp_path / "two" / "modeling_ar_encoder_decoder.py").exists()
-    assert not list((tmp_path / "two").glob("_fsdp*")) and os.listdir(tmp_path / "one")
+    assert (processes / kind / "modeling_ar_encoder_decoder.py").exists()
+    assert not list((processes / kind).glob("_fsdp*"))
+
+
+@pytest.mark.two_process
+def test_two_processes_resume_exactly(processes):
+    assert metrics_of(processes / "again") == metrics_of(processes / "whole")
+    assert (processes / "whole" / "checkpoint-4" / "rng_state_1.pth").exists()

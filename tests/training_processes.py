@@ -1,9 +1,10 @@
-"""What one of several training processes runs; started by test_training_processes.py through `accelerate launch`.
+"""What two training processes run together; started by test_training_processes.py through `accelerate launch`.
 
-training_processes.py ddp|fsdp FOLDER
+training_processes.py FOLDER
 """
 
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -53,9 +54,21 @@ def run_fsdp(folder: Path) -> None:
             take_steps(folder, model, save_only_model=True)
 
 
+def run_resumed(folder: Path) -> None:
+    """A run with dropout, and the same resumed in its middle."""
+    for name, checkpoint in (("whole", None), ("again", folder / "whole" / "checkpoint-2")):
+        trainer = make_trainer(folder / name, make_model(dropout=0.1), save_strategy="steps", save_steps=2)
+        trainer.train(resume_from_checkpoint=checkpoint)
+
+
 if __name__ == "__main__":
     dist.init_process_group("gloo")
     assert dist.get_world_size() == 2
     torch.set_num_threads(1)
-    {"ddp": run_ddp, "fsdp": run_fsdp}[sys.argv[1]](Path(sys.argv[2]))
+    folder = Path(sys.argv[1])
+    run_ddp(folder / "ddp")
+    run_fsdp(folder / "fsdp")
+    run_resumed(folder)
+    dist.barrier()
+    time.sleep(1)  # gloo's threads release their last tensors; destroying the group before hangs
     dist.destroy_process_group()

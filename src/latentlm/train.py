@@ -19,6 +19,7 @@ from transformers.utils import logging
 from latentlm.data import PreparedData, prepare_data
 from latentlm.training import TRAINERS, CheckpointError, LatentTrainer, Recipe, RecipeError, load_recipe
 from latentlm.training.checkpoints import checkpoint_step
+from latentlm.training.publishing import PublishError
 from latentlm.training.run_folder import (
     check_data,
     find_start,
@@ -105,7 +106,12 @@ def train(recipe: Recipe) -> LatentTrainer:
             write_results(trainer)
         report(trainer)
     if recipe.training.push_to_hub:
-        trainer.push_to_hub()
+        commit = trainer.push_to_hub()
+        if commit is not None:
+            print(f"Published: {commit.repo_url}")
+    # Also lets gloo's threads release their last tensors: a process group that is destroyed before hangs (the
+    # destructor holds Python's lock, which those threads wait for).
+    trainer.accelerator.wait_for_everyone()
     return trainer
 
 
@@ -135,7 +141,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         recipe = recipe_from_command_line(arguments)
         trainer = train(recipe)
-    except (RecipeError, CheckpointError) as error:
+    except (RecipeError, CheckpointError, PublishError) as error:
         sys.exit(f"latentlm.train: {error}")
     trainer.end()
 
