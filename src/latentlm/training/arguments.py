@@ -28,6 +28,9 @@ class LatentTrainingArguments(TrainingArguments):
     save_total_limit: int | None = field(
         default=2, metadata={"help": "Checkpoints to keep; two, so that one is left if the newest is damaged."}
     )
+    hub_strategy: HubStrategy | str = field(
+        default=HubStrategy.END, metadata={"help": "A run is published once, when it is finished."}
+    )
     sample_prompts: int = field(
         default=2, metadata={"help": "Validation prompts that each evaluation continues; 0 for none."}
     )

@@ -16,6 +16,7 @@ from transformers.utils import logging
 logger = logging.get_logger(__name__)
 
 MANIFEST = "checkpoint.json"
+ARGUMENTS_FILE = "training_args.json"
 HIDDEN_PREFIXES = (".saving-", ".replaced-", ".deleting-")
 CHECKPOINT_NAME = re.compile(r"checkpoint-(\d+)")
 
@@ -50,9 +51,17 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 def find_damage(folder: Path) -> str | None:
     """What keeps a run from resuming at the checkpoint `folder`, or `None` if nothing does."""
+    damage = find_missing(folder)
+    if damage is None and not read_manifest(folder)["resumable"]:
+        return "it holds the model only (save_only_model), no optimizer state"
+    return damage
+
+
+def find_missing(folder: Path) -> str | None:
+    """Why the checkpoint `folder` is not as it was saved, or `None` if it is."""
     try:
         manifest = read_manifest(folder)
-        files, resumable = manifest["files"], manifest["resumable"]
+        files, _ = manifest["files"], manifest["resumable"]
     except FileNotFoundError:
         return f"it has no {MANIFEST}, so it was not saved to its end (or not by latentlm)"
     except (ValueError, KeyError, TypeError):
@@ -63,8 +72,6 @@ def find_damage(folder: Path) -> str | None:
             return f"{name} is missing"
         if path.stat().st_size != size:
             return f"{name} has {path.stat().st_size} bytes instead of {size}"
-    if not resumable:
-        return "it holds the model only (save_only_model), no optimizer state"
     return None
 
 

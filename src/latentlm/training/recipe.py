@@ -126,7 +126,8 @@ class Recipe:
         model = {"model_type": self.model_type, **self.model}
         if self.from_pretrained is not None:
             model = {"from_pretrained": self.from_pretrained, **self.model}
-        training = {k: v for k, v in self.training_fields.items() if k not in ("output_dir", "resume_from_checkpoint")}
+        left_out = ("output_dir", "resume_from_checkpoint", "hub_token")  # the token is a secret
+        training = {k: v for k, v in self.training_fields.items() if k not in left_out}
         return {
             "model": model,
             "data": dataclasses.asdict(self.data),

@@ -9,10 +9,11 @@ import subprocess
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import yaml
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.utils import logging
 
 import latentlm
@@ -27,7 +28,9 @@ from .checkpoints import (
     write_atomically,
 )
 from .recipe import RECIPE_FILE, Recipe, RecipeError
-from .trainer import LatentTrainer
+
+if TYPE_CHECKING:  # the trainer publishes run folders, so it imports this
+    from .trainer import LatentTrainer
 
 logger = logging.get_logger(__name__)
 
@@ -184,7 +187,7 @@ def git_revision() -> str | None:
         return None
 
 
-def write_results(trainer: LatentTrainer) -> None:
+def write_results(trainer: "LatentTrainer") -> None:
     """What a table of results needs besides the metrics: size, time and peak memory of the process that finished."""
     device = trainer.args.device
     if device.type == "cuda":
@@ -203,6 +206,9 @@ def write_results(trainer: LatentTrainer) -> None:
 
 
 def read_metrics(run_folder: Path) -> list[dict[str, Any]]:
+    """The log of a run, one entry per line; in a checkpoint, the log until then."""
+    if not (run_folder / METRICS_FILE).exists():
+        return json.loads((run_folder / TRAINER_STATE_NAME).read_text(encoding="utf-8"))["log_history"]
     return [json.loads(line) for line in (run_folder / METRICS_FILE).read_text(encoding="utf-8").splitlines()]
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from huggingface_hub import CommitInfo
 from rich.console import Console
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
@@ -25,6 +26,7 @@ from transformers.utils import logging
 
 from .callbacks import SAMPLES_FILE, ConsoleProgress, ExactLogging, MetricsFile, append_line
 from .checkpoints import (
+    ARGUMENTS_FILE,
     CheckpointError,
     last_complete_checkpoint,
     list_checkpoints,
@@ -36,10 +38,11 @@ from .checkpoints import (
     write_atomically,
     write_manifest,
 )
+from .publishing import create_repository, write_card
+from .publishing import publish as publish_run
 
 logger = logging.get_logger(__name__)
 
-ARGUMENTS_FILE = "training_args.json"
 # Files of the run folder that every checkpoint repeats, so that it can be resumed without anything else.
 RUN_FILES = ("recipe.yaml", "environment.json", "data.json")
 
@@ -381,6 +384,60 @@ class LatentTrainer(Trainer):
             config.use_cache = use_cache
             if self.args.should_save:
                 shutil.rmtree(staging, ignore_errors=True)
+
+    # ---- Publishing ----
+
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        """Create the repository, so that a missing token shows before the training and not after it."""
+        if self.is_world_process_zero():
+            private = self.args.hub_private_repo if private is None else private
+            self.hub_model_id = create_repository(
+                self._run_folder, self._repo_id, private, token or self.args.hub_token
+            )
+
+    @property
+    def _run_folder(self) -> Path:
+        return Path(self.args.output_dir)
+
+    @property
+    def _repo_id(self) -> str:
+        """Where to publish: what the Hub answered, what was asked for, or the name of the run folder."""
+        return self.hub_model_id or self.args.hub_model_id or self._run_folder.absolute().name
+
+    def create_model_card(self, **fields: Any) -> None:
+        """Write README.md and curves into the run folder; `fields` as for `publishing.write_card`."""
+        if self.is_world_process_zero():
+            write_card(self._run_folder, self._repo_id, **fields)
+
+    def push_to_hub(
+        self,
+        commit_message: str = "Publish with latentlm",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **fields: Any,
+    ) -> CommitInfo | None:
+        """Save the model, write its card and push both; returns the commit on the main process.
+
+        Everything has arrived when this returns, whatever `blocking` says. `fields` as for `publishing.write_card`.
+
+        Raises:
+            PublishError: if the Hub does not take it; the run folder is complete then.
+        """
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        self.save_model(_internal_call=True)
+        if not self.is_world_process_zero():
+            return None
+        return publish_run(
+            self._run_folder,
+            self._repo_id,
+            message=commit_message,
+            private=self.args.hub_private_repo if private is None else private,
+            token=token or self.args.hub_token,
+            revision=revision or self.args.hub_revision,
+            **fields,
+        )
 
 
 @contextmanager

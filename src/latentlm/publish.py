@@ -1,0 +1,30 @@
+"""Push a run folder or one of its checkpoints to the Hub.
+
+python -m latentlm.publish runs/ar-encoder-decoder-tiny organisation/name --private
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from latentlm.training.publishing import PublishError, publish
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point; mistakes in the input end with a message and exit status 1, not with a traceback."""
+    parser = argparse.ArgumentParser("latentlm.publish", description=__doc__.split("\n")[0])
+    parser.add_argument("folder", type=Path, help="run folder, or checkpoint-<step> inside one")
+    parser.add_argument("repo_id", help="organisation/name, or name for your own account; created if needed")
+    parser.add_argument("--private", action="store_true", default=None, help="create the repository as a private one")
+    parser.add_argument("--message", default="Publish with latentlm", help="commit message")
+    given = parser.parse_args(arguments)
+    try:
+        commit = publish(given.folder, given.repo_id, message=given.message, private=given.private)
+    except PublishError as error:
+        sys.exit(f"latentlm.publish: {error}")
+    print(f"Published: {commit.repo_url}")
+
+
+if __name__ == "__main__":
+    main()
