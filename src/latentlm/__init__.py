@@ -27,7 +27,6 @@ for config_class, model_classes in ARCHITECTURES:
     for auto_class, model_class in model_classes.items():
         auto_class.register(config_class, model_class, exist_ok=True)
         model_class.register_for_auto_class(auto_class.__name__)
-    AutoTokenizer.register(config_class, slow_tokenizer_class=ByteTokenizer, exist_ok=True)
 ByteTokenizer.register_for_auto_class()
 
 __all__ = [
