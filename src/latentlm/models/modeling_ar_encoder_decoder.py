@@ -252,11 +252,16 @@ class AREncoderDecoderForCausalLM(AREncoderDecoderPreTrainedModel, GenerationMix
             for name in ("output_norm", "input_norm"):
                 weight = getattr(getattr(self.embedding_loss, name), "weight", None)
                 if weight is not None:
-                    statistics[f"embedding_loss_{name}_gain"] = weight.detach().abs().mean().item()
+                    statistics[f"embedding_loss_{name}_gain"] = whole(weight).abs().mean().item()
         if self.config.cross_attention_gate:
             for i, layer in enumerate(self.model.decoder_layers):
-                statistics[f"cross_attention_gate_{i}"] = layer.cross_attn_gate.item()
+                statistics[f"cross_attention_gate_{i}"] = whole(layer.cross_attn_gate).item()
         return statistics
+
+
+def whole(parameter: torch.Tensor) -> torch.Tensor:
+    """The values of a parameter, gathered from all processes where FSDP2 has sharded it."""
+    return parameter.detach().full_tensor() if hasattr(parameter, "full_tensor") else parameter.detach()
 
 
 __all__ = ["AREncoderDecoderForCausalLM", "AREncoderDecoderModel", "AREncoderDecoderPreTrainedModel"]
