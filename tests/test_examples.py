@@ -1,0 +1,114 @@
+"""Every script in examples/ runs, on tiny settings."""
+
+import json
+import os
+import runpy
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from latentlm import ByteTokenizer, DecoderOnlyConfig, DecoderOnlyForCausalLM
+
+EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
+
+
+@pytest.fixture
+def run_example(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> Callable[..., str]:
+    """Runs a Python example in this process (its imports are paid for) and returns what it printed."""
+
+    def run(name: str, *arguments: object) -> str:
+        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+        runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+        return capsys.readouterr().out
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    tokenizer = ByteTokenizer()
+    config = DecoderOnlyConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        num_attention_heads=2,
+        num_hidden_layers=1,
+        max_position_embeddings=256,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    DecoderOnlyForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_every_example_is_listed_short_and_tested():
+    listed = (EXAMPLES / "README.md").read_text(encoding="utf-8")
+    here = Path(__file__).read_text(encoding="utf-8")
+    scripts = [path for path in EXAMPLES.iterdir() if path.suffix in (".py", ".sh")]
+    assert len(scripts) == 5
+    for script in scripts:
+        assert f"({script.name})" in listed
+        assert f'"{script.name}"' in here
+        assert len(script.read_text(encoding="utf-8").splitlines()) < 45
+
+
+def test_train_from_python(run_example, tmp_path):
+    printed = run_example("train_from_python.py", "--output_dir", tmp_path, "--max_steps", 1)
+    assert "step 1 evaluation: lm_loss" in printed and "embedding_loss" in printed and "bits_per_byte" in printed
+    assert (tmp_path / "model.safetensors").exists() and (tmp_path / "modeling_ar_encoder_decoder.py").exists()
+
+
+def test_own_data(run_example, tmp_path):
+    words = ["the", "quick", "brown", "fox", "jumps", "over", "the", "lazy", "dog"]
+    rows = [{"body": " ".join(words[i % 7 :] + words[: i % 11] * 3) + f" {i}."} for i in range(60)]
+    (tmp_path / "posts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    tiny = {"max_steps": 2, "warmup_steps": 0, "context_length": 32, "hidden_size": 16, "num_hidden_layers": 1}
+    tiny |= {"num_attention_heads": 2, "tokenizer_vocab_size": 280, "sample_prompts": 0, "validation_fraction": 0.2}
+    fields = [part for name, value in tiny.items() for part in (f"--{name}", value)]
+    run = tmp_path / "run"
+    printed = run_example(
+        "own_data.py", tmp_path / "posts.jsonl", "--text_column", "body", "--output_dir", run, *fields
+    )
+    assert "step 0 evaluation: lm_loss" in printed
+    assert json.loads((run / "config.json").read_text())["vocab_size"] == 280
+    assert (run / "tokenizer.json").exists()
+    with pytest.raises(SystemExit, match=r"own_data\.py posts\.jsonl"):
+        run_example("own_data.py")  # says how
+
+
+def test_load_from_hub(run_without_latentlm, model_folder):
+    code = (EXAMPLES / "load_from_hub.py").read_text(encoding="utf-8")
+    printed = run_without_latentlm(code, model_folder).splitlines()
+    assert printed[0].startswith("DecoderOnlyForCausalLM, ")
+    assert [line.partition(" bits per byte: ")[2] for line in printed[1:]] == [
+        "The function returns a new list.",
+        "The list new a returns function.",
+    ]
+
+
+def test_generate(run_example, model_folder):
+    printed = run_example("generate.py", model_folder, "A", "A longer one")
+    for how in ("greedy", "beams", "sampled"):
+        assert printed.count(f"{how}: ") == 2
+    assert "greedy: 'A longer one" in printed
+    assert "\nstream:\n" in printed
+
+
+def test_evaluate_with_lm_eval(model_folder, shared_data, tmp_path):
+    pytest.importorskip("lm_eval", reason="needs the eval extra: pip install 'latentlm[eval]'")
+    python = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    command = [EXAMPLES / "evaluate_with_lm_eval.sh", model_folder, "--limit", "1", "--device", "cpu"]
+    done = subprocess.run(
+        [*map(str, command), "--output_path", str(tmp_path / "scores")],
+        env={**os.environ, "PATH": python},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "|lambada_openai|" in done.stdout
+    assert list((tmp_path / "scores").rglob("results_*.json"))
