@@ -7,6 +7,7 @@ pickle, a checkpoint, a log, or a path of this machine.
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
@@ -242,13 +243,14 @@ def make_card(folder: Path, repo_id: str, tags: list[str], fields: dict[str, Any
         "pipeline_tag": "text-generation" if auto_class == "AutoModelForCausalLM" else None,
         "tags": [config.model_type, "latentlm", *tags],
         "datasets": hub_names(data.get("dataset"), data.get("validation_dataset")),
-        "base_model": (hub_names(base_model) or [None])[0],
+        "base_model": hub_names(base_model),
         "model_name": name,
         "eval_results": evaluation_results(metrics, data, auto_class),
     }
     return ModelCard.from_template(
         ModelCardData(**card_data | fields),
         template_path=str(TEMPLATE),
+        title=name,
         marker=MARKER,
         repo_id=repo_id,
         architecture=describe(config),
@@ -259,7 +261,9 @@ def make_card(folder: Path, repo_id: str, tags: list[str], fields: dict[str, Any
         new_tokens=min(64, context // 2) if context else 64,
         auto_class=auto_class,
         steps=max((entry["step"] for entry in metrics), default=0),
-        training_seconds=next((e["training_seconds"] for e in reversed(metrics) if "training_seconds" in e), None),
+        training_time=timedelta(
+            seconds=round(next((e["training_seconds"] for e in reversed(metrics) if "loss" in e), 0))
+        ),
         losses=(losses := list(first_and_last(metrics))),
         lm_loss_named=any(row["name"] == "lm_loss" for row in losses),
         figure=CURVES_FILE,
@@ -328,6 +332,8 @@ def describe_data(data: dict[str, Any], fields: dict[str, Any]) -> dict[str, Any
     else:
         share = f"about {fields['validation_fraction']:.1%} of the bytes, " if "validation_fraction" in fields else ""
         split = f"The held-out text is {share}chosen by document; no document is on both sides."
+    if fields.get("max_validation_rows"):
+        split += f" Evaluated on its first {data['validation']['rows']:,} rows."
     return {
         "splits": splits,
         "split": split,
@@ -337,8 +343,8 @@ def describe_data(data: dict[str, Any], fields: dict[str, Any]) -> dict[str, Any
     }
 
 
-def hub_names(*names: str | None) -> list[str]:
-    """Those of `names` that can be repositories on the Hub, not files or folders of this machine."""
+def hub_names(*names: str | None) -> list[str] | None:
+    """Those of `names` that can be repositories on the Hub, not files or folders of this machine; `None` for none."""
     found = []
     for name in names:
         if not name or name == PYTHON_DOCS or PurePosixPath(name).suffix in FORMATS or Path(name).exists():
@@ -348,7 +354,7 @@ def hub_names(*names: str | None) -> list[str]:
         except HFValidationError:
             continue
         found.append(name)
-    return found
+    return found or None
 
 
 def evaluation_results(metrics: list[dict[str, Any]], data: dict[str, Any], auto_class: str) -> list[EvalResult] | None:

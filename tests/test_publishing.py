@@ -1,0 +1,372 @@
+"""Publishing: a run pushed over HTTP, loaded by its name where latentlm is unknown; its card; what cannot be pushed."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from conftest import REPOSITORY
+from huggingface_hub import ModelCard
+from safetensors.torch import save_file
+from training_setup import make_trainer, metrics_of
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from latentlm.publish import main as publish_main
+from latentlm.train import main as train_main
+from latentlm.training import LatentTrainer, load_recipe, publishing
+from latentlm.training.publishing import (
+    CARD_FILE,
+    MARKER,
+    PublishError,
+    publish,
+    published_files,
+    without_local_paths,
+    write_card,
+)
+
+RECIPE = """
+model:
+  model_type: ar_encoder_decoder
+  hidden_size: 16
+  num_attention_heads: 2
+  num_encoder_layers: 1
+  num_decoder_layers: 1
+  max_position_embeddings: 64
+  position_subtraction: plain
+  embedding_loss: mse
+data:
+  context_length: 64
+training:
+  max_steps: 4
+  learning_rate: 0.01
+  per_device_train_batch_size: 2
+  logging_steps: 1
+  eval_strategy: steps
+  eval_steps: 4
+  eval_on_start: true
+  save_steps: 2
+  sample_prompts: 1
+  sample_new_tokens: 2
+"""
+CODE = {"attention.py", "causal_lm.py", "configuration_ar_encoder_decoder.py", "configuration_common.py",
+        "embedding_loss.py", "layers.py", "modeling_ar_encoder_decoder.py", "outputs.py", "positions.py",
+        "tokenization_byte.py"}  # fmt: skip
+PUBLISHED = CODE | {"config.json", "generation_config.json", "model.safetensors", "tokenizer_config.json",
+                    "README.md", "recipe.yaml", "curves.png"}  # fmt: skip
+SECRET = "hf_secret_token_of_the_user"
+IDS = torch.arange(40, 60)[None]
+
+
+def write_recipe(folder: Path) -> Path:
+    """A recipe over files whose place is nobody's business."""
+    (folder / "private").mkdir()
+    for name, count in (("train.txt", 40), ("held-out.txt", 5)):
+        (folder / "private" / name).write_text(f"A line of {name}, and another one after it.\n" * count)
+    recipe = yaml.safe_load(RECIPE)
+    recipe["data"] |= {
+        "dataset": str(folder / "private" / "train.txt"),
+        "validation_dataset": str(folder / "private" / "held-out.txt"),
+        "cache_dir": str(folder / "private" / "cache"),
+    }
+    path = folder / "small.yaml"
+    path.write_text(yaml.safe_dump(recipe))
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    """A finished run of four steps with checkpoints at 2 and 4; not to be changed."""
+    folder = tmp_path_factory.mktemp("finished")
+    train_main([str(write_recipe(folder)), "--output_dir", str(folder / "run"), "--hub_token", SECRET])
+    return folder / "run"
+
+
+@pytest.fixture
+def run(finished, tmp_path) -> Path:
+    """A copy of it that a test may spoil."""
+    shutil.copytree(finished, tmp_path / "run")
+    return tmp_path / "run"
+
+
+# ---- Over HTTP ----
+
+# In a process of its own: huggingface_hub reads its environment when imported.
+PUSH = """
+import runpy, sys, torch
+from pathlib import Path
+from safetensors.torch import save_file
+from latentlm.train import train
+from latentlm.training import load_recipe
+
+recipe, folder = map(Path, sys.argv[1:])
+settings = {"output_dir": str(folder / "run"), "push_to_hub": "true", "hub_model_id": "org/trained"}
+trainer = train(load_recipe(recipe, settings))
+ids = torch.arange(40, 60)[None]
+save_file({"logits": trainer.model.eval()(ids).logits.detach()}, folder / "trained.safetensors")
+
+def publish(*arguments):
+    sys.argv = ["latentlm.publish", *map(str, arguments)]
+    runpy.run_module("latentlm.publish", run_name="__main__", alter_sys=True)
+
+publish(folder / "run" / "checkpoint-2", "org/checkpoint")
+publish(folder / "run" / "checkpoint-2", "org/updated", "--private", "--message", "half of it")
+publish(folder / "run", "org/updated", "--message", "the rest")
+"""
+
+LOAD = """
+import re, torch
+from huggingface_hub import hf_hub_download
+from pathlib import Path
+from safetensors.torch import load_file
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
+
+ids = torch.arange(40, 60)[None]
+for name in ("trained", "checkpoint"):
+    trusted = {"trust_remote_code": True}
+    assert AutoConfig.from_pretrained(f"org/{name}", **trusted).model_type == "ar_encoder_decoder"
+    tokenizer = AutoTokenizer.from_pretrained(f"org/{name}", **trusted)
+    assert tokenizer.decode(tokenizer("Zoë").input_ids, skip_special_tokens=True) == "Zoë"
+    assert AutoModel.from_pretrained(f"org/{name}", **trusted)(ids)[0].shape == (1, 20, 16)
+    model = AutoModelForCausalLM.from_pretrained(f"org/{name}", **trusted)
+    assert torch.equal(model(ids).logits, load_file(f"{sys.argv[1]}/{name}.safetensors")["logits"]), name
+card = Path(hf_hub_download("org/trained", "README.md")).read_text()
+exec(re.search("```python\\n(.*?)```", card, re.DOTALL)[1])
+print("same bits")
+"""
+
+
+def test_trainer_and_command_push_and_a_stranger_loads(finished, mini_hub, tmp_path, run_without_latentlm):
+    recipe = finished.parent / "small.yaml"
+    command = [sys.executable, "-c", PUSH, str(recipe), str(tmp_path)]
+    environment = os.environ | mini_hub.environment
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for name in ("trained", "checkpoint", "updated"):
+        assert f"Published: {mini_hub.endpoint}/org/{name}" in done.stdout
+        assert {path.name for path in (mini_hub.root / "org" / name).iterdir()} == PUBLISHED
+    weights = {path.parent.name: path.read_bytes() for path in mini_hub.root.glob("org/*/model.safetensors")}
+    assert weights["updated"] == weights["trained"] == (finished / "model.safetensors").read_bytes()
+    assert weights["checkpoint"] == (finished / "checkpoint-2" / "model.safetensors").read_bytes()
+    cards = {path.parent.name: path.read_text() for path in mini_hub.root.glob("org/*/README.md")}
+    assert '"org/updated"' in cards["updated"] and '"org/checkpoint"' in cards["checkpoint"]
+    assert cards["updated"].count("\n4 steps") == cards["checkpoint"].count("\n2 steps") == 1
+
+    half = AutoModelForCausalLM.from_pretrained(finished / "checkpoint-2")(IDS).logits.detach()
+    save_file({"logits": half}, tmp_path / "checkpoint.safetensors")
+    assert run_without_latentlm(LOAD, tmp_path, env=mini_hub.environment).endswith("same bits\n")
+
+
+# ---- What is published ----
+
+
+def test_nothing_of_the_machine_is_published(run):
+    write_card(run, "org/name")
+    files = published_files(run)
+    assert set(files) == PUBLISHED
+    for name, content in files.items():
+        content = content if isinstance(content, bytes) else content.read_bytes()
+        for word in (SECRET, "private/", str(run.parent), str(Path.home()) + "/"):
+            assert word.encode() not in content, f"{name} holds {word}"
+    assert SECRET not in (run / "recipe.yaml").read_text()
+
+
+def test_the_published_recipe_describes_the_same_run(run):
+    stored = load_recipe(run / "recipe.yaml").to_dict()
+    (run / "recipe.yaml").write_bytes(published_files(run)["recipe.yaml"])
+    published = load_recipe(run / "recipe.yaml").to_dict()
+    stored["data"] |= {"dataset": "train.txt", "validation_dataset": "held-out.txt", "cache_dir": None}
+    assert published == stored
+
+
+@pytest.mark.parametrize(
+    ("path", "published"),
+    [
+        ("/home/me/corpus/*.txt", "*.txt"),
+        ("~/corpus.txt", "corpus.txt"),
+        ("../data/train.txt", "train.txt"),
+        ("C:\\Users\\me\\train.txt", "train.txt"),
+        ("data/train.txt", "data/train.txt"),
+        ("wikimedia/wikipedia", "wikimedia/wikipedia"),
+    ],
+)
+def test_paths_outside_of_the_working_folder_lose_their_folders(path, published):
+    assert without_local_paths({"a": [path], "document_start": path}) == {"a": [published], "document_start": path}
+
+
+# ---- The card ----
+
+
+def test_card_holds_the_numbers_of_the_run(run):
+    write_card(run, "org/name", tags=["mine"], language="en")
+    card = ModelCard.load(run / CARD_FILE)
+    metrics = metrics_of(run)
+    data = card.data.to_dict()
+    assert data["library_name"] == "transformers" and data["license"] == "apache-2.0" and data["language"] == "en"
+    assert data["tags"] == ["ar_encoder_decoder", "latentlm", "mine"]
+    assert "datasets" not in data  # a file of this machine is no dataset of the Hub
+    results = {result.metric_type: result.metric_value for result in card.data.eval_results}
+    assert results == {"loss": metrics[-1]["eval_loss"], "bits_per_byte": metrics[-1]["eval_bits_per_byte"]}
+
+    rows = re.findall(r"^\| (training|held-out text), (\w+) \| (\d+) \| (\S+) \| (\d+) \| (\S+) \|$", card.text, re.M)
+    training = [entry for entry in metrics if "loss" in entry]
+    evaluation = [entry for entry in metrics if "eval_loss" in entry]
+    expected = {
+        ("training", name): (training[0][name], training[-1][name]) for name in training[0] if name.endswith("loss")
+    }
+    for name in ("lm_loss", "embedding_loss", "bits_per_byte"):
+        expected["held-out text", name] = (evaluation[0][f"eval_{name}"], evaluation[-1][f"eval_{name}"])
+    assert {(kind, name): (first, last) for kind, name, _, first, _, last in rows} == {
+        key: (f"{first:.4f}", f"{last:.4f}") for key, (first, last) in expected.items()
+    }
+    assert {(kind, first, last) for kind, _, first, _, last, _ in rows} == {
+        ("training", "1", "4"),
+        ("held-out text", "0", "4"),
+    }
+
+    model = AutoModelForCausalLM.from_pretrained(run)
+    positions = model.get_parameter("model.embed_positions.weight").numel()
+    total = model.num_parameters()
+    assert f"{total:,} parameters, {total - positions:,} without the position table" in card.text
+    counts, environment = (json.loads((run / name).read_text()) for name in ("data.json", "environment.json"))
+    for split in ("train", "validation"):
+        assert " | ".join(f"{counts[split][kind]:,}" for kind in ("documents", "bytes", "tokens")) in card.text
+    for name, version in environment["versions"].items():
+        assert f"{name} {version}" in card.text
+    assert (environment["git_revision"] or "not a checkout") in card.text
+    assert "learning_rate: 0.01" in card.text and f"({(run / 'curves.png').name})" in card.text
+    assert '"org/name", trust_remote_code=True' in card.text
+
+
+def test_a_card_of_the_users_own_stays(run):
+    write_card(run, "org/name")
+    write_card(run, "org/other")
+    text = (run / CARD_FILE).read_text()
+    assert "org/other" in text and "org/name" not in text
+    mine = text.replace(MARKER, "").replace("A research model", "My model")
+    (run / CARD_FILE).write_text(mine)
+    write_card(run, "org/name")
+    assert (run / CARD_FILE).read_text() == mine
+
+
+def test_a_trainer_without_a_recipe_writes_a_card_too(tmp_path):
+    trainer = make_trainer(tmp_path / "mine")
+    trainer.train()
+    trainer.save_model()
+    trainer.create_model_card(license="mit")
+    card = ModelCard.load(tmp_path / "mine" / CARD_FILE)
+    assert card.data.license == "mit" and card.data.eval_results is None
+    assert "# mine\n" in card.text and "training, lm_loss" in card.text and "## Data" not in card.text
+
+
+@pytest.mark.parametrize(
+    "folder", sorted(path for path in (REPOSITORY / "hub_configs").iterdir()), ids=lambda p: p.name
+)
+def test_cards_of_the_published_folders(folder):
+    """Valid front matter, and the parameter counts of the model."""
+    card = ModelCard.load(folder / CARD_FILE)
+    config = AutoConfig.from_pretrained(folder)
+    assert card.data.library_name == "transformers" and card.data.license == "apache-2.0"
+    assert card.data.tags == [config.model_type, "latentlm"]
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    positions = model.get_parameter("model.embed_positions.weight").numel()
+    total = model.num_parameters()
+    assert f"| parameters | {total:,}; {total - positions:,} without the position table |" in card.text
+    for recipe in re.findall(r"`(recipe[\w-]*\.yaml)`", card.text):
+        assert (folder / recipe).exists()
+    generation = json.loads((folder / "generation_config.json").read_text())
+    assert all(getattr(config, name) == value for name, value in generation.items())
+
+
+# ---- What cannot be published ----
+
+
+def error_of(*arguments: str | Path) -> str:
+    with pytest.raises(SystemExit) as stopped:
+        publish_main([str(argument) for argument in arguments])
+    assert isinstance(stopped.value.code, str), "exit status 0 or 2"
+    return stopped.value.code
+
+
+def test_folders_that_cannot_be_published(run, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_test")
+
+    def cut(path: Path) -> None:
+        path.write_bytes(path.read_bytes()[:-100])
+
+    assert "no folder" in error_of(run / "nowhere", "org/name")
+    (run.parent / "empty").mkdir()
+    assert "neither a run folder" in error_of(run.parent / "empty", "org/name")
+    cut(run / "model.safetensors")
+    assert "model.safetensors is damaged or cut short" in error_of(run, "org/name")
+    (run / "model.safetensors").unlink()
+    message = error_of(run, "org/name")
+    assert "has no model.safetensors" in message and "checkpoint-4" in message
+    cut(run / "checkpoint-4" / "model.safetensors")
+    assert "checkpoint-4 is not complete: model.safetensors has" in error_of(run / "checkpoint-4", "org/name")
+    (run / "checkpoint-2" / "checkpoint.json").unlink()
+    assert "checkpoint-2 is not complete: it has no" in error_of(run / "checkpoint-2", "org/name")
+
+
+def test_a_hub_that_cannot_be_reached_or_written_to(run, monkeypatch):
+    """The tests' own environment is offline."""
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    assert "no token; log in with `hf auth login` or set HF_TOKEN" in error_of(run, "org/name")
+    monkeypatch.setenv("HF_TOKEN", "hf_test")
+    message = error_of(run, "org/name")
+    assert "offline mode" in message and f"python -m latentlm.publish {run} org/name" in message
+    assert "a/b/c" in error_of(run, "a/b/c")
+
+
+def test_train_command_says_so_before_training_and_keeps_the_model_after_it(finished, tmp_path, monkeypatch, capsys):
+    arguments = [str(finished.parent / "small.yaml"), "--output_dir", str(tmp_path / "run"), "--push_to_hub", "true"]
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    with pytest.raises(SystemExit, match=r"run was not published: there is no token"):
+        train_main(arguments)
+    assert not (tmp_path / "run").exists()
+    monkeypatch.setenv("HF_TOKEN", "hf_test")
+    monkeypatch.setattr(LatentTrainer, "init_hf_repo", lambda self: None)  # the Hub goes away during the run
+    with pytest.raises(SystemExit, match=f"python -m latentlm.publish {tmp_path}/run run"):
+        train_main(arguments)
+    assert (tmp_path / "run" / "model.safetensors").read_bytes() == (finished / "model.safetensors").read_bytes()
+
+
+def test_only_the_main_process_publishes(tmp_path, monkeypatch):
+    trainer = make_trainer(tmp_path)
+    monkeypatch.setattr(trainer, "is_world_process_zero", lambda: False)
+    assert trainer.push_to_hub() is None
+    trainer.init_hf_repo()
+    trainer.create_model_card()
+    assert not (tmp_path / CARD_FILE).exists()
+
+
+def test_weights_under_other_names_are_removed(run, monkeypatch):
+    """mini_hub knows no deletions: look at what would be sent."""
+    sent = {}
+
+    class Api:
+        def __init__(self, token):
+            pass
+
+        def list_repo_files(self, *_, **__):
+            return ["model-00001-of-00002.safetensors", "model.safetensors.index.json", "pytorch_model.bin",
+                    "training_args.bin", "model.safetensors", "notes.md", ".gitattributes"]  # fmt: skip
+
+        def create_commit(self, repo_id, operations, **_):
+            sent.update({operation.path_in_repo: type(operation).__name__ for operation in operations})
+
+    monkeypatch.setattr(publishing, "HfApi", Api)
+    monkeypatch.setattr(publishing, "create_repository", lambda *_: "org/name")
+    publish(run, "org/name")
+    assert {name for name, kind in sent.items() if kind == "CommitOperationAdd"} == PUBLISHED
+    assert {name for name, kind in sent.items() if kind == "CommitOperationDelete"} == {
+        "model-00001-of-00002.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "training_args.bin",
+    }  # fmt: skip
+    with pytest.raises(PublishError, match="no folder"):
+        publish(run / "nowhere", "org/name")
