@@ -76,6 +76,13 @@ def test_it_stops_in_time_continues_and_is_complete(tmp_path, capsys, monkeypatc
     assert "no_code does not appear to have a file named" in str(error.value)
 
 
+def test_the_second_process_cannot_import_latentlm(tmp_path, monkeypatch):
+    code = quickstart.LOAD_AND_GENERATE.replace("import torch\n", "import latentlm\n")
+    monkeypatch.setattr(quickstart, "LOAD_AND_GENERATE", code)
+    with pytest.raises(SystemExit, match="import of latentlm halted"):
+        generate_without_latentlm(str(tmp_path), "x")
+
+
 def test_time_limit_leaves_time_for_the_last_evaluation(monkeypatch):
     """Of 60 seconds, the longest pause between two steps (an evaluation) is kept free at the end."""
     clock = 0.0
