@@ -60,6 +60,7 @@ CODE = {"attention.py", "causal_lm.py", "configuration_ar_encoder_decoder.py", "
 PUBLISHED = CODE | {"config.json", "generation_config.json", "model.safetensors", "tokenizer_config.json",
                     "README.md", "recipe.yaml", "curves.png"}  # fmt: skip
 SECRET = "hf_secret_token_of_the_user"
+PLACE = "me/where-the-author-publishes"
 IDS = torch.arange(40, 60)[None]
 
 
@@ -83,7 +84,8 @@ def write_recipe(folder: Path) -> Path:
 def finished(tmp_path_factory) -> Path:
     """A finished run of four steps with checkpoints at 2 and 4; not to be changed."""
     folder = tmp_path_factory.mktemp("finished")
-    train_main([str(write_recipe(folder)), "--output_dir", str(folder / "run"), "--hub_token", SECRET])
+    hub = ["--hub_token", SECRET, "--hub_model_id", PLACE]
+    train_main([str(write_recipe(folder)), "--output_dir", str(folder / "run"), *hub])
     return folder / "run"
 
 
@@ -171,7 +173,7 @@ def test_nothing_of_the_machine_is_published(run):
     assert set(files) == PUBLISHED
     for name, content in files.items():
         content = content if isinstance(content, bytes) else content.read_bytes()
-        for word in (SECRET, "private/", str(run.parent), str(Path.home()) + "/"):
+        for word in (SECRET, PLACE, "private/", str(run.parent), str(Path.home()) + "/"):
             assert word.encode() not in content, f"{name} holds {word}"
     assert SECRET not in (run / "recipe.yaml").read_text()
 
@@ -180,6 +182,7 @@ def test_the_published_recipe_describes_the_same_run(run):
     stored = load_recipe(run / "recipe.yaml").to_dict()
     (run / "recipe.yaml").write_bytes(published_files(run)["recipe.yaml"])
     published = load_recipe(run / "recipe.yaml").to_dict()
+    assert stored["training"].pop("hub_model_id") == PLACE
     stored["data"] |= {"dataset": "train.txt", "validation_dataset": "held-out.txt", "cache_dir": None}
     assert published == stored
 
