@@ -116,6 +116,37 @@ def tuning_table(by_recipe: dict[str, dict[str, Runs]]) -> str:
     return table(["recipe", "learning rate", "bits per byte, seed 0"], rows)
 
 
+# lm-eval task, metric, heading
+SCORES = [
+    ("local_blimp", "acc,none", "BLiMP"),
+    ("lambada_openai", "acc,none", "LAMBADA"),
+    ("lambada_openai", "perplexity,none", "LAMBADA perplexity"),
+    ("hellaswag", "acc_norm,none", "HellaSwag"),
+    ("arc_easy", "acc_norm,none", "ARC-easy"),
+]
+
+
+def scores_table(all_runs: list[Runs]) -> str:
+    """What score.sh measured, for the first seed of every row that has it; accuracies in percent."""
+    rows = []
+    for runs in all_runs:
+        found: dict[str, dict] = {}
+        for path in sorted(runs.folders[0].glob("lm_eval/*.json")):
+            found.update(json.loads(path.read_text(encoding="utf-8"))["results"])
+        if found:
+            rows.append([runs.row.label, *(score(found.get(task, {}), metric) for task, metric, _ in SCORES)])
+    return table(["row", *(heading for _, _, heading in SCORES)], rows)
+
+
+def score(result: dict, metric: str) -> str:
+    if metric not in result:
+        return "–"
+    if metric.startswith("acc"):
+        error = result.get(metric.replace(",", "_stderr,"), "N/A")
+        return f"{100 * result[metric]:.1f}" + (f" ± {100 * error:.1f}" if error != "N/A" else "")
+    return f"{result[metric]:,.0f}"
+
+
 def plot_losses(all_runs: list[Runs], path: Path) -> None:
     """Validation bits per byte over training, and training loss, one line per row."""
     figure, axes = plt.subplots(1, 2, figsize=(13, 5))
@@ -194,6 +225,7 @@ def main() -> None:
     parts = {"tuning": tuning_table(tried), "missing": ", ".join(missing) or "none"}
     for group, runs in groups.items():
         parts[group] = results_table(runs)
+        parts[f"{group}-scores"] = scores_table(runs)
         plot_losses(runs, figures / f"{options.ablation}-{group}.png")
     plot_embeddings(groups["tokens"], figures / f"{options.ablation}-embeddings.png")
     text = (HERE / options.ablation / "results.md").read_text(encoding="utf-8")
