@@ -87,7 +87,7 @@ def table(header: list[str], rows: Iterable[list[str]]) -> str:
 
 def results_table(all_runs: list[Runs]) -> str:
     header = ["row", "seeds", "parameters", "train loss", "val loss", "bits per byte", "embedding loss"]
-    header += ["minutes", "MiB"]
+    header += ["CPU minutes", "MiB"]
     rows = []
     for runs in all_runs:
         embedding = runs.last("eval_embedding_loss")
@@ -100,7 +100,7 @@ def results_table(all_runs: list[Runs]) -> str:
                 spread(runs.last("eval_loss")),
                 spread(runs.last("eval_bits_per_byte"), 4),
                 f"{statistics.fmean(embedding):.1e}" if embedding else "–",
-                f"{statistics.fmean(r['minutes'] for r in runs.resources):.1f}",
+                f"{statistics.fmean(r['cpu_minutes'] for r in runs.resources):.1f}",
                 f"{statistics.fmean(r['peak_memory_mib'] for r in runs.resources):.0f}",
             ]
         )

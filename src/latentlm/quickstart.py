@@ -12,12 +12,11 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from transformers import TrainerCallback
 
 from latentlm.train import parse_command_line, train
-from latentlm.training import TRAINERS, CheckpointError, LatentTrainer, Recipe, RecipeError, load_recipe
+from latentlm.training import CheckpointError, Recipe, RecipeError, load_recipe
 
 RECIPE = Path("hub_configs") / "ar-encoder-decoder-tiny" / "recipe.yaml"
 OUTPUT_DIR = "runs/quickstart"
@@ -95,17 +94,7 @@ def load_quickstart(arguments: Sequence[str]) -> tuple[Recipe, float, str]:
 def train_for(recipe: Recipe, minutes: float) -> None:
     """Train until all steps are done or the time is up, and say which."""
     limit = TimeLimit(minutes)
-    trainer_class = TRAINERS.get(recipe.model_type, LatentTrainer)
-
-    class TimedTrainer(trainer_class):
-        def __init__(self, **kwargs: Any):
-            super().__init__(callbacks=[limit], **kwargs)
-
-    TRAINERS[recipe.model_type] = TimedTrainer
-    try:
-        state = train(recipe).state
-    finally:
-        TRAINERS[recipe.model_type] = trainer_class
+    state = train(recipe, callbacks=[limit]).state
     if not limit.steps:
         print(f"All {state.max_steps} steps were done before; nothing was left to train.")
     elif state.global_step < state.max_steps:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers import set_seed
+from transformers import TrainerCallback, set_seed
 from transformers.utils import logging
 
 from latentlm.data import PreparedData, prepare_data
@@ -71,7 +71,7 @@ def load_data(recipe: Recipe) -> PreparedData:
         raise RecipeError(f"data: {error}") from error
 
 
-def build_trainer(recipe: Recipe, data: PreparedData) -> LatentTrainer:
+def build_trainer(recipe: Recipe, data: PreparedData, callbacks: Sequence[TrainerCallback] = ()) -> LatentTrainer:
     """Model and trainer of a recipe; the same seed gives the same model."""
     arguments = recipe.training
     set_seed(arguments.seed)
@@ -83,17 +83,18 @@ def build_trainer(recipe: Recipe, data: PreparedData) -> LatentTrainer:
         eval_dataset=data.validation,
         processing_class=data.tokenizer,
         token_bytes=data.token_bytes,
+        callbacks=list(callbacks),
     )
 
 
-def train(recipe: Recipe) -> LatentTrainer:
+def train(recipe: Recipe, callbacks: Sequence[TrainerCallback] = ()) -> LatentTrainer:
     """Run a recipe to its end, from its last checkpoint on if it has one, and leave the finished model."""
     logging.disable_progress_bar()  # of saving; the run has its own
     start = find_start(recipe)
     data = load_data(recipe)
     if start is not None:
         check_data(start, data.info)
-    trainer = build_trainer(recipe, data)
+    trainer = build_trainer(recipe, data, callbacks)
     if trainer.is_world_process_zero():
         open_run_folder(recipe, data.info, recipe.training.world_size, recipe.training.device)
     trainer.accelerator.wait_for_everyone()

@@ -110,6 +110,4 @@ class CrossAttention(CausalAttention):
         **kwargs,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         key, value = self.kv_proj(encoder_states).chunk(2, dim=-1)
-        return self.attend(
-            self.q_proj(hidden_states), key, value, attention_mask, rotary, past_key_values, **kwargs
-        )
+        return self.attend(self.q_proj(hidden_states), key, value, attention_mask, rotary, past_key_values, **kwargs)
