@@ -59,26 +59,29 @@ def test_assisted_equals_greedy(case: Case, same: bool):
     assert torch.equal(model.generate(ids, max_new_tokens=NEW, do_sample=False, prompt_lookup_num_tokens=3), greedy)
 
 
+@pytest.mark.parametrize("padding", [3, None], ids=["left_padding", "no_mask"])
 @pytest.mark.parametrize("steps", [[PROMPT + NEW], [5, 1, 1, 4, 3], [1] * 8 + [6]], ids=str)
 @each_causal_case
-def test_a_cache_fed_in_pieces_equals_one_forward(case: Case, steps: list[int]):
-    """Also with left padding, where the positions of a step follow from the mask."""
+def test_a_cache_fed_in_pieces_equals_one_forward(case: Case, steps: list[int], padding: int | None):
+    """The positions of a step follow from the mask, and without one from the length of the cache."""
     case.skip_if_excepted("cache")
     model = case.model()
     ids = token_ids(2, PROMPT + NEW)
-    mask = torch.ones_like(ids)
-    mask[0, :3] = 0
+    mask = None
+    if padding:
+        mask = torch.ones_like(ids)
+        mask[0, :padding] = 0
     whole = model(ids, attention_mask=mask).logits
     pieces, cache, seen = [], None, 0
     for step in steps:
-        output = model(
-            ids[:, seen : seen + step], attention_mask=mask[:, : seen + step], past_key_values=cache, use_cache=True
-        )
+        seen += step
+        mask_seen = None if mask is None else mask[:, :seen]
+        output = model(ids[:, seen - step : seen], attention_mask=mask_seen, past_key_values=cache, use_cache=True)
         pieces.append(output.logits)
-        cache, seen = output.past_key_values, seen + step
+        cache = output.past_key_values
     assert cache.get_seq_length() == PROMPT + NEW
     together = torch.cat(pieces, 1)
-    torch.testing.assert_close(together[0, 3:], whole[0, 3:], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(together[0, padding:], whole[0, padding:], rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(together[1], whole[1], rtol=1e-4, atol=1e-4)
 
 
