@@ -46,6 +46,7 @@ class Architecture:
         auto_class: the Auto class of `head_class`; with `AutoModelForCausalLM` the row joins every causal test.
         sizes: configuration fields of the tiny model.
         variants: named changes to them, which together switch on every code path; shared tests run over all of them.
+        typical: the variant that stands for the architecture in tests that take minutes.
         tiny: folder in hub_configs with the tiny published configuration.
         loss_base: changes under which every term of the loss exists.
         changes: for configuration fields whose possible values are not in their type: a value that is not the default.
@@ -60,6 +61,7 @@ class Architecture:
     auto_class: type
     sizes: dict[str, Any]
     variants: dict[str, dict[str, Any]]
+    typical: str
     tiny: str
     loss_base: dict[str, Any] = dataclasses.field(default_factory=dict)
     changes: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -180,6 +182,7 @@ ARCHITECTURES = [
             "subtraction": {"position_subtraction": "plain", "use_bias": True},
             "rotary": {"position_embedding_type": "rotary", "position_subtraction": "layer_norm"},
         },
+        typical="subtraction",
         tiny="decoder-only-tiny",
         changes=LANGUAGE_MODEL_CHANGES | {"num_hidden_layers": 1},
         needs={"rope_parameters": {"position_embedding_type": "rotary"}},
@@ -224,6 +227,7 @@ ARCHITECTURES = [
                 "embedding_loss_input_norm": "none",
             },
         },
+        typical="seed",
         tiny="ar-encoder-decoder-tiny",
         loss_base={"embedding_loss": "mse"},
         changes=LANGUAGE_MODEL_CHANGES
@@ -256,6 +260,9 @@ CAUSAL = [architecture for architecture in ARCHITECTURES if architecture.causal]
 each_architecture = pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda row: row.name)
 each_causal_architecture = pytest.mark.parametrize("architecture", CAUSAL, ids=lambda row: row.name)
 each_case = pytest.mark.parametrize("case", parameters(ARCHITECTURES))
+typical_causal_case = pytest.mark.parametrize(
+    "case", [pytest.param(Case(row, row.typical), id=f"{row.name}-{row.typical}") for row in CAUSAL]
+)
 each_causal_case = pytest.mark.parametrize("case", parameters(CAUSAL))
 
 

@@ -2,7 +2,15 @@
 
 import pytest
 import torch
-from architectures import Case, each_causal_architecture, each_causal_case, gradients, loss_terms, token_ids
+from architectures import (
+    Case,
+    each_causal_architecture,
+    each_causal_case,
+    gradients,
+    loss_terms,
+    token_ids,
+    typical_causal_case,
+)
 
 LENGTHS = [5, 1, 3, 8]
 
@@ -28,16 +36,26 @@ def test_packed_documents_do_not_see_each_other(case: Case, mode: str, backend: 
     assert not torch.allclose(packed, model(ids, **options).logits, atol=1e-2)  # packing matters here
 
 
-@pytest.mark.parametrize("stance", ["force_eager", pytest.param("default", marks=pytest.mark.slow)])
-@each_causal_case
-def test_packed_documents_with_flex_attention(case: Case, stance: str):
-    """Forward only: on CPU flex has no backward. Its kernels take half a minute to compile; the quick run has none."""
+def assert_flex_equals_eager(case: Case) -> None:
     case.skip_if_excepted("flex_attention")
     ids, positions, _, _ = packed_row()
-    with torch.no_grad(), torch.compiler.set_stance(stance):
+    with torch.no_grad():  # forward only: on CPU flex has no backward
         packed = case.model("flex_attention")(ids, position_ids=positions).logits
     expected = case.model("eager")(ids, position_ids=positions).logits
     torch.testing.assert_close(packed, expected, rtol=1e-5, atol=2e-5)
+
+
+@each_causal_case
+def test_packed_documents_with_flex_attention(case: Case):
+    """Interpreted: its kernels take half a minute to compile."""
+    with torch.compiler.set_stance("force_eager"):
+        assert_flex_equals_eager(case)
+
+
+@pytest.mark.slow
+@typical_causal_case
+def test_packed_documents_with_compiled_flex_attention(case: Case):
+    assert_flex_equals_eager(case)
 
 
 @pytest.mark.parametrize("mode", ["train", "eval"])

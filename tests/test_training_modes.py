@@ -4,7 +4,16 @@ import warnings
 
 import pytest
 import torch
-from architectures import PAD, Case, each_architecture, each_causal_case, gradients, loss_terms, token_ids
+from architectures import (
+    PAD,
+    Case,
+    each_architecture,
+    each_causal_case,
+    gradients,
+    loss_terms,
+    token_ids,
+    typical_causal_case,
+)
 from peft import LoraConfig, get_peft_model
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import TorchAoConfig
@@ -95,7 +104,7 @@ def test_compiles_as_one_graph(case: Case, packed: bool):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("packed", [False, True], ids=["rows", "packed"])
-@each_causal_case
+@typical_causal_case
 def test_compiled_by_inductor_equals_eager(case: Case, packed: bool):
     case.skip_if_excepted("torch_compile")
     model = case.model().train()
