@@ -187,7 +187,7 @@ def plot_embeddings(all_runs: list[Runs], path: Path) -> None:
         axis.boxplot([stats[name].numpy() for stats in found.values()], orientation="horizontal", showfliers=False)
         axis.set_title(name, fontsize=10)
         axis.set_yticks(range(1, len(found) + 1), list(found), fontsize=8)
-        axis.invert_yaxis()
+    axes[0].invert_yaxis()  # the axes share it
     save(figure, path)
 
 
