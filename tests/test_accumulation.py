@@ -54,6 +54,20 @@ def test_a_micro_batch_without_predicted_tokens_is_zero(case: Case):
 
 
 @each_causal_case
+def test_labels_that_are_already_shifted_give_the_same_terms(case: Case):
+    model = case.model().train()
+    batch, count = batch_with_unequal_rows()
+    labels = batch.pop("labels")
+    shift_labels = torch.full_like(labels, -100)
+    shift_labels[:, :-1] = labels[:, 1:]
+    for num_items in (None, count):
+        expected = model(**batch, labels=labels, num_items_in_batch=num_items)
+        output = model(**batch, shift_labels=shift_labels, num_items_in_batch=num_items)
+        for name, value in loss_terms(expected).items():
+            assert output[name].item() == value.item(), name
+
+
+@each_causal_case
 def test_the_trainer_passes_the_count(case: Case):
     """Trainer gives `num_items_in_batch` only to models whose forward takes keyword arguments."""
     from transformers import Trainer, TrainingArguments

@@ -42,7 +42,7 @@ class TransformerPreTrainedModel(PreTrainedModel):
     def _validate_generated_length(self, generation_config, input_ids_length, has_default_max_length) -> None:
         """A prompt that fills the context is an error; generation ends, with a warning, where the context ends."""
         limit = self.config.max_position_embeddings
-        check_context(input_ids_length + 1, limit)
+        check_context(input_ids_length + 1, limit)  # the prompt and at least one new token
         if generation_config.max_length > limit:
             logger.warning(
                 f"Generation stops after {limit - input_ids_length} new tokens, at `max_position_embeddings` {limit}; "
@@ -52,11 +52,17 @@ class TransformerPreTrainedModel(PreTrainedModel):
         super()._validate_generated_length(generation_config, input_ids_length, has_default_max_length)
 
 
+def shifted(labels: torch.Tensor) -> torch.Tensor:
+    """Label of the *next* token at every position `(B, T)`; -100 at the last one."""
+    return nn.functional.pad(labels[:, 1:], (0, 1), value=-100)
+
+
 def mean_over_predicted(
-    values: torch.Tensor, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None
+    values: torch.Tensor, shift_labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None
 ) -> torch.Tensor:
-    """Mean of `values` `(B, T)` over the positions whose next label counts (not -100); where `num_items_in_batch` is
-    given, their sum divided by it, so that micro-batches and processes add up to one big batch."""
-    predicted = nn.functional.pad(labels[:, 1:], (0, 1), value=-100).ne(-100)
+    """Mean of `values` `(B, T)` over the positions whose next token counts (label not -100); where
+    `num_items_in_batch` is given, their sum divided by it, so that micro-batches and processes add up to one big
+    batch."""
+    predicted = shift_labels.ne(-100)
     count = predicted.sum() if num_items_in_batch is None else num_items_in_batch
     return values.masked_fill(~predicted, 0).sum() / count

@@ -15,7 +15,7 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .attention import CrossAttention, Rotary, SelfAttention
-from .causal_lm import TransformerPreTrainedModel, mean_over_predicted
+from .causal_lm import TransformerPreTrainedModel, mean_over_predicted, shifted
 from .configuration_ar_encoder_decoder import AREncoderDecoderConfig
 from .embedding_loss import EmbeddingLoss
 from .layers import CausalLayer, FeedForward, layer_norm
@@ -202,10 +202,13 @@ class AREncoderDecoderForCausalLM(AREncoderDecoderPreTrainedModel, GenerationMix
         labels: torch.LongTensor | None = None,  # (B, T), -100 is ignored; position t is scored against label t + 1
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
+        shift_labels: torch.LongTensor | None = None,  # (B, T), instead of labels: already moved by one
         num_items_in_batch: torch.Tensor | int | None = None,
         **kwargs,
     ) -> EncoderDecoderCausalLMOutput:
-        if labels is not None and use_cache is None:
+        if shift_labels is None and labels is not None:
+            shift_labels = shifted(labels)
+        if shift_labels is not None and use_cache is None:
             use_cache = False  # nobody continues from a training batch
         outputs = self.model(
             input_ids=input_ids,
@@ -218,9 +221,9 @@ class AREncoderDecoderForCausalLM(AREncoderDecoderPreTrainedModel, GenerationMix
         )
         logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))  # (B, T, V)
         loss = lm_loss = embedding_loss = None
-        if labels is not None:
+        if shift_labels is not None:
             loss = lm_loss = self.loss_function(
-                logits, labels, vocab_size=self.config.vocab_size, num_items_in_batch=num_items_in_batch
+                logits, labels, self.config.vocab_size, num_items_in_batch, shift_labels=shift_labels
             )
             if self.config.embedding_loss != "none":
                 token_mask = attention_mask if attention_mask is None or attention_mask.ndim == 2 else None
@@ -229,7 +232,7 @@ class AREncoderDecoderForCausalLM(AREncoderDecoderPreTrainedModel, GenerationMix
                 disaffinity_BT = self.embedding_loss(
                     outputs.input_embeddings, outputs.encoder_last_hidden_state, token_mask, position_ids
                 )
-                embedding_loss = mean_over_predicted(disaffinity_BT, labels, num_items_in_batch)
+                embedding_loss = mean_over_predicted(disaffinity_BT, shift_labels, num_items_in_batch)
                 if self.training:
                     loss = lm_loss + self.config.embedding_loss_weight * embedding_loss
         return EncoderDecoderCausalLMOutput(

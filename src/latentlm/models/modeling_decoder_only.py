@@ -13,7 +13,7 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .attention import SelfAttention
-from .causal_lm import TransformerPreTrainedModel
+from .causal_lm import TransformerPreTrainedModel, shifted
 from .configuration_decoder_only import DecoderOnlyConfig
 from .layers import CausalLayer, layer_norm
 from .outputs import CausalLMOutput
@@ -112,10 +112,13 @@ class DecoderOnlyForCausalLM(DecoderOnlyPreTrainedModel, GenerationMixin):
         labels: torch.LongTensor | None = None,  # (B, T), -100 is ignored; position t is scored against label t + 1
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
+        shift_labels: torch.LongTensor | None = None,  # (B, T), instead of labels: already moved by one
         num_items_in_batch: torch.Tensor | int | None = None,
         **kwargs,
     ) -> CausalLMOutput:
-        if labels is not None and use_cache is None:
+        if shift_labels is None and labels is not None:
+            shift_labels = shifted(labels)
+        if shift_labels is not None and use_cache is None:
             use_cache = False  # nobody continues from a training batch
         outputs = self.model(
             input_ids=input_ids,
@@ -128,9 +131,9 @@ class DecoderOnlyForCausalLM(DecoderOnlyPreTrainedModel, GenerationMixin):
         )
         logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))  # (B, T, V)
         lm_loss = None
-        if labels is not None:
+        if shift_labels is not None:
             lm_loss = self.loss_function(
-                logits, labels, vocab_size=self.config.vocab_size, num_items_in_batch=num_items_in_batch
+                logits, labels, self.config.vocab_size, num_items_in_batch, shift_labels=shift_labels
             )
         return CausalLMOutput(
             loss=lm_loss,
