@@ -87,10 +87,11 @@ def table(header: list[str], rows: Iterable[list[str]]) -> str:
 
 def results_table(all_runs: list[Runs]) -> str:
     header = ["row", "seeds", "parameters", "train loss", "val loss", "bits per byte", "embedding loss"]
-    header += ["CPU minutes", "MiB"]
+    header += ["gains out / in", "CPU minutes", "MiB"]
     rows = []
     for runs in all_runs:
         embedding = runs.last("eval_embedding_loss")
+        gains = [runs.last(f"embedding_loss_{side}_norm_gain")[:1] for side in ("output", "input")]
         rows.append(
             [
                 runs.row.label,
@@ -99,7 +100,8 @@ def results_table(all_runs: list[Runs]) -> str:
                 spread(runs.last("lm_loss")),
                 spread(runs.last("eval_loss")),
                 spread(runs.last("eval_bits_per_byte"), 4),
-                f"{statistics.fmean(embedding):.1e}" if embedding else "–",
+                f"{statistics.fmean(embedding):.2g}" if embedding else "–",
+                " / ".join(spread(gain, 2) for gain in gains) if any(gains) else "–",
                 f"{statistics.fmean(r['cpu_minutes'] for r in runs.resources):.1f}",
                 f"{statistics.fmean(r['peak_memory_mib'] for r in runs.resources):.0f}",
             ]
