@@ -1,14 +1,16 @@
-"""What the causal language models share: initialisation, the context limit, means over predicted tokens."""
+"""What the causal language models share: initialisation, how a forward begins, means over predicted tokens."""
 
 import math
 
 import torch
 from torch import nn
 from transformers import initialization as init
+from transformers.cache_utils import Cache, DynamicCache
+from transformers.masking_utils import create_causal_mask
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import logging
 
-from .positions import check_context
+from .positions import check_context, resolve_position_ids
 
 logger = logging.get_logger(__name__)
 
@@ -38,6 +40,34 @@ class TransformerPreTrainedModel(PreTrainedModel):
         if getattr(module, "adds_to_residual", False):
             std = self.config.initializer_range / math.sqrt(self.num_residual_projections)
             init.normal_(module.weight, mean=0.0, std=std)
+
+    def embed(
+        self,
+        input_ids: torch.LongTensor | None,  # (B, T)
+        attention_mask: torch.Tensor | None,
+        position_ids: torch.LongTensor | None,
+        past_key_values: Cache | None,
+        inputs_embeds: torch.FloatTensor | None,  # (B, T, D)
+        use_cache: bool | None,
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor, Cache | None]:
+        """How every forward begins: token embeddings `(B, T, D)`, the causal mask of the backend, positions
+        `(B or 1, T)`, and the cache to fill.
+
+        Raises:
+            ValueError: if not exactly one of `input_ids` and `inputs_embeds` is given, or the context is too long.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("Give exactly one of `input_ids` and `inputs_embeds`.")
+        if inputs_embeds is None:
+            inputs_embeds = self.get_input_embeddings()(input_ids)
+        # Before a cache is made: with an empty one, masking_utils would no longer keep packed documents apart.
+        mask = create_causal_mask(self.config, inputs_embeds, attention_mask, past_key_values, position_ids)
+        positions = resolve_position_ids(
+            inputs_embeds, attention_mask, position_ids, past_key_values, self.config.max_position_embeddings
+        )
+        if use_cache and past_key_values is None:
+            past_key_values = DynamicCache(config=self.config)
+        return inputs_embeds, mask, positions, past_key_values
 
     def _validate_generated_length(self, generation_config, input_ids_length, has_default_max_length) -> None:
         """A prompt that fills the context is an error; generation ends, with a warning, where the context ends."""

@@ -4,9 +4,8 @@ cross-attends to the encoder output. One pass predicts the next token at every p
 import torch
 from torch import nn
 from transformers import initialization as init
-from transformers.cache_utils import Cache, DynamicCache
+from transformers.cache_utils import Cache
 from transformers.generation import GenerationMixin
-from transformers.masking_utils import create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import slice_logits_to_keep
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
@@ -20,7 +19,7 @@ from .configuration_ar_encoder_decoder import AREncoderDecoderConfig
 from .embedding_loss import EmbeddingLoss
 from .layers import CausalLayer, FeedForward, layer_norm
 from .outputs import EncoderDecoderCausalLMOutput, EncoderDecoderModelOutput
-from .positions import PositionSubtraction, resolve_position_ids
+from .positions import PositionSubtraction
 
 
 class DecoderLayer(GradientCheckpointingLayer):
@@ -136,22 +135,13 @@ class AREncoderDecoderModel(AREncoderDecoderPreTrainedModel):
         use_cache: bool | None = None,
         **kwargs,
     ) -> EncoderDecoderModelOutput:
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("Give exactly one of `input_ids` and `inputs_embeds`.")
         config = self.config
-        if inputs_embeds is None:
-            inputs_embeds = self.embed_tokens(input_ids)
-        # Before a cache is made: with an empty one, masking_utils would no longer keep packed documents apart.
-        mask = create_causal_mask(config, inputs_embeds, attention_mask, past_key_values, position_ids)
-        positions = resolve_position_ids(
-            inputs_embeds, attention_mask, position_ids, past_key_values, config.max_position_embeddings
+        embeddings, mask, positions, past_key_values = self.embed(
+            input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache
         )
-        if use_cache and past_key_values is None:
-            past_key_values = DynamicCache(config=config)
         # position_ids: the flash backend finds packed documents by them.
         shared = {"attention_mask": mask, "past_key_values": past_key_values, "position_ids": position_ids, **kwargs}
 
-        embeddings = inputs_embeds
         rotary = cross_rotary = None
         if config.position_embedding_type == "learned":
             embeddings = embeddings + self.embed_positions(positions)

@@ -2,9 +2,8 @@
 
 import torch
 from torch import nn
-from transformers.cache_utils import Cache, DynamicCache
+from transformers.cache_utils import Cache
 from transformers.generation import GenerationMixin
-from transformers.masking_utils import create_causal_mask
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.modeling_utils import slice_logits_to_keep
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
@@ -17,7 +16,7 @@ from .causal_lm import TransformerPreTrainedModel, shifted
 from .configuration_decoder_only import DecoderOnlyConfig
 from .layers import CausalLayer, layer_norm
 from .outputs import CausalLMOutput
-from .positions import PositionSubtraction, resolve_position_ids
+from .positions import PositionSubtraction
 
 
 class DecoderOnlyPreTrainedModel(TransformerPreTrainedModel):
@@ -58,19 +57,10 @@ class DecoderOnlyModel(DecoderOnlyPreTrainedModel):
         use_cache: bool | None = None,
         **kwargs,
     ) -> BaseModelOutputWithPast:
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("Give exactly one of `input_ids` and `inputs_embeds`.")
-        if inputs_embeds is None:
-            inputs_embeds = self.embed_tokens(input_ids)
-        # Before a cache is made: with an empty one, masking_utils would no longer keep packed documents apart.
-        mask = create_causal_mask(self.config, inputs_embeds, attention_mask, past_key_values, position_ids)
-        positions = resolve_position_ids(
-            inputs_embeds, attention_mask, position_ids, past_key_values, self.config.max_position_embeddings
+        hidden_states, mask, positions, past_key_values = self.embed(
+            input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache
         )
-        if use_cache and past_key_values is None:
-            past_key_values = DynamicCache(config=self.config)
-
-        hidden_states, rotary = inputs_embeds, None
+        rotary = None
         if self.config.position_embedding_type == "learned":
             hidden_states = hidden_states + self.embed_positions(positions)
         else:
