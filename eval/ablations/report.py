@@ -151,7 +151,7 @@ def score(result: dict, metric: str) -> str:
 
 def plot_losses(all_runs: list[Runs], path: Path) -> None:
     """Validation bits per byte over training, and training loss, one line per row."""
-    figure, axes = plt.subplots(1, 2, figsize=(13, 5))
+    figure, axes = plt.subplots(1, 2, figsize=(15, 5))
     colours = plt.get_cmap("tab20").colors
     for runs, colour in zip(all_runs, colours * 2, strict=False):
         for axis, name in zip(axes, ("lm_loss", "eval_bits_per_byte"), strict=True):
@@ -159,7 +159,7 @@ def plot_losses(all_runs: list[Runs], path: Path) -> None:
                 axis.plot(*zip(*curve, strict=True), label=runs.row.label, color=colour, linewidth=1.2)
     axes[0].set(xlabel="step", ylabel="training loss (nats per token)")
     axes[1].set(xlabel="step", ylabel="validation bits per byte")
-    axes[1].legend(fontsize=7, loc="upper right")
+    axes[1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
     save(figure, path)
 
 
