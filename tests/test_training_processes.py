@@ -74,15 +74,14 @@ def assert_same_run(run_folder: Path, other: Path) -> None:
 def test_killed_at_any_moment_it_ends_the_same(recipe, tmp_path):
     main([str(recipe), "--output_dir", str(tmp_path / "whole")])
     assert metrics_of(tmp_path / "whole")[-1]["step"] == 10
-    moments = [*MOMENTS, *(f"random-{i}" for i in range(2))]
-    # The random ones come first: afterwards little is left to be killed in.
-    moments.sort(key=lambda moment: not moment.startswith("random"))
-    moments = [moments[2], *moments[:2], *moments[3:]]
-    output = run(sys.executable, TESTS / "training_kills.py", recipe, tmp_path / "killed", *moments)
-    assert output.count(": -9") >= len(MOMENTS), output
+    output = run(sys.executable, TESTS / "training_kills.py", recipe, tmp_path / "killed", *MOMENTS)
+    assert output.count(": -9") == len(MOMENTS), output
     assert_same_run(tmp_path / "killed", tmp_path / "whole")
     names = [path.name for path in (tmp_path / "killed").iterdir()]
     assert sorted(name for name in names if name.startswith(("checkpoint-", "."))) == ["checkpoint-10", "checkpoint-9"]
+    # A run of its own: how far it gets before each random moment depends on the machine.
+    run(sys.executable, TESTS / "training_kills.py", recipe, tmp_path / "random", "random-0", "random-1")
+    assert_same_run(tmp_path / "random", tmp_path / "whole")
 
 
 def test_command_line_run_resume_and_errors(recipe, tmp_path, capsys):
