@@ -65,7 +65,7 @@ class CausalAttention(nn.Module):
             key, value = past_key_values.update(key, value, self.layer_idx)
         backend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
         if self.config._attn_implementation == "sdpa" and query.shape[2] > 1:
-            # Zeros change no score, and the kernels run up to 1.7 times faster on head sizes that fill their vectors.
+            # Zeros change no score, and the kernels are faster on head sizes that fill their vectors.
             query, key, value = (nn.functional.pad(states, (0, -self.head_dim % 16)) for states in (query, key, value))
         dropout = self.config.attention_dropout if self.training else 0.0
         output, weights = backend(
