@@ -7,8 +7,10 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokeni
 
 from .models.configuration_ar_encoder_decoder import AREncoderDecoderConfig
 from .models.configuration_decoder_only import DecoderOnlyConfig
+from .models.configuration_parallel_encoder_decoder import ParallelEncoderDecoderConfig
 from .models.modeling_ar_encoder_decoder import AREncoderDecoderForCausalLM, AREncoderDecoderModel
 from .models.modeling_decoder_only import DecoderOnlyForCausalLM, DecoderOnlyModel
+from .models.modeling_parallel_encoder_decoder import ParallelEncoderDecoderForCausalLM, ParallelEncoderDecoderModel
 from .models.tokenization_byte import ByteTokenizer
 
 __version__ = "0.1.0"
@@ -16,6 +18,10 @@ __version__ = "0.1.0"
 # One row per architecture: configuration, then its class for each Auto class.
 ARCHITECTURES = [
     (AREncoderDecoderConfig, {AutoModel: AREncoderDecoderModel, AutoModelForCausalLM: AREncoderDecoderForCausalLM}),
+    (
+        ParallelEncoderDecoderConfig,
+        {AutoModel: ParallelEncoderDecoderModel, AutoModelForCausalLM: ParallelEncoderDecoderForCausalLM},
+    ),
     (DecoderOnlyConfig, {AutoModel: DecoderOnlyModel, AutoModelForCausalLM: DecoderOnlyForCausalLM}),
 ]
 
@@ -38,4 +44,7 @@ __all__ = [
     "DecoderOnlyConfig",
     "DecoderOnlyForCausalLM",
     "DecoderOnlyModel",
+    "ParallelEncoderDecoderConfig",
+    "ParallelEncoderDecoderForCausalLM",
+    "ParallelEncoderDecoderModel",
 ]

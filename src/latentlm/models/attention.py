@@ -1,4 +1,4 @@
-"""Causal self- and cross-attention on the attention interface of transformers."""
+"""Causal attention on the attention interface of transformers: what all kinds share, self- and cross-attention."""
 
 import torch
 from torch import nn
@@ -29,19 +29,17 @@ def eager_attention_forward(
 
 
 class CausalAttention(nn.Module):
-    """What self- and cross-attention share: heads, cache, backend and output projection."""
+    """What every attention here shares: heads, cache and backend. Its width is D unless the subclass says otherwise."""
 
     is_causal = True  # read by the sdpa and flash backends, which then need no mask
 
-    def __init__(self, config, num_heads: int, layer_idx: int):
+    def __init__(self, config, num_heads: int, layer_idx: int, width: int | None = None):
         super().__init__()
         self.config = config
         self.layer_idx = layer_idx  # index of this attention's layer in the cache
         self.num_heads = num_heads
-        self.head_dim = config.hidden_size // num_heads
+        self.head_dim = (width or config.hidden_size) // num_heads
         self.scaling = self.head_dim**-0.5
-        self.o_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=config.use_bias)
-        self.o_proj.adds_to_residual = True
 
     def split_heads(self, states: torch.Tensor) -> torch.Tensor:
         """`(B, T, D)` to `(B, H, T, D / H)`."""
@@ -57,7 +55,8 @@ class CausalAttention(nn.Module):
         past_key_values: Cache | None,
         **kwargs,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Projected `(B, T, D)` queries, keys and values to the attention's output `(B, T, D)` and probabilities."""
+        """Projected `(B, T, D)` queries, keys and values to the heads' outputs side by side `(B, T, D)`, and the
+        probabilities."""
         query, key, value = (self.split_heads(states) for states in (query, key, value))
         if rotary is not None:
             query, key = apply_rotary_pos_emb(query, key, *rotary)
@@ -71,14 +70,21 @@ class CausalAttention(nn.Module):
         output, weights = backend(
             self, query, key, value, attention_mask, dropout=dropout, scaling=self.scaling, **kwargs
         )
-        output = output[..., : self.head_dim].flatten(-2)  # (B, T, H, D / H) to (B, T, D)
-        return self.o_proj(output), weights
+        return output[..., : self.head_dim].flatten(-2), weights  # (B, T, H, D / H) to (B, T, D)
+
+
+def output_projection(config) -> nn.Linear:
+    """D to D, into the residual stream."""
+    projection = nn.Linear(config.hidden_size, config.hidden_size, bias=config.use_bias)
+    projection.adds_to_residual = True
+    return projection
 
 
 class SelfAttention(CausalAttention):
     def __init__(self, config, layer_idx: int):
         super().__init__(config, config.num_attention_heads, layer_idx)
         self.qkv_proj = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=config.use_bias)
+        self.o_proj = output_projection(config)
 
     def forward(
         self,
@@ -89,7 +95,8 @@ class SelfAttention(CausalAttention):
         **kwargs,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         query, key, value = self.qkv_proj(hidden_states).chunk(3, dim=-1)
-        return self.attend(query, key, value, attention_mask, rotary, past_key_values, **kwargs)
+        output, weights = self.attend(query, key, value, attention_mask, rotary, past_key_values, **kwargs)
+        return self.o_proj(output), weights
 
 
 class CrossAttention(CausalAttention):
@@ -99,6 +106,7 @@ class CrossAttention(CausalAttention):
         super().__init__(config, config.num_cross_attention_heads, layer_idx)
         self.q_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=config.use_bias)
         self.kv_proj = nn.Linear(config.hidden_size, 2 * config.hidden_size, bias=config.use_bias)
+        self.o_proj = output_projection(config)
 
     def forward(
         self,
@@ -109,5 +117,6 @@ class CrossAttention(CausalAttention):
         past_key_values: Cache | None = None,
         **kwargs,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        key, value = self.kv_proj(encoder_states).chunk(2, dim=-1)
-        return self.attend(self.q_proj(hidden_states), key, value, attention_mask, rotary, past_key_values, **kwargs)
+        query, (key, value) = self.q_proj(hidden_states), self.kv_proj(encoder_states).chunk(2, dim=-1)
+        output, weights = self.attend(query, key, value, attention_mask, rotary, past_key_values, **kwargs)
+        return self.o_proj(output), weights

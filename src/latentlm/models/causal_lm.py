@@ -1,4 +1,4 @@
-"""What the causal language models share: initialisation, how a forward begins, means over predicted tokens."""
+"""What the causal language models share: initialisation, how a forward begins, the head and its named losses."""
 
 import math
 
@@ -7,9 +7,11 @@ from torch import nn
 from transformers import initialization as init
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.masking_utils import create_causal_mask
-from transformers.modeling_utils import PreTrainedModel
-from transformers.utils import logging
+from transformers.modeling_utils import PreTrainedModel, slice_logits_to_keep
+from transformers.utils import can_return_tuple, logging
 
+from .learned_dropout import SharedMaskAttention, mask_loss_weight
+from .outputs import CausalLMOutput, CausalModelOutput
 from .positions import check_context, resolve_position_ids
 
 logger = logging.get_logger(__name__)
@@ -69,6 +71,12 @@ class TransformerPreTrainedModel(PreTrainedModel):
             past_key_values = DynamicCache(config=self.config)
         return inputs_embeds, mask, positions, past_key_values
 
+    def shared_mask_attention(self, layer_idx: int) -> SharedMaskAttention | None:
+        """The attention on the input embeddings that decides the masks of all layers, if the configuration asks for
+        it."""
+        shared = self.config.learned_dropout != "none" and self.config.learned_dropout_input == "embedding"
+        return SharedMaskAttention(self.config, layer_idx) if shared else None
+
     def _validate_generated_length(self, generation_config, input_ids_length, has_default_max_length) -> None:
         """A prompt that fills the context is an error; generation ends, with a warning, where the context ends."""
         limit = self.config.max_position_embeddings
@@ -80,6 +88,73 @@ class TransformerPreTrainedModel(PreTrainedModel):
             )
             generation_config.max_length = limit
         super()._validate_generated_length(generation_config, input_ids_length, has_default_max_length)
+
+
+class CausalLMHead:
+    """The forward of every `...ForCausalLM`: goes first among its bases, before the `PreTrainedModel`. The class has
+    `model` and `lm_head`; its further losses come from `extra_losses`."""
+
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
+    _fsdp_plan = {"lm_head": "keep_full_weight"}
+    output_class: type[CausalLMOutput] = CausalLMOutput
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,  # (B, T)
+        attention_mask: torch.Tensor | None = None,  # (B, T_seen), 1 where a token is real
+        position_ids: torch.LongTensor | None = None,  # (B, T), restarting at 0 for each packed document
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,  # (B, T, D)
+        labels: torch.LongTensor | None = None,  # (B, T), -100 is ignored; position t is scored against label t + 1
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        shift_labels: torch.LongTensor | None = None,  # (B, T), instead of labels: already moved by one
+        num_items_in_batch: torch.Tensor | int | None = None,
+        training_step: torch.Tensor | None = None,  # scalar; where scheduled loss weights are, at their end if None
+        **kwargs,
+    ) -> CausalLMOutput:
+        if shift_labels is None and labels is not None:
+            shift_labels = shifted(labels)
+        if shift_labels is not None and use_cache is None:
+            use_cache = False  # nobody continues from a training batch
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))  # (B, T, V)
+        losses = {}
+        if shift_labels is not None:
+            losses["loss"] = losses["lm_loss"] = self.loss_function(
+                logits, labels, self.config.vocab_size, num_items_in_batch, shift_labels=shift_labels
+            )
+            token_mask = attention_mask if attention_mask is None or attention_mask.ndim == 2 else None
+            for name, (values_BT, weight) in self.extra_losses(
+                outputs, token_mask, position_ids, training_step
+            ).items():
+                losses[name] = mean_over_predicted(values_BT, shift_labels, num_items_in_batch)
+                if self.training:
+                    losses["loss"] = losses["loss"] + weight * losses[name]
+        shared = {name: value for name, value in outputs.items() if name in self.output_class.__dataclass_fields__}
+        return self.output_class(logits=logits, **shared, **losses)
+
+    def extra_losses(
+        self,
+        outputs: CausalModelOutput,
+        token_mask: torch.Tensor | None,  # (B, T), 1 where a token is real
+        position_ids: torch.Tensor | None,  # (B, T)
+        training_step: torch.Tensor | None,
+    ) -> dict[str, tuple[torch.Tensor, torch.Tensor | float]]:
+        """Values `(B, T)` and weight of every named loss beside `lm_loss`."""
+        return {
+            name: (outputs.mask_penalties[..., k], mask_loss_weight(self.config, name, training_step))
+            for k, name in enumerate(self.config.mask_losses)
+        }
 
 
 def shifted(labels: torch.Tensor) -> torch.Tensor:

@@ -2,14 +2,14 @@
 
 from huggingface_hub.dataclasses import strict
 
-from .configuration_common import TransformerConfig
+from .configuration_learned_dropout import LearnedDropoutConfig
 
 
 @strict
-class DecoderOnlyConfig(TransformerConfig):
+class DecoderOnlyConfig(LearnedDropoutConfig):
     """The plain causal transformer that every architecture of this package is measured against.
 
-    Arguments are those of [`TransformerConfig`], and:
+    Arguments are those of [`TransformerConfig`] and [`LearnedDropoutConfig`], and:
 
     Args:
         num_hidden_layers: number of layers.
@@ -28,6 +28,14 @@ class DecoderOnlyConfig(TransformerConfig):
             "AutoModel": "modeling_decoder_only.DecoderOnlyModel",
             "AutoModelForCausalLM": "modeling_decoder_only.DecoderOnlyForCausalLM",
         }
+
+    @property
+    def num_learned_dropouts(self) -> int:
+        return self.num_hidden_layers
+
+    @property
+    def attention_configs(self) -> list["DecoderOnlyConfig"]:
+        return [self] * self.num_hidden_layers
 
     def validate_layers(self) -> None:
         if self.num_hidden_layers < 1:

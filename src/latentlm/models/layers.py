@@ -4,8 +4,10 @@ import torch
 from torch import nn
 from transformers.cache_utils import Cache
 from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.utils import is_torchdynamo_compiling
 
 from .attention import Rotary, SelfAttention
+from .learned_dropout import LearnedDropout
 
 
 def layer_norm(config) -> nn.LayerNorm:
@@ -14,27 +16,74 @@ def layer_norm(config) -> nn.LayerNorm:
 
 
 class FeedForward(nn.Module):
-    """D to `intermediate_size` and back, with exact GELU."""
+    """D to `intermediate_size` F and back, with exact GELU; with LearnedDropout on its output, or on groups of its F
+    channels, which are then not computed where the mask is 0 (at inference)."""
 
-    def __init__(self, config):
+    def __init__(self, config, learned_dropout: LearnedDropout | None = None):
         super().__init__()
         self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.use_bias)
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=config.use_bias)
         self.down_proj.adds_to_residual = True
+        self.learned_dropout = learned_dropout
 
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return self.down_proj(nn.functional.gelu(self.up_proj(hidden_states)))
+    def forward(self, hidden_states: torch.Tensor, **mask_inputs) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The output `(B, T, D)`, and the penalties of the mask `(B, T, K)` if there are any."""
+        if self.learned_dropout is None:
+            return self.down_proj(self.activate(hidden_states)), None
+        if self.learned_dropout.groups is None:
+            output = self.down_proj(self.activate(hidden_states))
+            mask, probability = self.learned_dropout(output, **mask_inputs)
+            output = output * mask
+        else:
+            mask, probability = self.learned_dropout(hidden_states, **mask_inputs)
+            if self.skips:
+                output = self.compute_active_groups(hidden_states, mask)
+            else:
+                groups = self.activate(hidden_states).unflatten(-1, (mask.shape[-1], -1))  # (B, T, G, F / G)
+                output = self.down_proj((groups * mask.unsqueeze(-1)).flatten(-2))
+        return output, self.learned_dropout.penalise(probability)
+
+    def activate(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return nn.functional.gelu(self.up_proj(hidden_states))
+
+    @property
+    def skips(self) -> bool:
+        """Whether masked groups are left out: not in training, whose gradient needs them, not in one compiled graph,
+        whose shapes cannot depend on the mask, and not where an adapter or quantization has replaced the weights."""
+        plain = all(
+            type(linear) is nn.Linear and type(linear.weight) is nn.Parameter
+            for linear in (self.up_proj, self.down_proj)
+        )
+        return plain and not self.training and not is_torchdynamo_compiling()
+
+    def compute_active_groups(self, hidden_states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """The same output, each group of channels computed for those tokens alone whose mask `(B, T, G)` has it on."""
+        groups = mask.shape[-1]
+        tokens_ND = hidden_states.flatten(0, -2)
+        active_GN = mask.flatten(0, -2).T.bool()
+        up = self.up_proj.weight.unflatten(0, (groups, -1))  # (G, F / G, D)
+        up_bias = [None] * groups if self.up_proj.bias is None else self.up_proj.bias.unflatten(0, (groups, -1))
+        down = self.down_proj.weight.unflatten(1, (groups, -1))  # (D, G, F / G)
+        output_ND = torch.zeros_like(tokens_ND)
+        if self.down_proj.bias is not None:
+            output_ND = output_ND + self.down_proj.bias
+        for group, active_N in enumerate(active_GN):
+            tokens = active_N.nonzero().squeeze(1)
+            if len(tokens):
+                activation = nn.functional.gelu(nn.functional.linear(tokens_ND[tokens], up[group], up_bias[group]))
+                output_ND.index_add_(0, tokens, nn.functional.linear(activation, down[:, group]))
+        return output_ND.view_as(hidden_states)
 
 
 class CausalLayer(GradientCheckpointingLayer):
     """h += SelfAttention(LN(h)); h += FeedForward(LN(h))."""
 
-    def __init__(self, config, layer_idx: int):
+    def __init__(self, config, layer_idx: int, learned_dropout: LearnedDropout | None = None):
         super().__init__()
         self.self_attn_norm = layer_norm(config)
         self.self_attn = SelfAttention(config, layer_idx)
         self.mlp_norm = layer_norm(config)
-        self.mlp = FeedForward(config)
+        self.mlp = FeedForward(config, learned_dropout)
         self.dropout = nn.Dropout(config.hidden_dropout)
 
     def forward(
@@ -43,10 +92,12 @@ class CausalLayer(GradientCheckpointingLayer):
         attention_mask: torch.Tensor | None = None,
         rotary: Rotary | None = None,
         past_key_values: Cache | None = None,
+        shared_attention: torch.Tensor | None = None,  # of LearnedDropout
         **kwargs,
-    ) -> torch.Tensor:
-        attended, _ = self.self_attn(
-            self.self_attn_norm(hidden_states), attention_mask, rotary, past_key_values, **kwargs
-        )
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The new hidden states, and the penalties of the mask `(B, T, K)` if there are any."""
+        shared = {"attention_mask": attention_mask, "past_key_values": past_key_values, **kwargs}
+        attended, _ = self.self_attn(self.self_attn_norm(hidden_states), rotary=rotary, **shared)
         hidden_states = hidden_states + self.dropout(attended)
-        return hidden_states + self.dropout(self.mlp(self.mlp_norm(hidden_states)))
+        output, penalties = self.mlp(self.mlp_norm(hidden_states), shared_attention=shared_attention, **shared)
+        return hidden_states + self.dropout(output), penalties

@@ -4,7 +4,20 @@ from dataclasses import dataclass
 
 import torch
 from transformers.cache_utils import Cache
-from transformers.modeling_outputs import ModelOutput
+from transformers.modeling_outputs import BaseModelOutputWithPast, ModelOutput
+
+
+@dataclass
+class CausalModelOutput(BaseModelOutputWithPast):
+    """Output of a causal model without head.
+
+    Args:
+        last_hidden_state: `(B, T, D)`, after the final norm and the position subtraction.
+        mask_penalties: `(B, T, K)`, float32: what LearnedDropout's masks cost at each token, one value for each of
+            `config.mask_losses`, averaged over its modules.
+    """
+
+    mask_penalties: torch.FloatTensor | None = None
 
 
 @dataclass
@@ -19,6 +32,8 @@ class CausalLMOutput(ModelOutput):
         attentions: one `(B, H, T, T)` per self-attention.
         lm_loss: scalar, next-token cross-entropy in nats. Like every term: a mean over the predicted tokens, or, where
             `num_items_in_batch` is given, their sum divided by it.
+        mask_entropy_loss: scalar, -M log2 M of LearnedDropout's masks, unweighted; None where its weight is 0.
+        mask_l1_loss: scalar, M^2 / 2 or M of these masks, unweighted; None where its weight is 0.
     """
 
     loss: torch.FloatTensor | None = None
@@ -27,23 +42,20 @@ class CausalLMOutput(ModelOutput):
     hidden_states: tuple[torch.FloatTensor, ...] | None = None
     attentions: tuple[torch.FloatTensor, ...] | None = None
     lm_loss: torch.FloatTensor | None = None
+    mask_entropy_loss: torch.FloatTensor | None = None
+    mask_l1_loss: torch.FloatTensor | None = None
 
 
 @dataclass
-class EncoderDecoderModelOutput(ModelOutput):
-    """Output of a causal encoder-decoder without head.
+class EncoderDecoderModelOutput(CausalModelOutput):
+    """[`CausalModelOutput`] of a causal encoder-decoder.
 
     Args:
-        last_hidden_state: `(B, T, D)`, after the final norm and the position subtraction.
         cross_attentions: one `(B, H_cross, T, T)` per decoder layer.
         encoder_last_hidden_state: `(B, T, D)`, the encoder output that the decoder attends to.
         input_embeddings: `(B, T, D)`, token plus position embeddings after dropout: what the encoder reads.
     """
 
-    last_hidden_state: torch.FloatTensor | None = None
-    past_key_values: Cache | None = None
-    hidden_states: tuple[torch.FloatTensor, ...] | None = None
-    attentions: tuple[torch.FloatTensor, ...] | None = None
     cross_attentions: tuple[torch.FloatTensor, ...] | None = None
     encoder_last_hidden_state: torch.FloatTensor | None = None
     input_embeddings: torch.FloatTensor | None = None

@@ -1,0 +1,126 @@
+"""Configuration fields and checks that the causal encoder-decoders share."""
+
+from typing import Literal
+
+from huggingface_hub.dataclasses import strict
+
+from .configuration_learned_dropout import LearnedDropoutConfig
+
+
+@strict
+class EncoderDecoderConfig(LearnedDropoutConfig):
+    """Base of the configurations of causal encoder-decoders; not a model by itself.
+
+    Arguments are those of [`TransformerConfig`] and [`LearnedDropoutConfig`], and:
+
+    Args:
+        num_encoder_layers, num_decoder_layers: depth of the two stacks.
+        num_cross_attention_heads: heads of the cross-attention, `2 * num_attention_heads` when `None`.
+        decoder_order: `"self_first"` (self-attention, then cross-attention) or `"cross_first"`.
+        bridge_layer_norm: LayerNorm before the linear bridge from encoder to decoder.
+        add_next_position: add the embedding of the next position to the decoder input.
+        cross_attention_gate: one learned scalar per decoder layer that multiplies its cross-attention, 1 at the start.
+            Where it goes to 0 the layer is a plain one: a learned split between encoder and decoder.
+        learned_dropout_stacks: whose feed-forward blocks LearnedDropout masks: `"both"`, `"encoder"` or `"decoder"`.
+        embedding_loss: the affinity between encoder output and an aggregate of the input embeddings: `"none"`,
+            `"mse"`, `"cosine"` or `"log_cosine"`.
+        embedding_loss_weight: its weight in the training loss.
+        embedding_loss_output_norm: LayerNorm of the encoder output in that loss: `"affine"`, `"plain"` (no gain, no
+            bias: the control for the trivial optimum) or `"none"`.
+        embedding_loss_input_norm: LayerNorm of the embeddings, `"before"` or `"after"` the aggregation, or `"none"`.
+        embedding_loss_detach: what gets no gradient from it: `"encoder"`, `"embeddings"` or `"none"`.
+        embedding_loss_aggregation: `"mean"` (cumulative average), `"convolution"` (causal, depthwise) or `"mixing"`
+            (learned causal weights per pair of positions).
+        embedding_loss_kernel_size: taps of the `"convolution"`.
+    """
+
+    base_model_fsdp_plan = {
+        "embed_tokens": "free_full_weight",
+        "encoder_layers.*": "free_full_weight",
+        "decoder_layers.*": "free_full_weight",
+        "norm": "keep_full_weight",
+    }
+
+    num_encoder_layers: int = 13
+    num_decoder_layers: int = 13
+    num_cross_attention_heads: int | None = None
+    decoder_order: Literal["self_first", "cross_first"] = "self_first"
+    bridge_layer_norm: bool = False
+    add_next_position: bool = False
+    cross_attention_gate: bool = False
+    learned_dropout_stacks: Literal["both", "encoder", "decoder"] = "both"
+    embedding_loss: Literal["none", "mse", "cosine", "log_cosine"] = "none"
+    embedding_loss_weight: float | int = 1.0
+    embedding_loss_output_norm: Literal["affine", "plain", "none"] = "affine"
+    embedding_loss_input_norm: Literal["before", "after", "none"] = "before"
+    embedding_loss_detach: Literal["encoder", "embeddings", "none"] = "encoder"
+    embedding_loss_aggregation: Literal["mean", "convolution", "mixing"] = "mean"
+    embedding_loss_kernel_size: int = 8
+
+    def __post_init__(self, **kwargs):
+        if self.num_cross_attention_heads is None:
+            self.num_cross_attention_heads = 2 * self.num_attention_heads
+        super().__post_init__(**kwargs)
+
+    @property
+    def num_hidden_layers(self) -> int:
+        """Number of real layers, as `hidden_states` and `attentions` count them."""
+        return self.num_encoder_layers + self.num_decoder_layers
+
+    @property
+    def num_position_embeddings(self) -> int:
+        if self.add_next_position:
+            return self.max_position_embeddings + 1
+        return super().num_position_embeddings
+
+    @property
+    def masked_stacks(self) -> tuple[str, ...]:
+        """The stacks that have LearnedDropout, where it is on."""
+        return ("encoder", "decoder") if self.learned_dropout_stacks == "both" else (self.learned_dropout_stacks,)
+
+    @property
+    def num_learned_dropouts(self) -> int:
+        return sum(getattr(self, f"num_{stack}_layers") for stack in self.masked_stacks)
+
+    @property
+    def cross_attention_config(self) -> "EncoderDecoderConfig":
+        return self.with_heads(self.num_cross_attention_heads)
+
+    @property
+    def decoder_attention_configs(self) -> list["EncoderDecoderConfig"]:
+        """The attentions of one decoder layer: self, then cross."""
+        return [self, self.cross_attention_config]
+
+    @property
+    def attention_configs(self) -> list["EncoderDecoderConfig"]:
+        return [self] * self.num_encoder_layers + self.decoder_attention_configs * self.num_decoder_layers
+
+    def validate_layers(self) -> None:
+        for name in ("num_encoder_layers", "num_decoder_layers"):
+            if getattr(self, name) < 1:
+                raise ValueError(
+                    f"`{name}` is {getattr(self, name)}, but both stacks need at least 1 layer; "
+                    "for a model without encoder use `decoder_only`."
+                )
+
+    def validate_heads(self) -> None:
+        super().validate_heads()  # first: the default of the other count follows from it
+        self.check_heads("num_cross_attention_heads", self.num_cross_attention_heads)
+
+    def validate_learned_dropout(self) -> None:
+        super().validate_learned_dropout()
+        if self.learned_dropout == "none" and self.learned_dropout_stacks != "both":
+            raise ValueError(
+                f"`learned_dropout_stacks` is {self.learned_dropout_stacks!r}, but `learned_dropout` is 'none'."
+            )
+
+    def validate_embedding_loss(self) -> None:
+        if self.embedding_loss_weight < 0:
+            raise ValueError(f"`embedding_loss_weight` is {self.embedding_loss_weight}, but it must be 0 or more.")
+        if self.embedding_loss_kernel_size < 1:
+            raise ValueError(
+                f"`embedding_loss_kernel_size` is {self.embedding_loss_kernel_size}, but it must be at least 1."
+            )
+
+
+__all__ = ["EncoderDecoderConfig"]

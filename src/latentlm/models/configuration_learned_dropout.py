@@ -1,0 +1,164 @@
+"""Configuration fields and checks of LearnedDropout, for every architecture that can switch it on."""
+
+import copy
+import dataclasses
+import math
+from typing import Literal
+
+from huggingface_hub.dataclasses import strict
+
+from .configuration_common import TransformerConfig
+
+
+@strict
+class LearnedDropoutConfig(TransformerConfig):
+    """Base of the configurations with LearnedDropout; not a model by itself.
+
+    Arguments are those of [`TransformerConfig`], and:
+
+    Args:
+        learned_dropout: `"none"`, or how masks are rounded: `"bernoulli"` (drawn in training, M >= 0.5 in evaluation),
+            `"sigmoid"` or `"sigmoid_detached"` (the same value, gradient of M).
+        learned_dropout_input: what decides masks: the `"hidden_state"` that each is applied to, or the input
+            `"embedding"`, through one attention pass that all layers share.
+        learned_dropout_detach: with `"embedding"`: no gradient of the masks through that pass.
+        learned_dropout_shift: initial value of the learned shift, in [0, pi]: near 0 all masks start at 1, near pi at 0.
+        learned_dropout_heads: heads of the attention that decides masks, `num_attention_heads` when `None`; must divide
+            its width.
+        learned_dropout_groups: `None` for one mask value per channel of the feed-forward output. A number: one per
+            group of the feed-forward's inner channels, decided before it, so that dropped groups cost nothing at
+            inference. Must divide `intermediate_size`.
+        mask_entropy_loss_weight, mask_l1_loss_weight: weights of the two penalties; with weight 0 one is not computed.
+        mask_entropy_loss_rate, mask_l1_loss_rate: `None` for a constant weight. A number: the weight rises with the
+            training step as `min(exp(rate * step) - 1 + weight_min, weight)`.
+        mask_entropy_loss_weight_min, mask_l1_loss_weight_min: where such a weight starts.
+        mask_l1_loss: mean of M^2 / 2 (`"squared"`) or of M (`"absolute"`).
+    """
+
+    learned_dropout: Literal["none", "bernoulli", "sigmoid", "sigmoid_detached"] = "none"
+    learned_dropout_input: Literal["hidden_state", "embedding"] = "hidden_state"
+    learned_dropout_detach: bool = False
+    learned_dropout_shift: float | int = 0.0
+    learned_dropout_heads: int | None = None
+    learned_dropout_groups: int | None = None
+    mask_entropy_loss_weight: float | int = 0.0
+    mask_entropy_loss_weight_min: float | int = 0.0
+    mask_entropy_loss_rate: float | int | None = None
+    mask_l1_loss: Literal["squared", "absolute"] = "squared"
+    mask_l1_loss_weight: float | int = 0.1
+    mask_l1_loss_weight_min: float | int = 0.0
+    mask_l1_loss_rate: float | int | None = None
+
+    @property
+    def mask_size(self) -> int:
+        """Values of one mask."""
+        return self.learned_dropout_groups or self.hidden_size
+
+    @property
+    def num_mask_heads(self) -> int:
+        return self.num_attention_heads if self.learned_dropout_heads is None else self.learned_dropout_heads
+
+    @property
+    def mask_losses(self) -> list[str]:
+        """Names of the penalties that are computed."""
+        names = ("mask_entropy_loss", "mask_l1_loss") if self.learned_dropout != "none" else ()
+        return [name for name in names if getattr(self, f"{name}_weight")]
+
+    @property
+    def num_learned_dropouts(self) -> int:
+        """Feed-forward blocks that have a mask, where LearnedDropout is on."""
+        raise NotImplementedError
+
+    @property
+    def attention_configs(self) -> list["LearnedDropoutConfig"]:
+        """One configuration per self- or cross-attention, in the order of their cache layers."""
+        raise NotImplementedError
+
+    @property
+    def per_layer_config(self) -> list["LearnedDropoutConfig"]:
+        """One configuration per *cache* layer, from which transformers allocates caches: the layers' attentions, then
+        those that decide masks, with their own number and size of heads."""
+        masks = 0
+        if self.learned_dropout != "none":
+            masks = 1 if self.learned_dropout_input == "embedding" else self.num_learned_dropouts
+        mask_config = self.with_heads(self.num_mask_heads, self.mask_size)
+        return self.attention_configs + [mask_config] * masks
+
+    @per_layer_config.setter
+    def per_layer_config(self, value: None) -> None:
+        if value is not None:
+            raise ValueError(f"`per_layer_config` is derived from the other fields and cannot be set, got {value!r}.")
+
+    def with_heads(self, num_heads: int, width: int | None = None) -> "LearnedDropoutConfig":
+        """A copy that describes an attention of `num_heads` heads on `width` channels."""
+        config = copy.copy(self)
+        config.num_attention_heads = num_heads
+        config.hidden_size = width or self.hidden_size
+        return config
+
+    def validate_learned_dropout(self) -> None:
+        self.validate_sizes()  # validators run in the order of their names
+        if self.learned_dropout == "none":
+            for field in dataclasses.fields(LearnedDropoutConfig):
+                value = getattr(self, field.name)
+                if field.name.startswith(("learned_dropout", "mask_")) and value != field.default:
+                    raise ValueError(
+                        f"`{field.name}` is {value!r}, but `learned_dropout` is 'none'; set `learned_dropout` to "
+                        "'bernoulli', 'sigmoid' or 'sigmoid_detached', or leave the field out."
+                    )
+            return
+        if not 0 <= self.learned_dropout_shift <= math.pi:
+            raise ValueError(f"`learned_dropout_shift` is {self.learned_dropout_shift}, but it must lie in [0, pi].")
+        if self.learned_dropout_detach and self.learned_dropout_input != "embedding":
+            raise ValueError(
+                "`learned_dropout_detach` is True, but it needs `learned_dropout_input` 'embedding', got "
+                f"{self.learned_dropout_input!r}."
+            )
+        groups, heads = self.learned_dropout_groups, self.num_mask_heads
+        if groups is not None:
+            if groups < 1 or self.intermediate_size % groups:
+                raise ValueError(
+                    f"`learned_dropout_groups` is {groups}, which does not divide `intermediate_size` "
+                    f"{self.intermediate_size}."
+                )
+            if self.learned_dropout != "bernoulli":
+                raise ValueError(
+                    f"`learned_dropout_groups` is {groups}, but groups are skipped where a mask is exactly 0: "
+                    f"`learned_dropout` must be 'bernoulli', got {self.learned_dropout!r}."
+                )
+        if heads < 1 or self.mask_size % heads:
+            width = "hidden_size" if groups is None else "learned_dropout_groups"
+            raise ValueError(f"`learned_dropout_heads` is {heads}, which does not divide `{width}` {self.mask_size}.")
+
+    def validate_mask_losses(self) -> None:
+        for name in ("mask_entropy_loss", "mask_l1_loss"):
+            weight, start = getattr(self, f"{name}_weight"), getattr(self, f"{name}_weight_min")
+            rate = getattr(self, f"{name}_rate")
+            if weight < 0:
+                raise ValueError(f"`{name}_weight` is {weight}, but it must be 0 or more.")
+            if rate is None:
+                if start:
+                    raise ValueError(
+                        f"`{name}_weight_min` is {start}, but without `{name}_rate` the weight is constant; "
+                        "give a rate, or leave the field out."
+                    )
+                continue
+            if not 0 <= start < weight:
+                raise ValueError(
+                    f"`{name}_weight_min` is {start}, but a weight that rises to `{name}_weight` {weight} must start "
+                    "at 0 or more and below it."
+                )
+            if rate <= 0:
+                raise ValueError(
+                    f"`{name}_rate` is {rate}, so the weight never reaches its maximum {weight}; it must be above 0."
+                )
+
+    def mask_loss_steps(self, name: str) -> int:
+        """Training steps after which the weight of the loss `name` has reached its maximum."""
+        rate = getattr(self, f"{name}_rate")
+        if rate is None:
+            return 0
+        return math.ceil(math.log1p(getattr(self, f"{name}_weight") - getattr(self, f"{name}_weight_min")) / rate)
+
+
+__all__ = ["LearnedDropoutConfig"]

@@ -1,0 +1,236 @@
+"""What the causal encoder-decoders share: decoder layer, bridge, beginning and end of the forward, embedding loss.
+
+A model says in `run_stacks` how its encoder and decoder layers follow each other.
+"""
+
+import torch
+from torch import nn
+from transformers import initialization as init
+from transformers.cache_utils import Cache
+from transformers.generation import GenerationMixin
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.output_capturing import OutputRecorder, capture_outputs
+
+from .attention import CrossAttention, Rotary, SelfAttention
+from .causal_lm import CausalLMHead, TransformerPreTrainedModel
+from .configuration_encoder_decoder import EncoderDecoderConfig
+from .embedding_loss import EmbeddingLoss
+from .layers import CausalLayer, FeedForward, layer_norm
+from .learned_dropout import LearnedDropout, learned_dropout, mean_penalties
+from .outputs import EncoderDecoderCausalLMOutput, EncoderDecoderModelOutput
+from .positions import PositionSubtraction
+
+
+class DecoderLayer(GradientCheckpointingLayer):
+    """h += SelfAttention(LN1(h)); h += gate * CrossAttention(LN_q(h), LN_kv(encoder)); h += FeedForward(LN2(h));
+    the first two in the other order with `decoder_order="cross_first"`, without the first where
+    `decoder_self_attention` is False."""
+
+    def __init__(self, config: EncoderDecoderConfig, layer_idx: int, learned_dropout: LearnedDropout | None = None):
+        super().__init__()
+        self.cross_first = config.decoder_order == "cross_first"
+        self.self_attn = None
+        if len(config.decoder_attention_configs) == 2:
+            self.self_attn_norm = layer_norm(config)
+            self.self_attn = SelfAttention(config, layer_idx)
+            layer_idx += 1
+        self.cross_attn_query_norm = layer_norm(config)
+        self.cross_attn_key_norm = layer_norm(config)
+        self.cross_attn = CrossAttention(config, layer_idx)
+        self.cross_attn_gate = nn.Parameter(torch.empty(())) if config.cross_attention_gate else None
+        self.mlp_norm = layer_norm(config)
+        self.mlp = FeedForward(config, learned_dropout)
+        self.dropout = nn.Dropout(config.hidden_dropout)
+
+    def initialize_parameters(self) -> None:
+        if self.cross_attn_gate is not None:
+            init.ones_(self.cross_attn_gate)
+
+    def attend_self(self, hidden_states: torch.Tensor, **kwargs) -> torch.Tensor:
+        if self.self_attn is None:
+            return hidden_states
+        attended, _ = self.self_attn(self.self_attn_norm(hidden_states), **kwargs)
+        return hidden_states + self.dropout(attended)
+
+    def attend_encoder(self, hidden_states: torch.Tensor, encoder_states: torch.Tensor, **kwargs) -> torch.Tensor:
+        query, key_value = self.cross_attn_query_norm(hidden_states), self.cross_attn_key_norm(encoder_states)
+        attended, _ = self.cross_attn(query, key_value, **kwargs)
+        if self.cross_attn_gate is not None:
+            attended = self.cross_attn_gate * attended
+        return hidden_states + self.dropout(attended)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,  # (B, T, D)
+        encoder_states: torch.Tensor,  # (B, T, D)
+        rotary: Rotary | None = None,
+        cross_rotary: Rotary | None = None,
+        shared_attention: torch.Tensor | None = None,  # of LearnedDropout
+        **kwargs,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The new hidden states, and the penalties of the mask `(B, T, K)` if there are any."""
+        if self.cross_first:
+            hidden_states = self.attend_encoder(hidden_states, encoder_states, rotary=cross_rotary, **kwargs)
+        hidden_states = self.attend_self(hidden_states, rotary=rotary, **kwargs)
+        if not self.cross_first:
+            hidden_states = self.attend_encoder(hidden_states, encoder_states, rotary=cross_rotary, **kwargs)
+        output, penalties = self.mlp(self.mlp_norm(hidden_states), shared_attention=shared_attention, **kwargs)
+        return hidden_states + self.dropout(output), penalties
+
+
+class EncoderDecoderPreTrainedModel(TransformerPreTrainedModel):
+    config: EncoderDecoderConfig
+    _no_split_modules = ["CausalLayer", "DecoderLayer"]
+    _can_record_outputs = {
+        "hidden_states": [OutputRecorder(CausalLayer), OutputRecorder(DecoderLayer)],
+        "attentions": SelfAttention,
+        "cross_attentions": CrossAttention,
+    }
+
+    @property
+    def num_residual_projections(self) -> int:
+        # The seed's formula with L layers per stack: 0.02 / sqrt(2 L).
+        return self.config.num_hidden_layers
+
+
+class EncoderDecoderModel(EncoderDecoderPreTrainedModel):
+    # Belongs to the language-model loss: not needed here when a `ForCausalLM` checkpoint is loaded.
+    _keys_to_ignore_on_load_unexpected = [r"^embedding_loss\."]
+
+    def __init__(self, config: EncoderDecoderConfig):
+        super().__init__(config)
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        if config.num_position_embeddings:
+            self.embed_positions = nn.Embedding(config.num_position_embeddings, config.hidden_size)
+        if config.position_embedding_type == "rotary":
+            self.rotary = LlamaRotaryEmbedding(config)
+            self.cross_rotary = LlamaRotaryEmbedding(config.cross_attention_config)  # its heads have another size
+        self.dropout = nn.Dropout(config.hidden_dropout)
+        # In the cache the encoder's attentions come first, then those of the decoder layers (self, cross), then those
+        # that decide masks.
+        attentions = len(config.attention_configs)
+        self.mask_attention = self.shared_mask_attention(attentions)
+        masks = {"encoder": 0, "decoder": config.num_encoder_layers if "encoder" in config.masked_stacks else 0}
+
+        def dropout(stack: str, i: int) -> LearnedDropout | None:
+            if stack in config.masked_stacks:
+                return learned_dropout(config, attentions + masks[stack] + i)
+            return None
+
+        self.encoder_layers = nn.ModuleList(
+            [CausalLayer(config, i, dropout("encoder", i)) for i in range(config.num_encoder_layers)]
+        )
+        self.bridge_norm = layer_norm(config) if config.bridge_layer_norm else nn.Identity()
+        self.bridge = nn.Linear(config.hidden_size, config.hidden_size, bias=config.use_bias)
+        first, each = config.num_encoder_layers, len(config.decoder_attention_configs)
+        self.decoder_layers = nn.ModuleList(
+            [DecoderLayer(config, first + each * i, dropout("decoder", i)) for i in range(config.num_decoder_layers)]
+        )
+        self.norm = layer_norm(config)
+        if config.position_subtraction != "none":
+            self.position_subtraction = PositionSubtraction(config)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    def run_stacks(
+        self,
+        embeddings: torch.Tensor,  # (B, T, D)
+        positions: torch.Tensor,  # (B or 1, T)
+        shared: dict,  # what every layer gets
+        cross_rotary: Rotary | None,
+    ) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor | None]]:
+        """The last states of encoder and decoder, and the penalties of each layer's mask."""
+        raise NotImplementedError
+
+    def cross_bridge(self, encoder_states: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """What the decoder starts from, `(B, T, D)`."""
+        hidden_states = self.bridge(self.bridge_norm(encoder_states))
+        if self.config.add_next_position:
+            hidden_states = hidden_states + self.embed_positions(positions + 1)
+        return hidden_states
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,  # (B, T)
+        attention_mask: torch.Tensor | None = None,  # (B, T_seen), 1 where a token is real
+        position_ids: torch.LongTensor | None = None,  # (B, T), restarting at 0 for each packed document
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,  # (B, T, D)
+        use_cache: bool | None = None,
+        **kwargs,
+    ) -> EncoderDecoderModelOutput:
+        config = self.config
+        embeddings, mask, positions, past_key_values = self.embed(
+            input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache
+        )
+        # position_ids: the flash backend finds packed documents by them.
+        shared = {"attention_mask": mask, "past_key_values": past_key_values, "position_ids": position_ids, **kwargs}
+        rotary = cross_rotary = None
+        if config.position_embedding_type == "learned":
+            embeddings = embeddings + self.embed_positions(positions)
+        else:
+            rotary, cross_rotary = (table(embeddings, positions) for table in (self.rotary, self.cross_rotary))
+        embeddings = self.dropout(embeddings)
+        if self.mask_attention is not None:
+            shared["shared_attention"] = self.mask_attention(embeddings, **shared)
+        shared["rotary"] = rotary
+
+        encoder_states, hidden_states, penalties = self.run_stacks(embeddings, positions, shared, cross_rotary)
+
+        hidden_states = self.norm(hidden_states)
+        if config.position_subtraction != "none":
+            hidden_states = self.position_subtraction(hidden_states, self.embed_positions(positions + 1))
+        return EncoderDecoderModelOutput(
+            last_hidden_state=hidden_states,
+            past_key_values=past_key_values,
+            encoder_last_hidden_state=encoder_states,
+            input_embeddings=embeddings,
+            mask_penalties=mean_penalties(penalties),
+        )
+
+
+class EncoderDecoderForCausalLM(CausalLMHead, EncoderDecoderPreTrainedModel, GenerationMixin):
+    output_class = EncoderDecoderCausalLMOutput
+    model_class: type[EncoderDecoderModel]
+
+    def __init__(self, config: EncoderDecoderConfig):
+        super().__init__(config)
+        self.model = self.model_class(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        if config.embedding_loss != "none":
+            self.embedding_loss = EmbeddingLoss(config)
+        self.post_init()
+
+    def extra_losses(self, outputs, token_mask, position_ids, training_step):
+        losses = super().extra_losses(outputs, token_mask, position_ids, training_step)
+        if self.config.embedding_loss != "none":
+            if position_ids is None and token_mask is not None:
+                position_ids = (token_mask.long().cumsum(-1) - 1).clamp(min=0)
+            disaffinity_BT = self.embedding_loss(
+                outputs.input_embeddings, outputs.encoder_last_hidden_state, token_mask, position_ids
+            )
+            losses["embedding_loss"] = (disaffinity_BT, self.config.embedding_loss_weight)
+        return losses
+
+    def training_statistics(self) -> dict[str, float]:
+        """Scalars to log beside the losses: mean absolute gains of the embedding loss's LayerNorms (both near 0 is its
+        trivial optimum) and the cross-attention gate of each decoder layer."""
+        statistics = {}
+        if self.config.embedding_loss != "none":
+            for name in ("output_norm", "input_norm"):
+                weight = getattr(getattr(self.embedding_loss, name), "weight", None)
+                if weight is not None:
+                    statistics[f"embedding_loss_{name}_gain"] = whole(weight).abs().mean().item()
+        if self.config.cross_attention_gate:
+            for i, layer in enumerate(self.model.decoder_layers):
+                statistics[f"cross_attention_gate_{i}"] = whole(layer.cross_attn_gate).item()
+        return statistics
+
+
+def whole(parameter: torch.Tensor) -> torch.Tensor:
+    """The values of a parameter, gathered from all processes where FSDP2 has sharded it."""
+    return parameter.detach().full_tensor() if hasattr(parameter, "full_tensor") else parameter.detach()

@@ -1,0 +1,154 @@
+"""LearnedDropout: a dropout whose mask is computed from the input, so that it also acts at inference.
+
+Source: the seed's parallel-encoder-decoder.md and the follow-up that its specification cites. With M in [0, 1]:
+
+    A = causal multi-head attention of the mask input (no output projection, no residual)
+    M = 0.5 cos(A + shift) + 0.5
+    output = X * round(M)
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+from transformers import initialization as init
+from transformers.cache_utils import Cache
+
+from .attention import CausalAttention
+
+ENTROPY_FLOOR = 1e-6
+"""M reaches exactly 0, where the slope of -M log2 M has no bound; below this value the logarithm is held."""
+
+
+class MaskAttention(CausalAttention):
+    """The attention that decides masks: D in, one value per channel or group out. It knows no rotary positions."""
+
+    def __init__(self, config, layer_idx: int):
+        super().__init__(config, config.num_mask_heads, layer_idx, width=config.mask_size)
+        self.qkv_proj = nn.Linear(config.hidden_size, 3 * config.mask_size, bias=config.use_bias)
+
+    def forward(
+        self,
+        mask_input: torch.Tensor,  # (B, T, D)
+        attention_mask: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        **kwargs,
+    ) -> torch.Tensor:
+        """`(B, T, M)`, M values per token: channels D or groups."""
+        query, key, value = self.qkv_proj(mask_input).chunk(3, dim=-1)
+        return self.attend(query, key, value, attention_mask, None, past_key_values, **kwargs)[0]
+
+
+class SharedMaskAttention(MaskAttention):
+    """One pass over the input embeddings for all layers; each layer has its own shift. With `learned_dropout_detach`
+    masks send no gradient through it: it keeps its random weights, and only the shifts are learned."""
+
+    def __init__(self, config, layer_idx: int):
+        super().__init__(config, layer_idx)
+        self.detach = config.learned_dropout_detach
+        if self.detach:
+            self.qkv_proj.requires_grad_(False)  # DDP waits for the gradient of every parameter that wants one
+
+    def forward(self, mask_input: torch.Tensor, *args, **kwargs) -> torch.Tensor:
+        output = super().forward(mask_input, *args, **kwargs)
+        return output.detach() if self.detach else output
+
+
+class LearnedDropout(nn.Module):
+    """The mask of one feed-forward block.
+
+    `config.learned_dropout` names the rounding:
+        bernoulli:        training: 1 with probability M, gradient of M (straight-through); evaluation: M >= 0.5
+        sigmoid:          sigmoid(60 (M - 0.5))
+        sigmoid_detached: the same value, gradient of M
+    """
+
+    def __init__(self, config, layer_idx: int):
+        super().__init__()
+        self.rounding = config.learned_dropout
+        self.groups = config.learned_dropout_groups
+        self.initial_shift = config.learned_dropout_shift
+        self.penalties = config.mask_losses
+        self.l1 = config.mask_l1_loss
+        hidden_state = config.learned_dropout_input == "hidden_state"
+        self.attention = MaskAttention(config, layer_idx) if hidden_state else None
+        self.shift = nn.Parameter(torch.empty(config.mask_size))
+
+    def initialize_parameters(self) -> None:
+        init.constant_(self.shift, self.initial_shift)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,  # (B, T, D)
+        shared_attention: torch.Tensor | None = None,  # (B, T, M), what SharedMaskAttention gave, if the model has one
+        **kwargs,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The rounded mask and M itself, both `(B, T, M)`; M in float32."""
+        attention = shared_attention if self.attention is None else self.attention(hidden_states, **kwargs)
+        probability = 0.5 * torch.cos(attention.float() + self.shift.float()) + 0.5
+        return self.round(probability).to(hidden_states.dtype), probability
+
+    def round(self, probability: torch.Tensor) -> torch.Tensor:
+        if self.rounding == "bernoulli":
+            hard = self.draw(probability.detach()) if self.training else (probability >= 0.5).float()
+        else:
+            hard = torch.sigmoid(60 * (probability - 0.5))
+            if self.rounding == "sigmoid":
+                return hard
+        return hard.detach() + (probability - probability.detach())  # in this order the value is exactly `hard`
+
+    def draw(self, probability: torch.Tensor) -> torch.Tensor:
+        return torch.bernoulli(probability)
+
+    def penalise(self, probability: torch.Tensor) -> torch.Tensor | None:
+        """Means over the mask of each token `(B, T, K)`, one for each of `config.mask_losses`; None without any.
+
+        mask_entropy_loss: -M log2 M, pushes M to 0 or 1;  mask_l1_loss: M^2 / 2 ("squared") or M ("absolute").
+        """
+        terms = []
+        if "mask_entropy_loss" in self.penalties:
+            terms.append(mask_entropy(probability))
+        if "mask_l1_loss" in self.penalties:
+            terms.append(probability.square() / 2 if self.l1 == "squared" else probability)
+        return torch.stack([term.mean(-1) for term in terms], -1) if terms else None
+
+
+def learned_dropout(config, layer_idx: int) -> LearnedDropout | None:
+    """The mask of one block, if the configuration asks for it; `layer_idx` is the cache layer of its attention."""
+    return LearnedDropout(config, layer_idx) if config.learned_dropout != "none" else None
+
+
+def mask_entropy(probability: torch.Tensor) -> torch.Tensor:
+    """-M log2 M, elementwise."""
+    return -probability * probability.clamp(min=ENTROPY_FLOOR).log2()
+
+
+def mean_penalties(layers: list[torch.Tensor | None]) -> torch.Tensor | None:
+    """Mean over all LearnedDropout modules of what `penalise` gave, `(B, T, K)`."""
+    found = [penalties for penalties in layers if penalties is not None]
+    return sum(found) / len(found) if found else None
+
+
+def mask_loss_weight(config, name: str, training_step: torch.Tensor | None) -> torch.Tensor | float:
+    """w(step) = min(exp(rate step) - 1 + w_min, w_max) of the loss `name`; w_max without a rate or without a step."""
+    weight, rate = getattr(config, f"{name}_weight"), getattr(config, f"{name}_rate")
+    if rate is None or training_step is None:
+        return weight
+    return (torch.expm1(rate * training_step) + getattr(config, f"{name}_weight_min")).clamp(max=weight)
+
+
+@contextmanager
+def record_masks(model: nn.Module) -> Iterator[dict[str, torch.Tensor]]:
+    """Collects M `(B, T, M)` of every LearnedDropout of `model` by module name, float32, from the last forward."""
+    found: dict[str, torch.Tensor] = {}
+    handles = [
+        module.register_forward_hook(lambda _, __, output, name=name: found.update({name: output[1].detach()}))
+        for name, module in model.named_modules()
+        if isinstance(module, LearnedDropout)
+    ]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,37 @@
+"""The parallel encoder-decoder (seed: parallel-encoder-decoder): two streams advance together, layer by layer. The
+encoder stream describes the text so far, the decoder stream predicts and reads the encoder stream of its own depth.
+
+Blocks, the beginning and end of the forward, and the losses are in encoder_decoder.py, which the auto-regressive model
+shares.
+"""
+
+from .configuration_parallel_encoder_decoder import ParallelEncoderDecoderConfig
+from .encoder_decoder import EncoderDecoderForCausalLM, EncoderDecoderModel
+
+
+class ParallelEncoderDecoderModel(EncoderDecoderModel):
+    config: ParallelEncoderDecoderConfig
+
+    def run_stacks(self, embeddings, positions, shared, cross_rotary):
+        penalties = []
+        encoder_states, hidden_states = embeddings, None
+        start = len(self.encoder_layers) - len(self.decoder_layers)
+        for depth, encoder_layer in enumerate(self.encoder_layers):
+            if depth == start:  # with equal depths: of the embeddings themselves
+                hidden_states = self.cross_bridge(encoder_states, positions)
+            encoder_states, layer_penalties = encoder_layer(encoder_states, **shared)
+            penalties.append(layer_penalties)
+            if depth >= start:  # reads the encoder stream just updated
+                hidden_states, layer_penalties = self.decoder_layers[depth - start](
+                    hidden_states, encoder_states, cross_rotary=cross_rotary, **shared
+                )
+                penalties.append(layer_penalties)
+        return encoder_states, hidden_states, penalties
+
+
+class ParallelEncoderDecoderForCausalLM(EncoderDecoderForCausalLM):
+    config: ParallelEncoderDecoderConfig
+    model_class = ParallelEncoderDecoderModel
+
+
+__all__ = ["ParallelEncoderDecoderForCausalLM", "ParallelEncoderDecoderModel"]
