@@ -31,11 +31,12 @@ class Row:
     group: str
     seeds: int
     recipe: str
+    tuning: str
     fields: dict[str, Any]
 
 
 def read_rows(ablation: str) -> tuple[list[Row], dict[str, list[str]]]:
-    """Rows of an ablation in running order, and the learning rates to try for each recipe."""
+    """Rows of an ablation in running order, and the learning rates to try by name of the tuning."""
     content = yaml.safe_load((HERE / ablation / "rows.yaml").read_text(encoding="utf-8"))
     rows = [
         Row(
@@ -44,24 +45,25 @@ def read_rows(ablation: str) -> tuple[list[Row], dict[str, list[str]]]:
             row.get("group", "tokens"),
             row.get("seeds", 1),
             row.get("recipe", "encoder-decoder"),
+            row.get("tuning") or row.get("recipe", "encoder-decoder"),
             row.get("fields", {}),
         )
         for name, row in content["rows"].items()
     ]
-    return rows, {recipe: list(map(str, values)) for recipe, values in content["tuning"].items()}
+    return rows, {name: list(map(str, values)) for name, values in content["tuning"].items()}
 
 
-def final_bits_per_byte(run: Path) -> float | None:
-    """Bits per byte of a finished run's last evaluation."""
+def lowest_bits_per_byte(run: Path) -> float | None:
+    """Bits per byte of a finished run's best evaluation."""
     if not (run / RESOURCES_FILE).exists():
         return None
     entries = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    return [entry["eval_bits_per_byte"] for entry in entries if "eval_bits_per_byte" in entry][-1]
+    return min(entry["eval_bits_per_byte"] for entry in entries if "eval_bits_per_byte" in entry)
 
 
 def best_learning_rate(runs: Path, row: Row, values: list[str]) -> str | None:
-    """The value whose run ended lowest; None until all of them have ended."""
-    scores = {value: final_bits_per_byte(runs / run_name(row.name, value, 0)) for value in values}
+    """The value whose run came lowest; None until all of them have ended."""
+    scores = {value: lowest_bits_per_byte(runs / run_name(row.name, value, 0)) for value in values}
     return None if None in scores.values() else min(scores, key=scores.__getitem__)
 
 
@@ -121,21 +123,17 @@ def main() -> None:
     runs = options.runs / options.ablation
     runs.mkdir(parents=True, exist_ok=True)
     rows, tuning = read_rows(options.ablation)
-    first = {recipe: next(row for row in rows if row.recipe == recipe) for recipe in tuning}
-    for recipe, values in tuning.items():
-        for value in values:
-            train(options.ablation, first[recipe], value, 0, runs, options.text)
-    best = {}
-    for recipe, values in tuning.items():
-        while (rate := best_learning_rate(runs, first[recipe], values)) is None:
-            time.sleep(5)  # a process beside this one still works on it
-        best[recipe] = rate
-        print(f"{recipe}: learning rate {rate}", flush=True)
-    for row in rows:
+    first = {name: next(row for row in rows if row.tuning == name) for name in tuning}
+    for row in rows:  # in this order, so that what matters most is complete first
         if options.rows and row.name not in options.rows:
             continue
+        tried, values = first[row.tuning], tuning[row.tuning]
+        for value in values:
+            train(options.ablation, tried, value, 0, runs, options.text)
+        while (rate := best_learning_rate(runs, tried, values)) is None:
+            time.sleep(5)  # a process beside this one still works on it
         for seed in range(row.seeds):
-            train(options.ablation, row, best[row.recipe], seed, runs, options.text)
+            train(options.ablation, row, rate, seed, runs, options.text)
 
 
 if __name__ == "__main__":

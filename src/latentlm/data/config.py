@@ -32,6 +32,8 @@ class DataConfig:
     validation_fraction: float = 0.05
     # Evaluate on the first rows only. Streaming without a validation source holds out this many rows.
     max_validation_rows: int | None = None
+    # Train on the first rows only (over and over, where `max_steps` says so): to see a model overfit.
+    max_train_rows: int | None = None
     # Column that holds the text (all formats but .txt).
     text_column: str = "text"
     # A regular expression. A line of a text file (or a row of any other dataset) in which it is found opens a new
@@ -60,8 +62,10 @@ class DataConfig:
             self._require(bool(getattr(self, name)), name, "must not be empty")
         self._require(0 < self.validation_fraction < 1, "validation_fraction", "must lie between 0 and 1")
         self._require(self.context_length >= 2, "context_length", "must be at least 2")
-        rows = self.max_validation_rows
-        self._require(rows is None or rows >= 1, "max_validation_rows", "must be at least 1, or null for all")
+        for name in ("max_validation_rows", "max_train_rows"):
+            rows = getattr(self, name)
+            self._require(rows is None or rows >= 1, name, "must be at least 1, or null for all")
+        self._require(not self.streaming or self.max_train_rows is None, "max_train_rows", "does not go with streaming")
         self._require(
             self.tokenizer != "bpe" or self.tokenizer_vocab_size >= MIN_BPE_VOCAB_SIZE,
             "tokenizer_vocab_size",
@@ -69,7 +73,7 @@ class DataConfig:
         )
         has_validation_source = self.validation_split is not None or self.validation_dataset is not None
         self._require(
-            not self.streaming or has_validation_source or rows is not None,
+            not self.streaming or has_validation_source or self.max_validation_rows is not None,
             "streaming",
             "needs validation_split, validation_dataset, or max_validation_rows to hold out from the stream",
         )

@@ -124,7 +124,7 @@ def _prepare_corpus(
         starts = np.load(folder / f"{split}.starts.npy")
         return PackedDataset(tokens, starts, config.context_length, **options)
 
-    train = rows("train")
+    train = rows("train", max_rows=config.max_train_rows)
     if not len(train):
         raise ValueError(
             f"dataset: the training text of {train_source.name!r} has {counts['train']['tokens']} tokens, fewer than"

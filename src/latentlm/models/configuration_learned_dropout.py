@@ -23,8 +23,8 @@ class LearnedDropoutConfig(TransformerConfig):
             `"embedding"`, through one attention pass that all layers share.
         learned_dropout_detach: with `"embedding"`: no gradient of the masks through that pass.
         learned_dropout_shift: initial value of the learned shift, in [0, pi]: near 0 all masks start at 1, near pi at 0.
-        learned_dropout_heads: heads of the attention that decides masks, `num_attention_heads` when `None`; must divide
-            its width.
+        learned_dropout_heads: heads of the attention that decides masks, `num_attention_heads` when `None`; must
+            divide its width.
         learned_dropout_groups: `None` for one mask value per channel of the feed-forward output. A number: one per
             group of the feed-forward's inner channels, decided before it, so that dropped groups cost nothing at
             inference. Must divide `intermediate_size`.

@@ -278,17 +278,21 @@ class LatentTrainer(Trainer):
 
     def _choose_prompts(self) -> Iterator[torch.Tensor]:
         """The beginnings, within one document, of rows spread over the validation set."""
+        longest = min(self.args.sample_prompt_tokens, self.model.config.max_position_embeddings - 1)
+        for row in self.spread_validation_rows(self.args.sample_prompts):
+            ids, positions = torch.as_tensor(row["input_ids"]), torch.as_tensor(row["position_ids"])
+            restarts = (positions[1:] == 0).nonzero().flatten().tolist()
+            yield ids[: max(min([longest, *(restart + 1 for restart in restarts)]), 1)]
+
+    def spread_validation_rows(self, count: int) -> list[dict[str, Any]]:
+        """Always the same rows, spread over the (first) validation set; the first ones of a stream."""
         rows = self.eval_dataset
         if isinstance(rows, dict):
             rows = next(iter(rows.values()))
         if has_length(rows):
-            count = min(self.args.sample_prompts, len(rows))
+            count = min(count, len(rows))
             rows = [rows[i * len(rows) // count] for i in range(count)]
-        longest = min(self.args.sample_prompt_tokens, self.model.config.max_position_embeddings - 1)
-        for row in islice(rows, self.args.sample_prompts):
-            ids, positions = torch.as_tensor(row["input_ids"]), torch.as_tensor(row["position_ids"])
-            restarts = (positions[1:] == 0).nonzero().flatten().tolist()
-            yield ids[: max(min([longest, *(restart + 1 for restart in restarts)]), 1)]
+        return list(islice(rows, count))
 
     # ---- Checkpoints ----
 

@@ -1,0 +1,114 @@
+"""Training with LearnedDropout: scheduled weights of the penalties, statistics of the masks."""
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import TrainerCallback
+
+from latentlm.models.learned_dropout import mask_entropy, mask_loss_weight, record_masks
+
+from .recipe import RecipeError
+from .trainer import LatentTrainer
+
+PROBE_ROWS = 4
+"""Validation rows, spread over the set, whose masks are measured at each log."""
+
+
+class ParallelEncoderDecoderTrainer(LatentTrainer):
+    """[`LatentTrainer`] for models with LearnedDropout: the parallel encoder-decoder, and the others that switch it on.
+
+    Adds the training step to every batch, from which the model computes scheduled loss weights (a resumed run goes on
+    where it stopped, since the step is the trainer's own), and logs these weights and, from a few fixed validation rows
+    in evaluation mode, of all masks together and (`mask_density_<module>`) of each:
+
+        mask_density: fraction of ones of the rounded mask;  mask_near_0, mask_near_1: M below 0.1, above 0.9;
+        mask_entropy: mean of -M log2 M;  mask_change: fraction of the rounded mask that changed since the last log.
+
+    Raises:
+        RecipeError: if a schedule does not reach its maximum within the run, before the first step.
+    """
+
+    def __init__(self, **kwargs: Any):
+        super().__init__(**kwargs)
+        self._masks_before: dict[str, torch.Tensor] = {}
+        self._probe: dict[str, torch.Tensor] | None = None
+        if self.has_learned_dropout:
+            self.add_callback(BeforeTheFirstStep(self))
+
+    @property
+    def has_learned_dropout(self) -> bool:
+        return self.accelerator.unwrap_model(self.model).config.learned_dropout != "none"
+
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any):
+        if model.training and self.has_learned_dropout:
+            step = torch.tensor(self.state.global_step, dtype=torch.float32, device=self.args.device)
+            inputs = {**inputs, "training_step": step}
+        return super().compute_loss(model, inputs, *args, **kwargs)
+
+    def _training_logs(self) -> dict[str, float]:
+        logs = super()._training_logs()
+        if self.has_learned_dropout:
+            config = self.accelerator.unwrap_model(self.model).config
+            step = torch.tensor(float(self.state.global_step))
+            logs.update({f"{name}_weight": float(mask_loss_weight(config, name, step)) for name in config.mask_losses})
+            logs.update(self.mask_statistics())
+            self._start_interval()  # the probe is not training time
+        return logs
+
+    def probe_masks(self) -> dict[str, torch.Tensor]:
+        """M `(B, T, M)` of every LearnedDropout on the fixed rows, in evaluation mode."""
+        if self._probe is None:
+            rows = self.spread_validation_rows(PROBE_ROWS)
+            names = ("input_ids", "position_ids")
+            self._probe = {name: torch.stack([torch.as_tensor(row[name]) for row in rows]) for name in names}
+        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        probe = {name: values.to(self.args.device) for name, values in self._probe.items()}
+        training = model.training
+        model.eval()
+        try:
+            with torch.no_grad(), self.compute_loss_context_manager(), record_masks(model) as masks:
+                model(**probe, use_cache=False, logits_to_keep=1)
+        finally:
+            model.train(training)
+        return masks
+
+    def mask_statistics(self) -> dict[str, float]:
+        masks = self.probe_masks()
+        rounded = {name: mask >= 0.5 for name, mask in masks.items()}
+        every = torch.cat([mask.flatten() for mask in masks.values()])
+        statistics = {
+            "mask_density": (every >= 0.5).float().mean().item(),
+            "mask_near_0": (every < 0.1).float().mean().item(),
+            "mask_near_1": (every > 0.9).float().mean().item(),
+            "mask_entropy": mask_entropy(every).mean().item(),
+        }
+        if self._masks_before:
+            changed = torch.cat([(rounded[name] != self._masks_before[name]).flatten() for name in rounded])
+            statistics["mask_change"] = changed.float().mean().item()
+        for name, mask in rounded.items():
+            short = name.removeprefix("model.").removesuffix(".mlp.learned_dropout")
+            statistics[f"mask_density_{short}"] = mask.float().mean().item()
+        self._masks_before = rounded
+        return statistics
+
+
+class BeforeTheFirstStep(TrainerCallback):
+    """Checks the schedules (a weight that never reaches its maximum is another experiment than the one asked for), and
+    takes the masks with which `mask_change` starts. A checkpoint is always written at a log, so for a resumed run these
+    are the masks of the last log before it."""
+
+    def __init__(self, trainer: ParallelEncoderDecoderTrainer):
+        self.trainer = trainer
+
+    def on_train_begin(self, args, state, control, model: nn.Module, **kwargs):
+        config = model.config
+        for name in config.mask_losses:
+            steps = config.mask_loss_steps(name)
+            if steps > state.max_steps:
+                raise RecipeError(
+                    f"model.{name}_rate {getattr(config, f'{name}_rate')} brings `{name}_weight` to its maximum "
+                    f"{getattr(config, f'{name}_weight')} after {steps} steps, but the run has {state.max_steps}; "
+                    "give a higher rate, a lower weight or more steps."
+                )
+        self.trainer.mask_statistics()
