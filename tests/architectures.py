@@ -22,7 +22,11 @@ from latentlm import (
     DecoderOnlyConfig,
     DecoderOnlyForCausalLM,
     DecoderOnlyModel,
+    ParallelEncoderDecoderConfig,
+    ParallelEncoderDecoderForCausalLM,
+    ParallelEncoderDecoderModel,
 )
+from latentlm.models.learned_dropout import LearnedDropout
 
 PAD = 0
 """Padding id of the tiny models. They have no end-of-sequence token, so that generation has a known length."""
@@ -99,6 +103,12 @@ class Case:
         """The model with its head, all parameters random, in evaluation mode."""
         return build(self.architecture.head_class, self.config(**changes), attn_implementation)
 
+    @property
+    def rounding(self) -> float:
+        """How far results of equal shapes may be apart when only the content of other tokens changed: not at all, but
+        where masked groups are left out, whose products then have other shapes."""
+        return 0.0 if self.config().learned_dropout_groups is None else 2e-5
+
     def skip_if_excepted(self, capability: str) -> None:
         """Skip where the table says that the architecture lacks `capability`."""
         if reason := self.architecture.exceptions.get(capability):
@@ -109,7 +119,15 @@ def build(model_class: type, config: PreTrainedConfig, attn_implementation: str 
     config._attn_implementation = attn_implementation
     model = model_class(config).eval()
     randomise(model)
+    for module in model.modules():
+        if isinstance(module, LearnedDropout):
+            module.draw = fixed_draw
     return model
+
+
+def fixed_draw(probability: torch.Tensor) -> torch.Tensor:
+    """In place of random rounding, so that two ways of training can be compared: each channel has its own threshold."""
+    return (probability > (torch.arange(probability.shape[-1]) + 0.5) / probability.shape[-1]).float()
 
 
 @torch.no_grad()
@@ -168,7 +186,47 @@ LANGUAGE_MODEL_CHANGES = {
     "layer_norm_eps": 0.1,
     "hidden_dropout": 0.5,
     "attention_dropout": 0.5,
+    "learned_dropout_shift": 0.5,
+    "learned_dropout_heads": 1,
+    "learned_dropout_groups": 6,
+    "mask_entropy_loss_weight": 0.5,
+    "mask_entropy_loss_weight_min": 0.1,
+    "mask_entropy_loss_rate": 0.01,
+    "mask_l1_loss_weight": 0.5,
+    "mask_l1_loss_weight_min": 0.05,
+    "mask_l1_loss_rate": 0.01,
 }
+LEARNED_DROPOUT = {"learned_dropout": "bernoulli", "learned_dropout_shift": 1.2}
+NEEDS = {
+    "rope_parameters": {"position_embedding_type": "rotary"},
+    "learned_dropout": {"learned_dropout_shift": 0.0},
+    **dict.fromkeys(
+        [
+            "learned_dropout_input",
+            "learned_dropout_heads",
+            "learned_dropout_groups",
+            "learned_dropout_stacks",
+            "mask_entropy_loss_weight",
+            "mask_l1_loss",
+            "mask_l1_loss_weight",
+            "mask_l1_loss_rate",
+        ],
+        LEARNED_DROPOUT,
+    ),
+    "learned_dropout_shift": {"learned_dropout": "bernoulli"},
+    "learned_dropout_detach": LEARNED_DROPOUT | {"learned_dropout_input": "embedding"},
+    "mask_entropy_loss_rate": LEARNED_DROPOUT | {"mask_entropy_loss_weight": 0.5},
+    "mask_entropy_loss_weight_min": LEARNED_DROPOUT | {"mask_entropy_loss_weight": 0.5, "mask_entropy_loss_rate": 0.01},
+    "mask_l1_loss_weight_min": LEARNED_DROPOUT | {"mask_l1_loss_rate": 0.01},
+}
+ENCODER_DECODER_CHANGES = LANGUAGE_MODEL_CHANGES | {
+    "num_encoder_layers": 3,
+    "num_decoder_layers": 1,
+    "num_cross_attention_heads": 1,
+    "embedding_loss_weight": 3.0,
+    "embedding_loss_kernel_size": 3,
+}
+ENCODER_DECODER_NEEDS = NEEDS | {"embedding_loss_kernel_size": {"embedding_loss_aggregation": "convolution"}}
 
 ARCHITECTURES = [
     Architecture(
@@ -181,11 +239,20 @@ ARCHITECTURES = [
             "default": {},
             "subtraction": {"position_subtraction": "plain", "use_bias": True},
             "rotary": {"position_embedding_type": "rotary", "position_subtraction": "layer_norm"},
+            "learned_dropout": LEARNED_DROPOUT | {"mask_entropy_loss_weight": 0.5, "mask_l1_loss": "absolute"},
+            "learned_dropout_groups": LEARNED_DROPOUT | {"learned_dropout_groups": 6, "use_bias": True},
+            "learned_dropout_embedding": LEARNED_DROPOUT
+            | {
+                "learned_dropout": "sigmoid",
+                "learned_dropout_input": "embedding",
+                "learned_dropout_detach": True,
+                "position_embedding_type": "rotary",
+            },
         },
         typical="subtraction",
         tiny="decoder-only-tiny",
         changes=LANGUAGE_MODEL_CHANGES | {"num_hidden_layers": 1},
-        needs={"rope_parameters": {"position_embedding_type": "rotary"}},
+        needs=NEEDS,
         inert=LANGUAGE_MODEL_INERT,
     ),
     Architecture(
@@ -226,22 +293,67 @@ ARCHITECTURES = [
                 "embedding_loss_output_norm": "none",
                 "embedding_loss_input_norm": "none",
             },
+            "learned_dropout": LEARNED_DROPOUT
+            | {
+                "learned_dropout": "sigmoid_detached",
+                "learned_dropout_stacks": "decoder",
+                "embedding_loss": "mse",
+                "mask_entropy_loss_weight": 0.5,
+            },
         },
         typical="seed",
         tiny="ar-encoder-decoder-tiny",
         loss_base={"embedding_loss": "mse"},
-        changes=LANGUAGE_MODEL_CHANGES
-        | {
-            "num_encoder_layers": 1,
-            "num_decoder_layers": 1,
-            "num_cross_attention_heads": 1,
-            "embedding_loss_weight": 3.0,
-            "embedding_loss_kernel_size": 3,
+        changes=ENCODER_DECODER_CHANGES,
+        needs=ENCODER_DECODER_NEEDS,
+        inert=LANGUAGE_MODEL_INERT,
+    ),
+    Architecture(
+        ParallelEncoderDecoderConfig,
+        ParallelEncoderDecoderModel,
+        ParallelEncoderDecoderForCausalLM,
+        AutoModelForCausalLM,
+        sizes=SIZES | {"num_encoder_layers": 2, "num_decoder_layers": 2},
+        variants={
+            "default": {},
+            "seed": {
+                "position_subtraction": "plain",
+                "add_next_position": True,
+                "embedding_loss": "mse",
+                "embedding_loss_weight": 0.25,
+            },
+            "learned_dropout": LEARNED_DROPOUT | {"mask_entropy_loss_weight": 1.0, "mask_l1_loss_weight": 1.0},
+            "late_decoder": LEARNED_DROPOUT
+            | {
+                "num_decoder_layers": 1,
+                "decoder_self_attention": False,
+                "learned_dropout_input": "embedding",
+                "embedding_loss": "cosine",
+                "bridge_layer_norm": True,
+            },
+            "rotary": LEARNED_DROPOUT
+            | {
+                "position_embedding_type": "rotary",
+                "position_subtraction": "layer_norm",
+                "learned_dropout": "sigmoid",
+                "learned_dropout_stacks": "encoder",
+                "learned_dropout_heads": 4,
+            },
+            "cross_first": LEARNED_DROPOUT
+            | {
+                "decoder_order": "cross_first",
+                "num_cross_attention_heads": 1,
+                "cross_attention_gate": True,
+                "use_bias": True,
+                "learned_dropout_groups": 4,
+                "mask_l1_loss_weight": 0.0,
+            },
         },
-        needs={
-            "rope_parameters": {"position_embedding_type": "rotary"},
-            "embedding_loss_kernel_size": {"embedding_loss_aggregation": "convolution"},
-        },
+        typical="learned_dropout",
+        tiny="parallel-encoder-decoder-tiny",
+        loss_base={"embedding_loss": "mse"},
+        changes=ENCODER_DECODER_CHANGES,
+        needs=ENCODER_DECODER_NEEDS,
         inert=LANGUAGE_MODEL_INERT,
     ),
 ]

@@ -6,25 +6,27 @@ import re
 import pytest
 from architectures import ARCHITECTURES, Architecture, each_architecture, each_case, options
 
-from latentlm import AREncoderDecoderConfig, DecoderOnlyConfig
+from latentlm import AREncoderDecoderConfig, DecoderOnlyConfig, ParallelEncoderDecoderConfig
 
-BOTH = [DecoderOnlyConfig, AREncoderDecoderConfig]
+ENCODER_DECODERS = [AREncoderDecoderConfig, ParallelEncoderDecoderConfig]
+ALL = [DecoderOnlyConfig, *ENCODER_DECODERS]
+ON = {"learned_dropout": "bernoulli"}
 
 # (class, fields, what the message must contain: the field, the value, what would be right)
 INVALID = [
-    *[(config_class, {"vocab_size": 0}, ["`vocab_size`", "0", "at least 1"]) for config_class in BOTH],
-    *[(config_class, {"hidden_size": -8}, ["`hidden_size`", "-8", "at least 1"]) for config_class in BOTH],
-    *[(config_class, {"intermediate_size": 0}, ["`intermediate_size`", "0", "at least 1"]) for config_class in BOTH],
-    *[(config_class, {"max_position_embeddings": 0}, ["`max_position_embeddings`", "0"]) for config_class in BOTH],
-    *[(config_class, {"hidden_dropout": 1.0}, ["`hidden_dropout`", "1.0", "[0, 1)"]) for config_class in BOTH],
-    *[(config_class, {"attention_dropout": -0.1}, ["`attention_dropout`", "-0.1", "[0, 1)"]) for config_class in BOTH],
+    *[(config_class, {"vocab_size": 0}, ["`vocab_size`", "0", "at least 1"]) for config_class in ALL],
+    *[(config_class, {"hidden_size": -8}, ["`hidden_size`", "-8", "at least 1"]) for config_class in ALL],
+    *[(config_class, {"intermediate_size": 0}, ["`intermediate_size`", "0", "at least 1"]) for config_class in ALL],
+    *[(config_class, {"max_position_embeddings": 0}, ["`max_position_embeddings`", "0"]) for config_class in ALL],
+    *[(config_class, {"hidden_dropout": 1.0}, ["`hidden_dropout`", "1.0", "[0, 1)"]) for config_class in ALL],
+    *[(config_class, {"attention_dropout": -0.1}, ["`attention_dropout`", "-0.1", "[0, 1)"]) for config_class in ALL],
     *[
         (
             config_class,
             {"hidden_size": 32, "num_attention_heads": 5},
             ["`num_attention_heads` is 5", "`hidden_size` 32", "[1, 2, 4, 8, 16, 32]"],
         )
-        for config_class in BOTH
+        for config_class in ALL
     ],
     *[
         (
@@ -32,30 +34,80 @@ INVALID = [
             {"hidden_size": 30, "num_attention_heads": heads, "position_embedding_type": "rotary"},
             ["attention_heads`", "15", "'rotary'", "even"],
         )
-        for config_class, heads in [(DecoderOnlyConfig, 2), (AREncoderDecoderConfig, 1)]  # 2 cross-attention heads
+        for config_class, heads in [
+            (DecoderOnlyConfig, 2),
+            *((c, 1) for c in ENCODER_DECODERS),
+        ]  # 2 cross-attention heads
     ],
     *[
         (config_class, {"position_subtraction": "yes"}, ["position_subtraction", "got yes", "plain"])
-        for config_class in BOTH
+        for config_class in ALL
     ],
     *[
         (config_class, {"position_embedding_type": "alibi"}, ["position_embedding_type", "got alibi", "rotary"])
-        for config_class in BOTH
+        for config_class in ALL
     ],
-    *[(config_class, {"hidden_size": "160"}, ["hidden_size", "int", "'160'"]) for config_class in BOTH],
+    *[(config_class, {"hidden_size": "160"}, ["hidden_size", "int", "'160'"]) for config_class in ALL],
     (DecoderOnlyConfig, {"num_hidden_layers": 0}, ["`num_hidden_layers`", "0", "at least 1"]),
-    (AREncoderDecoderConfig, {"num_encoder_layers": 0}, ["`num_encoder_layers`", "0", "`decoder_only`"]),
-    (AREncoderDecoderConfig, {"num_decoder_layers": 0}, ["`num_decoder_layers`", "0", "at least 1"]),
-    (AREncoderDecoderConfig, {"num_cross_attention_heads": 7}, ["`num_cross_attention_heads`", "7", "150"]),
-    (AREncoderDecoderConfig, {"embedding_loss": "l1"}, ["embedding_loss", "got l1", "log_cosine"]),
-    (AREncoderDecoderConfig, {"embedding_loss_weight": -1.0}, ["`embedding_loss_weight`", "-1.0", "0 or more"]),
-    (AREncoderDecoderConfig, {"embedding_loss_kernel_size": 0}, ["`embedding_loss_kernel_size`", "0", "at least 1"]),
+    *[
+        (config_class, fields, parts)
+        for config_class in ENCODER_DECODERS
+        for fields, parts in [
+            ({"num_encoder_layers": 0}, ["`num_encoder_layers`", "0", "`decoder_only`"]),
+            ({"num_decoder_layers": 0}, ["`num_decoder_layers`", "0", "at least 1"]),
+            ({"num_cross_attention_heads": 7}, ["`num_cross_attention_heads`", "7", "hidden_size"]),
+            ({"embedding_loss": "l1"}, ["embedding_loss", "got l1", "log_cosine"]),
+            ({"embedding_loss_weight": -1.0}, ["`embedding_loss_weight`", "-1.0", "0 or more"]),
+            ({"embedding_loss_kernel_size": 0}, ["`embedding_loss_kernel_size`", "0", "at least 1"]),
+            ({"embedding_loss_aggregation": "max"}, ["embedding_loss_aggregation", "got max", "mixing"]),
+            ({"decoder_order": "mlp_first"}, ["decoder_order", "got mlp_first", "cross_first"]),
+            ({"learned_dropout_stacks": "encoder"}, ["`learned_dropout_stacks`", "'encoder'", "'none'"]),
+            (ON | {"learned_dropout_stacks": "first"}, ["learned_dropout_stacks", "got first", "decoder"]),
+        ]
+    ],
+    (ParallelEncoderDecoderConfig, {"num_decoder_layers": 6}, ["`num_decoder_layers` is 6", "`num_encoder_layers` 5"]),
     (
-        AREncoderDecoderConfig,
-        {"embedding_loss_aggregation": "max"},
-        ["embedding_loss_aggregation", "got max", "mixing"],
+        ParallelEncoderDecoderConfig,
+        {"decoder_order": "cross_first", "decoder_self_attention": False},
+        ["`decoder_order` is 'cross_first'", "`decoder_self_attention`", "'self_first'"],
     ),
-    (AREncoderDecoderConfig, {"decoder_order": "mlp_first"}, ["decoder_order", "got mlp_first", "cross_first"]),
+    *[
+        (config_class, fields, parts)
+        for config_class in ALL
+        for fields, parts in [
+            ({"learned_dropout": "yes"}, ["learned_dropout", "got yes", "bernoulli"]),
+            (ON | {"learned_dropout_input": "tokens"}, ["learned_dropout_input", "got tokens", "embedding"]),
+            (ON | {"learned_dropout_shift": -0.1}, ["`learned_dropout_shift` is -0.1", "[0, pi]"]),
+            (ON | {"learned_dropout_shift": 3.15}, ["`learned_dropout_shift` is 3.15", "[0, pi]"]),
+            (ON | {"learned_dropout_detach": True}, ["`learned_dropout_detach`", "'embedding'", "'hidden_state'"]),
+            (ON | {"learned_dropout_heads": 7}, ["`learned_dropout_heads` is 7", "`hidden_size`"]),
+            (ON | {"learned_dropout_heads": 0}, ["`learned_dropout_heads` is 0", "`hidden_size`"]),
+            (ON | {"learned_dropout_groups": 7}, ["`learned_dropout_groups` is 7", "`intermediate_size`"]),
+            (
+                ON | {"learned_dropout_groups": 8, "learned_dropout_heads": 3},
+                ["`learned_dropout_heads` is 3", "`learned_dropout_groups` 8"],
+            ),
+            (
+                {"learned_dropout": "sigmoid", "learned_dropout_groups": 8, "learned_dropout_heads": 1},
+                ["`learned_dropout_groups` is 8", "'bernoulli'", "'sigmoid'"],
+            ),
+            (ON | {"mask_l1_loss": "cubed"}, ["mask_l1_loss", "got cubed", "absolute"]),
+            (ON | {"mask_l1_loss_weight": -1}, ["`mask_l1_loss_weight` is -1", "0 or more"]),
+            (ON | {"mask_l1_loss_weight_min": 0.05}, ["`mask_l1_loss_weight_min` is 0.05", "`mask_l1_loss_rate`"]),
+            (ON | {"mask_l1_loss_rate": 0.0}, ["`mask_l1_loss_rate` is 0.0", "never reaches its maximum 0.1"]),
+            (ON | {"mask_l1_loss_rate": -1e-3}, ["`mask_l1_loss_rate` is -0.001", "never reaches its maximum"]),
+            (
+                ON | {"mask_l1_loss_rate": 1e-3, "mask_l1_loss_weight_min": 0.1},
+                ["`mask_l1_loss_weight_min` is 0.1", "`mask_l1_loss_weight` 0.1", "below"],
+            ),
+            (ON | {"mask_entropy_loss_rate": 1e-3}, ["`mask_entropy_loss_weight_min` is 0.0", "weight` 0.0"]),
+            # LearnedDropout's options without LearnedDropout
+            ({"learned_dropout_shift": 1.0}, ["`learned_dropout_shift` is 1.0", "`learned_dropout` is 'none'"]),
+            ({"learned_dropout_groups": 8}, ["`learned_dropout_groups` is 8", "`learned_dropout` is 'none'"]),
+            ({"mask_entropy_loss_weight": 1.0}, ["`mask_entropy_loss_weight` is 1.0", "`learned_dropout` is 'none'"]),
+            ({"mask_l1_loss": "absolute"}, ["`mask_l1_loss` is 'absolute'", "`learned_dropout` is 'none'"]),
+        ]
+    ],
 ]
 
 

@@ -139,6 +139,8 @@ def test_hidden_states_and_attentions_have_one_entry_per_real_layer(case: Case):
     output = model(ids, output_hidden_states=True, output_attentions=True)
     layers = model.config.num_hidden_layers
     assert [state.shape for state in output.hidden_states] == [(2, 7, 32)] * (layers + 1)
+    if not getattr(model.config, "decoder_self_attention", True):
+        layers = model.config.num_encoder_layers
     assert [a.shape for a in output.attentions] == [(2, model.config.num_attention_heads, 7, 7)] * layers
     head = model.get_output_embeddings()
     torch.testing.assert_close(head(output.hidden_states[-1]), output.logits)  # the last is what the head reads

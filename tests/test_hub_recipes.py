@@ -1,18 +1,22 @@
-"""The recipes in hub_configs: each loads, and those of the seed are the seed's published runs to the digit."""
+"""The recipes in hub_configs: each loads, and those of published runs are these runs to the digit."""
 
+import dataclasses
+import json
 import math
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, get_scheduler
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, get_scheduler
 
-from latentlm import ByteTokenizer
+from latentlm import ARCHITECTURES, ByteTokenizer
 from latentlm.training import load_recipe
 
 HUB_CONFIGS = Path(__file__).resolve().parent.parent / "hub_configs"
 RECIPES = {path.relative_to(HUB_CONFIGS).as_posix(): path for path in HUB_CONFIGS.glob("*/recipe*.yaml")}
-# The table of published runs: parameters without the position table, position subtraction, embedding loss, its weight.
+CONFIG_CLASSES = {config_class.model_type: config_class for config_class, _ in ARCHITECTURES}
+# Published runs, and the models beside them: parameters without the position table, position subtraction, embedding
+# loss, its weight.
 PUBLISHED = {
     "ar-encoder-decoder-seed/recipe.yaml": (15_763_500, "plain", "mse", 8),
     "ar-encoder-decoder-seed/recipe-plain.yaml": (15_762_900, "none", "none", None),
@@ -22,7 +26,48 @@ PUBLISHED = {
     "decoder-only-seed/recipe.yaml": (16_036_800, "none", None, None),
     "decoder-only-seed/recipe-smaller.yaml": (15_441_192, "none", None, None),
     "decoder-only-seed/recipe-dropout.yaml": (16_036_800, "none", None, None),
+    "decoder-only-seed/recipe-210.yaml": (15_850_380, "none", None, None),
+    "parallel-encoder-decoder-seed/recipe.yaml": (16_899_600, "none", "none", None),
+    "parallel-encoder-decoder-seed/recipe-mse.yaml": (15_698_400, "none", "mse", 0.25),
+    "parallel-encoder-decoder-seed/recipe-no-next-position.yaml": (15_698_400, "none", "mse", 0.25),
+    "parallel-encoder-decoder-seed/recipe-cosine.yaml": (15_698_400, "none", "cosine", 2),
+    "parallel-encoder-decoder-seed/recipe-plain.yaml": (15_697_600, "none", "none", None),
+    "parallel-encoder-decoder-learned-dropout/recipe.yaml": (16_899_600, "none", "none", None),
+    "decoder-only-learned-dropout/recipe.yaml": (15_335_424, "none", None, None),
+    "decoder-only-learned-dropout/recipe-no-penalty.yaml": (15_335_424, "none", None, None),
+    "decoder-only-learned-dropout/recipe-half-pi.yaml": (15_335_424, "none", None, None),
+    "decoder-only-learned-dropout/recipe-pi.yaml": (15_335_424, "none", None, None),
+    "decoder-only-learned-dropout/recipe-embedding.yaml": (13_780_224, "none", None, None),
 }
+# LearnedDropout as the follow-up's best run has it, and what the other recipes with LearnedDropout change.
+FOLLOW_UP = {
+    "learned_dropout": "bernoulli",
+    "learned_dropout_input": "hidden_state",
+    "learned_dropout_shift": 0,
+    "mask_l1_loss": "squared",
+    "mask_l1_loss_weight": 0.1,
+    "mask_entropy_loss_weight": 0,
+}
+LEARNED_DROPOUT = {
+    "parallel-encoder-decoder-seed/recipe.yaml": {  # the seed's loss: CE + H(M) + |M|_1
+        "mask_entropy_loss_weight": 1,
+        "mask_l1_loss": "absolute",
+        "mask_l1_loss_weight": 1,
+    },
+    "parallel-encoder-decoder-learned-dropout/recipe.yaml": {},
+    "decoder-only-learned-dropout/recipe.yaml": {},
+    "decoder-only-learned-dropout/recipe-no-penalty.yaml": {"mask_l1_loss_weight": 0},
+    "decoder-only-learned-dropout/recipe-half-pi.yaml": {"learned_dropout_shift": pytest.approx(math.pi / 2)},
+    "decoder-only-learned-dropout/recipe-pi.yaml": {"learned_dropout_shift": pytest.approx(math.pi)},
+    "decoder-only-learned-dropout/recipe-embedding.yaml": {"learned_dropout_input": "embedding"},
+}
+# One recipe for each length of training; the others have its data and training.
+SHORT, LONG = "ar-encoder-decoder-seed/recipe.yaml", "decoder-only-learned-dropout/recipe.yaml"
+
+
+def model_type_of(folder: str) -> str:
+    """The longest known architecture that the name of the folder starts with."""
+    return max((name for name in CONFIG_CLASSES if folder.startswith(name.replace("_", "-") + "-")), key=len)
 
 
 def model_on_meta(recipe, vocab_size: int) -> torch.nn.Module:
@@ -39,7 +84,7 @@ def count(model: torch.nn.Module) -> int:
 def test_every_recipe_loads(name):
     recipe = load_recipe(RECIPES[name])
     folder, file = name.split("/")
-    assert recipe.model_type == folder.rsplit("-", 1)[0].replace("-", "_")
+    assert recipe.model_type == model_type_of(folder)
     assert recipe.data.context_length == recipe.max_position_embeddings
     suffix = file.removeprefix("recipe").removesuffix(".yaml")
     assert recipe.training.output_dir == f"runs/{folder}{suffix}"  # no two recipes share a run folder
@@ -47,7 +92,17 @@ def test_every_recipe_loads(name):
 
 def test_every_folder_has_a_recipe():
     assert {path.name for path in HUB_CONFIGS.iterdir() if path.is_dir()} == {name.split("/")[0] for name in RECIPES}
-    assert {name for name in RECIPES if "-seed/" in name} == set(PUBLISHED)
+    assert {name for name in RECIPES if "-tiny/" not in name and "-base/" not in name} == set(PUBLISHED)
+
+
+@pytest.mark.parametrize("folder", sorted({name.split("/")[0] for name in RECIPES}))
+def test_configurations_name_every_field(folder):
+    """In the order of the classes, without what follows from other fields."""
+    written = json.loads((HUB_CONFIGS / folder / "config.json").read_text())
+    derived = {"intermediate_size", "num_cross_attention_heads", "rope_parameters"}
+    fields = [field.name for field in dataclasses.fields(CONFIG_CLASSES[model_type_of(folder)])]
+    own = fields[len(dataclasses.fields(PreTrainedConfig)) :]
+    assert list(written) == ["architectures", "model_type", *(name for name in own if name not in derived)]
 
 
 @pytest.mark.parametrize("name", sorted(PUBLISHED))
@@ -60,12 +115,30 @@ def test_published_models(name):
     assert getattr(config, "embedding_loss", None) == embedding_loss
     if weight is not None:
         assert config.embedding_loss_weight == weight
-    dropout = 0.2 if "dropout" in name else 0.0
+    dropout = 0.2 if name.endswith("/recipe-dropout.yaml") else 0.0
     assert (config.hidden_dropout, config.attention_dropout) == (dropout, dropout)
+    next_position = name.startswith("parallel") and "no-next-position" not in name
+    assert getattr(config, "add_next_position", False) == next_position
+
+
+@pytest.mark.parametrize("name", sorted(RECIPES))
+def test_learned_dropout(name):
+    """Nothing else differs from the defaults: no schedule, no groups, both stacks, and off where it is not named."""
+    config = load_recipe(RECIPES[name]).build_config(ByteTokenizer())
+    fields = {
+        field.name: field.default
+        for field in dataclasses.fields(config)
+        if field.name.startswith(("learned_dropout", "mask_"))
+    }
+    expected = fields | FOLLOW_UP | LEARNED_DROPOUT[name] if name in LEARNED_DROPOUT else fields
+    assert {field: getattr(config, field) for field in fields} == expected
 
 
 def test_sizes_of_the_other_models():
     assert count(model_on_meta(load_recipe(RECIPES["ar-encoder-decoder-base/recipe.yaml"]), 50257)) == 138_309_120
+    with torch.device("meta"):
+        config = AutoConfig.from_pretrained(HUB_CONFIGS / "parallel-encoder-decoder-seed")
+        assert count(AutoModelForCausalLM.from_config(config)) == 15_698_400
     for name in RECIPES:
         if "-tiny/" in name:
             assert model_on_meta(load_recipe(RECIPES[name]), 259).num_parameters() < 1_000_000
@@ -73,28 +146,27 @@ def test_sizes_of_the_other_models():
 
 def test_runs_of_one_family_differ_in_the_model_alone():
     recipes = {name: load_recipe(RECIPES[name]).to_dict() for name in PUBLISHED}
-    first = recipes["ar-encoder-decoder-seed/recipe.yaml"]
-    for recipe in recipes.values():
-        assert recipe["data"] == first["data"]
-        assert recipe["training"] == first["training"]
+    for name, recipe in recipes.items():
+        first = recipes[LONG if name.startswith("decoder-only-learned-dropout/") else SHORT]
+        assert recipe["data"] == first["data"], name
+        assert recipe["training"] == first["training"], name
 
 
-def test_published_training():
-    recipe = load_recipe(RECIPES["ar-encoder-decoder-seed/recipe.yaml"])
+@pytest.mark.parametrize(("name", "steps"), [(SHORT, 9000), (LONG, 26_000)])
+def test_published_training(name, steps):
+    recipe = load_recipe(RECIPES[name])
     training, data = recipe.training, recipe.data
-    assert (training.per_device_train_batch_size, training.gradient_accumulation_steps, training.max_steps) == (
-        50,
-        16,
-        9000,
-    )
+    assert (training.per_device_train_batch_size, training.gradient_accumulation_steps) == (50, 16)
+    assert training.max_steps == steps
     assert (training.adam_beta1, training.adam_beta2, training.weight_decay) == (0.9, 0.95, 0.1)
     assert training.eval_steps == 500
     assert data.max_validation_rows == 200 * training.per_device_eval_batch_size
     assert data.context_length == 200
 
 
-def test_published_schedule_is_the_beginning_of_a_cosine_over_700000_steps():
-    training = load_recipe(RECIPES["ar-encoder-decoder-seed/recipe.yaml"]).training
+@pytest.mark.parametrize(("name", "last"), [(SHORT, 8.997e-4), (LONG, 8.973e-4)])
+def test_published_schedule_is_the_beginning_of_a_cosine_over_700000_steps(name, last):
+    training = load_recipe(RECIPES[name]).training
     optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=training.learning_rate)
     scheduler = get_scheduler(
         training.lr_scheduler_type,
@@ -104,11 +176,11 @@ def test_published_schedule_is_the_beginning_of_a_cosine_over_700000_steps():
         scheduler_specific_kwargs=training.lr_scheduler_kwargs,
     )
     [factor] = scheduler.lr_lambdas
-    for step in (0, 1, 150, 300, 301, 4500, 9000):
+    for step in (0, 1, 150, 300, 301, 4500, training.max_steps):
         if step < 300:
             expected = 9e-4 * step / 300
         else:
             cosine = 0.5 * (1 + math.cos(math.pi * (step - 300) / (700_000 - 300)))
             expected = 9e-5 + cosine * (9e-4 - 9e-5)
         assert factor(step) * training.learning_rate == pytest.approx(expected, rel=1e-9), step
-    assert factor(9000) * training.learning_rate == pytest.approx(8.997e-4, rel=1e-4)
+    assert factor(training.max_steps) * training.learning_rate == pytest.approx(last, rel=1e-4)

@@ -4,7 +4,14 @@ import pytest
 import torch
 from torch import nn
 
-from latentlm import AREncoderDecoderConfig, AREncoderDecoderForCausalLM, DecoderOnlyConfig, DecoderOnlyForCausalLM
+from latentlm import (
+    AREncoderDecoderConfig,
+    AREncoderDecoderForCausalLM,
+    DecoderOnlyConfig,
+    DecoderOnlyForCausalLM,
+    ParallelEncoderDecoderConfig,
+    ParallelEncoderDecoderForCausalLM,
+)
 
 
 def count(model: nn.Module, with_positions: bool = False) -> int:
@@ -46,12 +53,37 @@ def test_ar_encoder_decoder(fields, expected):
         ({"hidden_dropout": 0.2, "attention_dropout": 0.2}, 16_036_800),
         ({"hidden_size": 156, "num_attention_heads": 12}, 15_441_192),
         ({"position_subtraction": "plain"}, 16_036_800),
+        ({"hidden_size": 210, "num_hidden_layers": 10}, 15_850_380),  # the parallel model's peer
+        ({"hidden_size": 144, "num_attention_heads": 9, "learned_dropout": "bernoulli"}, 15_335_424),
     ],
     ids=str,
 )
 def test_decoder_only(fields, expected):
     with torch.device("meta"):
         assert count(DecoderOnlyForCausalLM(DecoderOnlyConfig(**fields))) == expected
+
+
+MASKS = {"learned_dropout": "bernoulli"}
+MASK = 3 * 200 * 200 + 200  # queries, keys and values, and the shift
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({}, 15_697_600),
+        ({"embedding_loss": "mse"}, 15_698_400),  # the published size
+        ({"decoder_self_attention": False}, 15_697_600 - 5 * (4 * 200 * 200 + 200)),
+        ({"num_decoder_layers": 3}, 15_697_600 - 2 * (16 * 200 * 200 + 4 * 200)),
+        (MASKS, 15_697_600 + 10 * MASK),
+        (MASKS | {"learned_dropout_stacks": "decoder"}, 15_697_600 + 5 * MASK),
+        (MASKS | {"learned_dropout_input": "embedding"}, 15_697_600 + 3 * 200 * 200 + 10 * 200),
+        (MASKS | {"learned_dropout_groups": 20}, 15_697_600 + 10 * (3 * 200 * 20 + 20)),
+    ],
+    ids=str,
+)
+def test_parallel_encoder_decoder(fields, expected):
+    with torch.device("meta"):
+        assert count(ParallelEncoderDecoderForCausalLM(ParallelEncoderDecoderConfig(**fields))) == expected
 
 
 @pytest.mark.parametrize(

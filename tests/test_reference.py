@@ -99,38 +99,85 @@ def reference_logits(model: nn.Module, ids: list[int]) -> torch.Tensor:
         gate = weights.parameters[f"{layer.prefix}cross_attn_gate"] if config.cross_attention_gate else 1
         return [x + gate * layer["cross_attn"]["o_proj"].linear(a) for x, a in zip(states, attended, strict=True)]
 
+    def mask_values(inputs: list, module: Weights) -> list:
+        """A of LearnedDropout: what its attention gives at each position."""
+        queries, keys, values = zip(*(module["qkv_proj"].linear(x).chunk(3) for x in inputs), strict=True)
+        return attention(queries, keys, values, config.num_mask_heads, rotary=False)
+
+    def learned_mask(inputs: list, module: Weights) -> list:
+        """The rounded mask at each position, as in evaluation."""
+        if config.learned_dropout_input == "hidden_state":
+            attended = mask_values(inputs, module["attention"])
+        else:
+            attended = mask_values(embeddings, inner["mask_attention"])
+        shift = weights.parameters[f"{module.prefix}shift"]
+        masks = []
+        for a in attended:
+            m = 0.5 * torch.cos(a + shift) + 0.5
+            hard = config.learned_dropout == "bernoulli"
+            masks.append(torch.where(m < 0.5, 0.0, 1.0) if hard else 1 / (1 + torch.exp(-60 * (m - 0.5))))
+        return masks
+
     def feed_forward(states: list, layer: Weights) -> list:
-        outputs = []
-        for x in states:
-            up = layer["mlp"]["up_proj"].linear(layer["mlp_norm"].norm(x, eps))
-            gelu = up * 0.5 * (1 + torch.erf(up / math.sqrt(2)))
-            outputs.append(x + layer["mlp"]["down_proj"].linear(gelu))
-        return outputs
+        mlp = layer["mlp"]
+        normal = [layer["mlp_norm"].norm(x, eps) for x in states]
+        inner_channels = [mlp["up_proj"].linear(x) for x in normal]
+        inner_channels = [up * 0.5 * (1 + torch.erf(up / math.sqrt(2))) for up in inner_channels]
+        masked = f"{mlp.prefix}learned_dropout.shift" in weights.parameters
+        if masked and config.learned_dropout_groups is not None:
+            size = config.intermediate_size // config.learned_dropout_groups
+            masks = learned_mask(normal, mlp["learned_dropout"])
+            inner_channels = [
+                torch.stack([channel * mask[c // size] for c, channel in enumerate(channels)])
+                for channels, mask in zip(inner_channels, masks, strict=True)
+            ]
+        outputs = [mlp["down_proj"].linear(channels) for channels in inner_channels]
+        if masked and config.learned_dropout_groups is None:
+            outputs = [o * m for o, m in zip(outputs, learned_mask(outputs, mlp["learned_dropout"]), strict=True)]
+        return [x + output for x, output in zip(states, outputs, strict=True)]
 
     tokens = weights.parameters["model.embed_tokens.weight"]
     positions = weights.parameters.get("model.embed_positions.weight")
     states = [tokens[i] if rotary else tokens[i] + positions[t] for t, i in enumerate(ids)]
+    embeddings = states
+
+    def bridge(states: list) -> list:
+        if config.bridge_layer_norm:
+            states = [inner["bridge_norm"].norm(x, eps) for x in states]
+        states = [inner["bridge"].linear(x) for x in states]
+        return [x + positions[t + 1] for t, x in enumerate(states)] if config.add_next_position else states
+
+    def decode(states: list, encoded: list, layer: Weights) -> list:
+        if not getattr(config, "decoder_self_attention", True):
+            states = cross_attention(states, encoded, layer)
+        elif config.decoder_order == "self_first":
+            states = cross_attention(self_attention(states, layer), encoded, layer)
+        else:
+            states = self_attention(cross_attention(states, encoded, layer), layer)
+        return feed_forward(states, layer)
+
     if config.model_type == "decoder_only":
         for i in range(config.num_hidden_layers):
             layer = inner[f"layers.{i}"]
             states = feed_forward(self_attention(states, layer), layer)
-    else:
+    elif config.model_type == "ar_encoder_decoder":
         for i in range(config.num_encoder_layers):
             layer = inner[f"encoder_layers.{i}"]
             states = feed_forward(self_attention(states, layer), layer)
         encoded = states
-        if config.bridge_layer_norm:
-            states = [inner["bridge_norm"].norm(x, eps) for x in states]
-        states = [inner["bridge"].linear(x) for x in states]
-        if config.add_next_position:
-            states = [x + positions[t + 1] for t, x in enumerate(states)]
+        states = bridge(encoded)
         for i in range(config.num_decoder_layers):
-            layer = inner[f"decoder_layers.{i}"]
-            if config.decoder_order == "self_first":
-                states = cross_attention(self_attention(states, layer), encoded, layer)
-            else:
-                states = self_attention(cross_attention(states, encoded, layer), layer)
-            states = feed_forward(states, layer)
+            states = decode(states, encoded, inner[f"decoder_layers.{i}"])
+    else:
+        encoded, decoded = states, None
+        for i in range(config.num_encoder_layers):
+            beside = i - (config.num_encoder_layers - config.num_decoder_layers)
+            if beside == 0:
+                decoded = bridge(encoded)
+            encoded = feed_forward(self_attention(encoded, inner[f"encoder_layers.{i}"]), inner[f"encoder_layers.{i}"])
+            if beside >= 0:
+                decoded = decode(decoded, encoded, inner[f"decoder_layers.{beside}"])
+        states = decoded
     states = [inner["norm"].norm(x, eps) for x in states]
     if config.position_subtraction != "none":
         states = [x - positions[t + 1] for t, x in enumerate(states)]
@@ -139,7 +186,10 @@ def reference_logits(model: nn.Module, ids: list[int]) -> torch.Tensor:
     return torch.stack([tokens @ x for x in states])
 
 
-@pytest.mark.parametrize("case", parameters([a for a in CAUSAL if a.name in ("decoder_only", "ar_encoder_decoder")]))
+REFERENCES = ("decoder_only", "ar_encoder_decoder", "parallel_encoder_decoder")
+
+
+@pytest.mark.parametrize("case", parameters([a for a in CAUSAL if a.name in REFERENCES]))
 def test_logits_equal_a_loop_over_tokens_and_heads(case: Case):
     model = case.model()
     ids = token_ids(1, 9)
@@ -208,7 +258,7 @@ def training_step(architecture, fields: dict) -> dict[str, torch.Tensor]:
     torch.manual_seed(1)
     model = build(architecture.head_class, architecture.config_class(**fields)).train()
     ids = token_ids(2, 12)
-    output = model(ids, labels=ids)
+    output = model(ids, labels=ids, training_step=torch.tensor(3.0))
     output.loss.backward()
     shown = {name: gradient for name, gradient in gradients(model).items() if "embed_tokens" in name or ".0." in name}
     return {"logits": output.logits.detach(), "loss": output.loss.detach(), **loss_terms(output), **shown}

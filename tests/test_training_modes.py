@@ -222,7 +222,9 @@ def test_int8_dynamic_quantization_on_cpu(case: Case):
         quantized = torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear}, dtype=torch.qint8)
     assert not any(type(module) is torch.nn.Linear for module in quantized.modules())
     logits = quantized(ids).logits
-    assert torch.cosine_similarity(logits.flatten(), exact.flatten(), dim=0) > 0.99
+    # A hard mask turns over where M crosses 0.5.
+    bound = 0.97 if case.config().learned_dropout == "bernoulli" else 0.99
+    assert torch.cosine_similarity(logits.flatten(), exact.flatten(), dim=0) > bound
     generated = quantized.generate(ids, max_new_tokens=5, do_sample=False)
     assert generated.shape == (2, 15)
 
@@ -264,5 +266,7 @@ def test_every_parameter_gets_a_gradient(architecture):
     for variant in architecture.variants:
         model = Case(architecture, variant).model().train()
         _, found = step(model, **training_batch())
-        without = {name for name, p in model.named_parameters() if name not in found}
-        assert not without, f"{variant}: {without}"
+        assert found.keys() == {name for name, p in model.named_parameters() if p.requires_grad}, variant
+        frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
+        detached = model.config.learned_dropout_detach  # its attention keeps its random weights
+        assert frozen == ({"model.mask_attention.qkv_proj.weight"} if detached else set()), variant

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from training_kills import MOMENTS
-from training_setup import Rows, make_model, make_trainer, metrics_of
+from training_setup import MASKED, Rows, make_model, make_trainer, metrics_of
 
 from latentlm.train import main
 
@@ -124,9 +124,18 @@ def test_command_line_run_resume_and_errors(recipe, tmp_path, capsys):
     assert "cannot be resumed: data.json has" in message("--resume_from_checkpoint", str(whole / "checkpoint-6"))
 
 
+# A schedule, both penalties and a rounding that is not drawn: draws differ between one process and two.
+PARALLEL = [
+    *("--model_type", "parallel_encoder_decoder"),
+    *("--learned_dropout", "sigmoid_detached", "--learned_dropout_shift", "1.5"),
+    *("--mask_entropy_loss_weight", "0.5", "--mask_l1_loss_weight", "0.3", "--mask_l1_loss_rate", "0.06"),
+]
+
+
 @pytest.mark.two_process
-def test_two_processes_equal_one(recipe, tmp_path):
-    options = ["--hidden_dropout", "0", "--max_steps", "6"]
+@pytest.mark.parametrize("model", [[], PARALLEL], ids=["auto_regressive", "parallel"])
+def test_two_processes_equal_one(recipe, tmp_path, model):
+    options = ["--hidden_dropout", "0", "--max_steps", "6", *model]
     main([str(recipe), "--output_dir", str(tmp_path / "one"), *options])
     options += ["--gradient_accumulation_steps", "1", "--output_dir", str(tmp_path / "two")]
     launch("-m", "latentlm.train", recipe, *options)
@@ -137,6 +146,21 @@ def test_two_processes_equal_one(recipe, tmp_path):
         for name in one.keys() - {"epoch"}:
             # Six validation rows do not fill two rounds of 2 × 4: none may count twice.
             assert two[name] == pytest.approx(one[name], rel=1e-5), name
+    if model:
+        weights = [entry["mask_l1_loss_weight"] for entry in metrics_of(tmp_path / "two") if "loss" in entry]
+        assert weights == sorted(weights) and weights[0] < weights[-1] == pytest.approx(0.3)
+
+
+@pytest.mark.two_process
+def test_two_processes_run_the_tiny_parallel_recipe_with_learned_dropout(tmp_path):
+    """The recipe as published, with masks that are drawn; killed between, it would resume like the others."""
+    recipe = TESTS.parent / "hub_configs" / "parallel-encoder-decoder-tiny" / "recipe.yaml"
+    options = ["--learned_dropout", "bernoulli", "--output_dir", tmp_path, "--max_steps", "4", "--warmup_steps", "1"]
+    options += ["--logging_steps", "2", "--eval_steps", "2", "--save_steps", "2", "--max_validation_rows", "6"]
+    launch("-m", "latentlm.train", recipe, *options, "--per_device_train_batch_size", "2", "--sample_new_tokens", "4")
+    assert json.loads((tmp_path / "environment.json").read_text())["processes"] == 2
+    last = [entry for entry in metrics_of(tmp_path) if "loss" in entry][-1]
+    assert last["step"] == 4 and {"lm_loss", "embedding_loss", "mask_l1_loss", "mask_density"} <= last.keys()
 
 
 @pytest.fixture(scope="module")
@@ -153,7 +177,7 @@ def test_replicated_and_sharded_steps_equal_one_process(processes, tmp_path, kin
     """DDP and FSDP2 (as far as the CPU has it: sharded when loaded) against the same rows in one process."""
     trainer = make_trainer(
         tmp_path,
-        make_model(vocab_size=260),
+        make_model(vocab_size=260, **MASKED),
         train=Rows(8),
         max_steps=2,
         optim="sgd",

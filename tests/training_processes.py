@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch.distributed.tensor import DTensor
-from training_setup import Rows, make_model, make_trainer
+from training_setup import MASKED, Rows, make_model, make_trainer
 from transformers.distributed import DistributedConfig
 
 import latentlm
@@ -32,7 +32,7 @@ def take_steps(folder: Path, model: torch.nn.Module, **arguments) -> LatentTrain
 
 
 def run_ddp(folder: Path) -> None:
-    trainer = take_steps(folder, make_model(vocab_size=260))
+    trainer = take_steps(folder, make_model(vocab_size=260, **MASKED))
     assert isinstance(trainer.model_wrapped, torch.nn.parallel.DistributedDataParallel)
 
 
@@ -40,7 +40,7 @@ def run_fsdp(folder: Path) -> None:
     """The same on parameters that are sharded over the two processes (FSDP2)."""
     for vocab_size in (259, 260):
         if dist.get_rank() == 0:
-            make_model(vocab_size=vocab_size).save_pretrained(folder / str(vocab_size))
+            make_model(vocab_size=vocab_size, **MASKED).save_pretrained(folder / str(vocab_size))
         dist.barrier()
         model = latentlm.AREncoderDecoderForCausalLM.from_pretrained(
             folder / str(vocab_size), distributed_config=DistributedConfig(fsdp_size=2)
@@ -57,7 +57,8 @@ def run_fsdp(folder: Path) -> None:
 def run_resumed(folder: Path) -> None:
     """A run with dropout, and the same resumed in its middle."""
     for name, checkpoint in (("whole", None), ("again", folder / "whole" / "checkpoint-2")):
-        trainer = make_trainer(folder / name, make_model(dropout=0.1), save_strategy="steps", save_steps=2)
+        model = make_model(dropout=0.1, learned_dropout="bernoulli", learned_dropout_shift=1.5)
+        trainer = make_trainer(folder / name, model, save_strategy="steps", save_steps=2)
         trainer.train(resume_from_checkpoint=checkpoint)
 
 

@@ -9,10 +9,12 @@ import torch
 from torch.utils.data import Dataset, IterableDataset
 
 import latentlm
-from latentlm.training import LatentTrainer, LatentTrainingArguments
+from latentlm.training import TRAINERS, LatentTrainer, LatentTrainingArguments
 from latentlm.training.callbacks import TIMINGS
 
 LENGTH = 24
+# LearnedDropout with a rounding that is not drawn, so that one process can be compared with two.
+MASKED = {"learned_dropout": "sigmoid", "learned_dropout_shift": 1.3, "mask_entropy_loss_weight": 0.5}
 TOKEN_BYTES = np.array([1] * 256 + [0] * 3, dtype=np.float32)
 
 
@@ -73,8 +75,9 @@ def make_trainer(
         "sample_prompts": 0,
         "disable_tqdm": True,
     }
-    return LatentTrainer(
-        model=make_model() if model is None else model,
+    model = make_model() if model is None else model
+    return TRAINERS[model.config.model_type](
+        model=model,
         args=LatentTrainingArguments(**{**defaults, **arguments}),
         train_dataset=Rows(37) if train is None else train,
         eval_dataset=Rows(11, seed=1) if evaluation is None else evaluation,

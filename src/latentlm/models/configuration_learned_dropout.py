@@ -22,7 +22,7 @@ class LearnedDropoutConfig(TransformerConfig):
         learned_dropout_input: what decides masks: the `"hidden_state"` that each is applied to, or the input
             `"embedding"`, through one attention pass that all layers share.
         learned_dropout_detach: with `"embedding"`: no gradient of the masks through that pass.
-        learned_dropout_shift: initial value of the learned shift, in [0, pi]: near 0 all masks start at 1, near pi at 0.
+        learned_dropout_shift: initial value of the learned shift, in [0, pi]: at 0 all masks start at 1, at pi at 0.
         learned_dropout_heads: heads of the attention that decides masks, `num_attention_heads` when `None`; must
             divide its width.
         learned_dropout_groups: `None` for one mask value per channel of the feed-forward output. A number: one per

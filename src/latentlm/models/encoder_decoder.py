@@ -65,9 +65,9 @@ class DecoderLayer(GradientCheckpointingLayer):
         self,
         hidden_states: torch.Tensor,  # (B, T, D)
         encoder_states: torch.Tensor,  # (B, T, D)
+        shared_attention: torch.Tensor | None = None,  # (B, T, M), of LearnedDropout
         rotary: Rotary | None = None,
         cross_rotary: Rotary | None = None,
-        shared_attention: torch.Tensor | None = None,  # of LearnedDropout
         **kwargs,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The new hidden states, and the penalties of the mask `(B, T, K)` if there are any."""
@@ -138,10 +138,14 @@ class EncoderDecoderModel(EncoderDecoderPreTrainedModel):
         self,
         embeddings: torch.Tensor,  # (B, T, D)
         positions: torch.Tensor,  # (B or 1, T)
-        shared: dict,  # what every layer gets
+        shared_attention: torch.Tensor | None,  # (B, T, M), of LearnedDropout
         cross_rotary: Rotary | None,
+        **shared,  # what every layer gets
     ) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor | None]]:
-        """The last states of encoder and decoder, and the penalties of each layer's mask."""
+        """The last states of encoder and decoder, and the penalties of each layer's mask.
+
+        What may carry a gradient goes to a layer by position: reentrant checkpointing sees no other.
+        """
         raise NotImplementedError
 
     def cross_bridge(self, encoder_states: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
@@ -175,11 +179,11 @@ class EncoderDecoderModel(EncoderDecoderPreTrainedModel):
         else:
             rotary, cross_rotary = (table(embeddings, positions) for table in (self.rotary, self.cross_rotary))
         embeddings = self.dropout(embeddings)
-        if self.mask_attention is not None:
-            shared["shared_attention"] = self.mask_attention(embeddings, **shared)
-        shared["rotary"] = rotary
+        shared_attention = None if self.mask_attention is None else self.mask_attention(embeddings, **shared)
 
-        encoder_states, hidden_states, penalties = self.run_stacks(embeddings, positions, shared, cross_rotary)
+        encoder_states, hidden_states, penalties = self.run_stacks(
+            embeddings, positions, shared_attention, cross_rotary, rotary=rotary, **shared
+        )
 
         hidden_states = self.norm(hidden_states)
         if config.position_subtraction != "none":

@@ -89,10 +89,10 @@ class CausalLayer(GradientCheckpointingLayer):
     def forward(
         self,
         hidden_states: torch.Tensor,  # (B, T, D)
+        shared_attention: torch.Tensor | None = None,  # (B, T, M), of LearnedDropout
         attention_mask: torch.Tensor | None = None,
         rotary: Rotary | None = None,
         past_key_values: Cache | None = None,
-        shared_attention: torch.Tensor | None = None,  # of LearnedDropout
         **kwargs,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The new hidden states, and the penalties of the mask `(B, T, K)` if there are any."""

@@ -69,11 +69,10 @@ class DecoderOnlyModel(DecoderOnlyPreTrainedModel):
         else:
             rotary = self.rotary(hidden_states, positions)
         hidden_states = self.dropout(hidden_states)
-        if self.mask_attention is not None:
-            shared["shared_attention"] = self.mask_attention(hidden_states, **shared)
+        shared_attention = None if self.mask_attention is None else self.mask_attention(hidden_states, **shared)
         penalties = []
         for layer in self.layers:
-            hidden_states, layer_penalties = layer(hidden_states, rotary=rotary, **shared)
+            hidden_states, layer_penalties = layer(hidden_states, shared_attention, rotary=rotary, **shared)
             penalties.append(layer_penalties)
         hidden_states = self.norm(hidden_states)
         if self.config.position_subtraction != "none":
