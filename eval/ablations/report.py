@@ -9,16 +9,12 @@ without runs are listed as not run.
 import argparse
 import json
 import statistics
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import torch
+from figures import plot_embeddings, plot_losses, plot_masks_of_a_sentence, plot_masks_over_training
 from run import HERE, RESOURCES_FILE, Row, read_rows, run_name
-from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import latentlm  # noqa: F401 - registers the architectures
@@ -38,6 +34,11 @@ class Runs:
         """The last value logged under `name`, per seed."""
         found = ([entry[name] for entry in metrics if name in entry] for metrics in self.metrics)
         return [values[-1] for values in found if values]
+
+    def lowest(self, name: str) -> list[float]:
+        """The lowest value logged under `name`, per seed: where a run would be stopped."""
+        found = ([entry[name] for entry in metrics if name in entry] for metrics in self.metrics)
+        return [min(values) for values in found if values]
 
     def curve(self, name: str) -> list[tuple[int, float]]:
         """(step, mean over seeds) of a logged value."""
@@ -85,37 +86,52 @@ def table(header: list[str], rows: Iterable[list[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
+# Heading, and what stands in it for one row; a column is left out of a table in which no row has it.
+COLUMNS: list[tuple[str, Callable[[Runs], str]]] = [
+    ("seeds", lambda runs: str(len(runs.folders))),
+    ("parameters", lambda runs: f"{runs.parameters:,}"),
+    ("train loss", lambda runs: spread(runs.last("lm_loss"))),
+    ("val loss", lambda runs: spread(runs.last("eval_loss"))),
+    ("bits per byte", lambda runs: spread(runs.last("eval_bits_per_byte"), 4)),
+    ("lowest bits per byte", lambda runs: spread(runs.lowest("eval_bits_per_byte"), 4)),
+    ("embedding loss", lambda runs: approximate(runs.last("eval_embedding_loss"))),
+    ("gains out / in", lambda runs: gains(runs)),
+    ("ones", lambda runs: percent(runs.last("mask_density"))),
+    ("M < 0.1", lambda runs: percent(runs.last("mask_near_0"))),
+    ("M > 0.9", lambda runs: percent(runs.last("mask_near_1"))),
+    ("CPU minutes", lambda runs: f"{statistics.fmean(r['cpu_minutes'] for r in runs.resources):.1f}"),
+    ("MiB", lambda runs: f"{statistics.fmean(r['peak_memory_mib'] for r in runs.resources):.0f}"),
+]
+
+
+def approximate(values: list[float]) -> str:
+    return f"{statistics.fmean(values):.2g}" if values else "–"
+
+
+def percent(values: list[float]) -> str:
+    return spread([100 * value for value in values], 1)
+
+
+def gains(runs: Runs) -> str:
+    """Of the LayerNorms in the embedding loss."""
+    found = [runs.last(f"embedding_loss_{side}_norm_gain")[:1] for side in ("output", "input")]
+    return " / ".join(spread(gain, 2) for gain in found) if any(found) else "–"
+
+
 def results_table(all_runs: list[Runs]) -> str:
-    header = ["row", "seeds", "parameters", "train loss", "val loss", "bits per byte", "embedding loss"]
-    header += ["gains out / in", "CPU minutes", "MiB"]
-    rows = []
-    for runs in all_runs:
-        embedding = runs.last("eval_embedding_loss")
-        gains = [runs.last(f"embedding_loss_{side}_norm_gain")[:1] for side in ("output", "input")]
-        rows.append(
-            [
-                runs.row.label,
-                str(len(runs.folders)),
-                f"{runs.parameters:,}",
-                spread(runs.last("lm_loss")),
-                spread(runs.last("eval_loss")),
-                spread(runs.last("eval_bits_per_byte"), 4),
-                f"{statistics.fmean(embedding):.2g}" if embedding else "–",
-                " / ".join(spread(gain, 2) for gain in gains) if any(gains) else "–",
-                f"{statistics.fmean(r['cpu_minutes'] for r in runs.resources):.1f}",
-                f"{statistics.fmean(r['peak_memory_mib'] for r in runs.resources):.0f}",
-            ]
-        )
-    return table(header, rows)
+    columns = [(heading, [cell(runs) for runs in all_runs]) for heading, cell in COLUMNS]
+    columns = [(heading, cells) for heading, cells in columns if any(cell != "–" for cell in cells)]
+    rows = zip([runs.row.label for runs in all_runs], *(cells for _, cells in columns), strict=True)
+    return table(["row", *(heading for heading, _ in columns)], map(list, rows))
 
 
-def tuning_table(by_recipe: dict[str, dict[str, Runs]]) -> str:
+def tuning_table(by_name: dict[str, dict[str, Runs]]) -> str:
     rows = [
-        [recipe, rate, spread(runs.last("eval_bits_per_byte")[:1], 4)]
-        for recipe, by_rate in by_recipe.items()
+        [name, rate, spread(runs.lowest("eval_bits_per_byte")[:1], 4)]
+        for name, by_rate in by_name.items()
         for rate, runs in by_rate.items()
     ]
-    return table(["recipe", "learning rate", "bits per byte, seed 0"], rows)
+    return table(["tuning", "learning rate", "lowest bits per byte, seed 0"], rows)
 
 
 # lm-eval task, metric, heading
@@ -149,76 +165,24 @@ def score(result: dict, metric: str) -> str:
     return f"{result[metric]:,.0f}"
 
 
-def plot_losses(all_runs: list[Runs], path: Path) -> None:
-    """Validation bits per byte over training, and training loss, one line per row."""
-    figure, axes = plt.subplots(1, 2, figsize=(15, 5))
-    colours = plt.get_cmap("tab20").colors
-    for runs, colour in zip(all_runs, colours * 2, strict=False):
-        for axis, name in zip(axes, ("lm_loss", "eval_bits_per_byte"), strict=True):
-            if curve := runs.curve(name):
-                axis.plot(*zip(*curve, strict=True), label=runs.row.label, color=colour, linewidth=1.2)
-    axes[0].set(xlabel="step", ylabel="training loss (nats per token)")
-    axes[1].set(xlabel="step", ylabel="validation bits per byte")
-    axes[1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
-    save(figure, path)
-
-
-def embedding_statistics(runs: Runs) -> dict[str, torch.Tensor]:
-    """Norms of token and position embeddings, and cosines between every token and every position."""
-    weights = load_file(runs.folders[0] / "model.safetensors")
-    tokens = next(value for name, value in weights.items() if "embed_tokens" in name or "lm_head" in name)
-    positions = next((value for name, value in weights.items() if "embed_positions" in name), None)
-    if positions is None:
-        return {}
-    unit = [torch.nn.functional.normalize(value.float(), dim=-1) for value in (tokens, positions)]
-    neighbours = (unit[1][1:] * unit[1][:-1]).sum(-1)
-    return {
-        "token norm": tokens.float().norm(dim=-1),
-        "position norm": positions.float().norm(dim=-1),
-        "cosine token–position": (unit[0] @ unit[1].T).flatten()[:: max(1, len(tokens) // 64)],
-        "cosine of neighbouring positions": neighbours,
-    }
-
-
-def plot_embeddings(all_runs: list[Runs], path: Path) -> None:
-    """Distributions of embedding norms and cosines per variant (first seed)."""
-    found = {runs.row.label: stats for runs in all_runs if (stats := embedding_statistics(runs))}
-    names = list(next(iter(found.values())))
-    figure, axes = plt.subplots(1, len(names), figsize=(4 * len(names), 0.32 * len(found) + 2), sharey=True)
-    for axis, name in zip(axes, names, strict=True):
-        axis.boxplot([stats[name].numpy() for stats in found.values()], orientation="horizontal", showfliers=False)
-        axis.set_title(name, fontsize=10)
-        axis.set_yticks(range(1, len(found) + 1), list(found), fontsize=8)
-    axes[0].invert_yaxis()  # the axes share it
-    save(figure, path)
-
-
-def save(figure: plt.Figure, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
-    print(path)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("ablation")
     parser.add_argument("--runs", type=Path, default=Path("runs/ablations"))
     options = parser.parse_args()
     rows, tuning = read_rows(options.ablation)
-    first = {recipe: next(row for row in rows if row.recipe == recipe) for recipe in tuning}
+    first = {name: next(row for row in rows if row.tuning == name) for name in tuning}
     folder = options.runs / options.ablation
-    tried = {recipe: finished(first[recipe], rates, folder) for recipe, rates in tuning.items()}
+    tried = {name: finished(first[name], rates, folder) for name, rates in tuning.items()}
     best = {
-        recipe: min(by_rate, key=lambda rate: by_rate[rate].last("eval_bits_per_byte")[0])
-        for recipe, by_rate in tried.items()
+        name: min(by_rate, key=lambda rate: by_rate[rate].lowest("eval_bits_per_byte")[0])
+        for name, by_rate in tried.items()
         if by_rate
     }
     groups: dict[str, list[Runs]] = {}
     missing = []
     for row in rows:
-        runs = finished(row, [best[row.recipe]], folder) if row.recipe in best else {}
+        runs = finished(row, [best[row.tuning]], folder) if row.tuning in best else {}
         if runs:
             groups.setdefault(row.group, []).append(next(iter(runs.values())))
         else:
@@ -229,7 +193,12 @@ def main() -> None:
         parts[group] = results_table(runs)
         parts[f"{group}-scores"] = scores_table(runs)
         plot_losses(runs, figures / f"{options.ablation}-{group}.png")
-    plot_embeddings(groups["tokens"], figures / f"{options.ablation}-embeddings.png")
+    if "tokens" in groups:
+        plot_embeddings(groups["tokens"], figures / f"{options.ablation}-embeddings.png")
+    masked = [runs for group in groups.values() for runs in group if runs.last("mask_density")]
+    if masked:
+        plot_masks_over_training(masked, figures / f"{options.ablation}-masks-over-training.png")
+        plot_masks_of_a_sentence(masked, figures / f"{options.ablation}-masks-of-a-sentence.png")
     text = (HERE / options.ablation / "results.md").read_text(encoding="utf-8")
     for name, part in parts.items():
         text = text.replace("{" + name + "}", part)

@@ -1,5 +1,7 @@
 """The pre-norm causal transformer layer and its feed-forward block."""
 
+from itertools import groupby
+
 import torch
 from torch import nn
 from transformers.cache_utils import Cache
@@ -58,21 +60,30 @@ class FeedForward(nn.Module):
 
     def compute_active_groups(self, hidden_states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """The same output, each group of channels computed for those tokens alone whose mask `(B, T, G)` has it on."""
-        groups = mask.shape[-1]
         tokens_ND = hidden_states.flatten(0, -2)
         active_GN = mask.flatten(0, -2).T.bool()
-        up = self.up_proj.weight.unflatten(0, (groups, -1))  # (G, F / G, D)
-        up_bias = [None] * groups if self.up_proj.bias is None else self.up_proj.bias.unflatten(0, (groups, -1))
-        down = self.down_proj.weight.unflatten(1, (groups, -1))  # (D, G, F / G)
+        size = self.up_proj.out_features // mask.shape[-1]
         output_ND = torch.zeros_like(tokens_ND)
         if self.down_proj.bias is not None:
             output_ND = output_ND + self.down_proj.bias
-        for group, active_N in enumerate(active_GN):
-            tokens = active_N.nonzero().squeeze(1)
-            if len(tokens):
-                activation = nn.functional.gelu(nn.functional.linear(tokens_ND[tokens], up[group], up_bias[group]))
-                output_ND.index_add_(0, tokens, nn.functional.linear(activation, down[:, group]))
+        counts = active_GN.sum(1).tolist()
+        for everywhere, run in groupby(range(len(counts)), key=lambda group: counts[group] == len(tokens_ND)):
+            groups = list(run)
+            if everywhere:  # neighbouring groups in one product
+                output_ND = output_ND + self.compute_channels(tokens_ND, groups[0] * size, (groups[-1] + 1) * size)
+                continue
+            for group in groups:
+                if counts[group]:
+                    tokens = active_GN[group].nonzero().squeeze(1)
+                    part = self.compute_channels(tokens_ND[tokens], group * size, (group + 1) * size)
+                    output_ND = output_ND.index_add(0, tokens, part)
         return output_ND.view_as(hidden_states)
+
+    def compute_channels(self, tokens_ND: torch.Tensor, start: int, end: int) -> torch.Tensor:
+        """What the inner channels from `start` to `end` add to the output of the given tokens."""
+        bias = None if self.up_proj.bias is None else self.up_proj.bias[start:end]
+        channels = nn.functional.gelu(nn.functional.linear(tokens_ND, self.up_proj.weight[start:end], bias))
+        return nn.functional.linear(channels, self.down_proj.weight[:, start:end])
 
 
 class CausalLayer(GradientCheckpointingLayer):
