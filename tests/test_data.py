@@ -202,6 +202,10 @@ def test_context_length_and_rows_are_chosen_without_tokenizing_again(make_config
     assert len(second.train) < len(first.train) and len(second.validation) == 2
     assert second.tokenizer.get_vocab() == first.tokenizer.get_vocab()
     assert (first.tokenizer.model_max_length, second.tokenizer.model_max_length) == (16, 32)
+    third = prepare_data(make_config(dataset=str(path), tokenizer="bpe", tokenizer_vocab_size=300, max_train_rows=3))
+    assert len(third.train) == 3 and len(third.validation) == len(first.validation)
+    for row, whole in zip(third.train, first.train, strict=False):
+        assert (row["input_ids"] == whole["input_ids"]).all()
 
 
 def test_changed_content_or_fields_are_noticed(make_config, tmp_path):
@@ -330,6 +334,11 @@ def test_stream_that_is_too_short(make_config, tmp_path):
         ({"streaming": 1}, "streaming: 1 is a int, but must be bool"),
         ({"max_validation_rows": 0}, "max_validation_rows: 0"),
         ({"max_validation_rows": True}, "max_validation_rows: True is a bool, but must be int or null"),
+        ({"max_train_rows": 0}, "max_train_rows: 0"),
+        (
+            {"streaming": True, "max_validation_rows": 1, "max_train_rows": 5},
+            "max_train_rows: 5 does not go with streaming",
+        ),
         ({"validation_fraction": 1}, "validation_fraction: 1 must lie between 0 and 1"),
         ({"document_start": "("}, r"document_start: '\(' is not a regular expression"),
         ({"tokenizer": "bpe", "tokenizer_vocab_size": 258}, "tokenizer_vocab_size: 258 must be at least 259"),
