@@ -5,6 +5,7 @@ import torch
 from architectures import PAD, Case, each_causal_architecture, each_causal_case, randomise, token_ids
 from conftest import REPOSITORY
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, TextStreamer, pipeline, set_seed
+from transformers.configuration_utils import get_head_shapes
 from transformers.testing_utils import CaptureLogger
 from transformers.utils import logging
 
@@ -57,6 +58,20 @@ def test_assisted_equals_greedy(case: Case, same: bool):
     greedy = model.generate(ids, max_new_tokens=NEW, do_sample=False, use_cache=False)
     assert torch.equal(model.generate(ids, max_new_tokens=NEW, do_sample=False, assistant_model=assistant), greedy)
     assert torch.equal(model.generate(ids, max_new_tokens=NEW, do_sample=False, prompt_lookup_num_tokens=3), greedy)
+
+
+@each_causal_case
+def test_the_configuration_describes_the_cache_layers(case: Case):
+    """Number of layers, heads and head sizes: what transformers allocates a static cache by."""
+    case.skip_if_excepted("cache")
+    model = case.model()
+    layers = model(token_ids(2, PROMPT), use_cache=True).past_key_values.layers
+    heads, sizes = (
+        values if isinstance(values, list) else [values] * len(layers) for values in get_head_shapes(model.config)
+    )
+    assert [layer.keys.shape for layer in layers] == [
+        (2, head, PROMPT, size) for head, size in zip(heads, sizes, strict=True)
+    ]
 
 
 @pytest.mark.parametrize("padding", [3, None], ids=["left_padding", "no_mask"])

@@ -13,6 +13,7 @@ from .trainer import LatentTrainer
 
 PROBE_ROWS = 4
 """Validation rows, spread over the set, whose masks are measured at each log."""
+PROBE_INPUTS = ("input_ids", "attention_mask", "position_ids")
 
 
 class ParallelEncoderDecoderTrainer(LatentTrainer):
@@ -31,7 +32,7 @@ class ParallelEncoderDecoderTrainer(LatentTrainer):
 
     def __init__(self, **kwargs: Any):
         super().__init__(**kwargs)
-        self._masks_before: dict[str, torch.Tensor] = {}
+        self._ones_before: torch.Tensor | None = None
         self._probe: dict[str, torch.Tensor] | None = None
         if self.has_learned_dropout:
             self.add_callback(BeforeTheFirstStep(self))
@@ -53,17 +54,15 @@ class ParallelEncoderDecoderTrainer(LatentTrainer):
             step = torch.tensor(float(self.state.global_step))
             logs.update({f"{name}_weight": float(mask_loss_weight(config, name, step)) for name in config.mask_losses})
             logs.update(self.mask_statistics())
-            self._start_interval()  # the probe is not training time
         return logs
 
     def probe_masks(self) -> dict[str, torch.Tensor]:
-        """M `(B, T, M)` of every LearnedDropout on the fixed rows, in evaluation mode."""
+        """M `(N, M)` of every LearnedDropout at the N real tokens of the fixed rows, in evaluation mode."""
         if self._probe is None:
-            rows = self.spread_validation_rows(PROBE_ROWS)
-            names = ("input_ids", "position_ids")
-            self._probe = {name: torch.stack([torch.as_tensor(row[name]) for row in rows]) for name in names}
+            batch = self.data_collator(self.spread_validation_rows(PROBE_ROWS))
+            self._probe = {name: value for name, value in batch.items() if name in PROBE_INPUTS}
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-        probe = {name: values.to(self.args.device) for name, values in self._probe.items()}
+        probe = self._prepare_inputs(self._probe)
         training = model.training
         model.eval()
         try:
@@ -71,25 +70,28 @@ class ParallelEncoderDecoderTrainer(LatentTrainer):
                 model(**probe, use_cache=False, logits_to_keep=1)
         finally:
             model.train(training)
-        return masks
+        real = probe.get("attention_mask", torch.ones_like(probe["input_ids"])).bool()
+        return {name: mask[real] for name, mask in masks.items()}
 
     def mask_statistics(self) -> dict[str, float]:
+        """What the class logs of the masks; nothing without validation rows."""
+        if self.eval_dataset is None:
+            return {}
         masks = self.probe_masks()
         rounded = {name: mask >= 0.5 for name, mask in masks.items()}
-        every = torch.cat([mask.flatten() for mask in masks.values()])
+        every, ones = (torch.cat([mask.flatten() for mask in found.values()]) for found in (masks, rounded))
         statistics = {
-            "mask_density": (every >= 0.5).float().mean().item(),
+            "mask_density": ones.float().mean().item(),
             "mask_near_0": (every < 0.1).float().mean().item(),
             "mask_near_1": (every > 0.9).float().mean().item(),
             "mask_entropy": mask_entropy(every).mean().item(),
         }
-        if self._masks_before:
-            changed = torch.cat([(rounded[name] != self._masks_before[name]).flatten() for name in rounded])
-            statistics["mask_change"] = changed.float().mean().item()
+        if self._ones_before is not None:
+            statistics["mask_change"] = (ones != self._ones_before).float().mean().item()
+        self._ones_before = ones
         for name, mask in rounded.items():
             short = name.removeprefix("model.").removesuffix(".mlp.learned_dropout")
             statistics[f"mask_density_{short}"] = mask.float().mean().item()
-        self._masks_before = rounded
         return statistics
 
 
