@@ -104,7 +104,7 @@ class Case:
         return build(self.architecture.head_class, self.config(**changes), attn_implementation)
 
     @property
-    def rounding(self) -> float:
+    def tolerance(self) -> float:
         """How far results of equal shapes may be apart when only the content of other tokens changed: not at all, but
         where masked groups are left out, whose products then have other shapes."""
         return 0.0 if self.config().learned_dropout_groups is None else 2e-5
@@ -134,7 +134,8 @@ def fixed_draw(probability: torch.Tensor) -> torch.Tensor:
 def randomise(model: nn.Module) -> None:
     """Give every parameter random values that depend on its name alone, so that two variants of a model agree wherever
     they have the same parameter. A longer table starts with the rows of a shorter one."""
-    for name, parameter in model.named_parameters():
+    fixed = [(name, buffer) for name, buffer in model.named_buffers() if name.endswith("_proj.weight")]
+    for name, parameter in [*model.named_parameters(), *fixed]:
         generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
         noise = torch.randn(1 << 16, generator=generator)[: parameter.numel()].view_as(parameter)
         if parameter.ndim < 2:  # gains, biases, gates: around what they start from
@@ -199,7 +200,6 @@ LANGUAGE_MODEL_CHANGES = {
 LEARNED_DROPOUT = {"learned_dropout": "bernoulli", "learned_dropout_shift": 1.2}
 NEEDS = {
     "rope_parameters": {"position_embedding_type": "rotary"},
-    "learned_dropout": {"learned_dropout_shift": 0.0},
     **dict.fromkeys(
         [
             "learned_dropout_input",

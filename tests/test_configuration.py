@@ -105,7 +105,10 @@ INVALID = [
             ({"learned_dropout_shift": 1.0}, ["`learned_dropout_shift` is 1.0", "`learned_dropout` is 'none'"]),
             ({"learned_dropout_groups": 8}, ["`learned_dropout_groups` is 8", "`learned_dropout` is 'none'"]),
             ({"mask_entropy_loss_weight": 1.0}, ["`mask_entropy_loss_weight` is 1.0", "`learned_dropout` is 'none'"]),
-            ({"mask_l1_loss": "absolute"}, ["`mask_l1_loss` is 'absolute'", "`learned_dropout` is 'none'"]),
+            (
+                {"mask_l1_loss": "absolute", "learned_dropout_heads": 4},  # all of them in one message
+                ["`mask_l1_loss` is 'absolute'", "`learned_dropout_heads` is 4", "'none'", "mask_l1_loss 'squared'"],
+            ),
         ]
     ],
 ]

@@ -170,6 +170,17 @@ def test_penalties_are_means_over_modules_channels_and_predicted_tokens(case: Ca
     torch.testing.assert_close(output.loss, expected)
 
 
+def test_weights_changed_after_loading_choose_the_penalties():
+    model = DecoderOnlyForCausalLM(config(learned_dropout_shift=1.0)).eval()
+    ids = token_ids(1, 6)
+    l1 = model(ids, labels=ids).mask_l1_loss
+    model.config.mask_entropy_loss_weight = 1.0
+    both = model(ids, labels=ids)
+    assert both.mask_l1_loss == l1 and both.mask_entropy_loss != l1
+    model.config.mask_l1_loss_weight = 0.0
+    assert model(ids, labels=ids).mask_entropy_loss == both.mask_entropy_loss
+
+
 def test_a_penalty_of_weight_zero_is_not_computed():
     ids = token_ids(1, 6)
     output = DecoderOnlyForCausalLM(config(mask_l1_loss_weight=0.0))(ids, labels=ids)
@@ -220,9 +231,8 @@ def test_stacks_choose_the_blocks_with_a_mask():
 def test_one_attention_on_the_embedding_serves_all_layers():
     made = config(learned_dropout_input="embedding", learned_dropout_shift=1.0)
     model = DecoderOnlyForCausalLM(made).eval()
-    assert [name for name, _ in model.named_parameters() if "mask_attention" in name] == [
-        "model.mask_attention.qkv_proj.weight"
-    ]
+    names = [name for name, _ in model.named_parameters() if "mask_attention" in name]
+    assert names == ["model.mask_attention.qkv_proj.weight"]
     assert len(made.per_layer_config) == 2 + 1
     ids = token_ids(1, 6)
     with record_masks(model) as masks:
@@ -244,6 +254,8 @@ def test_detached_masks_send_no_gradient_to_the_embedding(detach: bool):
     model(ids, labels=ids).mask_l1_loss.backward()
     reached = {name for name, gradient in gradients(model).items() if gradient.any()}
     shifts = {f"model.layers.{i}.mlp.learned_dropout.shift" for i in range(2)}
+    assert ("model.mask_attention.qkv_proj.weight" in dict(model.named_parameters())) is not detach
+    assert "model.mask_attention.qkv_proj.weight" in model.state_dict()
     rest = {"model.mask_attention.qkv_proj.weight", "model.embed_tokens.weight", "model.embed_positions.weight"}
     assert reached == (shifts if detach else shifts | rest)
 
@@ -313,17 +325,30 @@ def flops(call) -> int:
 
 
 def test_an_adapter_on_the_block_is_not_bypassed():
-    """Leaving groups out reads the weights themselves, so it must not where something has replaced the layer."""
-    block = feed_forward(bias=False)
+    """Leaving groups out reads the weights themselves, so it must not where something has replaced the layer or hangs
+    on it."""
     states = torch.randn(1, 4, 32)
-    before, _ = block(states)
-    block.up_proj = torch.nn.Sequential(block.up_proj, torch.nn.LeakyReLU(0.5))
-    assert not torch.allclose(block(states)[0], before, atol=0.1)
+    for change in (
+        lambda block: setattr(block, "up_proj", torch.nn.Sequential(block.up_proj, torch.nn.LeakyReLU(0.5))),
+        lambda block: block.down_proj.register_forward_hook(lambda _, __, output: 2 * output),
+    ):
+        block = feed_forward(bias=False)
+        with torch.no_grad():
+            before, _ = block(states)
+            change(block)
+            assert not torch.allclose(block(states)[0], before, atol=0.1)
+
+
+def test_masks_of_groups_get_gradients_in_evaluation_too():
+    block = feed_forward(bias=False)
+    output, _ = block(torch.randn(1, 4, 32))
+    output.sum().backward()
+    assert all(parameter.grad is not None for parameter in block.parameters())
 
 
 # --- training ---------------------------------------------------------------------------------------------------------
 
-MASKED = {
+SCHEDULED = {
     "learned_dropout": "bernoulli",
     "learned_dropout_shift": 1.3,
     "mask_entropy_loss_weight": 0.5,
@@ -334,11 +359,11 @@ MASKED = {
 
 
 def test_logged_statistics_are_those_of_the_validation_masks(tmp_path):
-    trainer = make_trainer(tmp_path, make_model(**MASKED), learning_rate=0.05, max_steps=5, logging_steps=1)
+    trainer = make_trainer(tmp_path, make_model(**SCHEDULED), learning_rate=0.05, max_steps=5, logging_steps=1)
     trainer.train()
     logs = metrics_of(tmp_path)
     assert [entry["mask_l1_loss_weight"] for entry in logs] == pytest.approx(
-        [min(math.exp(0.05 * step) - 0.9, 0.3) for step in range(1, 6)]
+        [min(math.exp(0.05 * step) - 0.9, 0.3) for step in range(5)]  # that of the loss beside it
     )
     assert all(entry["mask_entropy_loss_weight"] == 0.5 for entry in logs)
     rows = Rows(11, seed=1)
@@ -364,7 +389,7 @@ def test_logged_statistics_are_those_of_the_validation_masks(tmp_path):
 def test_measuring_masks_leaves_the_run_as_it_was(tmp_path):
     runs = {}
     for steps in (1, 4):
-        trainer = make_trainer(tmp_path / str(steps), make_model(**MASKED), max_steps=8, logging_steps=steps)
+        trainer = make_trainer(tmp_path / str(steps), make_model(**SCHEDULED), max_steps=8, logging_steps=steps)
         trainer.train()
         runs[steps] = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
     for name, value in runs[1].items():
@@ -379,9 +404,9 @@ def test_measuring_masks_leaves_the_run_as_it_was(tmp_path):
 def test_a_resumed_run_goes_on_with_masks_and_schedules(tmp_path, arguments):
     """Draws, scheduled weights and `mask_change` too, to the last digit."""
     options = {"max_steps": 6, "save_strategy": "steps", "save_steps": 3, "logging_steps": 1, **arguments}
-    whole = make_trainer(tmp_path / "whole", make_model(**MASKED), **options)
+    whole = make_trainer(tmp_path / "whole", make_model(**SCHEDULED), **options)
     whole.train()
-    resumed = make_trainer(tmp_path / "resumed", make_model(**MASKED), **options)
+    resumed = make_trainer(tmp_path / "resumed", make_model(**SCHEDULED), **options)
     resumed.train(resume_from_checkpoint=tmp_path / "whole" / "checkpoint-3")
     assert metrics_of(tmp_path / "resumed") == metrics_of(tmp_path / "whole")
     first = json.loads((tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()[0])
@@ -389,7 +414,26 @@ def test_a_resumed_run_goes_on_with_masks_and_schedules(tmp_path, arguments):
 
 
 def test_a_schedule_that_the_run_does_not_finish_is_an_error(tmp_path):
-    trainer = make_trainer(tmp_path, make_model(**MASKED | {"mask_l1_loss_rate": 1e-3}), max_steps=20)
-    with pytest.raises(RecipeError, match=r"mask_l1_loss_rate 0.001 .* maximum 0.3 after 183 steps, .* run has 20"):
+    """The last step has number max_steps - 1, and is the first that has to use the maximum."""
+    steps = make_model(**SCHEDULED).config.mask_loss_steps("mask_l1_loss")
+    assert steps == 4
+    trainer = make_trainer(tmp_path / "short", make_model(**SCHEDULED), max_steps=steps)
+    with pytest.raises(RecipeError, match=r"mask_l1_loss_rate 0.05 .* maximum 0.3 after 4 steps, .* run has 4"):
         trainer.train()
     assert trainer.state.global_step == 0
+    make_trainer(tmp_path / "enough", make_model(**SCHEDULED), max_steps=steps + 1).train()
+    assert metrics_of(tmp_path / "enough")[-1]["mask_l1_loss_weight"] == pytest.approx(0.3)
+
+
+def test_without_validation_rows_no_mask_is_measured(tmp_path):
+    trainer = make_trainer(tmp_path, make_model(**SCHEDULED), evaluation=Rows(0), max_steps=5)
+    trainer.train()
+    entry = metrics_of(tmp_path)[-1]
+    assert "mask_l1_loss" in entry and "mask_l1_loss_weight" in entry and "mask_density" not in entry
+
+
+def test_groups_train_in_bf16(tmp_path):
+    """The masks are measured under autocast, where groups are left out."""
+    fields = SCHEDULED | {"learned_dropout_groups": 8, "learned_dropout_shift": math.pi / 2}
+    make_trainer(tmp_path, make_model(**fields), max_steps=5, bf16=True).train()
+    assert 0 < metrics_of(tmp_path)[-1]["mask_density"] < 1

@@ -150,20 +150,22 @@ def test_a_missing_key_leaves_what_was_loaded_alone(case: Case, tmp_path):
     model.save_pretrained(tmp_path)
     state = load_file(tmp_path / "model.safetensors")
     # One parameter of every module that has several, and of every kind that is initialised in its own way.
-    missing = {name for name in state if name.endswith("bias") or "gate" in name or "aggregation" in name}
+    missing = {name for name in state if name.endswith(("bias", "shift")) or "gate" in name or "aggregation" in name}
     missing |= {next(name for name in state if "o_proj.weight" in name), next(n for n in state if "norm.weight" in n)}
     for name in missing:
         del state[name]
     save_file(state, tmp_path / "model.safetensors", metadata={"format": "pt"})
     loaded, info = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
     assert set(info["missing_keys"]) == missing
-    parameters = dict(loaded.named_parameters())
+    parameters = loaded.state_dict()
     for name, value in state.items():
         assert torch.equal(parameters[name], value), name
     for name in missing:
         value = parameters[name]
         if name.endswith("bias"):
             assert (value == 0).all(), name
+        elif name.endswith("shift"):
+            assert (value == loaded.config.learned_dropout_shift).all(), name
         elif "norm" in name or "gate" in name:
             assert (value == 1).all(), name
         else:

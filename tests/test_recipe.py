@@ -185,6 +185,14 @@ def test_from_pretrained_starts_from_its_weights(recipe_file, tmp_path):
     assert all((a == b).all() for a, b in zip(model.parameters(), tuned.parameters(), strict=True))
 
 
+def test_fields_that_do_not_go_with_the_pretrained_ones_are_an_error_before_the_training(recipe_file, tmp_path):
+    """transformers would set them unchecked, and saving would fail."""
+    config = latentlm.DecoderOnlyConfig(learned_dropout="bernoulli", learned_dropout_shift=1.0)
+    config.save_pretrained(tmp_path / "pretrained")
+    with pytest.raises(RecipeError, match="model: `learned_dropout_shift` is 1.0, but `learned_dropout` is 'none'"):
+        load_recipe(recipe_file, {"from_pretrained": str(tmp_path / "pretrained"), "learned_dropout": "none"})
+
+
 def test_command_line():
     path, overrides = parse_command_line(["r.yaml", "--bf16", "--seed", "3", "--report_to", "a", "b", "--max-steps=-1"])
     assert path == "r.yaml"

@@ -80,7 +80,7 @@ def attention(queries: list, keys: list, values: list, heads: int, rotary: bool)
 def reference_logits(model: nn.Module, ids: list[int]) -> torch.Tensor:
     """Logits `(T, V)` of one unpadded row, straight from the specification."""
     config = model.config
-    weights = Weights(dict(model.named_parameters()))
+    weights = Weights({**dict(model.named_parameters()), **dict(model.named_buffers())})
     inner = weights["model"]
     rotary = config.position_embedding_type == "rotary"
     eps = config.layer_norm_eps

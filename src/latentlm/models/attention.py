@@ -62,9 +62,11 @@ class CausalAttention(nn.Module):
             query, key = apply_rotary_pos_emb(query, key, *rotary)
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)
-        backend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
-        if self.config._attn_implementation == "sdpa" and query.shape[2] > 1:
-            # Zeros change no score, and the kernels are faster on head sizes that fill their vectors.
+        kind = self.config._attn_implementation
+        backend = ALL_ATTENTION_FUNCTIONS.get_interface(kind, eager_attention_forward)
+        if kind == "flex_attention" or (kind == "sdpa" and query.shape[2] > 1):
+            # Zeros change no score; the kernels of sdpa are faster on head sizes that fill their vectors, and those of
+            # flex attention refuse heads under 16.
             query, key, value = (nn.functional.pad(states, (0, -self.head_dim % 16)) for states in (query, key, value))
         dropout = self.config.attention_dropout if self.training else 0.0
         output, weights = backend(

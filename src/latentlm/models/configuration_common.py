@@ -80,13 +80,16 @@ class TransformerConfig(PreTrainedConfig):
     def check_heads(self, name: str, num_heads: int) -> None:
         """Raise unless `num_heads` divides the hidden size into heads that the position embedding can use."""
         if num_heads < 1 or self.hidden_size % num_heads:
-            divisors = [n for n in range(1, self.hidden_size + 1) if self.hidden_size % n == 0]
             raise ValueError(
                 f"`{name}` is {num_heads}, which does not divide `hidden_size` {self.hidden_size}; "
-                f"possible values: {divisors}."
+                f"possible values: {divisors(self.hidden_size)}."
             )
         if self.position_embedding_type == "rotary" and (self.hidden_size // num_heads) % 2:
             raise ValueError(
                 f"`{name}` is {num_heads}, so heads have size {self.hidden_size // num_heads}, but "
                 "`position_embedding_type` 'rotary' needs an even head size."
             )
+
+
+def divisors(size: int) -> list[int]:
+    return [n for n in range(1, size + 1) if size % n == 0]

@@ -107,13 +107,6 @@ class EncoderDecoderConfig(LearnedDropoutConfig):
         super().validate_heads()  # first: the default of the other count follows from it
         self.check_heads("num_cross_attention_heads", self.num_cross_attention_heads)
 
-    def validate_learned_dropout(self) -> None:
-        super().validate_learned_dropout()
-        if self.learned_dropout == "none" and self.learned_dropout_stacks != "both":
-            raise ValueError(
-                f"`learned_dropout_stacks` is {self.learned_dropout_stacks!r}, but `learned_dropout` is 'none'."
-            )
-
     def validate_embedding_loss(self) -> None:
         if self.embedding_loss_weight < 0:
             raise ValueError(f"`embedding_loss_weight` is {self.embedding_loss_weight}, but it must be 0 or more.")

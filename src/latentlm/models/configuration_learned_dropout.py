@@ -7,7 +7,7 @@ from typing import Literal
 
 from huggingface_hub.dataclasses import strict
 
-from .configuration_common import TransformerConfig
+from .configuration_common import TransformerConfig, divisors
 
 
 @strict
@@ -26,7 +26,7 @@ class LearnedDropoutConfig(TransformerConfig):
         learned_dropout_heads: heads of the attention that decides masks, `num_attention_heads` when `None`; must
             divide its width.
         learned_dropout_groups: `None` for one mask value per channel of the feed-forward output. A number: one per
-            group of the feed-forward's inner channels, decided before it, so that dropped groups cost nothing at
+            group of the feed-forward's inner channels, decided before it, so that dropped groups are not computed at
             inference. Must divide `intermediate_size`.
         mask_entropy_loss_weight, mask_l1_loss_weight: weights of the two penalties; with weight 0 one is not computed.
         mask_entropy_loss_rate, mask_l1_loss_rate: `None` for a constant weight. A number: the weight rises with the
@@ -99,13 +99,18 @@ class LearnedDropoutConfig(TransformerConfig):
     def validate_learned_dropout(self) -> None:
         self.validate_sizes()  # validators run in the order of their names
         if self.learned_dropout == "none":
-            for field in dataclasses.fields(LearnedDropoutConfig):
-                value = getattr(self, field.name)
-                if field.name.startswith(("learned_dropout", "mask_")) and value != field.default:
-                    raise ValueError(
-                        f"`{field.name}` is {value!r}, but `learned_dropout` is 'none'; set `learned_dropout` to "
-                        "'bernoulli', 'sigmoid' or 'sigmoid_detached', or leave the field out."
-                    )
+            set_without = {
+                field.name: field.default
+                for field in dataclasses.fields(self)
+                if field.name.startswith(("learned_dropout", "mask_")) and getattr(self, field.name) != field.default
+            }
+            if set_without:
+                values = ", ".join(f"`{name}` is {getattr(self, name)!r}" for name in set_without)
+                defaults = ", ".join(f"{name} {default!r}" for name, default in set_without.items())
+                raise ValueError(
+                    f"{values}, but `learned_dropout` is 'none'. Set `learned_dropout` to 'bernoulli', 'sigmoid' or "
+                    f"'sigmoid_detached', or go back to the defaults: {defaults}."
+                )
             return
         if not 0 <= self.learned_dropout_shift <= math.pi:
             raise ValueError(f"`learned_dropout_shift` is {self.learned_dropout_shift}, but it must lie in [0, pi].")
@@ -119,7 +124,7 @@ class LearnedDropoutConfig(TransformerConfig):
             if groups < 1 or self.intermediate_size % groups:
                 raise ValueError(
                     f"`learned_dropout_groups` is {groups}, which does not divide `intermediate_size` "
-                    f"{self.intermediate_size}."
+                    f"{self.intermediate_size}; possible values: {divisors(self.intermediate_size)}."
                 )
             if self.learned_dropout != "bernoulli":
                 raise ValueError(
@@ -128,7 +133,10 @@ class LearnedDropoutConfig(TransformerConfig):
                 )
         if heads < 1 or self.mask_size % heads:
             width = "hidden_size" if groups is None else "learned_dropout_groups"
-            raise ValueError(f"`learned_dropout_heads` is {heads}, which does not divide `{width}` {self.mask_size}.")
+            raise ValueError(
+                f"`learned_dropout_heads` is {heads} (by default `num_attention_heads`), which does not divide "
+                f"`{width}` {self.mask_size}; possible values: {divisors(self.mask_size)}."
+            )
 
     def validate_mask_losses(self) -> None:
         for name in ("mask_entropy_loss", "mask_l1_loss"):

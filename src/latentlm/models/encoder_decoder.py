@@ -18,7 +18,7 @@ from .causal_lm import CausalLMHead, TransformerPreTrainedModel
 from .configuration_encoder_decoder import EncoderDecoderConfig
 from .embedding_loss import EmbeddingLoss
 from .layers import CausalLayer, FeedForward, layer_norm
-from .learned_dropout import LearnedDropout, learned_dropout, mean_penalties
+from .learned_dropout import LearnedDropout, make_learned_dropout, mean_penalties
 from .outputs import EncoderDecoderCausalLMOutput, EncoderDecoderModelOutput
 from .positions import PositionSubtraction
 
@@ -116,7 +116,7 @@ class EncoderDecoderModel(EncoderDecoderPreTrainedModel):
 
         def dropout(stack: str, i: int) -> LearnedDropout | None:
             if stack in config.masked_stacks:
-                return learned_dropout(config, attentions + masks[stack] + i)
+                return make_learned_dropout(config, attentions + masks[stack] + i)
             return None
 
         self.encoder_layers = nn.ModuleList(

@@ -38,7 +38,7 @@ class FeedForward(nn.Module):
             output = output * mask
         else:
             mask, probability = self.learned_dropout(hidden_states, **mask_inputs)
-            if self.skips:
+            if self.can_skip(hidden_states):
                 output = self.compute_active_groups(hidden_states, mask)
             else:
                 groups = self.activate(hidden_states).unflatten(-1, (mask.shape[-1], -1))  # (B, T, G, F / G)
@@ -48,15 +48,16 @@ class FeedForward(nn.Module):
     def activate(self, hidden_states: torch.Tensor) -> torch.Tensor:
         return nn.functional.gelu(self.up_proj(hidden_states))
 
-    @property
-    def skips(self) -> bool:
-        """Whether masked groups are left out: not in training, whose gradient needs them, not in one compiled graph,
-        whose shapes cannot depend on the mask, and not where an adapter or quantization has replaced the weights."""
-        plain = all(
-            type(linear) is nn.Linear and type(linear.weight) is nn.Parameter
-            for linear in (self.up_proj, self.down_proj)
+    def can_skip(self, hidden_states: torch.Tensor) -> bool:
+        """Whether masked groups are left out: not where a gradient needs them, not in one compiled graph, whose shapes
+        cannot depend on the mask, and not where an adapter, quantization, a hook or offloading stands between the layer
+        and its weights."""
+        return (
+            not self.training
+            and not torch.is_grad_enabled()
+            and not is_torchdynamo_compiling()
+            and all(is_plain(linear, hidden_states.device) for linear in (self.up_proj, self.down_proj))
         )
-        return plain and not self.training and not is_torchdynamo_compiling()
 
     def compute_active_groups(self, hidden_states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """The same output, each group of channels computed for those tokens alone whose mask `(B, T, G)` has it on."""
@@ -76,7 +77,7 @@ class FeedForward(nn.Module):
                 if counts[group]:
                     tokens = active_GN[group].nonzero().squeeze(1)
                     part = self.compute_channels(tokens_ND[tokens], group * size, (group + 1) * size)
-                    output_ND = output_ND.index_add(0, tokens, part)
+                    output_ND.index_add_(0, tokens, part.to(output_ND.dtype))  # narrower under autocast
         return output_ND.view_as(hidden_states)
 
     def compute_channels(self, tokens_ND: torch.Tensor, start: int, end: int) -> torch.Tensor:
@@ -84,6 +85,15 @@ class FeedForward(nn.Module):
         bias = None if self.up_proj.bias is None else self.up_proj.bias[start:end]
         channels = nn.functional.gelu(nn.functional.linear(tokens_ND, self.up_proj.weight[start:end], bias))
         return nn.functional.linear(channels, self.down_proj.weight[:, start:end])
+
+
+def is_plain(linear: nn.Module, device: torch.device) -> bool:
+    """Whether reading the weights of a layer is the same as calling it."""
+    hooks = (
+        linear._forward_hooks or linear._forward_pre_hooks or hasattr(linear, "_hf_hook")
+    )  # the last is accelerate's
+    plain = type(linear) is nn.Linear and type(linear.weight) is nn.Parameter and linear.weight.device == device
+    return plain and not hooks
 
 
 class CausalLayer(GradientCheckpointingLayer):

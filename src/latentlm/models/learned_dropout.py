@@ -47,12 +47,14 @@ class SharedMaskAttention(MaskAttention):
     def __init__(self, config, layer_idx: int):
         super().__init__(config, layer_idx)
         self.detach = config.learned_dropout_detach
-        if self.detach:
-            self.qkv_proj.requires_grad_(False)  # DDP waits for the gradient of every parameter that wants one
+        if self.detach:  # buffers: a parameter without gradient would stop DDP, and loading would thaw a frozen one
+            for name, parameter in list(self.qkv_proj.named_parameters()):
+                delattr(self.qkv_proj, name)
+                self.qkv_proj.register_buffer(name, parameter.detach())
 
     def forward(self, mask_input: torch.Tensor, *args, **kwargs) -> torch.Tensor:
-        output = super().forward(mask_input, *args, **kwargs)
-        return output.detach() if self.detach else output
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.detach):
+            return super().forward(mask_input, *args, **kwargs)
 
 
 class LearnedDropout(nn.Module):
@@ -69,8 +71,7 @@ class LearnedDropout(nn.Module):
         self.rounding = config.learned_dropout
         self.groups = config.learned_dropout_groups
         self.initial_shift = config.learned_dropout_shift
-        self.penalties = config.mask_losses
-        self.l1 = config.mask_l1_loss
+        self.config = config
         hidden_state = config.learned_dropout_input == "hidden_state"
         self.attention = MaskAttention(config, layer_idx) if hidden_state else None
         self.shift = nn.Parameter(torch.empty(config.mask_size))
@@ -99,22 +100,23 @@ class LearnedDropout(nn.Module):
         return hard.detach() + (probability - probability.detach())  # in this order the value is exactly `hard`
 
     def draw(self, probability: torch.Tensor) -> torch.Tensor:
-        return torch.bernoulli(probability)
+        # Not torch.bernoulli, which stops the process where a diverging run has NaN.
+        return (torch.rand_like(probability) < probability).to(probability.dtype)
 
     def penalise(self, probability: torch.Tensor) -> torch.Tensor | None:
         """Means over the mask of each token `(B, T, K)`, one for each of `config.mask_losses`; None without any.
 
         mask_entropy_loss: -M log2 M, pushes M to 0 or 1;  mask_l1_loss: M^2 / 2 ("squared") or M ("absolute").
         """
-        terms = []
-        if "mask_entropy_loss" in self.penalties:
-            terms.append(mask_entropy(probability))
-        if "mask_l1_loss" in self.penalties:
-            terms.append(probability.square() / 2 if self.l1 == "squared" else probability)
-        return torch.stack([term.mean(-1) for term in terms], -1) if terms else None
+        terms = {
+            "mask_entropy_loss": mask_entropy,
+            "mask_l1_loss": lambda m: m.square() / 2 if self.config.mask_l1_loss == "squared" else m,
+        }
+        penalties = [terms[name](probability).mean(-1) for name in self.config.mask_losses]
+        return torch.stack(penalties, -1) if penalties else None
 
 
-def learned_dropout(config, layer_idx: int) -> LearnedDropout | None:
+def make_learned_dropout(config, layer_idx: int) -> LearnedDropout | None:
     """The mask of one block, if the configuration asks for it; `layer_idx` is the cache layer of its attention."""
     return LearnedDropout(config, layer_idx) if config.learned_dropout != "none" else None
 
@@ -127,7 +129,8 @@ def mask_entropy(probability: torch.Tensor) -> torch.Tensor:
 def mean_penalties(layers: list[torch.Tensor | None]) -> torch.Tensor | None:
     """Mean over all LearnedDropout modules of what `penalise` gave, `(B, T, K)`."""
     found = [penalties for penalties in layers if penalties is not None]
-    return sum(found) / len(found) if found else None
+    # The layers of a model may lie on several devices.
+    return sum(penalties.to(found[0].device) for penalties in found) / len(found) if found else None
 
 
 def mask_loss_weight(config, name: str, training_step: torch.Tensor | None) -> torch.Tensor | float:

@@ -12,7 +12,7 @@ from .attention import SelfAttention
 from .causal_lm import CausalLMHead, TransformerPreTrainedModel
 from .configuration_decoder_only import DecoderOnlyConfig
 from .layers import CausalLayer, layer_norm
-from .learned_dropout import learned_dropout, mean_penalties
+from .learned_dropout import make_learned_dropout, mean_penalties
 from .outputs import CausalModelOutput
 from .positions import PositionSubtraction
 
@@ -39,7 +39,9 @@ class DecoderOnlyModel(DecoderOnlyPreTrainedModel):
         # In the cache the attentions of the layers come first, then those that decide masks.
         count = config.num_hidden_layers
         self.mask_attention = self.shared_mask_attention(count)
-        self.layers = nn.ModuleList([CausalLayer(config, i, learned_dropout(config, count + i)) for i in range(count)])
+        self.layers = nn.ModuleList(
+            [CausalLayer(config, i, make_learned_dropout(config, count + i)) for i in range(count)]
+        )
         self.norm = layer_norm(config)
         if config.position_subtraction != "none":
             self.position_subtraction = PositionSubtraction(config)

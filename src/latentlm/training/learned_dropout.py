@@ -1,10 +1,11 @@
 """Training with LearnedDropout: scheduled weights of the penalties, statistics of the masks."""
 
+import re
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import TrainerCallback
+from transformers import PreTrainedConfig, TrainerCallback
 
 from latentlm.models.learned_dropout import mask_entropy, mask_loss_weight, record_masks
 
@@ -35,49 +36,57 @@ class ParallelEncoderDecoderTrainer(LatentTrainer):
         self._ones_before: torch.Tensor | None = None
         self._probe: dict[str, torch.Tensor] | None = None
         if self.has_learned_dropout:
-            self.add_callback(BeforeTheFirstStep(self))
+            self.add_callback(MaskCallback(self))
+
+    @property
+    def _config(self) -> PreTrainedConfig:
+        return self.accelerator.unwrap_model(self.model).config
 
     @property
     def has_learned_dropout(self) -> bool:
-        return self.accelerator.unwrap_model(self.model).config.learned_dropout != "none"
+        return self._config.learned_dropout != "none"
+
+    @property
+    def has_schedule(self) -> bool:
+        return any(getattr(self._config, f"{name}_rate") is not None for name in self._config.mask_losses)
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any):
-        if model.training and self.has_learned_dropout:
-            step = torch.tensor(self.state.global_step, dtype=torch.float32, device=self.args.device)
+        if model.training and self.has_schedule:
+            step = torch.full((), self.state.global_step, dtype=torch.float32, device=self.args.device)
             inputs = {**inputs, "training_step": step}
         return super().compute_loss(model, inputs, *args, **kwargs)
 
     def _training_logs(self) -> dict[str, float]:
         logs = super()._training_logs()
         if self.has_learned_dropout:
-            config = self.accelerator.unwrap_model(self.model).config
-            step = torch.tensor(float(self.state.global_step))
-            logs.update({f"{name}_weight": float(mask_loss_weight(config, name, step)) for name in config.mask_losses})
+            step = torch.tensor(self.state.global_step - 1.0)  # of the last loss; the count is one ahead by now
+            for name in self._config.mask_losses:
+                logs[f"{name}_weight"] = float(mask_loss_weight(self._config, name, step))
             logs.update(self.mask_statistics())
         return logs
 
     def probe_masks(self) -> dict[str, torch.Tensor]:
-        """M `(N, M)` of every LearnedDropout at the N real tokens of the fixed rows, in evaluation mode."""
+        """M `(N, M)` of every LearnedDropout at the N real tokens of the fixed rows, in evaluation mode; nothing
+        without validation rows."""
         if self._probe is None:
-            batch = self.data_collator(self.spread_validation_rows(PROBE_ROWS))
+            rows = self.spread_validation_rows(PROBE_ROWS)
+            batch = self.data_collator(rows) if rows else {}
             self._probe = {name: value for name, value in batch.items() if name in PROBE_INPUTS}
+        if not self._probe:
+            return {}
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         probe = self._prepare_inputs(self._probe)
-        training = model.training
-        model.eval()
-        try:
-            with torch.no_grad(), self.compute_loss_context_manager(), record_masks(model) as masks:
-                model(**probe, use_cache=False, logits_to_keep=1)
-        finally:
-            model.train(training)
+        model.eval()  # each training step turns it back
+        with torch.no_grad(), self.compute_loss_context_manager(), record_masks(model) as masks:
+            model(**probe, use_cache=False, logits_to_keep=1)
         real = probe.get("attention_mask", torch.ones_like(probe["input_ids"])).bool()
         return {name: mask[real] for name, mask in masks.items()}
 
     def mask_statistics(self) -> dict[str, float]:
-        """What the class logs of the masks; nothing without validation rows."""
-        if self.eval_dataset is None:
-            return {}
+        """What the class logs of the masks."""
         masks = self.probe_masks()
+        if not masks:
+            return {}
         rounded = {name: mask >= 0.5 for name, mask in masks.items()}
         every, ones = (torch.cat([mask.flatten() for mask in found.values()]) for found in (masks, rounded))
         statistics = {
@@ -90,15 +99,19 @@ class ParallelEncoderDecoderTrainer(LatentTrainer):
             statistics["mask_change"] = (ones != self._ones_before).float().mean().item()
         self._ones_before = ones
         for name, mask in rounded.items():
-            short = name.removeprefix("model.").removesuffix(".mlp.learned_dropout")
-            statistics[f"mask_density_{short}"] = mask.float().mean().item()
+            statistics[f"mask_density_{short_name(name)}"] = mask.float().mean().item()
         return statistics
 
 
-class BeforeTheFirstStep(TrainerCallback):
-    """Checks the schedules (a weight that never reaches its maximum is another experiment than the one asked for), and
-    takes the masks with which `mask_change` starts. A checkpoint is always written at a log, so for a resumed run these
-    are the masks of the last log before it."""
+def short_name(module: str) -> str:
+    """`encoder_layers.0` of the name of a LearnedDropout, whatever wraps the model."""
+    return re.search(r"(?:encoder_|decoder_)?layers\.\d+", module).group()
+
+
+class MaskCallback(TrainerCallback):
+    """Before the first step: checks the schedules (a weight that never reaches its maximum is another experiment than
+    the one asked for), and takes the masks with which `mask_change` starts. A checkpoint is always written at a log, so
+    for a resumed run these are the masks of the last log before it."""
 
     def __init__(self, trainer: ParallelEncoderDecoderTrainer):
         self.trainer = trainer
@@ -107,7 +120,7 @@ class BeforeTheFirstStep(TrainerCallback):
         config = model.config
         for name in config.mask_losses:
             steps = config.mask_loss_steps(name)
-            if steps > state.max_steps:
+            if steps >= state.max_steps:  # the last step has number max_steps - 1
                 raise RecipeError(
                     f"model.{name}_rate {getattr(config, f'{name}_rate')} brings `{name}_weight` to its maximum "
                     f"{getattr(config, f'{name}_weight')} after {steps} steps, but the run has {state.max_steps}; "

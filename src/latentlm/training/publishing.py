@@ -334,6 +334,8 @@ def describe_data(data: dict[str, Any], fields: dict[str, Any]) -> dict[str, Any
         split = f"The held-out text is {share}chosen by document; no document is on both sides."
     if fields.get("max_validation_rows"):
         split += f" Evaluated on its first {data['validation']['rows']:,} rows."
+    if fields.get("max_train_rows"):
+        split += f" Trained on the first {data['train']['rows']:,} rows of its text."
     return {
         "splits": splits,
         "split": split,

@@ -98,9 +98,7 @@ class Recipe:
             fields.setdefault(name, getattr(tokenizer, name))
         if self.from_pretrained is None:
             return AutoConfig.for_model(self.model_type, **fields)
-        config = AutoConfig.from_pretrained(
-            self.from_pretrained, **{k: v for k, v in fields.items() if k != "vocab_size"}
-        )
+        config = changed_config(self.from_pretrained, {k: v for k, v in fields.items() if k != "vocab_size"})
         if config.vocab_size < len(tokenizer):
             raise RecipeError(
                 f"model.from_pretrained {self.from_pretrained} knows {config.vocab_size} tokens, the tokenizer "
@@ -274,10 +272,18 @@ def check_model(model_type: str, from_pretrained: str | None, fields: dict[str, 
     """Let the configuration check itself before anything slow happens."""
     try:
         if from_pretrained is not None:
-            return AutoConfig.from_pretrained(from_pretrained, **fields)
+            return changed_config(from_pretrained, fields)
         return AutoConfig.for_model(model_type, **fields)
     except (StrictDataclassError, ValueError, TypeError) as error:
         raise RecipeError(f"model: {error.__cause__ or error}") from error
+
+
+def changed_config(source: str, fields: dict[str, Any]) -> PreTrainedConfig:
+    """The configuration of a pretrained model with some fields changed, checked as a whole: transformers sets them
+    after the configuration has checked itself, and would notice only when the model is saved."""
+    config = AutoConfig.from_pretrained(source, **fields)
+    config.validate()
+    return config
 
 
 def default_output_dir(path: Path) -> str:

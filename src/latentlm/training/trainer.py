@@ -286,7 +286,7 @@ class LatentTrainer(Trainer):
 
     def spread_validation_rows(self, count: int) -> list[dict[str, Any]]:
         """Always the same rows, spread over the (first) validation set; the first ones of a stream."""
-        rows = self.eval_dataset
+        rows = self.eval_dataset if self.eval_dataset is not None else []
         if isinstance(rows, dict):
             rows = next(iter(rows.values()))
         if has_length(rows):
