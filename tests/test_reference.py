@@ -22,7 +22,14 @@ from architectures import (
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from latentlm import AREncoderDecoderConfig, AREncoderDecoderForCausalLM, DecoderOnlyConfig, DecoderOnlyForCausalLM
+from latentlm import (
+    AREncoderDecoderConfig,
+    AREncoderDecoderForCausalLM,
+    DecoderOnlyConfig,
+    DecoderOnlyForCausalLM,
+    ParallelEncoderDecoderConfig,
+    ParallelEncoderDecoderForCausalLM,
+)
 from latentlm.models.embedding_loss import EmbeddingLoss
 
 # --- the forward pass, one token and one head at a time ---------------------------------------------------------------
@@ -459,6 +466,12 @@ def test_initial_weights_of_ar_encoder_decoder():
     assert_initial_weights(model, residual_std=0.02 / math.sqrt(8))  # sqrt(2 L) with L layers per stack
     model = AREncoderDecoderForCausalLM(AREncoderDecoderConfig(**fields, initializer_range=0.5))
     assert_initial_weights(model, residual_std=0.5 / math.sqrt(8))
+
+
+def test_initial_weights_of_parallel_encoder_decoder():
+    fields = BIG | {"num_encoder_layers": 5, "num_decoder_layers": 3, "use_bias": True, "cross_attention_gate": True}
+    model = ParallelEncoderDecoderForCausalLM(ParallelEncoderDecoderConfig(**fields))
+    assert_initial_weights(model, residual_std=0.02 / math.sqrt(8))
 
 
 def test_a_new_gate_is_open_and_new_aggregations_are_means():

@@ -3,6 +3,7 @@
 What they skip is listed in docs/limits.md: an unlisted skip fails here.
 """
 
+import json
 import re
 import subprocess
 import sys
@@ -56,6 +57,18 @@ def assert_listed(skips: dict[str, str]) -> None:
 @each_architecture
 def test_upstream_tests_of_the_head(architecture, upstream_tests, tmp_path):
     passed, skips = run(upstream_tests, architecture.head_class.__name__, architecture.tiny, tmp_path / "report.xml")
+    assert passed >= 90
+    assert_listed(skips)
+
+
+@pytest.mark.slow
+@each_architecture
+def test_upstream_tests_with_learned_dropout(architecture, upstream_tests, tmp_path):
+    """The published tiny models have it off."""
+    config = json.loads((REPOSITORY / "hub_configs" / architecture.tiny / "config.json").read_text(encoding="utf-8"))
+    config |= {"learned_dropout": "bernoulli", "learned_dropout_shift": 1.5, "mask_entropy_loss_weight": 0.5}
+    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    passed, skips = run(upstream_tests, architecture.head_class.__name__, str(tmp_path), tmp_path / "report.xml")
     assert passed >= 90
     assert_listed(skips)
 

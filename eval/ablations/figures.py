@@ -64,14 +64,19 @@ def plot_embeddings(all_runs: list[Any], path: Path) -> None:
     save(figure, path)
 
 
+def panels(count: int, **options: Any) -> tuple[plt.Figure, Any]:
+    """A grid of small axes, three in a row; those that are left over are blank."""
+    height = -(-count // 3)
+    figure, axes = plt.subplots(height, 3, figsize=(13.8, 2.7 * height), layout="constrained", squeeze=False, **options)
+    for axis in axes.flat[count:]:
+        axis.axis("off")
+    return figure, axes.flat[:count]
+
+
 def plot_masks_over_training(rows: list[Any], path: Path) -> None:
     """For each row, the fraction of ones by layer (first seed)."""
-    columns = 3
-    height = -(-len(rows) // columns)
-    figure, axes = plt.subplots(
-        height, columns, figsize=(4.6 * columns, 2.7 * height), sharex=True, sharey=True, layout="constrained"
-    )
-    for axis, runs in zip(axes.flat, rows, strict=False):
+    figure, axes = panels(len(rows), sharey=True)
+    for axis, runs in zip(axes, rows, strict=True):
         names = sorted({name for entry in runs.metrics[0] for name in entry if name.startswith(PREFIX)})
         for name, colour in zip(names, plt.get_cmap("viridis")(np.linspace(0, 0.9, len(names))), strict=True):
             points = [(entry["step"], entry[name]) for entry in runs.metrics[0] if name in entry]
@@ -80,25 +85,40 @@ def plot_masks_over_training(rows: list[Any], path: Path) -> None:
         axis.set_title(runs.row.label, fontsize=9)
         axis.set_ylim(-0.03, 1.03)
         axis.legend(fontsize=6, ncols=2)
-    for axis in axes.flat[len(rows) :]:
-        axis.axis("off")
     figure.supxlabel("step")
-    figure.supylabel("fraction of ones in the rounded masks, held-out text")
+    figure.supylabel("fraction of ones in the rounded masks, held-out text", fontsize=9)
     save(figure, path)
 
 
-def masks_of(folder: Path) -> tuple[list[str], dict[str, torch.Tensor]]:
-    """The tokens of the sentence, and M `(T, M)` of each masked block."""
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForCausalLM.from_pretrained(folder).eval()
-    ids = tokenizer(SENTENCE, return_tensors="pt").input_ids
+def plot_masks_by_position(rows: list[Any], text: Path, path: Path, count: int = 48) -> None:
+    """For each row (first seed), the fraction of ones by layer and position, over windows of held-out text."""
+    figure, axes = panels(len(rows))
+    for axis, runs in zip(axes, rows, strict=True):
+        tokenizer, model = load(runs.folders[0])
+        length = model.config.max_position_embeddings
+        ids = tokenizer(text.read_text(encoding="utf-8")[: 12 * count * length], return_tensors="pt").input_ids[0]
+        masks = run_recorded(model, ids[: count * length].view(count, length))
+        density = torch.stack([(mask >= 0.5).float().mean((0, 2)) for mask in masks.values()])
+        image = axis.imshow(density, cmap="viridis", vmin=0, vmax=1, aspect="auto", interpolation="nearest")
+        axis.set_yticks(range(len(masks)), list(masks), fontsize=6)
+        axis.set_title(runs.row.label, fontsize=9)
+    figure.colorbar(image, ax=list(axes), fraction=0.02, label="ones")
+    figure.supxlabel("position")
+    save(figure, path)
+
+
+def load(folder: Path) -> tuple[Any, Any]:
+    return AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder).eval()
+
+
+def run_recorded(model: Any, ids: torch.Tensor) -> dict[str, torch.Tensor]:
+    """M `(B, T, M)` of each masked block by a short name."""
     with torch.no_grad(), record_masks(model) as masks:
         model(ids)
-    tokens = [tokenizer.decode([i]).replace(" ", "␣") for i in ids[0]]
-    names = [
-        name.removeprefix("model.").removesuffix(".mlp.learned_dropout").replace("_layers.", " ") for name in masks
-    ]
-    return tokens, dict(zip(names, (mask[0] for mask in masks.values()), strict=True))
+    return {
+        name.removeprefix("model.").removesuffix(".mlp.learned_dropout").replace("layers.", "").replace("_", " "): mask
+        for name, mask in masks.items()
+    }
 
 
 def plot_masks_of_a_sentence(rows: list[Any], path: Path) -> None:
@@ -107,7 +127,10 @@ def plot_masks_of_a_sentence(rows: list[Any], path: Path) -> None:
         len(rows), 2, figsize=(16, 2.6 * len(rows)), squeeze=False, width_ratios=(1, 1), layout="constrained"
     )
     for (left, right), runs in zip(axes, rows, strict=True):
-        tokens, masks = masks_of(runs.folders[0])
+        tokenizer, model = load(runs.folders[0])
+        ids = tokenizer(SENTENCE, return_tensors="pt").input_ids
+        tokens = [tokenizer.decode([i]).replace(" ", "␣") for i in ids[0]]
+        masks = {name: mask[0] for name, mask in run_recorded(model, ids).items()}
         density = torch.stack([(mask >= 0.5).float().mean(-1) for mask in masks.values()])
         image = left.imshow(density, cmap="viridis", vmin=0, vmax=1, aspect="auto", interpolation="nearest")
         left.set_yticks(range(len(masks)), list(masks), fontsize=7)

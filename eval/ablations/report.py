@@ -1,6 +1,6 @@
 """Write docs/results/<ablation>.md and its figures from the run folders that run.py left.
 
-    python eval/ablations/report.py ar-encoder-decoder [--runs runs/ablations]
+    python eval/ablations/report.py ar-encoder-decoder [--runs runs/ablations] [--text FOLDER]
 
 The text around the tables is `results.md` in the ablation's folder; `{name}` in it is replaced by a table. Rows
 without runs are listed as not run.
@@ -13,13 +13,20 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
-from figures import plot_embeddings, plot_losses, plot_masks_of_a_sentence, plot_masks_over_training
+from figures import (
+    plot_embeddings,
+    plot_losses,
+    plot_masks_by_position,
+    plot_masks_of_a_sentence,
+    plot_masks_over_training,
+)
 from run import HERE, RESOURCES_FILE, Row, read_rows, run_name
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import latentlm  # noqa: F401 - registers the architectures
 
 REPOSITORY = HERE.parents[1]
+BITS = "eval_bits_per_byte"
 
 
 class Runs:
@@ -92,8 +99,8 @@ COLUMNS: list[tuple[str, Callable[[Runs], str]]] = [
     ("parameters", lambda runs: f"{runs.parameters:,}"),
     ("train loss", lambda runs: spread(runs.last("lm_loss"))),
     ("val loss", lambda runs: spread(runs.last("eval_loss"))),
-    ("bits per byte", lambda runs: spread(runs.last("eval_bits_per_byte"), 4)),
-    ("lowest bits per byte", lambda runs: spread(runs.lowest("eval_bits_per_byte"), 4)),
+    ("bits per byte", lambda runs: spread(runs.last(BITS), 4)),
+    ("lowest bits per byte", lambda runs: spread(runs.lowest(BITS), 4)),
     ("embedding loss", lambda runs: approximate(runs.last("eval_embedding_loss"))),
     ("gains out / in", lambda runs: gains(runs)),
     ("ones", lambda runs: percent(runs.last("mask_density"))),
@@ -127,11 +134,11 @@ def results_table(all_runs: list[Runs]) -> str:
 
 def tuning_table(by_name: dict[str, dict[str, Runs]]) -> str:
     rows = [
-        [name, rate, spread(runs.lowest("eval_bits_per_byte")[:1], 4)]
+        [name, rate, *(spread(values[:1], 4) for values in (runs.lowest(BITS), runs.last(BITS)))]
         for name, by_rate in by_name.items()
         for rate, runs in by_rate.items()
     ]
-    return table(["tuning", "learning rate", "lowest bits per byte, seed 0"], rows)
+    return table(["tuning", "learning rate", "lowest bits per byte, seed 0", "at the end"], rows)
 
 
 # lm-eval task, metric, heading
@@ -169,15 +176,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("ablation")
     parser.add_argument("--runs", type=Path, default=Path("runs/ablations"))
+    parser.add_argument("--text", type=Path, default=HERE.parents[2] / "shared/data/wikitext2")
     options = parser.parse_args()
     rows, tuning = read_rows(options.ablation)
     first = {name: next(row for row in rows if row.tuning == name) for name in tuning}
     folder = options.runs / options.ablation
     tried = {name: finished(first[name], rates, folder) for name, rates in tuning.items()}
     best = {
-        name: min(by_rate, key=lambda rate: by_rate[rate].lowest("eval_bits_per_byte")[0])
-        for name, by_rate in tried.items()
-        if by_rate
+        name: min(by_rate, key=lambda rate: by_rate[rate].lowest(BITS)[0]) for name, by_rate in tried.items() if by_rate
     }
     groups: dict[str, list[Runs]] = {}
     missing = []
@@ -198,7 +204,10 @@ def main() -> None:
     masked = [runs for group in groups.values() for runs in group if runs.last("mask_density")]
     if masked:
         plot_masks_over_training(masked, figures / f"{options.ablation}-masks-over-training.png")
-        plot_masks_of_a_sentence(masked, figures / f"{options.ablation}-masks-of-a-sentence.png")
+        path = figures / f"{options.ablation}-masks-by-position.png"
+        plot_masks_by_position(masked, options.text / "wiki.valid.txt", path)
+        pictured = [runs for runs in masked if runs.row.picture]
+        plot_masks_of_a_sentence(pictured, figures / f"{options.ablation}-masks-of-a-sentence.png")
     text = (HERE / options.ablation / "results.md").read_text(encoding="utf-8")
     for name, part in parts.items():
         text = text.replace("{" + name + "}", part)

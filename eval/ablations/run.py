@@ -33,6 +33,7 @@ class Row:
     recipe: str
     tuning: str
     fields: dict[str, Any]
+    picture: bool  # whether its masks are shown for one sentence
 
 
 def read_rows(ablation: str) -> tuple[list[Row], dict[str, list[str]]]:
@@ -47,6 +48,7 @@ def read_rows(ablation: str) -> tuple[list[Row], dict[str, list[str]]]:
             row.get("recipe", "encoder-decoder"),
             row.get("tuning") or row.get("recipe", "encoder-decoder"),
             row.get("fields", {}),
+            row.get("picture", False),
         )
         for name, row in content["rows"].items()
     ]
