@@ -189,7 +189,7 @@ def test_fields_that_do_not_go_with_the_pretrained_ones_are_an_error_before_the_
     """transformers would set them unchecked, and saving would fail."""
     config = latentlm.DecoderOnlyConfig(learned_dropout="bernoulli", learned_dropout_shift=1.0)
     config.save_pretrained(tmp_path / "pretrained")
-    with pytest.raises(RecipeError, match="model: `learned_dropout_shift` is 1.0, but `learned_dropout` is 'none'"):
+    with pytest.raises(RecipeError, match=r"model: `learned_dropout_shift` is 1\.0, but `learned_dropout` is 'none'"):
         load_recipe(recipe_file, {"from_pretrained": str(tmp_path / "pretrained"), "learned_dropout": "none"})
 
 
