@@ -89,9 +89,8 @@ class FeedForward(nn.Module):
 
 def is_plain(linear: nn.Module, device: torch.device) -> bool:
     """Whether reading the weights of a layer is the same as calling it."""
-    hooks = (
-        linear._forward_hooks or linear._forward_pre_hooks or hasattr(linear, "_hf_hook")
-    )  # the last is accelerate's
+    # accelerate, which keeps weights elsewhere, marks a layer with `_hf_hook`.
+    hooks = linear._forward_hooks or linear._forward_pre_hooks or hasattr(linear, "_hf_hook")
     plain = type(linear) is nn.Linear and type(linear.weight) is nn.Parameter and linear.weight.device == device
     return plain and not hooks
 
