@@ -22,6 +22,9 @@ from latentlm import (
     DecoderOnlyConfig,
     DecoderOnlyForCausalLM,
     DecoderOnlyModel,
+    FSQConfig,
+    FSQForCausalLM,
+    FSQModel,
     ParallelEncoderDecoderConfig,
     ParallelEncoderDecoderForCausalLM,
     ParallelEncoderDecoderModel,
@@ -228,6 +231,17 @@ ENCODER_DECODER_CHANGES = LANGUAGE_MODEL_CHANGES | {
 }
 ENCODER_DECODER_NEEDS = NEEDS | {"embedding_loss_kernel_size": {"embedding_loss_aggregation": "convolution"}}
 
+AUTOENCODER = {
+    "max_chunk_bytes": 4,
+    "embedding_size": 8,
+    "hidden_size": 16,
+    "conv_channels": [8, 16],
+    "conv_strides": [1, 2],
+    "deconv_channels": [16, 8],
+    "deconv_strides": [2, 2],
+    "levels": [5, 5, 4],
+}
+
 ARCHITECTURES = [
     Architecture(
         DecoderOnlyConfig,
@@ -355,6 +369,36 @@ ARCHITECTURES = [
         changes=ENCODER_DECODER_CHANGES,
         needs=ENCODER_DECODER_NEEDS,
         inert=LANGUAGE_MODEL_INERT,
+    ),
+    Architecture(
+        FSQConfig,
+        FSQModel,
+        FSQForCausalLM,
+        AutoModelForCausalLM,
+        sizes=SIZES | {"num_hidden_layers": 2, "autoencoder": AUTOENCODER},
+        variants={
+            "default": {},
+            "factorised": {"head": "factorised", "position_embedding_type": "rotary", "code_embedding_size": 0},
+            "byte_head": {"byte_loss_weight": 0.5, "train_decoder": True, "use_bias": True},
+            "joint": LEARNED_DROPOUT | {"joint": True, "byte_loss_weight": 0.25, "reconstruction_loss_weight": 0.5},
+        },
+        typical="joint",
+        tiny="fsq-tiny",
+        changes=LANGUAGE_MODEL_CHANGES
+        | {
+            "num_hidden_layers": 1,
+            "autoencoder": AUTOENCODER | {"levels": [4, 5, 5]},
+            "num_special_tokens": 20,
+            "code_embedding_size": 8,
+            "byte_loss_weight": 0.5,
+            "reconstruction_loss_weight": 2.0,
+        },
+        needs=NEEDS | {"reconstruction_loss_weight": {"joint": True}},
+        inert=LANGUAGE_MODEL_INERT
+        | {
+            "min_code_entropy": "test_fsq_training.py: joint training stops",
+            "train_decoder": "test_fsq_lm.py: what gets gradients",
+        },
     ),
 ]
 

@@ -7,9 +7,13 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokeni
 
 from .models.configuration_ar_encoder_decoder import AREncoderDecoderConfig
 from .models.configuration_decoder_only import DecoderOnlyConfig
+from .models.configuration_fsq import FSQConfig
+from .models.configuration_fsq_autoencoder import FSQAutoencoderConfig
 from .models.configuration_parallel_encoder_decoder import ParallelEncoderDecoderConfig
 from .models.modeling_ar_encoder_decoder import AREncoderDecoderForCausalLM, AREncoderDecoderModel
 from .models.modeling_decoder_only import DecoderOnlyForCausalLM, DecoderOnlyModel
+from .models.modeling_fsq import FSQForCausalLM, FSQModel
+from .models.modeling_fsq_autoencoder import FSQAutoencoderModel
 from .models.modeling_parallel_encoder_decoder import ParallelEncoderDecoderForCausalLM, ParallelEncoderDecoderModel
 from .models.tokenization_byte import ByteTokenizer
 
@@ -23,6 +27,8 @@ ARCHITECTURES = [
         {AutoModel: ParallelEncoderDecoderModel, AutoModelForCausalLM: ParallelEncoderDecoderForCausalLM},
     ),
     (DecoderOnlyConfig, {AutoModel: DecoderOnlyModel, AutoModelForCausalLM: DecoderOnlyForCausalLM}),
+    (FSQConfig, {AutoModel: FSQModel, AutoModelForCausalLM: FSQForCausalLM}),
+    (FSQAutoencoderConfig, {AutoModel: FSQAutoencoderModel}),
 ]
 
 for config_class, model_classes in ARCHITECTURES:
@@ -44,6 +50,11 @@ __all__ = [
     "DecoderOnlyConfig",
     "DecoderOnlyForCausalLM",
     "DecoderOnlyModel",
+    "FSQAutoencoderConfig",
+    "FSQAutoencoderModel",
+    "FSQConfig",
+    "FSQForCausalLM",
+    "FSQModel",
     "ParallelEncoderDecoderConfig",
     "ParallelEncoderDecoderForCausalLM",
     "ParallelEncoderDecoderModel",

@@ -16,8 +16,16 @@ from typing import Any
 from transformers import TrainerCallback, set_seed
 from transformers.utils import logging
 
-from latentlm.data import PreparedData, prepare_data
-from latentlm.training import TRAINERS, CheckpointError, LatentTrainer, Recipe, RecipeError, load_recipe
+from latentlm.data import ChunkConfig, PreparedData, prepare_chunks, prepare_data
+from latentlm.training import (
+    TRAINERS,
+    CheckpointError,
+    CodeCollapseError,
+    LatentTrainer,
+    Recipe,
+    RecipeError,
+    load_recipe,
+)
 from latentlm.training.checkpoints import checkpoint_step
 from latentlm.training.publishing import PublishError
 from latentlm.training.run_folder import (
@@ -66,6 +74,8 @@ def recipe_from_command_line(arguments: Sequence[str]) -> Recipe:
 
 def load_data(recipe: Recipe) -> PreparedData:
     try:
+        if isinstance(recipe.data, ChunkConfig):
+            return prepare_chunks(recipe.data)
         return prepare_data(recipe.data, recipe.max_position_embeddings)
     except (ValueError, TypeError, OSError) as error:
         raise RecipeError(f"data: {error}") from error
@@ -96,7 +106,7 @@ def train(recipe: Recipe, callbacks: Sequence[TrainerCallback] = ()) -> LatentTr
         check_data(start, data.info)
     trainer = build_trainer(recipe, data, callbacks)
     if trainer.is_world_process_zero():
-        open_run_folder(recipe, data.info, recipe.training.world_size, recipe.training.device)
+        open_run_folder(recipe, data.info, recipe.training.world_size, recipe.training.device, data.files)
     trainer.accelerator.wait_for_everyone()
     if start is not None and trainer.is_world_process_zero():
         trainer.console.print(f"Continuing from {start}.", highlight=False)
@@ -142,7 +152,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         recipe = recipe_from_command_line(arguments)
         trainer = train(recipe)
-    except (RecipeError, CheckpointError, PublishError) as error:
+    except (RecipeError, CheckpointError, CodeCollapseError, PublishError) as error:
         sys.exit(f"latentlm.train: {error}")
     trainer.end()
 

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from .cache import build_once
-from .config import DataConfig
+from .config import DataConfig, SourceConfig
 from .packing import PackedDataset, PackedStream
 from .sources import Source, open_source
 from .splitting import Split, document_key, split_by_hash
@@ -45,13 +45,17 @@ class PreparedData:
         token_bytes: UTF-8 bytes per token id, float32 `(len(tokenizer),)`; divides nats into bits per byte.
         info: documents, bytes, tokens, rows and hash of the tokens of both splits (None where a stream does not know),
             and where they came from; can be written as JSON.
+        files: further files that belong into the run folder, by name.
+
+    For the autoencoder (`prepare_chunks`) rows are those of [`ChunkDataset`], and there is no tokenizer.
     """
 
-    tokenizer: PreTrainedTokenizerBase
+    tokenizer: PreTrainedTokenizerBase | None
     train: Dataset | IterableDataset
-    validation: PackedDataset
-    token_bytes: np.ndarray
+    validation: Dataset
+    token_bytes: np.ndarray | None
     info: dict[str, Any]
+    files: dict[str, Path] = field(default_factory=dict)
 
 
 def prepare_data(config: DataConfig, max_position_embeddings: int | None = None) -> PreparedData:
@@ -70,7 +74,7 @@ def prepare_data(config: DataConfig, max_position_embeddings: int | None = None)
             f"context_length: {config.context_length} is longer than the model's max_position_embeddings"
             f" ({max_position_embeddings})"
         )
-    train_source, validation_source = _open_sources(config)
+    train_source, validation_source = open_sources(config, config.streaming)
     tokenizer = None if config.tokenizer == "bpe" else load_tokenizer(config.tokenizer)
     prepare = _prepare_stream if config.streaming else _prepare_corpus
     data = prepare(config, train_source, validation_source, tokenizer)
@@ -78,7 +82,9 @@ def prepare_data(config: DataConfig, max_position_embeddings: int | None = None)
     return data
 
 
-def _open_sources(config: DataConfig) -> tuple[Source, Source | None]:
+def open_sources(config: SourceConfig, streaming: bool = False) -> tuple[Source, Source | None]:
+    """Where training text comes from, and validation text if it has a source of its own."""
+
     def open_(dataset: str, split: str, dataset_config: str | None) -> Source:
         return open_source(
             dataset,
@@ -86,7 +92,7 @@ def _open_sources(config: DataConfig) -> tuple[Source, Source | None]:
             dataset_config=dataset_config,
             text_column=config.text_column,
             document_start=config.document_start,
-            streaming=config.streaming,
+            streaming=streaming,
         )
 
     train = open_(config.dataset, config.train_split, config.dataset_config)
@@ -114,7 +120,7 @@ def _prepare_corpus(
         "document_start": config.document_start,
         "tokenizer": _tokenizer_identity(config, tokenizer),
     }
-    folder = config.cache_path() / f"corpus-{_hash(identity)}"
+    folder = config.cache_path() / f"corpus-{hash_identity(identity)}"
     build_once(folder, lambda unfinished: _write_corpus(unfinished, config, train_source, validation_source, tokenizer))
     tokenizer = tokenizer or load_bpe(folder / "tokenizer")
     counts = json.loads((folder / "info.json").read_text(encoding="utf-8"))
@@ -138,7 +144,7 @@ def _tokenizer_identity(config: DataConfig, tokenizer: PreTrainedTokenizerBase |
     return ["bpe", config.tokenizer_vocab_size] if tokenizer is None else tokenizer_fingerprint(tokenizer)
 
 
-def _hash(identity: dict[str, Any]) -> str:
+def hash_identity(identity: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -150,23 +156,29 @@ def _write_corpus(
     tokenizer: PreTrainedTokenizerBase | None,
 ) -> None:
     """Fill a cache folder: `tokenizer/` (a BPE), `{train,validation}.tokens` and `.starts.npy`, `info.json`."""
-    if validation_source is None:
-        split = split_by_hash(_progress(train_source.documents(), "Reading"), config.validation_fraction)
-        held_out = split.validation(train_source.documents())
-    else:
-        split = Split(frozenset(map(document_key, validation_source.documents())))
-        held_out = validation_source.documents()
-        if not split.held_out:
-            raise ValueError(f"validation_dataset: the validation split of {validation_source.name!r} is empty")
+    train, validation = split_corpus(config, train_source, validation_source)
     if tokenizer is None:
-        tokenizer = train_bpe(split.train(train_source.documents()), config.tokenizer_vocab_size)
+        tokenizer = train_bpe(train(), config.tokenizer_vocab_size)
         tokenizer.save_pretrained(folder / "tokenizer")
     counts = {
-        "train": _write_tokens(folder, "train", split.train(train_source.documents()), tokenizer),
-        "validation": _write_tokens(folder, "validation", held_out, tokenizer),
+        "train": _write_tokens(folder, "train", train(), tokenizer),
+        "validation": _write_tokens(folder, "validation", validation(), tokenizer),
         "dtype": token_dtype(len(tokenizer)).name,
     }
     (folder / "info.json").write_text(json.dumps(counts, indent=2) + "\n", encoding="utf-8")
+
+
+def split_corpus(
+    config: SourceConfig, train_source: Source, validation_source: Source | None
+) -> tuple[Callable[[], Iterator[str]], Callable[[], Iterator[str]]]:
+    """Training and validation documents, each to be read as often as called for; no document is in both."""
+    if validation_source is None:
+        split = split_by_hash(progress(train_source.documents(), "Reading"), config.validation_fraction)
+        return lambda: split.train(train_source.documents()), lambda: split.validation(train_source.documents())
+    split = Split(frozenset(map(document_key, validation_source.documents())))
+    if not split.held_out:
+        raise ValueError(f"validation_dataset: the validation split of {validation_source.name!r} is empty")
+    return lambda: split.train(train_source.documents()), validation_source.documents
 
 
 def _write_tokens(
@@ -176,7 +188,7 @@ def _write_tokens(
     size = tokens = 0
     digest = hashlib.sha256()
     with open(folder / f"{split}.tokens", "wb") as file:
-        for arrays, batch_size in encode_documents(_progress(documents, f"Tokenizing {split}"), tokenizer):
+        for arrays, batch_size in encode_documents(progress(documents, f"Tokenizing {split}"), tokenizer):
             lengths = np.array([len(array) for array in arrays], dtype=np.int64)
             starts.append(tokens + np.cumsum(lengths) - lengths)
             data = np.concatenate(arrays).tobytes()
@@ -190,7 +202,7 @@ def _write_tokens(
     return {"documents": sum(map(len, starts)), "bytes": size, "tokens": tokens, "sha256": digest.hexdigest()}
 
 
-def _progress(documents: Iterator[str], what: str) -> Iterator[str]:
+def progress(documents: Iterator[str], what: str) -> Iterator[str]:
     with tqdm(desc=what, unit=" characters", unit_scale=True) as bar:
         for text in documents:
             yield text
@@ -208,7 +220,8 @@ def _prepare_stream(
 ) -> PreparedData:
     """Only the validation rows are made now; without a source of their own they are the stream's first documents."""
     if tokenizer is None:
-        folder = config.cache_path() / f"tokenizer-{_hash(asdict(config) | {'train': train_source.fingerprint()})}"
+        identity = asdict(config) | {"train": train_source.fingerprint()}
+        folder = config.cache_path() / f"tokenizer-{hash_identity(identity)}"
         first = islice(train_source.documents(), STREAM_BPE_DOCUMENTS)
         build_once(folder, lambda unfinished: train_bpe(first, config.tokenizer_vocab_size).save_pretrained(unfinished))
         tokenizer = load_bpe(folder)

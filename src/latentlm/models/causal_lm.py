@@ -127,30 +127,39 @@ class CausalLMHead:
             use_cache=use_cache,
             **kwargs,
         )
-        logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))  # (B, T, V)
+        logits = self.compute_logits(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))  # (B, T, V)
         losses = {}
         if shift_labels is not None:
             losses["loss"] = losses["lm_loss"] = self.loss_function(
                 logits, labels, self.config.vocab_size, num_items_in_batch, shift_labels=shift_labels
             )
             token_mask = attention_mask if attention_mask is None or attention_mask.ndim == 2 else None
-            for name, (values_BT, weight) in self.extra_losses(
-                outputs, token_mask, position_ids, training_step
-            ).items():
+            terms = self.extra_losses(
+                outputs,
+                input_ids=input_ids,
+                token_mask=token_mask,
+                position_ids=position_ids,
+                shift_labels=shift_labels,
+                training_step=training_step,
+            )
+            for name, (values_BT, weight) in terms.items():
                 losses[name] = mean_over_predicted(values_BT, shift_labels, num_items_in_batch)
                 if self.training:
                     losses["loss"] = losses["loss"] + weight * losses[name]
         shared = {name: value for name, value in outputs.items() if name in self.output_class.__dataclass_fields__}
         return self.output_class(logits=logits, **shared, **losses)
 
+    def compute_logits(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.lm_head(hidden_states)
+
     def extra_losses(
-        self,
-        outputs: CausalModelOutput,
-        token_mask: torch.Tensor | None,  # (B, T), 1 where a token is real
-        position_ids: torch.Tensor | None,  # (B, T)
-        training_step: torch.Tensor | None,
+        self, outputs: CausalModelOutput, training_step: torch.Tensor | None, **inputs: torch.Tensor | None
     ) -> dict[str, tuple[torch.Tensor, torch.Tensor | float]]:
-        """Values `(B, T)` and weight of every named loss beside `lm_loss`."""
+        """Values `(B, T)` and weight of every named loss beside `lm_loss`.
+
+        `inputs` are `input_ids` (None where embeddings were given), `token_mask` (1 where a token is real),
+        `position_ids` and `shift_labels` (the next tokens), each `(B, T)` or, but for the last, None.
+        """
         return {
             name: (outputs.mask_penalties[..., k], mask_loss_weight(self.config, name, training_step))
             for k, name in enumerate(self.config.mask_losses)

@@ -209,8 +209,8 @@ class EncoderDecoderForCausalLM(CausalLMHead, EncoderDecoderPreTrainedModel, Gen
             self.embedding_loss = EmbeddingLoss(config)
         self.post_init()
 
-    def extra_losses(self, outputs, token_mask, position_ids, training_step):
-        losses = super().extra_losses(outputs, token_mask, position_ids, training_step)
+    def extra_losses(self, outputs, token_mask, position_ids, **inputs):
+        losses = super().extra_losses(outputs, **inputs)
         if self.config.embedding_loss != "none":
             if position_ids is None and token_mask is not None:
                 position_ids = (token_mask.long().cumsum(-1) - 1).clamp(min=0)

@@ -30,7 +30,7 @@ class DecoderOnlyPreTrainedModel(TransformerPreTrainedModel):
 class DecoderOnlyModel(DecoderOnlyPreTrainedModel):
     def __init__(self, config: DecoderOnlyConfig):
         super().__init__(config)
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.embed_tokens = self.build_embedding(config)
         if config.num_position_embeddings:
             self.embed_positions = nn.Embedding(config.num_position_embeddings, config.hidden_size)
         if config.position_embedding_type == "rotary":
@@ -47,6 +47,9 @@ class DecoderOnlyModel(DecoderOnlyPreTrainedModel):
             self.position_subtraction = PositionSubtraction(config)
         self.gradient_checkpointing = False
         self.post_init()
+
+    def build_embedding(self, config: DecoderOnlyConfig) -> nn.Embedding:
+        return nn.Embedding(config.vocab_size, config.hidden_size)
 
     @merge_with_config_defaults
     @capture_outputs

@@ -2,21 +2,27 @@
 
 from .arguments import LatentTrainingArguments
 from .checkpoints import CheckpointError
+from .fsq import CodeCollapseError, FSQAutoencoderTrainer, FSQTrainer
 from .learned_dropout import ParallelEncoderDecoderTrainer
 from .recipe import Recipe, RecipeError, load_recipe
 from .trainer import LatentTrainer
 
-# Trainer by model type; an architecture that is not listed needs nothing beyond LatentTrainer. Of the three here each
+# Trainer by model type; an architecture that is not listed needs nothing beyond LatentTrainer. Each of the first three
 # can switch on LearnedDropout; where it is off, the trainer adds nothing.
 TRAINERS: dict[str, type[LatentTrainer]] = {
     "parallel_encoder_decoder": ParallelEncoderDecoderTrainer,
     "ar_encoder_decoder": ParallelEncoderDecoderTrainer,
     "decoder_only": ParallelEncoderDecoderTrainer,
+    "fsq_autoencoder": FSQAutoencoderTrainer,
+    "fsq": FSQTrainer,
 }
 
 __all__ = [
     "TRAINERS",
     "CheckpointError",
+    "CodeCollapseError",
+    "FSQAutoencoderTrainer",
+    "FSQTrainer",
     "LatentTrainer",
     "LatentTrainingArguments",
     "ParallelEncoderDecoderTrainer",

@@ -27,7 +27,8 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import CONFIG_MAPPING, AutoConfig, GenerationConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
 import latentlm
-from latentlm.data import DataConfig
+from latentlm.data import ChunkConfig, DataConfig
+from latentlm.data.config import SourceConfig
 
 from .arguments import LatentTrainingArguments
 
@@ -37,6 +38,8 @@ MODEL_SOURCES = ("config", "model_type", "from_pretrained")
 # What a configuration file says about itself, and what the tokenizer decides.
 BOOKKEEPING = {"architectures", "auto_map", "transformers_version", "model_type", "dtype", "torch_dtype"}
 TOKENIZER_FIELDS = ("pad_token_id", "bos_token_id", "eos_token_id")
+# What the data section describes, by model type; rows of tokens if it is not listed.
+DATA_CONFIGS: dict[str, type[SourceConfig]] = {"fsq_autoencoder": ChunkConfig}
 
 
 class RecipeError(ValueError):
@@ -78,7 +81,7 @@ class Recipe:
     """
 
     model: dict[str, Any]
-    data: DataConfig
+    data: SourceConfig
     training: LatentTrainingArguments
     model_type: str
     from_pretrained: str | None
@@ -86,9 +89,11 @@ class Recipe:
     max_position_embeddings: int | None
     generation: GenerationConfig | None = None
 
-    def build_config(self, tokenizer: PreTrainedTokenizerBase) -> PreTrainedConfig:
-        """The model's configuration, with the vocabulary and the special tokens of `tokenizer`."""
-        fields = dict(self.model)
+    def build_config(self, tokenizer: PreTrainedTokenizerBase | None) -> PreTrainedConfig:
+        """The model's configuration, with the vocabulary and the special tokens of `tokenizer`, if it reads tokens."""
+        if tokenizer is None:
+            return check_model(self.model_type, self.from_pretrained, self.model)
+        fields = {**self.model, **self.code_fields(tokenizer)}
         if fields.setdefault("vocab_size", len(tokenizer)) < len(tokenizer):
             raise RecipeError(
                 f"model.vocab_size is {fields['vocab_size']}, but the tokenizer has {len(tokenizer)} tokens; "
@@ -106,17 +111,32 @@ class Recipe:
             )
         return config
 
-    def build_model(self, tokenizer: PreTrainedTokenizerBase, auto_class: type) -> Any:
+    def code_fields(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+        """Fields of a language model on codes that its tokenizer decides."""
+        if self.model_type != "fsq":
+            return {}
+        if not hasattr(tokenizer, "codes"):
+            raise RecipeError(
+                f"data.tokenizer {self.data.tokenizer!r} has no codes; a model of type 'fsq' needs an FSQ tokenizer "
+                "(python -m latentlm.tokenizer build), or `model_type: decoder_only`."
+            )
+        special = int((tokenizer.codes < 0).sum())
+        return {"autoencoder": tokenizer.autoencoder_config, "num_special_tokens": special}
+
+    def build_model(self, tokenizer: PreTrainedTokenizerBase | None, auto_class: type) -> Any:
         """The model to train: random weights from the current seed, or pretrained ones."""
         config = self.build_config(tokenizer)
         if self.from_pretrained is None:
             model = auto_class.from_config(config)
         else:
             model = auto_class.from_pretrained(self.from_pretrained, config=config)
+        if hasattr(model, "load_tokenizer"):
+            model.load_tokenizer(tokenizer)
         if self.generation is not None:
             model.generation_config = self.generation
-        for name in TOKENIZER_FIELDS:
-            setattr(model.generation_config, name, getattr(config, name))
+        if model.can_generate():
+            for name in TOKENIZER_FIELDS:
+                setattr(model.generation_config, name, getattr(config, name))
         return model
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
@@ -165,9 +185,10 @@ def load_recipe(path: str | Path, overrides: dict[str, Any] | None = None) -> Re
     from_pretrained = recipe["model"].pop("from_pretrained", None)
     recipe["model"].pop("config", None), recipe["model"].pop("model_type", None)
 
+    data_class = DATA_CONFIGS.get(model_type, DataConfig)
     fields = {
         "model": field_types(CONFIG_MAPPING[model_type]),
-        "data": field_types(DataConfig),
+        "data": field_types(data_class),
         "training": field_types(LatentTrainingArguments),
     }
     for section in SECTIONS:
@@ -184,7 +205,7 @@ def load_recipe(path: str | Path, overrides: dict[str, Any] | None = None) -> Re
         model = {**own_defaults(CONFIG_MAPPING[model_type]), **model}
     config = check_model(model_type, from_pretrained, model)
     try:
-        data = DataConfig(**recipe["data"])
+        data = data_class(**recipe["data"])
     except (ValueError, TypeError) as error:
         raise RecipeError(f"data: {error}") from error
     try:

@@ -146,13 +146,18 @@ def check_data(checkpoint: Path, info: dict[str, Any]) -> None:
         raise RecipeError(f"the data changed since {checkpoint} ({detail}); give another --output_dir.")
 
 
-def open_run_folder(recipe: Recipe, info: dict[str, Any], processes: int, device: torch.device) -> None:
-    """Write recipe, data and environment, and clean up after a killed process. For one process only."""
+def open_run_folder(
+    recipe: Recipe, info: dict[str, Any], processes: int, device: torch.device, files: dict[str, Path] | None = None
+) -> None:
+    """Write recipe, data, environment and `files` (name to source), and clean up after a killed process. For one
+    process only."""
     run_folder = Path(recipe.training.output_dir)
     run_folder.mkdir(parents=True, exist_ok=True)
     remove_leftovers(run_folder)
     write_atomically(run_folder / RECIPE_FILE, recipe.to_yaml())
     write_atomically(run_folder / DATA_FILE, json.dumps(info, indent=2) + "\n")
+    for name, path in (files or {}).items():
+        write_atomically(run_folder / name, path.read_text(encoding="utf-8"))
     environment = describe_environment(recipe.training.seed, processes, device)
     write_atomically(run_folder / ENVIRONMENT_FILE, json.dumps(environment, indent=2) + "\n")
 

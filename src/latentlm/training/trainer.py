@@ -66,8 +66,10 @@ class LatentTrainer(Trainer):
 
     def __init__(self, *, token_bytes: np.ndarray | None = None, **kwargs):
         kwargs.setdefault("data_collator", default_data_collator)
-        self._use_cache = kwargs["model"].config.use_cache
+        self._use_cache = getattr(kwargs["model"].config, "use_cache", None)
         super().__init__(**kwargs)
+        if self._use_cache is None:
+            del self.model.config.use_cache  # Trainer adds it, also to a model that knows no cache
         if self.is_distributed_loading_by_transformers and self.model.all_tied_weights_keys:
             vocab_size, parts = self.model.config.vocab_size, self.args.world_size
             if vocab_size % parts:
@@ -149,9 +151,13 @@ class LatentTrainer(Trainer):
                 self._bytes = self._bytes + sum(self._count_bytes(batch["labels"]) for batch in batches)
         return batches, num_items_in_batch
 
+    def predicted(self, labels: torch.Tensor) -> torch.Tensor:
+        """Those of the labels `(B, T)` that the model is scored on: all but the first, since it shifts them."""
+        return labels[:, 1:]
+
     def _count_bytes(self, labels: torch.Tensor) -> torch.Tensor:
-        """Bytes of the predicted tokens; labels `(B, T)` are shifted by the model."""
-        predicted = labels[:, 1:].to(self.args.device)
+        """Bytes of the predicted tokens."""
+        predicted = self.predicted(labels).to(self.args.device)
         predicted = predicted[predicted != -100]
         return self.token_bytes.index_select(0, predicted).sum(dtype=torch.float64)
 
@@ -217,16 +223,19 @@ class LatentTrainer(Trainer):
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             outputs = model(**inputs, num_items_in_batch=1)
+        self.add_to_evaluation(inputs, outputs)
+        if prediction_loss_only:
+            return None, None, None
+        return None, outputs["logits"], inputs["labels"]
+
+    def add_to_evaluation(self, inputs: dict[str, Any], outputs: Any) -> None:
         sums = self._evaluation_sums
         for name, value in named_losses(outputs).items():
             sums[name] += value.item()
         sums["loss"] += outputs["lm_loss" if "lm_loss" in outputs else "loss"].item()
-        sums["tokens"] += (inputs["labels"][:, 1:] != -100).sum().item()
+        sums["tokens"] += (self.predicted(inputs["labels"]) != -100).sum().item()
         if self.token_bytes is not None:
             sums["bytes"] += self._count_bytes(inputs["labels"]).item()
-        if prediction_loss_only:
-            return None, None, None
-        return None, outputs["logits"], inputs["labels"]
 
     def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs) -> EvalLoopOutput:
         self._evaluation_sums = defaultdict(float)
@@ -373,8 +382,8 @@ class LatentTrainer(Trainer):
         folder = Path(output_dir or self.args.output_dir)
         staging = folder / ".saving-model"
         model = self.accelerator.unwrap_model(self.model)
-        config, use_cache = model.config, self.args.use_cache
-        config.use_cache = self._use_cache  # Trainer turns it off for training only
+        if self._use_cache is not None:
+            model.config.use_cache = self._use_cache  # Trainer turns it off for training only
         try:
             with own_class(model):
                 super()._save(str(staging), state_dict)
@@ -385,7 +394,8 @@ class LatentTrainer(Trainer):
             for path in staging.iterdir():
                 os.replace(path, folder / path.name)
         finally:
-            config.use_cache = use_cache
+            if self._use_cache is not None:
+                model.config.use_cache = self.args.use_cache
             if self.args.should_save:
                 shutil.rmtree(staging, ignore_errors=True)
 

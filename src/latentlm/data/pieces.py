@@ -1,0 +1,203 @@
+"""Choosing the pieces of an FSQ tokenizer from a corpus: the strings with which it takes the fewest tokens."""
+
+import json
+from collections import Counter
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tokenizers import Tokenizer, models
+from tqdm.auto import tqdm
+
+from ..models.byte_pieces import (
+    BOUNDARIES,
+    MAX_PIECE_BYTES,
+    NUM_SPECIAL_TOKENS,
+    bytes_pattern,
+    from_characters,
+    to_characters,
+)
+
+BATCH = 20_000  # stretches segmented at a time
+FIRST_GROWTH = 256  # pieces added at once while the vocabulary is small; later it doubles
+# Share of the pieces that one round may exchange: once the vocabulary is full, less and less.
+EXCHANGED = [0.3] * 9 + [0.25, 0.2, 0.15, 0.12, 0.1, 0.08, 0.06, 0.05, 0.04, 0.03, 0.02, 0.01]
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """What `choose_pieces` chose.
+
+    Attributes:
+        boundary: what pieces stay inside of, `"words"` or `"lines"`.
+        pieces: distinct, 2 to 16 bytes each, the most used first.
+        counts: `(len(pieces),)`, int64: how often each is a token when the corpus is segmented with all of them.
+        byte_counts: `(256,)`, int64: the same of the single bytes.
+    """
+
+    boundary: str
+    pieces: list[bytes]
+    counts: np.ndarray
+    byte_counts: np.ndarray
+
+
+def choose_pieces(
+    documents: Iterable[str], vocab_size: int, boundary: str = "words", forbidden: Collection[bytes] = ()
+) -> Pieces:
+    """Choose `vocab_size - 260` pieces, beside the 256 bytes and 4 special tokens, for the fewest tokens.
+
+    Rounds of expectation (segment the corpus into the fewest tokens, count) and maximisation: pieces that save the
+    fewest tokens make room for neighbours that would save more as one piece. The same documents, in any order, give
+    the same pieces.
+
+    Args:
+        documents: the corpus; read once.
+        vocab_size: of the tokenizer, special tokens included.
+        boundary: see `latentlm.models.byte_pieces`.
+        forbidden: strings that must not become pieces, such as special tokens.
+
+    Raises:
+        ValueError: for a vocabulary below 260, an unknown boundary, or a corpus with too few repeated strings.
+    """
+    wanted = vocab_size - 256 - NUM_SPECIAL_TOKENS
+    if wanted < 0:
+        raise ValueError(f"vocab_size: {vocab_size} is too small for 256 bytes and {NUM_SPECIAL_TOKENS} special tokens")
+    if boundary not in BOUNDARIES:
+        raise ValueError(f"boundary: {boundary!r} must be one of {', '.join(BOUNDARIES)}")
+    pattern = bytes_pattern(boundary)
+    counted: Counter[bytes] = Counter()
+    for text in documents:
+        counted.update(pattern.findall(text.encode("utf-8", "surrogatepass")))
+    stretches = sorted(counted)
+    characters = list(map(to_characters, stretches))
+    weights = np.array([counted[stretch] for stretch in stretches], dtype=np.float64)
+    # A round joins neighbours that are whole characters; those of several bytes are there from the start.
+    pieces = frequent_characters(counted)[:wanted]
+    with tqdm(total=len(EXCHANGED), desc=f"Choosing {wanted:,} pieces", unit=" rounds") as bar:
+        for share in EXCHANGED:
+            uses, joins = segment(pieces, characters, weights)
+            for piece in (*pieces, *forbidden):
+                joins.pop(piece, None)
+            before = pieces
+            pieces = exchange(pieces, uses[256:], joins, wanted, share)
+            bar.update()
+            if pieces == before:
+                break
+    if len(pieces) < wanted:
+        raise ValueError(
+            f"vocab_size: {vocab_size} needs {wanted:,} pieces, but the corpus gives only {len(pieces):,}; it can "
+            f"be at most {len(pieces) + 256 + NUM_SPECIAL_TOKENS:,}, or take more text"
+        )
+    uses = segment(pieces, characters, weights)[0].astype(np.int64)
+    counts = uses[256:]
+    order = sorted(range(wanted), key=lambda index: (-counts[index], pieces[index]))
+    return Pieces(boundary, [pieces[index] for index in order], counts[order], uses[:256])
+
+
+def frequent_characters(counted: Counter[bytes]) -> list[bytes]:
+    """Characters of several bytes that occur more than once, the most frequent first."""
+    found: Counter[str] = Counter()
+    for stretch, count in counted.items():
+        if not stretch.isascii():
+            for character in stretch.decode("utf-8", "ignore"):
+                if character > "\x7f":
+                    found[character] += count
+    return [character.encode() for character in sorted(found, key=lambda c: (-found[c], c)) if found[character] > 1]
+
+
+def segment(pieces: list[bytes], stretches: list[str], weights: np.ndarray) -> tuple[np.ndarray, dict[bytes, float]]:
+    """Segment stretches (in the byte-level alphabet, each counting `weights` times) into the fewest tokens.
+
+    Returns:
+        How often each byte and piece is a token, `(256 + len(pieces),)`, float64; and for what two neighbouring tokens
+        spell together, if a piece may be that, how often they stand there.
+    """
+    spellings = [bytes([byte]) for byte in range(256)] + pieces
+    # Equal scores: the most likely segmentation is the one with the fewest tokens.
+    segmenter = Tokenizer(models.Unigram([(to_characters(spelling), -1.0) for spelling in spellings]))
+    size = len(spellings)
+    uses = np.zeros(size)
+    keys, numbers = [np.zeros(0, np.int64)], [np.zeros(0)]
+    for start in range(0, len(stretches), BATCH):
+        encoded = segmenter.encode_batch_fast(stretches[start : start + BATCH], add_special_tokens=False)
+        rows = [np.array(row.ids, dtype=np.int64) for row in encoded]
+        lengths = np.array([len(row) for row in rows])
+        tokens = np.concatenate(rows)
+        counts = np.repeat(weights[start : start + BATCH], lengths)
+        uses += np.bincount(tokens, counts, minlength=size)
+        has_next = np.ones(len(tokens), dtype=bool)
+        has_next[np.cumsum(lengths) - 1] = False
+        keys.append(tokens[has_next] * size + np.append(tokens[1:], 0)[has_next])
+        numbers.append(counts[has_next])
+    pairs, inverse = np.unique(np.concatenate(keys), return_inverse=True)
+    joins: dict[bytes, float] = {}
+    for pair, count in zip(pairs.tolist(), np.bincount(inverse, np.concatenate(numbers)).tolist(), strict=True):
+        joined = spellings[pair // size] + spellings[pair % size]
+        if len(joined) <= MAX_PIECE_BYTES and is_text(joined):
+            joins[joined] = joins.get(joined, 0.0) + count
+    return uses, joins
+
+
+def is_text(data: bytes) -> bool:
+    try:
+        data.decode("utf-8", "surrogatepass")
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def exchange(
+    pieces: list[bytes], uses: np.ndarray, joins: dict[bytes, float], wanted: int, share: float
+) -> list[bytes]:
+    """The pieces of the next round: as many joins as there is room for, and then those that would save more tokens
+    than the pieces they replace, at most `share` of them."""
+    best = sorted(joins, key=lambda joined: (-joins[joined], joined))
+    room = min(wanted - len(pieces), max(FIRST_GROWTH, len(pieces)))
+    added, rivals = best[:room], best[room:]
+    # What each piece saves: the tokens that its bytes would take without it, two if two others spell it, less one.
+    known = {*pieces, *(bytes([byte]) for byte in range(256))}
+    saved = [
+        use * (1 if any(piece[:cut] in known and piece[cut:] in known for cut in range(1, len(piece))) else 2)
+        for piece, use in zip(pieces, uses.tolist(), strict=True)
+    ]
+    weakest = sorted(range(len(pieces)), key=lambda index: (saved[index], pieces[index]))
+    dropped = set()
+    for index, rival in zip(weakest[: int(len(pieces) * share)], rivals, strict=False):
+        if joins[rival] <= saved[index]:
+            break
+        dropped.add(index)
+        added.append(rival)
+    return [piece for index, piece in enumerate(pieces) if index not in dropped] + added
+
+
+def save_pieces(pieces: Pieces, path: Path) -> None:
+    """Write JSON, spellings in the byte-level alphabet of GPT-2."""
+    content = {
+        "boundary": pieces.boundary,
+        "pieces": list(map(to_characters, pieces.pieces)),
+        "counts": pieces.counts.tolist(),
+        "byte_counts": pieces.byte_counts.tolist(),
+    }
+    path.write_text(json.dumps(content, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def load_pieces(path: Path) -> Pieces:
+    """What `save_pieces` wrote.
+
+    Raises:
+        ValueError: if the file is damaged.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        pieces = Pieces(
+            content["boundary"],
+            list(map(from_characters, content["pieces"])),
+            np.array(content["counts"], dtype=np.int64),
+            np.array(content["byte_counts"], dtype=np.int64),
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} holds no pieces: {error!r}; choose them anew") from error
+    if len(pieces.pieces) != len(pieces.counts) or len(pieces.byte_counts) != 256:
+        raise ValueError(f"{path} is damaged: counts do not match the pieces; choose them anew")
+    return pieces

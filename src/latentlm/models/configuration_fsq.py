@@ -1,0 +1,101 @@
+"""Configuration of the language model on the codes of an FSQ tokenizer."""
+
+import math
+from typing import Any, Literal
+
+from huggingface_hub.dataclasses import strict
+
+from .configuration_decoder_only import DecoderOnlyConfig
+from .configuration_fsq_autoencoder import FSQAutoencoderConfig
+
+
+@strict
+class FSQConfig(DecoderOnlyConfig):
+    """The decoder-only model with embeddings, output and losses that know the codes behind its tokens.
+
+    Arguments are those of [`DecoderOnlyConfig`], and:
+
+    Args:
+        autoencoder: fields of the [`FSQAutoencoderConfig`] of the tokenizer; its `levels` say what a code is.
+        num_special_tokens: tokens without a code, the last ids of the vocabulary.
+        code_embedding_size: width of the small network that adds an embedding of the code to the row of a token; 0
+            leaves it out.
+        head: `"tied"` (to the rows) or `"factorised"`: one logit per digit value, a token's logit being the sum over
+            its digits.
+        byte_loss_weight: of `byte_loss`, how well the autoencoder's decoder spells the next token from the hidden state
+            (the seed's output path); 0 leaves it out.
+        reconstruction_loss_weight: of the autoencoder's own loss in joint training.
+        joint: compute codes with the encoder, in place of the table, so that the language model's loss trains it too.
+        min_code_entropy: share of the entropy of codes at the start below which joint training stops.
+        train_decoder: let the autoencoder's decoder learn from `byte_loss`, without `joint`.
+    """
+
+    model_type = "fsq"
+
+    vocab_size: int = 32768
+    autoencoder: dict[str, Any] | None = None
+    num_special_tokens: int = 4
+    code_embedding_size: int = 64
+    head: Literal["tied", "factorised"] = "tied"
+    byte_loss_weight: float | int = 0.0
+    reconstruction_loss_weight: float | int = 1.0
+    joint: bool = False
+    min_code_entropy: float | int = 0.8
+    train_decoder: bool = False
+
+    def __post_init__(self, **kwargs):
+        # The whole configuration is kept, so that another version's defaults cannot change a saved model.
+        autoencoder = FSQAutoencoderConfig(**(self.autoencoder or {}))
+        self.autoencoder = {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in ((name, getattr(autoencoder, name)) for name in autoencoder_fields())
+        }
+        if self.head == "factorised":
+            self.tie_word_embeddings = False
+        super().__post_init__(**kwargs)
+        self.auto_map = {
+            "AutoConfig": "configuration_fsq.FSQConfig",
+            "AutoModel": "modeling_fsq.FSQModel",
+            "AutoModelForCausalLM": "modeling_fsq.FSQForCausalLM",
+        }
+
+    @property
+    def autoencoder_config(self) -> FSQAutoencoderConfig:
+        return FSQAutoencoderConfig(**self.autoencoder)
+
+    @property
+    def has_autoencoder(self) -> bool:
+        """Whether the autoencoder is a part of the model."""
+        return self.joint or self.byte_loss_weight > 0
+
+    def validate_codes(self) -> None:
+        num_codes = math.prod(self.autoencoder["levels"])
+        if not 0 <= self.num_special_tokens < self.vocab_size:
+            raise ValueError(
+                f"`num_special_tokens` is {self.num_special_tokens}, but must lie between 0 and `vocab_size` "
+                f"{self.vocab_size}."
+            )
+        if self.vocab_size - self.num_special_tokens > num_codes:
+            raise ValueError(
+                f"`vocab_size` {self.vocab_size} needs as many codes, but `levels` {self.autoencoder['levels']} give "
+                f"{num_codes}."
+            )
+
+    def validate_code_losses(self) -> None:
+        for name in ("code_embedding_size", "byte_loss_weight", "reconstruction_loss_weight"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"`{name}` is {getattr(self, name)}, but must be at least 0.")
+        if not 0 <= self.min_code_entropy <= 1:
+            raise ValueError(f"`min_code_entropy` is {self.min_code_entropy}, but a share lies in [0, 1].")
+        if self.joint and not self.code_embedding_size:
+            raise ValueError("`joint` trains the encoder through the code embedding: `code_embedding_size` is 0.")
+        if self.train_decoder and not self.byte_loss_weight:
+            raise ValueError("`train_decoder` needs `byte_loss_weight` above 0: nothing else would train the decoder.")
+
+
+def autoencoder_fields() -> list[str]:
+    """Names of the fields that the autoencoder's configuration declares itself."""
+    return [name for name in FSQAutoencoderConfig.__annotations__ if name != "model_type"]
+
+
+__all__ = ["FSQConfig"]

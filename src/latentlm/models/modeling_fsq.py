@@ -1,0 +1,195 @@
+"""The language model on the codes of an FSQ tokenizer: the decoder-only transformer with embeddings of codes."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import initialization as init
+from transformers.generation import GenerationMixin
+
+from .causal_lm import CausalLMHead
+from .configuration_fsq import FSQConfig
+from .configuration_fsq_autoencoder import END_CLASS
+from .fsq import FSQ
+from .modeling_decoder_only import DecoderOnlyModel, DecoderOnlyPreTrainedModel
+from .modeling_fsq_autoencoder import FSQAutoencoderModel
+from .outputs import CausalLMOutput
+
+
+@dataclass
+class FSQCausalLMOutput(CausalLMOutput):
+    """[`CausalLMOutput`] of the language model on codes.
+
+    Args:
+        byte_loss: scalar, unweighted: cross-entropy in nats *per token* of the next token's bytes and their end,
+            spelled from the hidden state by the autoencoder's decoder.
+        reconstruction_loss: scalar, unweighted: the same, of each token's own bytes, spelled from its code.
+    """
+
+    byte_loss: torch.FloatTensor | None = None
+    reconstruction_loss: torch.FloatTensor | None = None
+
+
+class CodeEmbedding(nn.Embedding):
+    """Rows of tokens plus a small network of the values of their codes, so that tokens of neighbouring codes (similar
+    spellings) start near each other. V is the vocabulary, n the dimensions of a code, C the bytes of a chunk.
+
+    Buffers, all parts of a checkpoint: `codes` `(V,)`, code index of each token, -1 without one; `chunks` `(V, C)`,
+    uint8, and `lengths` `(V,)`, the bytes that it stands for.
+    """
+
+    def __init__(self, config: FSQConfig):
+        super().__init__(config.vocab_size, config.hidden_size)
+        autoencoder = config.autoencoder_config
+        self.num_coded = config.vocab_size - config.num_special_tokens
+        self.fsq = FSQ(autoencoder.levels, autoencoder.temperature)
+        self.joint = config.joint
+        self.autoencoder = FSQAutoencoderModel(autoencoder) if config.has_autoencoder else None
+        if config.code_embedding_size:
+            self.code_network = nn.Sequential(
+                nn.Linear(len(autoencoder.levels), config.code_embedding_size),
+                nn.GELU(),
+                nn.Linear(config.code_embedding_size, config.hidden_size, bias=False),
+            )
+        else:
+            self.code_network = None
+        self.register_buffer("codes", torch.zeros(config.vocab_size, dtype=torch.long))
+        self.register_buffer("chunks", torch.zeros(config.vocab_size, autoencoder.max_chunk_bytes, dtype=torch.uint8))
+        self.register_buffer("lengths", torch.zeros(config.vocab_size, dtype=torch.long))
+
+    def initialize_parameters(self) -> None:
+        """Without a tokenizer the code of a token is its id, and its text the one byte `id mod 256`."""
+        ids = torch.arange(self.num_embeddings, device=self.codes.device)
+        coded = ids < self.num_coded
+        init.copy_(self.codes, ids.where(coded, -1))
+        init.copy_(self.lengths, coded.long())
+        init.copy_(self.chunks, nn.functional.pad(ids.where(coded, 0)[:, None] % 256, (0, self.chunks.shape[1] - 1)))
+        if self.code_network is not None:  # keeps the variance of the values
+            init.normal_(self.code_network[0].weight, std=self.code_network[0].in_features ** -0.5)
+
+    @torch.no_grad()
+    def set_table(self, codes: torch.Tensor, chunks: torch.Tensor, lengths: torch.Tensor) -> None:
+        """Take the codes and bytes of a tokenizer; ids beyond it get neither."""
+        self.codes.fill_(-1)
+        self.chunks.zero_()
+        self.lengths.zero_()
+        for buffer, values in ((self.codes, codes), (self.chunks, chunks), (self.lengths, lengths)):
+            buffer[: len(values)] = values.to(buffer)
+
+    def code_values(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """Values `(..., n)`, float32, of the tokens' codes; from the encoder, with a gradient, in joint training."""
+        if self.joint:
+            return self.autoencoder.fsq(self.autoencoder.encoder(*self.spelling(input_ids)))[0]
+        return self.fsq.values(self.fsq.digits(self.codes[input_ids].clamp(min=0)))
+
+    def spelling(self, input_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Bytes `(N, C)` and lengths `(N,)` of N tokens."""
+        return self.chunks[input_ids].long(), self.lengths[input_ids]
+
+    @torch.no_grad()
+    def encode_tokens(self) -> torch.LongTensor:
+        """The code index that the encoder gives each token that has a code, `(V - specials,)`, by batches."""
+        batches = (self.codes >= 0).nonzero().squeeze(1).split(4096)
+        return torch.cat([self.autoencoder.encode(*self.spelling(batch)) for batch in batches])
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        rows = super().forward(input_ids)
+        if self.code_network is None:
+            return rows
+        flat = input_ids.flatten()
+        embedded = self.code_network(self.code_values(flat).to(rows.dtype))
+        embedded = embedded.masked_fill((self.codes[flat] < 0).unsqueeze(-1), 0)
+        return rows + embedded.view_as(rows)
+
+    def spelling_loss(self, vectors: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        """Nats `(N,)` of spelling N tokens from vectors `(N, D_latent)`; 0 for tokens without bytes."""
+        chunks, lengths = self.spelling(tokens)
+        positions = torch.arange(chunks.shape[1], device=chunks.device)
+        targets = chunks.where(positions < lengths.unsqueeze(1), END_CLASS)
+        targets = targets.masked_fill((positions > lengths.unsqueeze(1)) | (lengths == 0).unsqueeze(1), -100)
+        logits = self.autoencoder.decoder(vectors)
+        return nn.functional.cross_entropy(logits.transpose(1, 2).float(), targets, reduction="none").sum(-1)
+
+
+class FSQPreTrainedModel(DecoderOnlyPreTrainedModel):
+    config: FSQConfig
+
+
+class FSQModel(FSQPreTrainedModel, DecoderOnlyModel):
+    """The decoder-only transformer without head, on codes."""
+
+    def build_embedding(self, config: FSQConfig) -> nn.Embedding:
+        return CodeEmbedding(config)
+
+    @torch.no_grad()
+    def load_tokenizer(self, tokenizer) -> None:
+        """Take codes and bytes, and, where the model holds the autoencoder, its weights from an `FSQTokenizer`."""
+        chunks, lengths = (torch.as_tensor(part) for part in tokenizer.piece_table())
+        self.embed_tokens.set_table(torch.as_tensor(tokenizer.codes), chunks, lengths)
+        if self.config.has_autoencoder:
+            self.embed_tokens.autoencoder.load_state_dict(tokenizer.autoencoder.state_dict())
+
+
+class FSQForCausalLM(CausalLMHead, FSQPreTrainedModel, GenerationMixin):
+    output_class = FSQCausalLMOutput
+
+    def __init__(self, config: FSQConfig):
+        super().__init__(config)
+        self.model = FSQModel(config)
+        if config.head == "factorised":
+            self._tied_weights_keys = {}
+            columns = sum(self.embedding.fsq.levels) + config.num_special_tokens
+            self.lm_head = nn.Linear(config.hidden_size, columns, bias=False)
+        else:
+            self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        if config.byte_loss_weight:
+            self.byte_head = nn.Linear(config.hidden_size, config.autoencoder_config.hidden_size)
+        self.post_init()
+        self.freeze()
+
+    @property
+    def embedding(self) -> CodeEmbedding:
+        return self.model.embed_tokens
+
+    def freeze(self) -> None:
+        """Leave those parts of the autoencoder without gradients that this configuration does not train."""
+        autoencoder = self.embedding.autoencoder
+        if autoencoder is not None and not self.config.joint:
+            autoencoder.requires_grad_(False)
+            autoencoder.decoder.requires_grad_(self.config.train_decoder)
+
+    def load_tokenizer(self, tokenizer) -> None:
+        """Take codes, bytes and autoencoder from an `FSQTokenizer`."""
+        self.model.load_tokenizer(tokenizer)
+
+    def compute_logits(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        logits = self.lm_head(hidden_states)
+        return logits @ self.digit_table().to(logits.dtype).T if self.config.head == "factorised" else logits
+
+    def digit_table(self) -> torch.Tensor:
+        """`(V, sum(levels) + specials)`: which columns of the factorised head add up to a token's logit."""
+        codes, fsq = self.embedding.codes, self.embedding.fsq
+        offsets = torch.tensor([0, *fsq.levels[:-1]], device=codes.device).cumsum(0)
+        columns = fsq.digits(codes.clamp(min=0)) + offsets  # (V, n)
+        coded = (codes >= 0).unsqueeze(1)
+        width = sum(fsq.levels)
+        digits = torch.zeros(len(codes), width, device=codes.device).scatter(1, columns, 1.0) * coded
+        special = torch.arange(self.config.num_special_tokens, device=codes.device)
+        rank = (codes < 0).long().cumsum(0) - 1
+        return torch.cat((digits, (rank.unsqueeze(1) == special) & ~coded), dim=1)
+
+    def extra_losses(self, outputs, input_ids, shift_labels, **inputs):
+        losses = super().extra_losses(outputs, **inputs)
+        if self.config.byte_loss_weight:
+            vectors = self.byte_head(outputs.last_hidden_state).flatten(0, 1)
+            nats = self.embedding.spelling_loss(vectors, shift_labels.clamp(min=0).flatten())
+            losses["byte_loss"] = (nats.view_as(shift_labels), self.config.byte_loss_weight)
+        if self.config.joint and input_ids is not None:
+            autoencoder, tokens = self.embedding.autoencoder, input_ids.flatten()
+            vectors = autoencoder.from_code(self.embedding.code_values(tokens).to(autoencoder.dtype))
+            nats = self.embedding.spelling_loss(vectors, tokens)
+            losses["reconstruction_loss"] = (nats.view_as(input_ids), self.config.reconstruction_loss_weight)
+        return losses
+
+
+__all__ = ["FSQForCausalLM", "FSQModel", "FSQPreTrainedModel"]

@@ -1,0 +1,213 @@
+"""The FSQ autoencoder: the bytes of a chunk to one code, and the code back to bytes."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.modeling_outputs import ModelOutput
+from transformers.modeling_utils import PreTrainedModel
+from transformers.utils import can_return_tuple
+
+from .configuration_fsq_autoencoder import END_CLASS, FSQAutoencoderConfig
+from .fsq import FSQ
+
+
+@dataclass
+class FSQAutoencoderOutput(ModelOutput):
+    """Output of the autoencoder. C is `max_chunk_bytes`, n the number of quantized values.
+
+    Args:
+        loss: scalar; in training the weighted sum of all terms, in evaluation `reconstruction_loss` alone.
+        logits: `(B, C, 257)` of the bytes, and of the end (256) after the last one.
+        code_index: `(B,)`, int64.
+        code_values: `(B, n)` in [-1, 1], with the straight-through gradient.
+        reconstruction_loss: scalar, cross-entropy in nats of the bytes and of the end. Like every term: a mean over
+            these symbols, or, where `num_items_in_batch` is given, their sum divided by it.
+        margin_loss: scalar, unweighted: how far values are inside of `margin` before a border between two digits, as a
+            fraction of it. A chunk counts as often as it has symbols.
+        code_entropy_loss: scalar, unweighted: 1 - H / log L of the (soft) digits of one micro-batch, averaged over the
+            dimensions; 0 where all digits are used alike.
+    """
+
+    loss: torch.FloatTensor | None = None
+    logits: torch.FloatTensor | None = None
+    code_index: torch.LongTensor | None = None
+    code_values: torch.FloatTensor | None = None
+    reconstruction_loss: torch.FloatTensor | None = None
+    margin_loss: torch.FloatTensor | None = None
+    code_entropy_loss: torch.FloatTensor | None = None
+
+
+class ChunkEncoder(nn.Module):
+    """Bytes `(B, C)` to z `(B, n)`: embedding, convolutions, pooling, LayerNorm, projection.
+
+    Without the LayerNorm, and with a projection of the usual small standard deviation, all chunks get one code.
+    """
+
+    def __init__(self, config: FSQAutoencoderConfig):
+        super().__init__()
+        self.embed_bytes = nn.Embedding(END_CLASS, config.embedding_size)
+        self.convs = nn.ModuleList()
+        width = config.embedding_size
+        positions = config.max_chunk_bytes
+        for channels, stride in zip(config.conv_channels, config.conv_strides, strict=True):
+            self.convs.append(nn.Conv1d(width, channels, config.kernel_size, stride, config.kernel_size // 2))
+            width = channels
+            positions = -(-positions // stride)
+        self.activation = ACT2FN[config.hidden_act]
+        self.pooling = config.pooling
+        if self.pooling == "attention":
+            self.pool_scores = nn.Linear(width, 1)
+        pooled_size = width * positions if self.pooling == "flatten" else width
+        self.norm = nn.LayerNorm(pooled_size, eps=config.layer_norm_eps)
+        self.to_code = nn.Linear(pooled_size, len(config.levels))
+
+    def initialize_parameters(self) -> None:
+        init.normal_(self.to_code.weight, std=self.to_code.in_features**-0.5)
+
+    def forward(self, input_ids: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        real = torch.arange(input_ids.shape[1], device=input_ids.device) < lengths.unsqueeze(1)  # (B, C)
+        hidden = self.embed_bytes(input_ids.masked_fill(~real, 0)).transpose(1, 2)  # (B, D_byte, C)
+        hidden = hidden * real.unsqueeze(1)
+        for conv in self.convs:
+            hidden = self.activation(conv(hidden))
+            real = real[:, :: conv.stride[0]]
+            hidden = hidden * real.unsqueeze(1)  # positions after the chunk stay 0, whatever the biases
+        if self.pooling == "mean":
+            pooled = hidden.sum(-1) / real.sum(-1, keepdim=True).clamp(min=1)
+        elif self.pooling == "attention":
+            scores = self.pool_scores(hidden.transpose(1, 2)).squeeze(-1)
+            weights = scores.masked_fill(~real, torch.finfo(scores.dtype).min).softmax(-1)  # (B, C')
+            pooled = (hidden * weights.unsqueeze(1)).sum(-1)
+        else:
+            pooled = hidden.flatten(1)
+        return self.to_code(self.norm(pooled))
+
+
+class VectorDecoder(nn.Module):
+    """A vector `(B, D)` to logits `(B, C, 257)`: transposed convolutions double the positions where they have stride 2.
+
+    Also the byte head of a language model, whose hidden states it turns into the bytes of the next token.
+    """
+
+    def __init__(self, config: FSQAutoencoderConfig):
+        super().__init__()
+        self.num_start_positions = config.num_start_positions
+        width = config.hidden_size
+        self.expand = nn.Linear(width, self.num_start_positions * width)
+        self.deconvs = nn.ModuleList()
+        for channels, stride in zip(config.deconv_channels, config.deconv_strides, strict=True):
+            # The output padding makes the length an exact multiple.
+            self.deconvs.append(
+                nn.ConvTranspose1d(width, channels, config.kernel_size, stride, config.kernel_size // 2, stride - 1)
+            )
+            width = channels
+        self.activation = ACT2FN[config.hidden_act]
+        self.to_bytes = nn.Linear(width, config.vocab_size)
+
+    def forward(self, vectors: torch.Tensor) -> torch.Tensor:
+        hidden = self.activation(self.expand(vectors))
+        hidden = hidden.unflatten(-1, (-1, self.num_start_positions))  # (B, D, C / strides)
+        for deconv in self.deconvs:
+            hidden = self.activation(deconv(hidden))
+        return self.to_bytes(hidden.transpose(1, 2))
+
+
+class FSQAutoencoderPreTrainedModel(PreTrainedModel):
+    config: FSQAutoencoderConfig
+    base_model_prefix = "autoencoder"
+    main_input_name = "input_ids"
+    _can_compile_fullgraph = True
+
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, nn.Conv1d | nn.ConvTranspose1d | nn.Linear):
+            # The variance of activations is kept through the stack, which has no norms.
+            init.kaiming_normal_(module.weight, nonlinearity="relu", mode="fan_in")
+            init.zeros_(module.bias)
+        else:
+            super()._init_weights(module)
+        if hasattr(module, "initialize_parameters"):
+            module.initialize_parameters()
+
+
+class FSQAutoencoderModel(FSQAutoencoderPreTrainedModel):
+    """A chunk of at most `max_chunk_bytes` bytes through one code and back."""
+
+    def __init__(self, config: FSQAutoencoderConfig):
+        super().__init__(config)
+        self.encoder = ChunkEncoder(config)
+        self.fsq = FSQ(config.levels, config.temperature, config.quantization_noise)
+        self.from_code = nn.Linear(len(config.levels), config.hidden_size)
+        self.decoder = VectorDecoder(config)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.encoder.embed_bytes
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.encoder.embed_bytes = value
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor,  # (B, T), T <= C; a chunk ends at its first id of 256
+        labels: torch.LongTensor | None = None,  # (B, T), -100 is ignored; position t is scored against label t
+        num_items_in_batch: torch.Tensor | int | None = None,
+        **kwargs,
+    ) -> FSQAutoencoderOutput:
+        input_ids = nn.functional.pad(input_ids, (0, self.config.max_chunk_bytes - input_ids.shape[1]), value=END_CLASS)
+        lengths = (input_ids != END_CLASS).cumprod(-1).sum(-1)
+        z = self.encoder(input_ids, lengths)
+        values, index = self.fsq(z)
+        logits = self.decoder(self.from_code(values.to(z.dtype)))
+        losses = {}
+        if labels is not None:
+            losses = self._losses(z, logits, labels, num_items_in_batch)
+        return FSQAutoencoderOutput(logits=logits, code_index=index, code_values=values, **losses)
+
+    def _losses(self, z, logits, labels, num_items_in_batch) -> dict[str, torch.Tensor]:
+        logits = logits[:, : labels.shape[1]]
+        total = nn.functional.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), reduction="sum")
+        symbols = labels.ne(-100).sum(-1)  # (B,)
+        count = symbols.sum() if num_items_in_batch is None else num_items_in_batch
+        losses = {"reconstruction_loss": total / count}
+        positions = self.fsq.positions(z)
+        if self.config.margin_loss_weight:
+            to_border = 0.5 - (positions - positions.detach().round()).abs()
+            short = (1 - to_border / self.config.margin).clamp(min=0).mean(-1)
+            losses["margin_loss"] = (short * symbols).sum() / count
+        if self.config.code_entropy_loss_weight:
+            losses["code_entropy_loss"] = self._unused_entropy(positions) * symbols.sum() / count
+        loss = losses["reconstruction_loss"]
+        if self.training:
+            for name in ("margin_loss", "code_entropy_loss"):
+                if name in losses:
+                    loss = loss + getattr(self.config, f"{name}_weight") * losses[name]
+        return {"loss": loss, **losses}
+
+    def _unused_entropy(self, positions: torch.Tensor) -> torch.Tensor:
+        """1 - H / log L of the digits, each value counting for the two digits it lies between; mean over dimensions."""
+        missing = []
+        for values, levels in zip(positions.unbind(-1), self.fsq.levels, strict=True):
+            digits = torch.arange(levels, device=values.device)
+            share = (1 - (values.unsqueeze(-1) - digits).abs()).clamp(min=0).mean(0)  # (L,), sums to 1
+            missing.append(1 - torch.special.entr(share).sum() / torch.tensor(float(levels)).log())
+        return torch.stack(missing).mean()
+
+    @torch.no_grad()
+    def encode(self, chunks: torch.Tensor, lengths: torch.Tensor) -> torch.LongTensor:
+        """Code indices `(B,)` of chunks `(B, C)`, uint8 or int64, of which the first `lengths` `(B,)` bytes count."""
+        return self.fsq(self.encoder(chunks.long(), lengths))[1]
+
+    @torch.no_grad()
+    def decode(self, code_index: torch.LongTensor) -> tuple[torch.Tensor, torch.LongTensor]:
+        """The bytes `(B, C)`, uint8, 0 after the end, and lengths `(B,)` that code indices `(B,)` stand for."""
+        values = self.fsq.values(self.fsq.digits(code_index))
+        symbols = self.decoder(self.from_code(values.to(self.from_code.weight.dtype))).argmax(-1)  # (B, C)
+        inside = (symbols != END_CLASS).cumprod(-1)
+        return (symbols * inside).to(torch.uint8), inside.sum(-1)
+
+
+__all__ = ["FSQAutoencoderModel", "FSQAutoencoderPreTrainedModel"]

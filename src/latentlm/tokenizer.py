@@ -1,0 +1,125 @@
+"""Build, check and analyse FSQ tokenizers.
+
+    python -m latentlm.tokenizer build RUN OUT                 # from an autoencoder trained on pieces
+    python -m latentlm.tokenizer rebuild RUN OUT               # after joint training: model and tokenizer, a new table
+    python -m latentlm.tokenizer check TOKENIZER [TEXT ...]    # losslessness, slow against fast, bytes per token
+    python -m latentlm.tokenizer analyse TOKENIZER TEXT OUT    # use of vocabulary and codes, as tables and figures
+
+The autoencoder is trained by `python -m latentlm.train hub_configs/fsq-tokenizer-tiny/recipe.yaml`, which also chooses
+the pieces; that run resumes where it was killed, and everything here takes seconds to minutes.
+"""
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from latentlm import FSQAutoencoderModel, FSQForCausalLM, FSQTokenizer, FSQTokenizerFast
+from latentlm.data.chunks import chunk_table, load_run_pieces
+from latentlm.evaluation.tokenizers import analyse_tokenizer, check_tokenizer
+from latentlm.models.tokenization_fsq import write_vocabulary
+from latentlm.training.codes import Codes, assign_codes
+
+
+def build(run: Path, out: Path) -> FSQTokenizerFast:
+    """Give every byte and piece of a run a code, and write the tokenizer.
+
+    Raises:
+        ValueError: if the run has no pieces, or more of them than there are codes.
+        OSError: if there is no trained model in it.
+    """
+    pieces = load_run_pieces(run)
+    autoencoder = FSQAutoencoderModel.from_pretrained(run).eval()
+    chunks, lengths = chunk_table([bytes([byte]) for byte in range(256)] + pieces.pieces)
+    uses = np.concatenate((pieces.byte_counts, pieces.counts))
+    found = assign_codes(autoencoder, chunks, lengths, uses)
+    share = uses / max(uses.sum(), 1)
+    print(
+        f"{len(found.codes):,} bytes and pieces; distinct codes of the encoder: {1 - found.moved.mean():.2%}; spelled "
+        f"exactly by the decoder: {found.exact.mean():.2%}, {(share * found.exact).sum():.2%} by use"
+    )
+    return write_tokenizer(out, pieces.pieces, pieces.boundary, found, autoencoder, version=1)
+
+
+def rebuild(run: Path, out: Path) -> None:
+    """Make the table again with the encoder as joint training left it; write model and tokenizer.
+
+    The ids keep their spellings, so that the model's rows stay right; only codes change.
+    """
+    model = FSQForCausalLM.from_pretrained(run).eval()
+    if not model.config.joint:
+        raise ValueError(f"{run} was not trained jointly (its `joint` is false): its table is still right")
+    tokenizer = FSQTokenizer.from_pretrained(run)
+    chunks, lengths = tokenizer.piece_table()
+    coded = lengths > 0
+    order = np.arange(coded.sum())[::-1]  # pieces are sorted by use; single bytes go first
+    found = assign_codes(model.embedding.autoencoder, chunks[coded], lengths[coded], order)
+    changed = found.codes != tokenizer.codes[coded]
+    print(f"{changed.sum():,} of {len(changed):,} codes changed ({changed.mean():.2%})")
+    pieces = [bytes(row[:n]) for row, n in zip(chunks[coded][256:], lengths[coded][256:], strict=True)]
+    autoencoder = model.embedding.autoencoder
+    new = write_tokenizer(out, pieces, tokenizer.boundary, found, autoencoder, version=tokenizer.version + 1)
+    model.embedding.set_table(torch.from_numpy(new.codes), *map(torch.from_numpy, new.piece_table()))
+    model.config.joint = False
+    if not model.config.has_autoencoder:
+        model.embedding.autoencoder = None
+    model.save_pretrained(out)
+
+
+def write_tokenizer(
+    out: Path, pieces: list[bytes], boundary: str, found: Codes, autoencoder: FSQAutoencoderModel, version: int
+) -> FSQTokenizerFast:
+    """Vocabulary files, then the repository of the fast tokenizer, from which the slow one loads too."""
+    with tempfile.TemporaryDirectory() as folder:
+        vocabulary = write_vocabulary(
+            Path(folder),
+            pieces=pieces,
+            codes=found.codes,
+            boundary=boundary,
+            exact=found.exact,
+            moved=found.moved,
+            autoencoder=autoencoder,
+            version=version,
+        )
+        tokenizer = FSQTokenizerFast(vocab_file=str(vocabulary))
+        tokenizer.save_pretrained(out)
+    return tokenizer
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point; mistakes in the input end with a message and exit status 1, not with a traceback."""
+    parser = argparse.ArgumentParser(
+        prog="latentlm.tokenizer", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, places in (("build", ["run", "out"]), ("rebuild", ["run", "out"]), ("analyse", ["tokenizer", "text"])):
+        command = commands.add_parser(name)
+        for place in places:
+            command.add_argument(place, type=Path)
+        if name == "analyse":
+            command.add_argument("out", type=Path)
+    command = commands.add_parser("check")
+    command.add_argument("tokenizer", type=Path)
+    command.add_argument("text", type=Path, nargs="*")
+    options = parser.parse_args(arguments)
+    try:
+        if options.command == "build":
+            build(options.run, options.out)
+        elif options.command == "rebuild":
+            rebuild(options.run, options.out)
+        elif options.command == "check":
+            check_tokenizer(options.tokenizer, options.text)
+        else:
+            analyse_tokenizer(options.tokenizer, options.text, options.out)
+    except (ValueError, OSError) as error:
+        sys.exit(f"latentlm.tokenizer: {error}")
+    if options.command in ("build", "rebuild"):
+        print(f"Tokenizer: {options.out}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,94 @@
+"""From a trained autoencoder to a table: every byte and piece gets a code of its own."""
+
+import itertools
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from latentlm.models.fsq import FSQ
+from latentlm.models.modeling_fsq_autoencoder import FSQAutoencoderModel
+
+BATCH = 4096
+
+
+@dataclass(frozen=True)
+class Codes:
+    """One code for each of N chunks.
+
+    Attributes:
+        codes: `(N,)`, int64, distinct.
+        moved: `(N,)`, bool: whether another chunk had taken the encoder's code.
+        exact: `(N,)`, bool: whether the decoder spells the chunk, and nothing else, from its code.
+    """
+
+    codes: np.ndarray
+    moved: np.ndarray
+    exact: np.ndarray
+
+
+def assign_codes(autoencoder: FSQAutoencoderModel, chunks: np.ndarray, lengths: np.ndarray, uses: np.ndarray) -> Codes:
+    """Give each of the chunks `(N, C)`, uint8, with `lengths` `(N,)`, the code of the encoder; where several chunks
+    share one, the most used keeps it, and each other gets the free code nearest to its unrounded values.
+
+    Raises:
+        ValueError: if there are more chunks than codes.
+    """
+    if len(chunks) > autoencoder.fsq.num_codes:
+        raise ValueError(
+            f"levels: {list(autoencoder.fsq.levels)} give {autoencoder.fsq.num_codes} codes, fewer than the "
+            f"{len(chunks)} bytes and pieces"
+        )
+    positions = encode_positions(autoencoder, chunks, lengths)
+    wanted = autoencoder.fsq.index(positions.round().long()).numpy()
+    codes = wanted.copy()
+    taken: set[int] = set()
+    homeless = []
+    for chunk in np.lexsort((np.arange(len(uses)), -uses)).tolist():
+        if wanted[chunk] in taken:
+            homeless.append(chunk)
+        taken.add(int(wanted[chunk]))
+    for chunk in homeless:  # when all others have theirs, so that nobody is moved twice
+        codes[chunk] = nearest_free(autoencoder.fsq, positions[chunk], taken)
+        taken.add(int(codes[chunk]))
+    return Codes(codes, codes != wanted, spelled_exactly(autoencoder, codes, chunks, lengths))
+
+
+@torch.no_grad()
+def encode_positions(autoencoder: FSQAutoencoderModel, chunks: np.ndarray, lengths: np.ndarray) -> torch.Tensor:
+    """Unrounded digits `(N, n)`, float32, that the encoder gives the chunks."""
+    parts = zip(torch.from_numpy(chunks.copy()).split(BATCH), torch.from_numpy(lengths).split(BATCH), strict=True)
+    encoder, fsq = autoencoder.encoder, autoencoder.fsq
+    return torch.cat([fsq.positions(encoder(part.long(), part_lengths)) for part, part_lengths in parts])
+
+
+def nearest_free(fsq: FSQ, position: torch.Tensor, taken: set[int]) -> int:
+    """The code that is not taken whose digits are nearest to `position` `(n,)`; ties by index."""
+    levels = torch.tensor(fsq.levels)
+    for radius in itertools.count(1):
+        # Each dimension's digits within the radius, then all their combinations.
+        around = [
+            range(max(0, int(p.round()) - radius), min(int(n) - 1, int(p.round()) + radius) + 1)
+            for p, n in zip(position, levels, strict=True)
+        ]
+        digits = torch.cartesian_prod(*(torch.tensor(list(values)) for values in around)).view(-1, len(levels))
+        index = fsq.index(digits)
+        free = torch.tensor([code not in taken for code in index.tolist()])
+        if free.any():
+            distances = (digits - position).square().sum(-1)[free]
+            return int(index[free][distances == distances.min()].min())
+
+
+@torch.no_grad()
+def spelled_exactly(
+    autoencoder: FSQAutoencoderModel, codes: np.ndarray, chunks: np.ndarray, lengths: np.ndarray
+) -> np.ndarray:
+    """Whether the decoder turns each code into its chunk, `(N,)`, bool."""
+    exact = []
+    for start in range(0, len(codes), BATCH):
+        part = slice(start, start + BATCH)
+        decoded, decoded_lengths = autoencoder.decode(torch.from_numpy(codes[part]))
+        real = np.arange(chunks.shape[1]) < lengths[part, None]
+        same = ((decoded.numpy() == chunks[part]) | ~real).all(-1)
+        exact.append(same & (decoded_lengths.numpy() == lengths[part]))
+    return np.concatenate(exact)

@@ -1,0 +1,169 @@
+"""The language model on codes: embeddings, heads and losses against loops; what is frozen; the table of a tokenizer."""
+
+import pytest
+import torch
+from architectures import ARCHITECTURES, AUTOENCODER, Case, randomise, token_ids
+from torch import nn
+
+from latentlm import FSQConfig, FSQForCausalLM
+
+ROW = next(architecture for architecture in ARCHITECTURES if architecture.config_class is FSQConfig)
+SPELLINGS = [b"a", b"of", b"the", b"\xe2\x82\xac!", b"\x00"]
+
+
+def case_model(variant: str = "default", **changes) -> FSQForCausalLM:
+    """A tiny model whose first tokens spell `SPELLINGS`, all others one byte, with codes out of order."""
+    model = Case(ROW, variant).model(**changes)
+    chunks = torch.zeros(60, 4, dtype=torch.uint8)
+    lengths = torch.ones(60, dtype=torch.long)
+    for token, spelling in enumerate(SPELLINGS):
+        chunks[token, : len(spelling)] = torch.tensor(list(spelling))
+        lengths[token] = len(spelling)
+    model.embedding.set_table(torch.arange(60) * 7 % 100, chunks, lengths)
+    return model
+
+
+def digits_of(index: int, levels=(5, 5, 4)) -> list[int]:
+    digits = []
+    for n in levels:
+        digits.append(index % n)
+        index //= n
+    return digits
+
+
+def test_an_embedding_is_the_row_and_the_network_of_the_code():
+    model = case_model()
+    embedding = model.embedding
+    found = embedding(torch.arange(64))
+    for token in range(64):
+        expected = embedding.weight[token]
+        if token < 60:  # the last four are special: they have no code
+            digits = digits_of(token * 7 % 100)
+            values = [2 * d / (n - 1) - 1 for d, n in zip(digits, (5, 5, 4), strict=True)]
+            expected = expected + embedding.code_network(torch.tensor(values))
+        torch.testing.assert_close(found[token], expected)
+
+
+def test_new_models_start_neighbouring_codes_near_each_other():
+    torch.manual_seed(0)
+    model = FSQForCausalLM(FSQConfig(**ROW.sizes | {"hidden_size": 128, "intermediate_size": 128}))
+    vectors = model.embedding(torch.arange(60)).reshape(12, 5, -1)  # five values of the first digit, the rest alike
+    near = (vectors[:, 1:] - vectors[:, :-1]).norm(dim=-1).mean()
+    far = (vectors[5:] - vectors[:-5]).norm(dim=-1).mean()
+    assert near < 0.9 * far
+
+
+def test_the_factorised_head_adds_the_logits_of_the_digits():
+    model = case_model("factorised")
+    hidden = torch.randn(3, 32)
+    columns = model.lm_head(hidden)
+    assert columns.shape == (3, 5 + 5 + 4 + 4)
+    logits = model.compute_logits(hidden)
+    for token in range(64):
+        if token < 60:
+            first, second, third = digits_of(token * 7 % 100)
+            expected = columns[:, first] + columns[:, 5 + second] + columns[:, 10 + third]
+        else:
+            expected = columns[:, 14 + token - 60]
+        torch.testing.assert_close(logits[:, token], expected)
+
+
+def test_spelling_is_scored_byte_by_byte():
+    model = case_model("byte_head")
+    vectors = torch.randn(6, 16)
+    tokens = torch.tensor([0, 1, 2, 3, 4, 63])
+    found = model.embedding.spelling_loss(vectors, tokens)
+    log_probabilities = model.embedding.autoencoder.decoder(vectors).log_softmax(-1)
+    for row, spelling in enumerate(SPELLINGS):
+        symbols = [*spelling, 256][:4]
+        expected = -sum(log_probabilities[row, position, symbol] for position, symbol in enumerate(symbols))
+        torch.testing.assert_close(found[row], expected)
+    assert found[5] == 0  # a special token has no spelling
+
+
+def test_the_byte_loss_spells_the_next_token_from_the_hidden_state():
+    model = case_model("byte_head").train()
+    ids = token_ids(2, 6, vocab_size=60)
+    output = model(ids, labels=ids)
+    hidden = model.model(ids).last_hidden_state
+    vectors = model.byte_head(hidden[:, :-1]).flatten(0, 1)
+    expected = model.embedding.spelling_loss(vectors, ids[:, 1:].flatten()).mean()
+    torch.testing.assert_close(output.byte_loss, expected)
+    torch.testing.assert_close(output.loss, output.lm_loss + 0.5 * output.byte_loss)
+
+
+def test_joint_codes_are_the_tables_once_it_is_rebuilt():
+    """Rebuilding the table from the encoder and leaving joint training changes no output."""
+    joint = case_model("joint").eval()
+    embedding = joint.embedding
+    embedding.codes[:60] = embedding.encode_tokens()
+    table = Case(ROW, "joint").model(joint=False).eval()
+    table.load_state_dict(joint.state_dict())
+    ids = token_ids(2, 7)
+    torch.testing.assert_close(table(ids).logits, joint(ids).logits)
+
+
+def test_joint_training_reaches_the_encoder_from_the_language_models_loss():
+    model = case_model("joint", reconstruction_loss_weight=0.0, byte_loss_weight=0.0).train()
+    ids = token_ids(2, 7, vocab_size=60)
+    model(ids, labels=ids).loss.backward()
+    assert model.embedding.autoencoder.encoder.to_code.weight.grad.abs().sum() > 0
+
+
+def test_only_what_the_configuration_trains_gets_gradients():
+    for variant, trained in (("byte_head", {"decoder"}), ("joint", {"encoder", "decoder", "from_code"})):
+        model = case_model(variant).train()
+        parts = {name.split(".")[0] for name, p in model.embedding.autoencoder.named_parameters() if p.requires_grad}
+        assert parts == trained
+    frozen = case_model("byte_head", train_decoder=False)
+    assert not any(p.requires_grad for p in frozen.embedding.autoencoder.parameters())
+
+
+def test_the_trainer_freezes_what_loading_thawed(tmp_path):
+    """transformers gives loaded parameters gradients, whatever the constructor said."""
+    case_model("byte_head", train_decoder=False).save_pretrained(tmp_path)
+    model = FSQForCausalLM.from_pretrained(tmp_path)
+    model.freeze()
+    assert not any(p.requires_grad for p in model.embedding.autoencoder.parameters())
+
+
+def test_ids_beyond_the_tokenizer_have_neither_code_nor_spelling():
+    embedding = case_model().embedding
+    embedding.set_table(torch.arange(10), torch.ones(10, 4, dtype=torch.uint8), torch.ones(10, dtype=torch.long))
+    assert (embedding.codes[10:] == -1).all() and not embedding.lengths[10:].any()
+
+
+def test_the_table_is_a_part_of_the_checkpoint(tmp_path):
+    model = case_model("joint")
+    model.save_pretrained(tmp_path)
+    loaded = FSQForCausalLM.from_pretrained(tmp_path)
+    for name, buffer in model.named_buffers():
+        assert torch.equal(buffer, dict(loaded.named_buffers())[name]), name
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"vocab_size": 200}, ["`vocab_size` 200", "[5, 5, 4]", "100"]),
+        ({"num_special_tokens": 64}, ["`num_special_tokens` is 64", "`vocab_size` 64"]),
+        ({"byte_loss_weight": -1}, ["`byte_loss_weight` is -1"]),
+        ({"joint": True, "code_embedding_size": 0}, ["`joint`", "`code_embedding_size` is 0"]),
+        ({"train_decoder": True}, ["`train_decoder`", "`byte_loss_weight`"]),
+        ({"min_code_entropy": 2}, ["`min_code_entropy` is 2", "[0, 1]"]),
+        ({"autoencoder": AUTOENCODER | {"levels": [1]}}, ["`levels`", "at least 2"]),
+    ],
+)
+def test_bad_configurations_say_what_is_wrong(fields, words):
+    with pytest.raises(Exception) as error:
+        FSQConfig(**ROW.sizes | fields)
+    message = str(error.value.__cause__ or error.value)
+    assert all(word in message for word in words), message
+
+
+def test_randomised_tables_stay_what_they_are():
+    """The tests' random weights must not touch codes."""
+    model = case_model()
+    before = model.embedding.codes.clone()
+    randomise(model)
+    assert torch.equal(model.embedding.codes, before)
+    assert isinstance(model.lm_head, nn.Linear)
