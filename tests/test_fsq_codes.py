@@ -5,7 +5,7 @@ import pytest
 import torch
 from test_fsq import small
 
-from latentlm.data.chunks import chunk_table
+from latentlm.models.fsq_vocabulary import spelling_table
 from latentlm.training.codes import assign_codes, encode_positions, nearest_free, spelled_exactly
 
 PIECES = [bytes([a, b]) for a in range(97, 109) for b in range(97, 104)]  # 84 pieces for 120 codes
@@ -13,7 +13,7 @@ PIECES = [bytes([a, b]) for a in range(97, 109) for b in range(97, 104)]  # 84 p
 
 @pytest.fixture
 def table() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    chunks, lengths = chunk_table(PIECES)
+    chunks, lengths = spelling_table(PIECES)
     uses = np.random.default_rng(0).permutation(len(PIECES))
     return chunks[:, :8].copy(), lengths, uses
 

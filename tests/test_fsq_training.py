@@ -13,7 +13,8 @@ from test_fsq import CHUNKS, small
 from training_setup import metrics_of
 
 from latentlm.data import ChunkConfig, prepare_chunks
-from latentlm.data.chunks import DRAWS, ChunkDataset, chunk_table
+from latentlm.data.chunks import DRAWS, ChunkDataset
+from latentlm.models.fsq_vocabulary import spelling_table
 from latentlm.train import main
 from latentlm.training import FSQAutoencoderTrainer, LatentTrainingArguments
 
@@ -68,7 +69,7 @@ def recipe(tmp_path: Path, text: Path) -> Path:
 
 
 def test_rows_are_the_bytes_and_one_end():
-    rows = ChunkDataset(*chunk_table([b"to", bytes(16)]), np.array([7, 1]))
+    rows = ChunkDataset(*spelling_table([b"to", bytes(16)]), np.array([7, 1]))
     assert rows[0]["input_ids"].tolist() == [116, 111] + [256] * 14
     assert rows[0]["labels"].tolist() == [116, 111, 256] + [-100] * 13
     assert rows[0]["use"] == 7
@@ -132,7 +133,7 @@ def test_bad_chunk_configurations_say_what_is_wrong(fields, words):
 
 
 def rows_of(chunks: list[bytes], uses: list[int]) -> ChunkDataset:
-    table, lengths = chunk_table(chunks)
+    table, lengths = spelling_table(chunks)
     return ChunkDataset(table[:, :8].copy(), lengths, np.array(uses))
 
 

@@ -16,6 +16,8 @@ from .models.modeling_fsq import FSQForCausalLM, FSQModel
 from .models.modeling_fsq_autoencoder import FSQAutoencoderModel
 from .models.modeling_parallel_encoder_decoder import ParallelEncoderDecoderForCausalLM, ParallelEncoderDecoderModel
 from .models.tokenization_byte import ByteTokenizer
+from .models.tokenization_fsq import FSQTokenizer
+from .models.tokenization_fsq_fast import FSQTokenizerFast
 
 __version__ = "0.1.0"
 
@@ -39,7 +41,8 @@ for config_class, model_classes in ARCHITECTURES:
     for auto_class, model_class in model_classes.items():
         auto_class.register(config_class, model_class, exist_ok=True)
         model_class.register_for_auto_class(auto_class.__name__)
-ByteTokenizer.register_for_auto_class()
+for tokenizer_class in (ByteTokenizer, FSQTokenizer, FSQTokenizerFast):
+    tokenizer_class.register_for_auto_class()
 
 __all__ = [
     "ARCHITECTURES",
@@ -55,6 +58,8 @@ __all__ = [
     "FSQConfig",
     "FSQForCausalLM",
     "FSQModel",
+    "FSQTokenizer",
+    "FSQTokenizerFast",
     "ParallelEncoderDecoderConfig",
     "ParallelEncoderDecoderForCausalLM",
     "ParallelEncoderDecoderModel",

@@ -11,17 +11,18 @@ the pieces; that run resumes where it was killed, and everything here takes seco
 
 import argparse
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
 
-from latentlm import FSQAutoencoderModel, FSQForCausalLM, FSQTokenizer, FSQTokenizerFast
-from latentlm.data.chunks import chunk_table, load_run_pieces
+from latentlm import FSQAutoencoderModel, FSQForCausalLM, FSQTokenizerFast
+from latentlm.data.chunks import load_run_pieces
 from latentlm.evaluation.tokenizers import analyse_tokenizer, check_tokenizer
-from latentlm.models.tokenization_fsq import write_vocabulary
+from latentlm.models.configuration_fsq import own_fields
+from latentlm.models.fsq_vocabulary import AUTOENCODER_FILE, VOCABULARY_FILE, FSQVocabulary, file_hash, spelling_table
 from latentlm.training.codes import Codes, assign_codes
 
 
@@ -34,7 +35,7 @@ def build(run: Path, out: Path) -> FSQTokenizerFast:
     """
     pieces = load_run_pieces(run)
     autoencoder = FSQAutoencoderModel.from_pretrained(run).eval()
-    chunks, lengths = chunk_table([bytes([byte]) for byte in range(256)] + pieces.pieces)
+    chunks, lengths = spelling_table([bytes([byte]) for byte in range(256)] + pieces.pieces)
     uses = np.concatenate((pieces.byte_counts, pieces.counts))
     found = assign_codes(autoencoder, chunks, lengths, uses)
     share = uses / max(uses.sum(), 1)
@@ -53,16 +54,13 @@ def rebuild(run: Path, out: Path) -> None:
     model = FSQForCausalLM.from_pretrained(run).eval()
     if not model.config.joint:
         raise ValueError(f"{run} was not trained jointly (its `joint` is false): its table is still right")
-    tokenizer = FSQTokenizer.from_pretrained(run)
-    chunks, lengths = tokenizer.piece_table()
-    coded = lengths > 0
-    order = np.arange(coded.sum())[::-1]  # pieces are sorted by use; single bytes go first
-    found = assign_codes(model.embedding.autoencoder, chunks[coded], lengths[coded], order)
-    changed = found.codes != tokenizer.codes[coded]
-    print(f"{changed.sum():,} of {len(changed):,} codes changed ({changed.mean():.2%})")
-    pieces = [bytes(row[:n]) for row, n in zip(chunks[coded][256:], lengths[coded][256:], strict=True)]
+    old = FSQTokenizerFast.from_pretrained(run).vocabulary
     autoencoder = model.embedding.autoencoder
-    new = write_tokenizer(out, pieces, tokenizer.boundary, found, autoencoder, version=tokenizer.version + 1)
+    by_use = -np.arange(len(old.codes))  # pieces are sorted by use; single bytes go first
+    found = assign_codes(autoencoder, *spelling_table(old.spellings), by_use)
+    changed = found.codes != old.codes
+    print(f"{changed.sum():,} of {len(changed):,} codes changed ({changed.mean():.2%})")
+    new = write_tokenizer(out, old.pieces, old.boundary, found, autoencoder, old.version + 1)
     model.embedding.set_table(torch.from_numpy(new.codes), *map(torch.from_numpy, new.piece_table()))
     model.config.joint = False
     if not model.config.has_autoencoder:
@@ -73,20 +71,24 @@ def rebuild(run: Path, out: Path) -> None:
 def write_tokenizer(
     out: Path, pieces: list[bytes], boundary: str, found: Codes, autoencoder: FSQAutoencoderModel, version: int
 ) -> FSQTokenizerFast:
-    """Vocabulary files, then the repository of the fast tokenizer, from which the slow one loads too."""
-    with tempfile.TemporaryDirectory() as folder:
-        vocabulary = write_vocabulary(
-            Path(folder),
-            pieces=pieces,
-            codes=found.codes,
-            boundary=boundary,
-            exact=found.exact,
-            moved=found.moved,
-            autoencoder=autoencoder,
-            version=version,
-        )
-        tokenizer = FSQTokenizerFast(vocab_file=str(vocabulary))
-        tokenizer.save_pretrained(out)
+    """Write the repository of the fast tokenizer, from which the slow one loads too."""
+    out.mkdir(parents=True, exist_ok=True)
+    weights = out / AUTOENCODER_FILE
+    save_file({name: tensor.contiguous() for name, tensor in autoencoder.state_dict().items()}, weights)
+    vocabulary = FSQVocabulary(
+        boundary=boundary,
+        levels=list(autoencoder.config.levels),
+        pieces=pieces,
+        codes=found.codes,
+        moved=np.flatnonzero(found.moved).tolist(),
+        inexact=np.flatnonzero(~found.exact).tolist(),
+        version=version,
+        autoencoder=own_fields(autoencoder.config),
+        autoencoder_sha256=file_hash(weights),
+    )
+    (out / VOCABULARY_FILE).write_text(vocabulary.to_json(), encoding="utf-8")
+    tokenizer = FSQTokenizerFast(vocab_file=str(out / VOCABULARY_FILE), autoencoder_file=str(weights))
+    tokenizer.save_pretrained(out)
     return tokenizer
 
 

@@ -9,6 +9,7 @@ import torch
 from torch.utils.data import Dataset
 
 from ..models.byte_pieces import MAX_PIECE_BYTES
+from ..models.fsq_vocabulary import spelling_table
 from .cache import build_once
 from .config import ChunkConfig
 from .pieces import Pieces, choose_pieces, load_pieces, save_pieces
@@ -109,7 +110,7 @@ def _write_chunks(folder: Path, config: ChunkConfig, train_source: Source, valid
         rows = [chunk for text in progress(documents, f"Cutting {name}") for chunk in _cut(text, config.chunk_bytes)]
         if not rows:
             raise ValueError(f"dataset: the {name} split is empty")
-        chunks, lengths = chunk_table(rows)
+        chunks, lengths = spelling_table(rows)
         np.save(folder / f"{name}.npy", np.column_stack((chunks, lengths.astype(np.uint8))))
 
 
@@ -123,16 +124,9 @@ def _fixed_rows(path: Path) -> ChunkDataset:
     return ChunkDataset(table[:, :-1], table[:, -1], np.ones(len(table), dtype=np.int64))
 
 
-def chunk_table(chunks: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
-    """Chunks as uint8 `(N, 16)`, zeros after the end, and their lengths `(N,)`, int64."""
-    joined = b"".join(chunk.ljust(MAX_PIECE_BYTES, b"\0") for chunk in chunks)
-    table = np.frombuffer(joined, np.uint8).reshape(-1, MAX_PIECE_BYTES)
-    return table, np.array([len(chunk) for chunk in chunks], dtype=np.int64)
-
-
 def _piece_rows(pieces: Pieces, config: ChunkConfig) -> tuple[ChunkDataset, ChunkDataset]:
     """Draws for training, and every byte and piece once for evaluation."""
-    chunks, lengths = chunk_table([bytes([byte]) for byte in range(256)] + pieces.pieces)
+    chunks, lengths = spelling_table([bytes([byte]) for byte in range(256)] + pieces.pieces)
     uses = np.concatenate((pieces.byte_counts, pieces.counts))
     generator = np.random.default_rng(0)
     random_chunks, random_lengths = _random_chunks(chunks, lengths, uses, generator)

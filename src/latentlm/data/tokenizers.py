@@ -11,7 +11,10 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 from ..models.tokenization_byte import ByteTokenizer
+from ..models.tokenization_fsq_fast import FSQTokenizerFast
 
+# By the name that a saved one has for its class.
+OWN_TOKENIZERS = {"ByteTokenizer": ByteTokenizer, "FSQTokenizer": FSQTokenizerFast}
 BATCH_CHARACTERS = 1 << 20  # documents are encoded this much at a time
 
 
@@ -24,9 +27,9 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     if name == "bytes":
         return ByteTokenizer()
     try:
-        # A saved ByteTokenizer names its code file in `auto_map`: load our own class, not that code.
-        is_bytes = get_tokenizer_config(name).get("tokenizer_class") == ByteTokenizer.__name__
-        tokenizer = (ByteTokenizer if is_bytes else AutoTokenizer).from_pretrained(name)
+        # A saved tokenizer of ours names its code file in `auto_map`: load our own class, not that code.
+        kind = get_tokenizer_config(name).get("tokenizer_class")
+        tokenizer = OWN_TOKENIZERS.get(kind, AutoTokenizer).from_pretrained(name)
     except (OSError, ValueError) as error:
         raise ValueError(
             f"tokenizer: {name!r} is neither 'bytes', 'bpe' nor a tokenizer that can be loaded: {error}"

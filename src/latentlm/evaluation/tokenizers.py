@@ -82,15 +82,15 @@ def analyse_tokenizer(folder: Path, text: Path, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     plot_use(counts[coded], out / "use.png")
     plot_digits(fsq, slow.codes[coded], counts[coded], out / "digits.png")
-    lengths = slow.piece_table()[1]
+    lengths, table = slow.piece_table()[1], slow.vocabulary
     lines = [
         f"# {folder.name} on {text.name}",
         "",
         f"- {size:,} bytes, {len(ids):,} tokens: {size / len(ids):.3f} bytes per token",
         f"- vocabulary used: {np.count_nonzero(counts[coded]) / coded.sum():.2%} of {coded.sum():,} bytes and pieces",
         f"- tokens that are single bytes: {counts[lengths == 1].sum() / len(ids):.2%}",
-        f"- codes moved to a free place: {len(slow.moved) / coded.sum():.2%}; spelled exactly by the network: "
-        f"{len(slow.exact) / coded.sum():.2%}, {counts[slow.exact].sum() / len(ids):.2%} by use",
+        f"- codes moved to a free place: {len(table.moved) / coded.sum():.2%}; spelled exactly by the network: "
+        f"{1 - len(table.inexact) / coded.sum():.2%}, {1 - counts[table.inexact].sum() / len(ids):.2%} by use",
         "",
         "Kept if the vocabulary were pruned to the most used bytes and pieces:",
         "",
@@ -115,9 +115,8 @@ def neighbours(tokenizer: FSQTokenizer, fsq: FSQ) -> Iterator[tuple[bytes, list[
     """The pieces whose codes are nearest to those of a few samples."""
     import torch
 
-    chunks, lengths = tokenizer.piece_table()
-    spellings = [bytes(row[:length]) for row, length in zip(chunks, lengths.tolist(), strict=True) if length]
-    values = fsq.values(fsq.digits(torch.from_numpy(tokenizer.codes[lengths > 0])))
+    spellings = tokenizer.vocabulary.spellings
+    values = fsq.values(fsq.digits(torch.from_numpy(tokenizer.vocabulary.codes)))
     for sample in SAMPLES:
         if sample in spellings:
             index = spellings.index(sample)

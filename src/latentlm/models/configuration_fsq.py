@@ -45,11 +45,7 @@ class FSQConfig(DecoderOnlyConfig):
 
     def __post_init__(self, **kwargs):
         # The whole configuration is kept, so that another version's defaults cannot change a saved model.
-        autoencoder = FSQAutoencoderConfig(**(self.autoencoder or {}))
-        self.autoencoder = {
-            name: list(value) if isinstance(value, tuple) else value
-            for name, value in ((name, getattr(autoencoder, name)) for name in autoencoder_fields())
-        }
+        self.autoencoder = own_fields(FSQAutoencoderConfig(**(self.autoencoder or {})))
         if self.head == "factorised":
             self.tie_word_embeddings = False
         super().__post_init__(**kwargs)
@@ -93,9 +89,10 @@ class FSQConfig(DecoderOnlyConfig):
             raise ValueError("`train_decoder` needs `byte_loss_weight` above 0: nothing else would train the decoder.")
 
 
-def autoencoder_fields() -> list[str]:
-    """Names of the fields that the autoencoder's configuration declares itself."""
-    return [name for name in FSQAutoencoderConfig.__annotations__ if name != "model_type"]
+def own_fields(config: FSQAutoencoderConfig) -> dict[str, Any]:
+    """The fields that this configuration declares itself, as JSON has them."""
+    values = {name: getattr(config, name) for name in FSQAutoencoderConfig.__annotations__ if name != "model_type"}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
 __all__ = ["FSQConfig"]

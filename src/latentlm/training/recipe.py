@@ -12,6 +12,7 @@ training:
 import dataclasses
 import difflib
 import json
+import os
 import re
 import types
 import typing
@@ -198,6 +199,9 @@ def load_recipe(path: str | Path, overrides: dict[str, Any] | None = None) -> Re
         section, field = find_section(name, fields)
         recipe[section][field] = parse_override(section, field, value, fields[section])
 
+    tokenizer = recipe["data"].get("tokenizer")
+    if isinstance(tokenizer, str) and (path.parent / tokenizer).is_dir():
+        recipe["data"]["tokenizer"] = os.path.normpath(path.parent / tokenizer)  # one that lies beside the recipe
     training = {"output_dir": default_output_dir(path), **recipe["training"]}
     generation = next((f for f in (source_folder, path.parent) if f and (f / "generation_config.json").exists()), None)
     model = {**folder_fields, **recipe["model"]}

@@ -1,0 +1,238 @@
+"""The vocabulary of an FSQ tokenizer: which strings have tokens, which code each has, and how a text is segmented."""
+
+import hashlib
+import json
+import math
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .byte_pieces import (
+    BOUNDARIES,
+    MAX_PIECE_BYTES,
+    NUM_SPECIAL_TOKENS,
+    bytes_pattern,
+    from_characters,
+    to_characters,
+)
+
+FORMAT = 1
+NUM_BYTES = 256
+VOCABULARY_FILE = "fsq_vocabulary.json"
+AUTOENCODER_FILE = "fsq_autoencoder.safetensors"
+REBUILD = "build the tokenizer again (python -m latentlm.tokenizer build), or download it anew"
+
+
+@dataclass(frozen=True)
+class FSQVocabulary:
+    """Ids 0 to 255 are the bytes, then come the pieces, and last 4 special tokens, which have neither text nor code.
+
+    Attributes:
+        boundary: what pieces stay inside of, `"words"` or `"lines"`.
+        levels: of the quantization.
+        pieces: 2 to 16 bytes each, distinct.
+        codes: code index of every byte and piece, `(256 + len(pieces),)`, int64, distinct.
+        moved: ids whose code is not the encoder's, because another had taken it.
+        inexact: ids that the decoder does not spell from their code.
+        version: 1, and one more each time joint training rebuilds the table.
+        autoencoder: configuration of the network that the codes come from, if it is kept with the table.
+        autoencoder_sha256: of its weights file.
+    """
+
+    boundary: str
+    levels: list[int]
+    pieces: list[bytes]
+    codes: np.ndarray
+    moved: list[int]
+    inexact: list[int]
+    version: int = 1
+    autoencoder: dict[str, Any] | None = None
+    autoencoder_sha256: str | None = None
+
+    def __post_init__(self) -> None:
+        """Raises ValueError where something cannot be right."""
+        if self.boundary not in BOUNDARIES:
+            raise ValueError(f"boundary is {self.boundary!r}, but must be one of {', '.join(BOUNDARIES)}")
+        if not self.levels or min(self.levels) < 2:
+            raise ValueError(f"levels are {self.levels}, but each must be at least 2")
+        if len(set(self.pieces)) != len(self.pieces):
+            raise ValueError("pieces are not distinct")
+        wrong = [piece for piece in self.pieces if not 2 <= len(piece) <= MAX_PIECE_BYTES]
+        if wrong:
+            raise ValueError(f"piece {wrong[0]!r} has {len(wrong[0])} bytes, but must have 2 to {MAX_PIECE_BYTES}")
+        if len(self.codes) != NUM_BYTES + len(self.pieces):
+            raise ValueError(f"there are {len(self.codes)} codes for {NUM_BYTES + len(self.pieces)} bytes and pieces")
+        if len(np.unique(self.codes)) != len(self.codes):
+            raise ValueError("codes are not distinct")
+        if self.codes.min() < 0 or self.codes.max() >= math.prod(self.levels):
+            raise ValueError(f"codes must lie between 0 and {math.prod(self.levels) - 1}, as levels {self.levels} say")
+
+    @property
+    def size(self) -> int:
+        """Number of ids, special tokens included."""
+        return NUM_BYTES + len(self.pieces) + NUM_SPECIAL_TOKENS
+
+    @cached_property
+    def spellings(self) -> list[bytes]:
+        """What every id without the special tokens stands for."""
+        return [bytes([byte]) for byte in range(NUM_BYTES)] + self.pieces
+
+    @cached_property
+    def names(self) -> list[str]:
+        """The spellings in the byte-level alphabet: how tokens are called."""
+        return list(map(to_characters, self.spellings))
+
+    @cached_property
+    def lengths(self) -> np.ndarray:
+        """Bytes of each spelling, int64."""
+        return np.array([len(spelling) for spelling in self.spellings], dtype=np.int64)
+
+    def to_json(self) -> str:
+        content = {
+            "format": FORMAT,
+            "version": self.version,
+            "boundary": self.boundary,
+            "levels": list(self.levels),
+            "pieces": list(map(to_characters, self.pieces)),
+            "codes": self.codes.tolist(),
+            "moved": list(self.moved),
+            "inexact": list(self.inexact),
+            "autoencoder": self.autoencoder,
+            "autoencoder_sha256": self.autoencoder_sha256,
+        }
+        return json.dumps({**content, "sha256": content_hash(content)}, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def load(cls, path: str | Path, autoencoder_path: str | Path | None = None) -> "FSQVocabulary":
+        """Read a vocabulary file, and check that the network's weights beside it are those it was made with.
+
+        Raises:
+            ValueError: if the file is cut, changed or impossible, or the weights are others.
+        """
+        try:
+            content = json.loads(Path(path).read_text(encoding="utf-8"))
+            found = content.pop("sha256")
+            if found != content_hash(content):
+                raise ValueError("its content does not match its sha256")
+            if content.pop("format") != FORMAT:
+                raise ValueError(f"its format is not {FORMAT}")
+            vocabulary = cls(
+                **content
+                | {
+                    "pieces": list(map(from_characters, content["pieces"])),
+                    "codes": np.array(content["codes"], dtype=np.int64),
+                }
+            )
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{path} is not a whole FSQ vocabulary: {error}; {REBUILD}") from error
+        if autoencoder_path is not None and file_hash(autoencoder_path) != vocabulary.autoencoder_sha256:
+            raise ValueError(f"{autoencoder_path} holds another encoder than the one of the table {path}; {REBUILD}")
+        return vocabulary
+
+
+def content_hash(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def file_hash(path: str | Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class Segmenter:
+    """Bytes to ids: the fewest tokens for each stretch, and among equally few the longest last piece.
+
+    Args:
+        vocabulary: the table.
+        cache_size: how many stretches to remember the ids of; 0 for none.
+        neural: use only those pieces that the network itself encodes to their code and spells from it again.
+        autoencoder: for `neural`: the network.
+    """
+
+    def __init__(self, vocabulary: FSQVocabulary, cache_size: int, neural: bool = False, autoencoder: Any = None):
+        self.vocabulary = vocabulary
+        self.pattern = bytes_pattern(vocabulary.boundary)
+        self.cache_size = cache_size
+        self.ids = {spelling: index for index, spelling in enumerate(vocabulary.spellings)}
+        self.autoencoder = autoencoder if neural else None
+        # What may be used: in neural mode it grows with what the network was seen to get right.
+        self.usable = dict(list(self.ids.items())[:NUM_BYTES]) if neural else self.ids
+        self.tried: set[bytes] = set()
+        self._remember()
+
+    def _remember(self) -> None:
+        self.cached = lru_cache(self.cache_size)(self.segment) if self.cache_size else self.segment
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "cached"}  # it cannot be pickled
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._remember()
+
+    def __call__(self, data: bytes) -> list[int]:
+        """The ids of any byte string."""
+        stretches = self.pattern.findall(data)
+        if self.autoencoder is not None:
+            self.try_pieces(stretches)
+        return list(chain.from_iterable(map(self.cached, stretches)))
+
+    def segment(self, stretch: bytes) -> tuple[int, ...]:
+        """Dynamic programming over the ends of pieces."""
+        usable = self.usable
+        if stretch in usable:
+            return (usable[stretch],)
+        fewest = [0]  # tokens up to each position
+        last = [0]  # where the last of them begins
+        for end in range(1, len(stretch) + 1):
+            best, origin = fewest[end - 1] + 1, end - 1  # a single byte always goes
+            for start in range(max(0, end - MAX_PIECE_BYTES), end - 1):
+                # The earliest start of equals wins, a single byte comes last.
+                tokens = fewest[start] + 1
+                is_better = tokens < best or (tokens == best and origin == end - 1)
+                if is_better and stretch[start:end] in usable:
+                    best, origin = tokens, start
+            fewest.append(best)
+            last.append(origin)
+        ids = []
+        end = len(stretch)
+        while end:
+            ids.append(usable[stretch[last[end] : end]])
+            end = last[end]
+        return tuple(reversed(ids))
+
+    def try_pieces(self, stretches: list[bytes]) -> None:
+        """Run all pieces that are inside of the stretches through the network, those not tried before, in one batch."""
+        new = sorted(
+            {
+                piece
+                for stretch in set(stretches)
+                for start in range(len(stretch))
+                for end in range(start + 2, min(start + MAX_PIECE_BYTES, len(stretch)) + 1)
+                if (piece := stretch[start:end]) in self.ids and piece not in self.tried
+            }
+        )
+        if not new:
+            return
+        import torch
+
+        self.tried.update(new)
+        chunks, lengths = (torch.from_numpy(part) for part in spelling_table(new))
+        codes = self.autoencoder.encode(chunks, lengths)
+        decoded, decoded_lengths = self.autoencoder.decode(codes)
+        for piece, code, spelled, length in zip(
+            new, codes.tolist(), decoded.numpy(), decoded_lengths.tolist(), strict=True
+        ):
+            if code == self.vocabulary.codes[self.ids[piece]] and bytes(spelled[:length]) == piece:
+                self.usable[piece] = self.ids[piece]
+
+
+def spelling_table(spellings: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
+    """Spellings as uint8 `(N, 16)`, zeros after the end, and their lengths `(N,)`, int64."""
+    joined = bytearray(b"".join(spelling.ljust(MAX_PIECE_BYTES, b"\0") for spelling in spellings))
+    table = np.frombuffer(joined, np.uint8).reshape(-1, MAX_PIECE_BYTES)
+    return table, np.array([len(spelling) for spelling in spellings], dtype=np.int64)

@@ -1,0 +1,154 @@
+"""`FSQTokenizer`: text as pieces that have codes of finite scalar quantization, in Python."""
+
+import shutil
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from transformers import AddedToken
+
+from .fsq_vocabulary import AUTOENCODER_FILE, VOCABULARY_FILE, FSQVocabulary, Segmenter, spelling_table
+from .lossless_tokenizer import LosslessTokenizer
+
+SPECIAL_TOKENS = {"pad_token": "<pad>", "bos_token": "<bos>", "eos_token": "<eos>", "mask_token": "<mask>"}
+
+
+class FSQTable:
+    """What both FSQ tokenizers know beside their ids: goes first among the bases. `vocabulary` is set by the class."""
+
+    vocabulary: FSQVocabulary
+    autoencoder_file: str | None
+    _autoencoder: Any = None
+
+    @property
+    def codes(self) -> np.ndarray:
+        """Code index of every id, `(V,)`, int64; -1 for special tokens."""
+        return np.pad(self.vocabulary.codes, (0, len(SPECIAL_TOKENS)), constant_values=-1)
+
+    @property
+    def levels(self) -> list[int]:
+        """Of the quantization, one number of values for each dimension of a code."""
+        return list(self.vocabulary.levels)
+
+    def piece_table(self) -> tuple[np.ndarray, np.ndarray]:
+        """The bytes of every id, `(V, 16)`, uint8, and their number, `(V,)`, int64; 0 for special tokens."""
+        return spelling_table(self.vocabulary.spellings + [b""] * len(SPECIAL_TOKENS))
+
+    @property
+    def autoencoder_config(self) -> dict[str, Any] | None:
+        """Fields of the network's [`FSQAutoencoderConfig`]; None if the table was made without one."""
+        return self.vocabulary.autoencoder
+
+    @property
+    def autoencoder(self) -> Any:
+        """The network that gave the codes, an [`FSQAutoencoderModel`] in evaluation mode; loaded at first use.
+
+        Raises:
+            ValueError: if the tokenizer was saved without it.
+        """
+        if self._autoencoder is None:
+            if self.autoencoder_file is None or self.vocabulary.autoencoder is None:
+                raise ValueError(f"this tokenizer has no {AUTOENCODER_FILE}: only mode='table' works")
+            from safetensors.torch import load_file
+
+            from .configuration_fsq_autoencoder import FSQAutoencoderConfig
+            from .modeling_fsq_autoencoder import FSQAutoencoderModel
+
+            model = FSQAutoencoderModel(FSQAutoencoderConfig(**self.vocabulary.autoencoder))
+            model.load_state_dict(load_file(self.autoencoder_file))
+            self._autoencoder = model.eval()
+        return self._autoencoder
+
+    def save_vocabulary(self, save_directory: str, filename_prefix: str | None = None) -> tuple[str, ...]:
+        """Writes the table, and the network if there is one, under their own names."""
+        prefix = f"{filename_prefix}-" if filename_prefix else ""
+        path = Path(save_directory) / f"{prefix}{VOCABULARY_FILE}"
+        path.write_text(self.vocabulary.to_json(), encoding="utf-8")
+        if self.autoencoder_file is None:
+            return (str(path),)
+        weights = Path(save_directory) / f"{prefix}{AUTOENCODER_FILE}"
+        if not weights.exists() or not weights.samefile(self.autoencoder_file):
+            shutil.copyfile(self.autoencoder_file, weights)
+        self.autoencoder_file = str(weights)  # where it was before may be gone later
+        return str(path), str(weights)
+
+
+class FSQTokenizer(FSQTable, LosslessTokenizer):
+    """The specification in Python: a text is cut by `boundary`, and each stretch takes the fewest tokens (among equally
+    few, the longest last piece). See [`LosslessTokenizer`] for what it promises; there is no unknown token.
+
+    Args:
+        vocab_file: `fsq_vocabulary.json`, see [`FSQVocabulary`].
+        autoencoder_file: `fsq_autoencoder.safetensors`, the network that the codes come from.
+        mode: `"table"`, or `"neural"`: use only pieces that the network, when it is run, encodes to their code and
+            spells from it again. Both are lossless, and decoding reads the table.
+        cache_size: stretches whose ids are remembered; 0 for none.
+        add_bos_token, add_eos_token: frame every encoded sequence.
+        pad_token, bos_token, eos_token, mask_token: the texts of the last four ids.
+        **kwargs: those of `PreTrainedTokenizer`.
+
+    Raises:
+        ValueError: if a file is damaged, or table and network do not belong together.
+    """
+
+    vocab_files_names = {"vocab_file": VOCABULARY_FILE, "autoencoder_file": AUTOENCODER_FILE}
+
+    def __init__(
+        self,
+        vocab_file: str,
+        autoencoder_file: str | None = None,
+        mode: Literal["table", "neural"] = "table",
+        cache_size: int = 1 << 16,
+        add_bos_token: bool = True,
+        add_eos_token: bool = False,
+        pad_token: str | AddedToken = "<pad>",
+        bos_token: str | AddedToken = "<bos>",
+        eos_token: str | AddedToken = "<eos>",
+        mask_token: str | AddedToken = "<mask>",
+        **kwargs: Any,
+    ) -> None:
+        if mode not in ("table", "neural"):
+            raise ValueError(f"mode is {mode!r}, but must be 'table' or 'neural'")
+        if cache_size < 0:
+            raise ValueError(f"cache_size is {cache_size}, but must be at least 0")
+        special_tokens = dict(zip(SPECIAL_TOKENS, (pad_token, bos_token, eos_token, mask_token), strict=True))
+        self.vocabulary = load_vocabulary(vocab_file, autoencoder_file, special_tokens)
+        self.autoencoder_file = autoencoder_file
+        self.mode = mode
+        neural = mode == "neural"
+        self.segmenter = Segmenter(self.vocabulary, cache_size, neural, self.autoencoder if neural else None)
+        super().__init__(
+            self.vocabulary.names,
+            self.vocabulary.lengths,
+            special_tokens,
+            add_bos_token,
+            add_eos_token,
+            mode=mode,
+            cache_size=cache_size,
+            **kwargs,
+        )
+
+    def encode_bytes(self, data: bytes) -> list[int]:
+        return self.segmenter(data)
+
+    def spell(self, ids: np.ndarray) -> bytes:
+        spellings = self.vocabulary.spellings
+        return b"".join([spellings[index] for index in ids.tolist()])
+
+
+def load_vocabulary(
+    vocab_file: str, autoencoder_file: str | None, special_tokens: dict[str, str | AddedToken]
+) -> FSQVocabulary:
+    """The table, checked against the network and the special tokens.
+
+    Raises:
+        ValueError: also if a piece is the text of a special token.
+    """
+    vocabulary = FSQVocabulary.load(vocab_file, autoencoder_file)
+    for name, token in special_tokens.items():
+        if str(token).encode() in vocabulary.pieces:
+            raise ValueError(f"{name} {str(token)!r} is also a piece of {vocab_file}; choose another text for it")
+    return vocabulary
+
+
+__all__ = ["FSQTokenizer"]
