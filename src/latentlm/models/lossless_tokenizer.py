@@ -304,15 +304,19 @@ class LosslessTokenizer(PreTrainedTokenizer):
     def _save_pretrained(
         self, save_directory: str, file_names: tuple[str, ...], *args: Any, **kwargs: Any
     ) -> tuple[str, ...]:
-        save_frame(self, file_names)
+        add_to_config(file_names, self.saved_framing)
         return super()._save_pretrained(save_directory, file_names, *args, **kwargs)
 
+    @property
+    def saved_framing(self) -> dict[str, Any]:
+        """The two options as `tokenizer_config.json` needs them, which transformers leaves out."""
+        return {"add_bos_token": self.add_bos_token, "add_eos_token": self.add_eos_token}
 
-def save_frame(tokenizer: Any, file_names: tuple[str, ...]) -> None:
-    """Add to `tokenizer_config.json` the two options that transformers leaves out of it."""
+
+def add_to_config(file_names: tuple[str, ...], fields: dict[str, Any]) -> None:
+    """Add fields to the `tokenizer_config.json` among files that are being saved."""
     config_file = Path(next(name for name in file_names if str(name).endswith("tokenizer_config.json")))
-    config = json.loads(config_file.read_text(encoding="utf-8"))
-    config |= {"add_bos_token": tokenizer.add_bos_token, "add_eos_token": tokenizer.add_eos_token}
+    config = json.loads(config_file.read_text(encoding="utf-8")) | fields
     text = json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False)
     config_file.write_text(text + "\n", encoding="utf-8")
 

@@ -59,6 +59,11 @@ class FSQTable:
             self._autoencoder = model.eval()
         return self._autoencoder
 
+    @property
+    def saved_framing(self) -> dict[str, Any]:
+        """Under a name of its own: beside a `tokenizer.json` transformers passes over the two options."""
+        return {"framing": {"add_bos_token": self.add_bos_token, "add_eos_token": self.add_eos_token}}
+
     def save_vocabulary(self, save_directory: str, filename_prefix: str | None = None) -> tuple[str, ...]:
         """Writes the table, and the network if there is one, under their own names."""
         prefix = f"{filename_prefix}-" if filename_prefix else ""
@@ -83,8 +88,9 @@ class FSQTokenizer(FSQTable, LosslessTokenizer):
         mode: `"table"`, or `"neural"`: use only pieces that the network, when it is run, encodes to their code and
             spells from it again. Both are lossless, and decoding reads the table.
         cache_size: stretches whose ids are remembered; 0 for none.
-        add_bos_token, add_eos_token: frame every encoded sequence.
+        add_bos_token, add_eos_token: frame every encoded sequence; by default with `<bos>` alone.
         pad_token, bos_token, eos_token, mask_token: the texts of the last four ids.
+        framing: what `add_bos_token` and `add_eos_token` were when the tokenizer was saved.
         **kwargs: those of `PreTrainedTokenizer`.
 
     Raises:
@@ -99,12 +105,13 @@ class FSQTokenizer(FSQTable, LosslessTokenizer):
         autoencoder_file: str | None = None,
         mode: Literal["table", "neural"] = "table",
         cache_size: int = 1 << 16,
-        add_bos_token: bool = True,
-        add_eos_token: bool = False,
+        add_bos_token: bool | None = None,
+        add_eos_token: bool | None = None,
         pad_token: str | AddedToken = "<pad>",
         bos_token: str | AddedToken = "<bos>",
         eos_token: str | AddedToken = "<eos>",
         mask_token: str | AddedToken = "<mask>",
+        framing: dict[str, bool] | None = None,
         **kwargs: Any,
     ) -> None:
         if mode not in ("table", "neural"):
@@ -121,8 +128,7 @@ class FSQTokenizer(FSQTable, LosslessTokenizer):
             self.vocabulary.names,
             self.vocabulary.lengths,
             special_tokens,
-            add_bos_token,
-            add_eos_token,
+            *resolve_framing(add_bos_token, add_eos_token, framing),
             mode=mode,
             cache_size=cache_size,
             **kwargs,
@@ -134,6 +140,17 @@ class FSQTokenizer(FSQTable, LosslessTokenizer):
     def spell(self, ids: np.ndarray) -> bytes:
         spellings = self.vocabulary.spellings
         return b"".join([spellings[index] for index in ids.tolist()])
+
+
+def resolve_framing(
+    add_bos_token: bool | None, add_eos_token: bool | None, framing: dict[str, bool] | None
+) -> tuple[bool, bool]:
+    """What is asked for, else what was saved, else the default."""
+    saved = {"add_bos_token": True, "add_eos_token": False, **(framing or {})}
+    return (
+        saved["add_bos_token"] if add_bos_token is None else add_bos_token,
+        saved["add_eos_token"] if add_eos_token is None else add_eos_token,
+    )
 
 
 def load_vocabulary(

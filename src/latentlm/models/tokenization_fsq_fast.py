@@ -9,8 +9,8 @@ from transformers import AddedToken, PreTrainedTokenizerFast
 
 from .byte_pieces import text_pattern
 from .fsq_vocabulary import AUTOENCODER_FILE, NUM_BYTES, VOCABULARY_FILE, FSQVocabulary, Segmenter
-from .lossless_tokenizer import save_frame
-from .tokenization_fsq import SPECIAL_TOKENS, FSQTable, FSQTokenizer, load_vocabulary
+from .lossless_tokenizer import add_to_config
+from .tokenization_fsq import SPECIAL_TOKENS, FSQTable, FSQTokenizer, load_vocabulary, resolve_framing
 
 
 class FSQTokenizerFast(FSQTable, PreTrainedTokenizerFast):
@@ -34,12 +34,13 @@ class FSQTokenizerFast(FSQTable, PreTrainedTokenizerFast):
         vocab_file: str,
         tokenizer_file: str | None = None,
         autoencoder_file: str | None = None,
-        add_bos_token: bool = True,
-        add_eos_token: bool = False,
+        add_bos_token: bool | None = None,
+        add_eos_token: bool | None = None,
         pad_token: str | AddedToken = "<pad>",
         bos_token: str | AddedToken = "<bos>",
         eos_token: str | AddedToken = "<eos>",
         mask_token: str | AddedToken = "<mask>",
+        framing: dict[str, bool] | None = None,
         **kwargs: Any,
     ) -> None:
         special_tokens = dict(zip(SPECIAL_TOKENS, (pad_token, bos_token, eos_token, mask_token), strict=True))
@@ -48,6 +49,7 @@ class FSQTokenizerFast(FSQTable, PreTrainedTokenizerFast):
         backend = {"tokenizer_file": tokenizer_file}
         if tokenizer_file is None:
             backend = {"tokenizer_object": build_backend(self.vocabulary, special_tokens)}
+        add_bos_token, add_eos_token = resolve_framing(add_bos_token, add_eos_token, framing)
         kwargs.setdefault("clean_up_tokenization_spaces", False)
         super().__init__(
             vocab_file=vocab_file,
@@ -68,7 +70,7 @@ class FSQTokenizerFast(FSQTable, PreTrainedTokenizerFast):
         self, save_directory: str, file_names: tuple[str, ...], *args: Any, **kwargs: Any
     ) -> tuple[str, ...]:
         """Beside `tokenizer.json` the files that the slow class, and this one's codes, are made from."""
-        save_frame(self, file_names)
+        add_to_config(file_names, self.saved_framing)
         files = super()._save_pretrained(save_directory, file_names, *args, **kwargs)
         return files + self.save_vocabulary(save_directory)
 
