@@ -97,15 +97,20 @@ class FSQTokenizerFast(FSQTable, PreTrainedTokenizerFast):
         return b"".join(pieces)
 
 
-def build_backend(vocabulary: FSQVocabulary, special_tokens: dict[str, str | AddedToken]) -> Tokenizer:
-    """The `tokenizers.Tokenizer` of a table."""
-    backend = Tokenizer(models.Unigram([(name, -1.0) for name in vocabulary.names]))
-    backend.pre_tokenizer = pre_tokenizers.Sequence(
+def build_pre_tokenizer(boundary: str) -> pre_tokenizers.PreTokenizer:
+    """Cuts a text into stretches, and shows their bytes in the byte-level alphabet."""
+    return pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(text_pattern(vocabulary.boundary)), "isolated"),
+            pre_tokenizers.Split(Regex(text_pattern(boundary)), "isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False, trim_offsets=False),
         ]
     )
+
+
+def build_backend(vocabulary: FSQVocabulary, special_tokens: dict[str, str | AddedToken]) -> Tokenizer:
+    """The `tokenizers.Tokenizer` of a table."""
+    backend = Tokenizer(models.Unigram([(name, -1.0) for name in vocabulary.names]))
+    backend.pre_tokenizer = build_pre_tokenizer(vocabulary.boundary)
     backend.decoder = decoders.ByteLevel()
     backend.add_special_tokens([FastAddedToken(str(token), normalized=False) for token in special_tokens.values()])
     assert backend.get_vocab_size() == NUM_BYTES + len(vocabulary.pieces) + len(special_tokens)
