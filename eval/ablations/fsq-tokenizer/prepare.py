@@ -4,7 +4,7 @@
 
 PROSE is what they are trained on. Writes to FOLDER/tokenizers: `bpe` (byte-level), `words` (whole words, others in
 bytes), `fsq-words-random` and `fsq-lines-random` (pieces inside words and across spaces, random codes), and, with the
-run of an autoencoder, `fsq-words` (its codes). Also the first 150 kB of VALIDATION, on which rows are evaluated.
+run of an autoencoder, `fsq-words` (its codes). Also the first 80 kB of VALIDATION, on which rows are evaluated.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from latentlm.tokenizer import build
 
 SIZE = 32768
 LEVELS = [8, 8, 8, 8, 8, 5, 5, 5]
-VALIDATION_BYTES = 150_000
+VALIDATION_BYTES = 80_000
 
 
 def word_level(text: str) -> PreTrainedTokenizerFast:
