@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from latentlm import FSQAutoencoderConfig, FSQAutoencoderModel
@@ -229,6 +230,44 @@ def test_micro_batches_add_up_to_one_batch():
         model(ids[rows], labels=targets[rows], num_items_in_batch=count).loss.backward()
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-4, atol=1e-6)
+
+
+# Runs in a process without latentlm.
+LOAD = """
+import torch
+from huggingface_hub import hf_hub_download
+from pathlib import Path
+from safetensors.torch import load_file
+from transformers import AutoConfig, AutoModel
+
+source, file = sys.argv[1], "expected.safetensors"
+expected = load_file(f"{source}/{file}" if Path(source).is_dir() else hf_hub_download(source, file))
+assert AutoConfig.from_pretrained(source, trust_remote_code=True).num_codes == 120
+model, info = AutoModel.from_pretrained(source, trust_remote_code=True, output_loading_info=True)
+assert type(model).__module__.startswith("transformers_modules.") and not info["missing_keys"], info
+output = model.eval()(expected["ids"])
+assert torch.equal(output.logits, expected["logits"]) and torch.equal(output.code_index, expected["code_index"])
+print("same bits")
+"""
+
+
+def save(model: FSQAutoencoderModel, folder) -> None:
+    model.save_pretrained(folder)
+    ids = batch(CHUNKS)
+    output = model(ids)
+    expected = {"ids": ids, "logits": output.logits.detach().contiguous(), "code_index": output.code_index}
+    save_file(expected, folder / "expected.safetensors")
+
+
+def test_a_process_without_latentlm_loads_the_same_bits_from_a_folder(model, tmp_path, run_without_latentlm):
+    save(model, tmp_path)
+    assert run_without_latentlm(LOAD, tmp_path).endswith("same bits\n")
+    assert {path.suffix for path in tmp_path.iterdir() if path.is_file()} == {".py", ".json", ".safetensors"}
+
+
+def test_a_process_without_latentlm_loads_the_same_bits_from_a_hub(model, mini_hub, run_without_latentlm):
+    save(model, mini_hub.root / "org" / "autoencoder")
+    assert run_without_latentlm(LOAD, "org/autoencoder", env=mini_hub.environment).endswith("same bits\n")
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, get_scheduler
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedConfig, get_scheduler
 
-from latentlm import ARCHITECTURES, ByteTokenizer
+from latentlm import ARCHITECTURES, ByteTokenizer, FSQAutoencoderConfig, FSQTokenizerFast
+from latentlm.data import ChunkConfig
 from latentlm.training import load_recipe
 
 HUB_CONFIGS = Path(__file__).resolve().parent.parent / "hub_configs"
@@ -65,15 +66,32 @@ LEARNED_DROPOUT = {
 SHORT, LONG = "ar-encoder-decoder-seed/recipe.yaml", "decoder-only-learned-dropout/recipe.yaml"
 
 
+# What folders are called that are not called after their model type.
+FOLDERS = {"fsq_autoencoder": "fsq-tokenizer"}
+
+
 def model_type_of(folder: str) -> str:
     """The longest known architecture that the name of the folder starts with."""
-    return max((name for name in CONFIG_CLASSES if folder.startswith(name.replace("_", "-") + "-")), key=len)
+    names = {FOLDERS.get(name, name.replace("_", "-")): name for name in CONFIG_CLASSES}
+    return names[max((name for name in names if folder.startswith(name + "-")), key=len)]
+
+
+def build_config(recipe) -> PreTrainedConfig:
+    """Of a recipe, with a tokenizer of the kind that it needs."""
+    if isinstance(recipe.data, ChunkConfig):
+        return recipe.build_config(None)
+    folder = HUB_CONFIGS / "fsq-tokenizer-tiny"
+    is_fsq = recipe.model_type == "fsq"
+    return recipe.build_config(FSQTokenizerFast.from_pretrained(folder) if is_fsq else ByteTokenizer())
 
 
 def model_on_meta(recipe, vocab_size: int) -> torch.nn.Module:
-    config_class = type(recipe.build_config(ByteTokenizer()))
+    config_class = type(build_config(recipe))
+    if config_class is FSQAutoencoderConfig:
+        vocab_size = 257
+    auto_class = AutoModel if config_class is FSQAutoencoderConfig else AutoModelForCausalLM
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config_class(**recipe.model | {"vocab_size": vocab_size}))
+        return auto_class.from_config(config_class(**recipe.model | {"vocab_size": vocab_size}))
 
 
 def count(model: torch.nn.Module) -> int:
@@ -85,14 +103,15 @@ def test_every_recipe_loads(name):
     recipe = load_recipe(RECIPES[name])
     folder, file = name.split("/")
     assert recipe.model_type == model_type_of(folder)
-    assert recipe.data.context_length == recipe.max_position_embeddings
+    assert getattr(recipe.data, "context_length", None) == recipe.max_position_embeddings
     suffix = file.removeprefix("recipe").removesuffix(".yaml")
     assert recipe.training.output_dir == f"runs/{folder}{suffix}"  # no two recipes share a run folder
 
 
 def test_every_folder_has_a_recipe():
     assert {path.name for path in HUB_CONFIGS.iterdir() if path.is_dir()} == {name.split("/")[0] for name in RECIPES}
-    assert {name for name in RECIPES if "-tiny/" not in name and "-base/" not in name} == set(PUBLISHED)
+    ours = ("-tiny/", "-base/", "fsq-")  # made here: there is no run to compare with
+    assert {name for name in RECIPES if not any(part in name for part in ours)} == set(PUBLISHED)
 
 
 @pytest.mark.parametrize("folder", sorted({name.split("/")[0] for name in RECIPES}))
@@ -121,10 +140,10 @@ def test_published_models(name):
     assert getattr(config, "add_next_position", False) == next_position
 
 
-@pytest.mark.parametrize("name", sorted(RECIPES))
+@pytest.mark.parametrize("name", sorted(name for name in RECIPES if not name.startswith("fsq-tokenizer-")))
 def test_learned_dropout(name):
     """Nothing else differs from the defaults: no schedule, no groups, both stacks, and off where it is not named."""
-    config = load_recipe(RECIPES[name]).build_config(ByteTokenizer())
+    config = build_config(load_recipe(RECIPES[name]))
     fields = {
         field.name: field.default
         for field in dataclasses.fields(config)
@@ -141,7 +160,8 @@ def test_sizes_of_the_other_models():
         assert count(AutoModelForCausalLM.from_config(config)) == 15_698_400
     for name in RECIPES:
         if "-tiny/" in name:
-            assert model_on_meta(load_recipe(RECIPES[name]), 259).num_parameters() < 1_000_000
+            recipe = load_recipe(RECIPES[name])
+            assert model_on_meta(recipe, build_config(recipe).vocab_size).num_parameters() < 1_000_000
 
 
 def test_runs_of_one_family_differ_in_the_model_alone():
@@ -184,3 +204,16 @@ def test_published_schedule_is_the_beginning_of_a_cosine_over_700000_steps(name,
             expected = 9e-5 + cosine * (9e-4 - 9e-5)
         assert factor(step) * training.learning_rate == pytest.approx(expected, rel=1e-9), step
     assert factor(training.max_steps) * training.learning_rate == pytest.approx(last, rel=1e-4)
+
+
+def test_the_seeds_autoencoder_and_its_training():
+    """The configuration at the end of the seed's document; the decoder's 257th class is the end of a chunk."""
+    recipe = load_recipe(RECIPES["fsq-tokenizer-seed/recipe.yaml"])
+    config, training = build_config(recipe), recipe.training
+    assert (config.embedding_size, config.hidden_size, config.max_chunk_bytes) == (64, 256, 16)
+    assert (config.conv_channels, config.conv_strides) == ([128, 256, 256], [1, 2, 2])
+    assert (config.deconv_channels, config.deconv_strides) == ([256, 128, 64], [2, 2, 1])
+    assert (config.kernel_size, config.temperature, config.levels) == (3, 1.0, [8, 8, 8, 8, 8, 5, 5, 5])
+    assert (training.per_device_train_batch_size, training.max_steps, training.warmup_steps) == (256, 100_000, 1000)
+    assert (training.learning_rate, training.weight_decay, training.eval_steps) == (1e-4, 0.01, 1000)
+    assert recipe.data.tokenizer_vocab_size == 32768

@@ -76,7 +76,8 @@ def test_import_registers_the_architecture(architecture):
 
 
 def test_every_registered_architecture_is_in_the_table():
-    assert {row[0] for row in latentlm.ARCHITECTURES} == {architecture.config_class for architecture in ARCHITECTURES}
+    language_models = {row[0] for row in latentlm.ARCHITECTURES} - {latentlm.FSQAutoencoderConfig}  # see test_fsq.py
+    assert language_models == {architecture.config_class for architecture in ARCHITECTURES}
 
 
 def test_public_names_exist():
@@ -87,7 +88,8 @@ def test_public_names_exist():
 
 # --- rule 1 of the design: models/ knows nothing above it ------------------------------------------------------------
 
-CAN_TRAVEL = {"torch", "transformers", "huggingface_hub", "numpy"} | set(sys.stdlib_module_names)
+CAN_TRAVEL = {"torch", "transformers", "tokenizers", "huggingface_hub", "safetensors", "numpy"}
+CAN_TRAVEL |= set(sys.stdlib_module_names)
 
 
 def imports_of(tree: ast.AST) -> list[ast.Import | ast.ImportFrom]:

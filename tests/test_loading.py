@@ -180,13 +180,13 @@ def test_published_configurations_load_once_latentlm_is_imported(folder):
     config = AutoConfig.from_pretrained(path)
     written = json.loads((path / "config.json").read_text())
     assert written["model_type"] == config.model_type
-    assert folder.startswith(config.model_type.replace("_", "-") + "-")
     assert "auto_map" not in written  # added by saving
     for name, value in written.items():
         assert getattr(config, name) == value, name
     assert set(written) - set(vars(config)) == set(), "a field that the configuration does not know"
+    auto_class = AutoModelForCausalLM if "AutoModelForCausalLM" in config.auto_map else AutoModel
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+        model = auto_class.from_config(config)
     assert [type(model).__name__] == written["architectures"]
     if folder.endswith("-tiny"):
         assert model.num_parameters() < 1_000_000
@@ -205,7 +205,7 @@ for name, p in model.named_parameters():
         assert (p == 1).all() or name.endswith("bias"), name
     elif name.endswith(("o_proj.weight", "down_proj.weight")):
         assert abs(p.std().item() / (0.02 / math.sqrt(float(sys.argv[2]))) - 1) < 0.1, (name, p.std())
-    elif "aggregation" not in name and p.ndim == 2:
+    elif not any(part in name for part in ("aggregation", "autoencoder", "code_network.0")) and p.ndim == 2:
         assert abs(p.std().item() / 0.02 - 1) < 0.1, (name, p.std())
 
 # What was loaded as remote code and changed is saved with its code, loads again, and is no one else's.

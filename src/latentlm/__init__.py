@@ -37,7 +37,11 @@ for config_class, model_classes in ARCHITECTURES:
     AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
     config_class.register_for_auto_class()
     # What AutoTokenizer falls back to; a tokenizer of transformers named in tokenizer_config.json goes first.
-    AutoTokenizer.register(config_class, slow_tokenizer_class=ByteTokenizer, exist_ok=True)
+    if config_class.model_type.startswith("fsq"):
+        tokenizers = {"slow_tokenizer_class": FSQTokenizer, "fast_tokenizer_class": FSQTokenizerFast}
+    else:
+        tokenizers = {"slow_tokenizer_class": ByteTokenizer}
+    AutoTokenizer.register(config_class, **tokenizers, exist_ok=True)
     for auto_class, model_class in model_classes.items():
         auto_class.register(config_class, model_class, exist_ok=True)
         model_class.register_for_auto_class(auto_class.__name__)

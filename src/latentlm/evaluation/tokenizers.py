@@ -108,7 +108,8 @@ def analyse_tokenizer(folder: Path, text: Path, out: Path) -> None:
 
 
 def show(piece: bytes) -> str:
-    return f"`{piece.decode('utf-8', 'backslashreplace').replace(' ', '␣').replace('|', '¦')}`"
+    text = repr(piece.decode("utf-8", "backslashreplace"))[1:-1]
+    return f"`{text.replace(' ', '␣').replace('|', '¦')}`"
 
 
 def neighbours(tokenizer: FSQTokenizer, fsq: FSQ) -> Iterator[tuple[bytes, list[str]]]:

@@ -39,6 +39,7 @@ MODEL_SOURCES = ("config", "model_type", "from_pretrained")
 # What a configuration file says about itself, and what the tokenizer decides.
 BOOKKEEPING = {"architectures", "auto_map", "transformers_version", "model_type", "dtype", "torch_dtype"}
 TOKENIZER_FIELDS = ("pad_token_id", "bos_token_id", "eos_token_id")
+MIN_VOCAB_SIZE = 256  # of any tokenizer here: the bytes
 # What the data section describes, by model type; rows of tokens if it is not listed.
 DATA_CONFIGS: dict[str, type[SourceConfig]] = {"fsq_autoencoder": ChunkConfig}
 
@@ -207,7 +208,9 @@ def load_recipe(path: str | Path, overrides: dict[str, Any] | None = None) -> Re
     model = {**folder_fields, **recipe["model"]}
     if from_pretrained is None:
         model = {**own_defaults(CONFIG_MAPPING[model_type]), **model}
-    config = check_model(model_type, from_pretrained, model)
+    # The vocabulary is that of a tokenizer which is not there yet.
+    unknown = {} if from_pretrained is not None or data_class is ChunkConfig else {"vocab_size": MIN_VOCAB_SIZE}
+    config = check_model(model_type, from_pretrained, {**unknown, **model})
     try:
         data = data_class(**recipe["data"])
     except (ValueError, TypeError) as error:
