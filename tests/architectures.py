@@ -140,7 +140,8 @@ def randomise(model: nn.Module) -> None:
     fixed = [(name, buffer) for name, buffer in model.named_buffers() if name.endswith("_proj.weight")]
     for name, parameter in [*model.named_parameters(), *fixed]:
         generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
-        noise = torch.randn(1 << 16, generator=generator)[: parameter.numel()].view_as(parameter)
+        size = max(1 << 16, parameter.numel())
+        noise = torch.randn(size, generator=generator)[: parameter.numel()].view_as(parameter)
         if parameter.ndim < 2:  # gains, biases, gates: around what they start from
             parameter.add_(0.3 * noise)
         else:
@@ -239,7 +240,7 @@ AUTOENCODER = {
     "conv_strides": [1, 2],
     "deconv_channels": [16, 8],
     "deconv_strides": [2, 2],
-    "levels": [5, 5, 4],
+    "levels": [8, 8, 5],
 }
 
 ARCHITECTURES = [
@@ -387,7 +388,7 @@ ARCHITECTURES = [
         changes=LANGUAGE_MODEL_CHANGES
         | {
             "num_hidden_layers": 1,
-            "autoencoder": AUTOENCODER | {"levels": [4, 5, 5]},
+            "autoencoder": AUTOENCODER | {"levels": [5, 8, 8]},
             "num_special_tokens": 20,
             "code_embedding_size": 8,
             "byte_loss_weight": 0.5,

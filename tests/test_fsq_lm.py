@@ -23,7 +23,7 @@ def case_model(variant: str = "default", **changes) -> FSQForCausalLM:
     return model
 
 
-def digits_of(index: int, levels=(5, 5, 4)) -> list[int]:
+def digits_of(index: int, levels=(8, 8, 5)) -> list[int]:
     digits = []
     for n in levels:
         digits.append(index % n)
@@ -39,7 +39,7 @@ def test_an_embedding_is_the_row_and_the_network_of_the_code():
         expected = embedding.weight[token]
         if token < 60:  # the last four are special: they have no code
             digits = digits_of(token * 7 % 100)
-            values = [2 * d / (n - 1) - 1 for d, n in zip(digits, (5, 5, 4), strict=True)]
+            values = [2 * d / (n - 1) - 1 for d, n in zip(digits, (8, 8, 5), strict=True)]
             expected = expected + embedding.code_network(torch.tensor(values))
         torch.testing.assert_close(found[token], expected)
 
@@ -47,9 +47,9 @@ def test_an_embedding_is_the_row_and_the_network_of_the_code():
 def test_new_models_start_neighbouring_codes_near_each_other():
     torch.manual_seed(0)
     model = FSQForCausalLM(FSQConfig(**ROW.sizes | {"hidden_size": 128, "intermediate_size": 128}))
-    vectors = model.embedding(torch.arange(60)).reshape(12, 5, -1)  # five values of the first digit, the rest alike
+    vectors = model.embedding(torch.arange(56)).reshape(7, 8, -1)  # the values of the first digit, the rest alike
     near = (vectors[:, 1:] - vectors[:, :-1]).norm(dim=-1).mean()
-    far = (vectors[5:] - vectors[:-5]).norm(dim=-1).mean()
+    far = (vectors[:, 5:] - vectors[:, :-5]).norm(dim=-1).mean()
     assert near < 0.9 * far
 
 
@@ -57,14 +57,14 @@ def test_the_factorised_head_adds_the_logits_of_the_digits():
     model = case_model("factorised")
     hidden = torch.randn(3, 32)
     columns = model.lm_head(hidden)
-    assert columns.shape == (3, 5 + 5 + 4 + 4)
+    assert columns.shape == (3, 8 + 8 + 5 + 4)
     logits = model.compute_logits(hidden)
     for token in range(64):
         if token < 60:
             first, second, third = digits_of(token * 7 % 100)
-            expected = columns[:, first] + columns[:, 5 + second] + columns[:, 10 + third]
+            expected = columns[:, first] + columns[:, 8 + second] + columns[:, 16 + third]
         else:
-            expected = columns[:, 14 + token - 60]
+            expected = columns[:, 21 + token - 60]
         torch.testing.assert_close(logits[:, token], expected)
 
 
@@ -144,7 +144,7 @@ def test_the_table_is_a_part_of_the_checkpoint(tmp_path):
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"vocab_size": 200}, ["`vocab_size` 200", "[5, 5, 4]", "100"]),
+        ({"vocab_size": 400}, ["`vocab_size` 400", "[8, 8, 5]", "320"]),
         ({"num_special_tokens": 64}, ["`num_special_tokens` is 64", "`vocab_size` 64"]),
         ({"byte_loss_weight": -1}, ["`byte_loss_weight` is -1"]),
         ({"joint": True, "code_embedding_size": 0}, ["`joint`", "`code_embedding_size` is 0"]),

@@ -167,6 +167,9 @@ def test_penalties_are_means_over_modules_channels_and_predicted_tokens(case: Ca
     expected = output.lm_loss + 0.7 * output.mask_entropy_loss + 0.3 * output.mask_l1_loss
     if model.config.__dict__.get("embedding_loss", "none") != "none":
         expected = expected + model.config.embedding_loss_weight * output.embedding_loss
+    for name in ("byte_loss", "reconstruction_loss"):
+        if getattr(output, name, None) is not None:
+            expected = expected + getattr(model.config, f"{name}_weight") * getattr(output, name)
     torch.testing.assert_close(output.loss, expected)
 
 

@@ -62,7 +62,10 @@ def choose_pieces(
     """
     wanted = vocab_size - 256 - NUM_SPECIAL_TOKENS
     if wanted < 0:
-        raise ValueError(f"vocab_size: {vocab_size} is too small for 256 bytes and {NUM_SPECIAL_TOKENS} special tokens")
+        raise ValueError(
+            f"vocab_size: {vocab_size} must be at least {256 + NUM_SPECIAL_TOKENS}, for 256 bytes and "
+            f"{NUM_SPECIAL_TOKENS} special tokens"
+        )
     if boundary not in BOUNDARIES:
         raise ValueError(f"boundary: {boundary!r} must be one of {', '.join(BOUNDARIES)}")
     # Across spaces the search starts from what is best inside words: faster, and it ends with fewer tokens.
@@ -72,7 +75,8 @@ def choose_pieces(
         data = text.encode("utf-8", "surrogatepass")
         for name in boundaries:
             counted[name].update(bytes_pattern(name).findall(data))
-    pieces = frequent_characters(counted["words"])[:wanted]
+    characters = frequent_characters(counted["words"])
+    pieces = [character for character in characters if character not in forbidden][:wanted]
     for name in boundaries:
         pieces, uses = improve(pieces, counted[name], wanted, forbidden, f"Choosing {wanted:,} pieces inside {name}")
     if len(pieces) < wanted:

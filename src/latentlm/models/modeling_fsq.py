@@ -42,6 +42,7 @@ class CodeEmbedding(nn.Embedding):
         super().__init__(config.vocab_size, config.hidden_size)
         autoencoder = config.autoencoder_config
         self.num_coded = config.vocab_size - config.num_special_tokens
+        self.max_chunk_bytes = autoencoder.max_chunk_bytes
         self.fsq = FSQ(autoencoder.levels, autoencoder.temperature)
         self.joint = config.joint
         self.autoencoder = FSQAutoencoderModel(autoencoder) if config.has_autoencoder else None
@@ -53,17 +54,23 @@ class CodeEmbedding(nn.Embedding):
             )
         else:
             self.code_network = None
-        self.register_buffer("codes", torch.zeros(config.vocab_size, dtype=torch.long))
-        self.register_buffer("chunks", torch.zeros(config.vocab_size, autoencoder.max_chunk_bytes, dtype=torch.uint8))
-        self.register_buffer("lengths", torch.zeros(config.vocab_size, dtype=torch.long))
+        for name, values in self.default_table().items():
+            self.register_buffer(name, values)
+
+    def default_table(self, device: torch.device | None = None) -> dict[str, torch.Tensor]:
+        """Without a tokenizer the code of a token is its id, and its text the one byte `id mod 256`."""
+        ids = torch.arange(self.num_embeddings, device=device)
+        coded = ids < self.num_coded
+        first = ids.where(coded, 0) % 256
+        return {
+            "codes": ids.where(coded, -1),
+            "chunks": nn.functional.pad(first[:, None], (0, self.max_chunk_bytes - 1)).to(torch.uint8),
+            "lengths": coded.long(),
+        }
 
     def initialize_parameters(self) -> None:
-        """Without a tokenizer the code of a token is its id, and its text the one byte `id mod 256`."""
-        ids = torch.arange(self.num_embeddings, device=self.codes.device)
-        coded = ids < self.num_coded
-        init.copy_(self.codes, ids.where(coded, -1))
-        init.copy_(self.lengths, coded.long())
-        init.copy_(self.chunks, nn.functional.pad(ids.where(coded, 0)[:, None] % 256, (0, self.chunks.shape[1] - 1)))
+        for name, values in self.default_table(self.codes.device).items():
+            init.copy_(getattr(self, name), values)
         if self.code_network is not None:  # keeps the variance of the values
             init.normal_(self.code_network[0].weight, std=self.code_network[0].in_features ** -0.5)
 
@@ -75,6 +82,13 @@ class CodeEmbedding(nn.Embedding):
         self.lengths.zero_()
         for buffer, values in ((self.codes, codes), (self.chunks, chunks), (self.lengths, lengths)):
             buffer[: len(values)] = values.to(buffer)
+
+    def resize_table(self, size: int) -> None:
+        """Follow the rows: tokens that are added have neither code nor text."""
+        added = max(size - len(self.codes), 0)
+        self.codes = nn.functional.pad(self.codes[:size], (0, added), value=-1)
+        self.chunks = nn.functional.pad(self.chunks[:size], (0, 0, 0, added))
+        self.lengths = nn.functional.pad(self.lengths[:size], (0, added))
 
     def code_values(self, input_ids: torch.Tensor) -> torch.Tensor:
         """Values `(..., n)`, float32, of the tokens' codes; from the encoder, with a gradient, in joint training."""
@@ -113,6 +127,19 @@ class CodeEmbedding(nn.Embedding):
 
 class FSQPreTrainedModel(DecoderOnlyPreTrainedModel):
     config: FSQConfig
+
+    def resize_token_embeddings(self, new_num_tokens: int | None = None, *args, **kwargs) -> nn.Embedding:
+        """As everywhere in transformers.
+
+        Raises:
+            ValueError: with the factorised head, whose columns are those of the codes there are.
+        """
+        if self.config.head == "factorised" and new_num_tokens not in (None, self.config.vocab_size):
+            raise ValueError("`head` 'factorised' has a column for each digit, none for tokens that are added.")
+        embedding = super().resize_token_embeddings(new_num_tokens, *args, **kwargs)
+        embedding.resize_table(embedding.num_embeddings)
+        self.config.num_special_tokens = int((embedding.codes < 0).sum())
+        return embedding
 
 
 class FSQModel(FSQPreTrainedModel, DecoderOnlyModel):
