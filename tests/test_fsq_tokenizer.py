@@ -15,14 +15,14 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from safetensors.torch import save_file
+from safetensors.torch import save
 from test_fsq import small
 from transformers import TextStreamer
 
 from latentlm import FSQTokenizer, FSQTokenizerFast
 from latentlm.models.byte_pieces import byte_characters, bytes_pattern, from_characters, to_characters
 from latentlm.models.configuration_fsq import own_fields
-from latentlm.models.fsq_vocabulary import AUTOENCODER_FILE, VOCABULARY_FILE, FSQVocabulary, file_hash
+from latentlm.models.fsq_vocabulary import AUTOENCODER_FILE, VOCABULARY_FILE, FSQVocabulary
 
 SIZE = 1500
 PAD, BOS, EOS, MASK = range(SIZE - 4, SIZE)
@@ -68,8 +68,7 @@ def vocabulary(boundary: str = "words", **changes) -> FSQVocabulary:
 def folder(request, tmp_path_factory) -> Path:
     """A repository saved by the fast tokenizer."""
     folder = tmp_path_factory.mktemp(request.param)
-    (folder / VOCABULARY_FILE).write_text(vocabulary(request.param).to_json(), encoding="utf-8")
-    FSQTokenizerFast(vocab_file=str(folder / VOCABULARY_FILE)).save_pretrained(folder)
+    FSQTokenizerFast.from_vocabulary(vocabulary(request.param)).save_pretrained(folder)
     return folder
 
 
@@ -376,9 +375,7 @@ def test_a_process_without_latentlm_loads_both(folder, slow, run_without_latentl
 
 def test_a_process_without_latentlm_loads_both_over_http(mini_hub, run_without_latentlm):
     target = mini_hub.root / "org" / "tokenizer"
-    target.mkdir(parents=True)
-    (target / VOCABULARY_FILE).write_text(vocabulary().to_json(), encoding="utf-8")
-    FSQTokenizerFast(vocab_file=str(target / VOCABULARY_FILE)).save_pretrained(target)
+    FSQTokenizerFast.from_vocabulary(vocabulary()).save_pretrained(target)
     slow = FSQTokenizer.from_pretrained(target)
     printed = run_without_latentlm(LOAD, "org/tokenizer", json.dumps(TEXTS[1:3]), env=mini_hub.environment)
     assert_loaded(printed, slow, TEXTS[1:3])
@@ -398,11 +395,8 @@ def neural_folder(tmp_path_factory) -> Path:
     """A tokenizer with a network whose codes are in the table, wherever they do not collide."""
     folder = tmp_path_factory.mktemp("neural")
     network = small(levels=[8, 8, 8, 5], max_chunk_bytes=16)
-    save_file(network.state_dict(), folder / AUTOENCODER_FILE)
-    table = vocabulary(autoencoder=own_fields(network.config), autoencoder_sha256=file_hash(folder / AUTOENCODER_FILE))
-    (folder / VOCABULARY_FILE).write_text(table.to_json(), encoding="utf-8")
-    files = {"vocab_file": str(folder / VOCABULARY_FILE), "autoencoder_file": str(folder / AUTOENCODER_FILE)}
-    FSQTokenizerFast(**files).save_pretrained(folder)
+    table = vocabulary(autoencoder=own_fields(network.config), weights=save(network.state_dict()))
+    FSQTokenizerFast.from_vocabulary(table).save_pretrained(folder)
     return folder
 
 

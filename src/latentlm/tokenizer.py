@@ -16,13 +16,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from latentlm import FSQAutoencoderModel, FSQForCausalLM, FSQTokenizerFast
 from latentlm.data.chunks import load_run_pieces
 from latentlm.evaluation.tokenizers import analyse_tokenizer, check_tokenizer
 from latentlm.models.configuration_fsq import own_fields
-from latentlm.models.fsq_vocabulary import AUTOENCODER_FILE, VOCABULARY_FILE, FSQVocabulary, file_hash, spelling_table
+from latentlm.models.fsq_vocabulary import FSQVocabulary, spelling_table
 from latentlm.training.codes import Codes, assign_codes
 
 
@@ -72,9 +72,6 @@ def write_tokenizer(
     out: Path, pieces: list[bytes], boundary: str, found: Codes, autoencoder: FSQAutoencoderModel, version: int
 ) -> FSQTokenizerFast:
     """Write the repository of the fast tokenizer, from which the slow one loads too."""
-    out.mkdir(parents=True, exist_ok=True)
-    weights = out / AUTOENCODER_FILE
-    save_file({name: tensor.contiguous() for name, tensor in autoencoder.state_dict().items()}, weights)
     vocabulary = FSQVocabulary(
         boundary=boundary,
         levels=list(autoencoder.config.levels),
@@ -84,10 +81,9 @@ def write_tokenizer(
         inexact=np.flatnonzero(~found.exact).tolist(),
         version=version,
         autoencoder=own_fields(autoencoder.config),
-        autoencoder_sha256=file_hash(weights),
+        weights=save({name: tensor.contiguous() for name, tensor in autoencoder.state_dict().items()}),
     )
-    (out / VOCABULARY_FILE).write_text(vocabulary.to_json(), encoding="utf-8")
-    tokenizer = FSQTokenizerFast(vocab_file=str(out / VOCABULARY_FILE), autoencoder_file=str(weights))
+    tokenizer = FSQTokenizerFast.from_vocabulary(vocabulary)
     tokenizer.save_pretrained(out)
     return tokenizer
 

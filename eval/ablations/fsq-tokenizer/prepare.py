@@ -19,7 +19,7 @@ from latentlm import FSQTokenizerFast
 from latentlm.data.pieces import choose_pieces
 from latentlm.data.tokenizers import train_bpe
 from latentlm.models.byte_pieces import byte_characters, bytes_pattern, to_characters
-from latentlm.models.fsq_vocabulary import VOCABULARY_FILE, FSQVocabulary
+from latentlm.models.fsq_vocabulary import FSQVocabulary
 from latentlm.models.tokenization_fsq_fast import build_pre_tokenizer
 from latentlm.tokenizer import build
 
@@ -49,10 +49,8 @@ def random_codes(text: str, boundary: str, folder: Path) -> FSQTokenizerFast:
     """The FSQ tokenizer with codes that know nothing of spelling: the control for code embeddings."""
     pieces = choose_pieces([text], SIZE, boundary).pieces
     codes = np.random.default_rng(0).permutation(np.prod(LEVELS))[: 256 + len(pieces)]
-    folder.mkdir(parents=True)
     vocabulary = FSQVocabulary(boundary, LEVELS, pieces, codes, moved=[], inexact=[])
-    (folder / VOCABULARY_FILE).write_text(vocabulary.to_json(), encoding="utf-8")
-    tokenizer = FSQTokenizerFast(vocab_file=str(folder / VOCABULARY_FILE))
+    tokenizer = FSQTokenizerFast.from_vocabulary(vocabulary)
     tokenizer.save_pretrained(folder)
     return tokenizer
 

@@ -10,6 +10,7 @@ from torch.utils.data import Dataset
 
 from ..models.byte_pieces import MAX_PIECE_BYTES
 from ..models.fsq_vocabulary import spelling_table
+from ..models.tokenization_fsq import SPECIAL_TOKENS
 from .cache import build_once
 from .config import ChunkConfig
 from .pieces import Pieces, choose_pieces, load_pieces, save_pieces
@@ -104,7 +105,9 @@ def _write_chunks(folder: Path, config: ChunkConfig, train_source: Source, valid
     train, validation = split_corpus(config, train_source, validation_source)
     if config.chunks == "pieces":
         documents = progress(train(), "Reading")
-        save_pieces(choose_pieces(documents, config.tokenizer_vocab_size, config.boundary), folder / PIECES_FILE)
+        special = [token.encode() for token in SPECIAL_TOKENS.values()]
+        pieces = choose_pieces(documents, config.tokenizer_vocab_size, config.boundary, forbidden=special)
+        save_pieces(pieces, folder / PIECES_FILE)
         return
     for name, documents in (("train", train()), ("validation", validation())):
         rows = [chunk for text in progress(documents, f"Cutting {name}") for chunk in _cut(text, config.chunk_bytes)]

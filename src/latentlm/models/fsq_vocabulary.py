@@ -40,7 +40,7 @@ class FSQVocabulary:
         inexact: ids that the decoder does not spell from their code.
         version: 1, and one more each time joint training rebuilds the table.
         autoencoder: configuration of the network that the codes come from, if it is kept with the table.
-        autoencoder_sha256: of its weights file.
+        weights: of that network, the bytes of a safetensors file: kept with the table, wherever it is saved.
     """
 
     boundary: str
@@ -51,7 +51,7 @@ class FSQVocabulary:
     inexact: list[int]
     version: int = 1
     autoencoder: dict[str, Any] | None = None
-    autoencoder_sha256: str | None = None
+    weights: bytes | None = None
 
     def __post_init__(self) -> None:
         """Raises ValueError where something cannot be right."""
@@ -102,7 +102,7 @@ class FSQVocabulary:
             "moved": list(self.moved),
             "inexact": list(self.inexact),
             "autoencoder": self.autoencoder,
-            "autoencoder_sha256": self.autoencoder_sha256,
+            "autoencoder_sha256": None if self.weights is None else bytes_hash(self.weights),
         }
         return json.dumps({**content, "sha256": content_hash(content)}, ensure_ascii=False) + "\n"
 
@@ -120,16 +120,19 @@ class FSQVocabulary:
                 raise ValueError("its content does not match its sha256")
             if content.pop("format") != FORMAT:
                 raise ValueError(f"its format is not {FORMAT}")
+            weights_hash = content.pop("autoencoder_sha256")
+            weights = None if autoencoder_path is None else Path(autoencoder_path).read_bytes()
             vocabulary = cls(
                 **content
                 | {
                     "pieces": list(map(from_characters, content["pieces"])),
                     "codes": np.array(content["codes"], dtype=np.int64),
+                    "weights": weights,
                 }
             )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{path} is not a whole FSQ vocabulary: {error}; {REBUILD}") from error
-        if autoencoder_path is not None and file_hash(autoencoder_path) != vocabulary.autoencoder_sha256:
+        if weights is not None and bytes_hash(weights) != weights_hash:
             raise ValueError(f"{autoencoder_path} holds another encoder than the one of the table {path}; {REBUILD}")
         return vocabulary
 
@@ -138,9 +141,8 @@ def content_hash(content: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def file_hash(path: str | Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def bytes_hash(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 class Segmenter:

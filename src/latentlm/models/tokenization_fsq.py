@@ -1,6 +1,6 @@
 """`FSQTokenizer`: text as pieces that have codes of finite scalar quantization, in Python."""
 
-import shutil
+import tempfile
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,8 +17,18 @@ class FSQTable:
     """What both FSQ tokenizers know beside their ids: goes first among the bases. `vocabulary` is set by the class."""
 
     vocabulary: FSQVocabulary
-    autoencoder_file: str | None
     _autoencoder: Any = None
+
+    @classmethod
+    def from_vocabulary(cls, vocabulary: FSQVocabulary, **kwargs: Any) -> Any:
+        """The tokenizer of a table that is not in a file yet; `kwargs` as for the constructor."""
+        with tempfile.TemporaryDirectory() as folder:
+            path, weights = Path(folder) / VOCABULARY_FILE, None
+            path.write_text(vocabulary.to_json(), encoding="utf-8")
+            if vocabulary.weights is not None:
+                weights = Path(folder) / AUTOENCODER_FILE
+                weights.write_bytes(vocabulary.weights)
+            return cls(str(path), autoencoder_file=weights and str(weights), **kwargs)
 
     @property
     def codes(self) -> np.ndarray:
@@ -47,15 +57,15 @@ class FSQTable:
             ValueError: if the tokenizer was saved without it.
         """
         if self._autoencoder is None:
-            if self.autoencoder_file is None or self.vocabulary.autoencoder is None:
+            if self.vocabulary.weights is None:
                 raise ValueError(f"this tokenizer has no {AUTOENCODER_FILE}: only mode='table' works")
-            from safetensors.torch import load_file
+            from safetensors.torch import load
 
             from .configuration_fsq_autoencoder import FSQAutoencoderConfig
             from .modeling_fsq_autoencoder import FSQAutoencoderModel
 
             model = FSQAutoencoderModel(FSQAutoencoderConfig(**self.vocabulary.autoencoder))
-            model.load_state_dict(load_file(self.autoencoder_file))
+            model.load_state_dict(load(self.vocabulary.weights))
             self._autoencoder = model.eval()
         return self._autoencoder
 
@@ -69,12 +79,10 @@ class FSQTable:
         prefix = f"{filename_prefix}-" if filename_prefix else ""
         path = Path(save_directory) / f"{prefix}{VOCABULARY_FILE}"
         path.write_text(self.vocabulary.to_json(), encoding="utf-8")
-        if self.autoencoder_file is None:
+        if self.vocabulary.weights is None:
             return (str(path),)
         weights = Path(save_directory) / f"{prefix}{AUTOENCODER_FILE}"
-        if not weights.exists() or not weights.samefile(self.autoencoder_file):
-            shutil.copyfile(self.autoencoder_file, weights)
-        self.autoencoder_file = str(weights)  # where it was before may be gone later
+        weights.write_bytes(self.vocabulary.weights)
         return str(path), str(weights)
 
 
@@ -120,7 +128,6 @@ class FSQTokenizer(FSQTable, LosslessTokenizer):
             raise ValueError(f"cache_size is {cache_size}, but must be at least 0")
         special_tokens = dict(zip(SPECIAL_TOKENS, (pad_token, bos_token, eos_token, mask_token), strict=True))
         self.vocabulary = load_vocabulary(vocab_file, autoencoder_file, special_tokens)
-        self.autoencoder_file = autoencoder_file
         self.mode = mode
         neural = mode == "neural"
         self.segmenter = Segmenter(self.vocabulary, cache_size, neural, self.autoencoder if neural else None)

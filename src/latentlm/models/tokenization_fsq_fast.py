@@ -45,7 +45,6 @@ class FSQTokenizerFast(FSQTable, PreTrainedTokenizerFast):
     ) -> None:
         special_tokens = dict(zip(SPECIAL_TOKENS, (pad_token, bos_token, eos_token, mask_token), strict=True))
         self.vocabulary = load_vocabulary(vocab_file, autoencoder_file, special_tokens)
-        self.autoencoder_file = autoencoder_file
         backend = {"tokenizer_file": tokenizer_file}
         if tokenizer_file is None:
             backend = {"tokenizer_object": build_backend(self.vocabulary, special_tokens)}
