@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from latentlm import ByteTokenizer, DecoderOnlyConfig, DecoderOnlyForCausalLM
+from latentlm import ByteTokenizer, DecoderOnlyConfig, DecoderOnlyForCausalLM, FSQTokenizerFast
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 
@@ -50,7 +50,7 @@ def test_every_example_is_listed_short_and_tested():
     listed = (EXAMPLES / "README.md").read_text(encoding="utf-8")
     here = Path(__file__).read_text(encoding="utf-8")
     scripts = [path for path in EXAMPLES.iterdir() if path.suffix in (".py", ".sh")]
-    assert len(scripts) == 5
+    assert len(scripts) == 6
     for script in scripts:
         assert f"({script.name})" in listed
         assert f'"{script.name}"' in here
@@ -112,3 +112,20 @@ def test_evaluate_with_lm_eval(model_folder, shared_data, tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     assert "|lambada_openai|" in done.stdout
     assert list((tmp_path / "scores").rglob("results_*.json"))
+
+
+def test_build_fsq_tokenizer(tmp_path):
+    from pydoc_data.topics import topics
+
+    (tmp_path / "a.txt").write_text("".join(topics.values())[:40_000], encoding="utf-8")
+    python = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        [str(EXAMPLES / "build_fsq_tokenizer.sh"), str(tmp_path / "out"), str(tmp_path / "a.txt")],
+        env={**os.environ, "PATH": python, "STEPS": "2", "TOKENS": "400"},
+        cwd=EXAMPLES.parent,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Nothing is lost" in done.stdout
+    assert len(FSQTokenizerFast.from_pretrained(tmp_path / "out")) == 400
