@@ -23,10 +23,12 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from lm_eval.tasks._yaml_loader import load_yaml
 
+from latentlm import FSQConfig, FSQForCausalLM, FSQTokenizerFast
 from latentlm.evaluation import task_folder
 from latentlm.evaluation.__main__ import DEFAULT_TASKS, main, parse_arguments
 
 STOCK = Path(lm_eval.tasks.__file__).parent
+HUB_CONFIGS = Path(__file__).parents[1] / "hub_configs"
 METRIC = Path(__file__).parents[1] / "eval" / "metrics" / "bits_per_byte"
 # Our task files and the stock ones that they stand for.
 STOCK_FILES = {
@@ -386,3 +388,43 @@ def test_bits_per_byte_is_exact():
 def test_bits_per_byte_refuses(nats, sizes, message):
     with pytest.raises(ValueError, match=message):
         evaluate.load(str(METRIC)).compute(nats=nats, bytes=sizes)
+
+
+# --- the FSQ tokenizer and its language model -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fields", [{}, {"head": "factorised"}, {"joint": True}], ids=str)
+def test_a_language_model_on_codes_is_scored_as_any_other(data, fields):
+    """Bits per byte and the words of LAMBADA, through `--model hf`, against log-likelihoods text by text."""
+    fsq = FSQTokenizerFast.from_pretrained(HUB_CONFIGS / "fsq-tokenizer-tiny")
+    torch.manual_seed(0)
+    config = FSQConfig(
+        vocab_size=len(fsq),
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=128,
+        autoencoder=fsq.autoencoder_config,
+        initializer_range=0.3,
+        pad_token_id=fsq.pad_token_id,
+        bos_token_id=fsq.bos_token_id,
+        eos_token_id=fsq.eos_token_id,
+        **fields,
+    )
+    model = FSQForCausalLM(config).eval()
+    model.load_tokenizer(fsq)
+
+    def nats(ids: list[int], start: int) -> float:
+        with torch.no_grad():
+            scores = model(torch.tensor([ids])).logits[0].log_softmax(-1)
+        return -sum(scores[t - 1, ids[t]].item() for t in range(start, len(ids)))
+
+    results = evaluate_tasks(model, fsq, ["wikitext", "lambada_openai"])
+    words = [row["text"].rsplit(" ", 1) for row in DOCUMENTS["lambada_openai_test.jsonl"]]
+    losses = []
+    for context, word in words:
+        first = fsq(context).input_ids
+        losses.append(nats(first + fsq(" " + word, add_special_tokens=False).input_ids, len(first)))
+    expected = math.exp(sum(losses) / len(losses))
+    assert results["lambada_openai"]["perplexity,none"] == pytest.approx(expected, rel=1e-3)
+    assert 0 < results["wikitext"]["bits_per_byte,none"] < 20

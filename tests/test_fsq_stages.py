@@ -12,9 +12,10 @@ from training_setup import metrics_of
 
 from latentlm import FSQForCausalLM, FSQTokenizer, FSQTokenizerFast
 from latentlm.data.pieces import load_pieces
-from latentlm.models.fsq_vocabulary import VOCABULARY_FILE
+from latentlm.models.fsq_vocabulary import AUTOENCODER_FILE, VOCABULARY_FILE
 from latentlm.tokenizer import main as tokenizer_main
 from latentlm.train import main as train_main
+from latentlm.training.publishing import published_files
 
 LANGUAGE_MODEL = """
 model:
@@ -112,6 +113,13 @@ def test_every_stage_loads_without_latentlm(stages, run_without_latentlm):
     folders = [stages / name for name in ("frozen", "joint", "rebuilt")]
     lines = run_without_latentlm(LOAD, *folders).splitlines()
     assert len(lines) >= 3 and all(line.startswith("FSQTokenizerFast <bos>The docu") for line in lines[:1])
+
+
+def test_what_is_published_holds_the_table_and_its_network(stages):
+    names = set(published_files(stages / "frozen"))
+    assert {VOCABULARY_FILE, AUTOENCODER_FILE, "tokenizer.json", "model.safetensors", "modeling_fsq.py"} <= names
+    assert not any(name.endswith((".bin", ".pt", ".pkl")) for name in names)
+    assert "pieces.json" in published_files(stages / "autoencoder")  # the tokenizer can be built from it
 
 
 def test_joint_training_watches_its_codes(stages):
