@@ -1,10 +1,10 @@
 """The seed by the letter: a text cut into chunks of one length, each to one code of a vocabulary of 32,768, and back.
 
-    python eval/ablations/fsq-tokenizer/fixed.py TRAIN.txt VALIDATION.txt [--steps 1500] [--runs runs/ablations/fsq-fixed]
+    python eval/ablations/fsq-tokenizer/fixed.py TRAIN.txt VALIDATION.txt [--steps 1500] [--runs FOLDER]
 
 With the seed's levels the 32,768 most frequent codes of the training text are kept, and a chunk of the validation text
-whose code is not among them is an error; with [8, 8, 8, 8, 8] every code has an id. Prints the table; runs that are there
-are not trained again.
+whose code is not among them is an error; with [8, 8, 8, 8, 8] every code has an id. Prints the table; runs that are
+there are not trained again.
 """
 
 import argparse
@@ -60,7 +60,7 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/ablations/fsq-fixed"))
     options = parser.parse_args()
     print(
-        "| bytes | levels | bytes right | and the code is kept | chunks exact, code kept | codes kept | distinct codes |"
+        "| bytes | levels | bytes right | and code kept | chunks exact, code kept | codes kept | distinct codes |"
     )
     print("|--:|---|--:|--:|--:|--:|--:|")
     for size in options.sizes:
