@@ -28,6 +28,7 @@ class FSQTokenizerFast(FSQTable, PreTrainedTokenizerFast):
     }
     slow_tokenizer_class = FSQTokenizer
     model_input_names = ["input_ids", "attention_mask"]
+    _segmenter: Segmenter | None = None
 
     def __init__(
         self,
@@ -75,7 +76,9 @@ class FSQTokenizerFast(FSQTable, PreTrainedTokenizerFast):
 
     def encode_bytes(self, data: bytes) -> list[int]:
         """The ids of any byte string, without special tokens: `decode_bytes` gives exactly `data` back."""
-        return Segmenter(self.vocabulary, cache_size=0)(data)
+        if self._segmenter is None:
+            self._segmenter = Segmenter(self.vocabulary, cache_size=1 << 16)
+        return self._segmenter(data)
 
     def decode_bytes(self, token_ids: Iterable[int], skip_special_tokens: bool = True) -> bytes:
         """The exact bytes that `token_ids` stand for, valid UTF-8 or not; special tokens are left out, or written as
