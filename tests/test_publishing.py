@@ -56,8 +56,8 @@ training:
 """
 CODE = {"attention.py", "causal_lm.py", "configuration_ar_encoder_decoder.py", "configuration_common.py",
         "configuration_encoder_decoder.py", "configuration_learned_dropout.py", "embedding_loss.py",
-        "encoder_decoder.py", "layers.py", "learned_dropout.py", "modeling_ar_encoder_decoder.py", "outputs.py",
-        "positions.py", "tokenization_byte.py"}  # fmt: skip
+        "encoder_decoder.py", "layers.py", "learned_dropout.py", "lossless_tokenizer.py",
+        "modeling_ar_encoder_decoder.py", "outputs.py", "positions.py", "tokenization_byte.py"}  # fmt: skip
 PUBLISHED = CODE | {"config.json", "generation_config.json", "model.safetensors", "tokenizer_config.json",
                     "README.md", "recipe.yaml", "curves.png"}  # fmt: skip
 SECRET = "hf_secret_token_of_the_user"
