@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedConfig, get_scheduler
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, get_scheduler
 
-from latentlm import ARCHITECTURES, ByteTokenizer, FSQAutoencoderConfig, FSQTokenizerFast
+from latentlm import ARCHITECTURES, ByteTokenizer, EncodzallTokenizer, FSQAutoencoderConfig, FSQTokenizerFast
 from latentlm.data import ChunkConfig
-from latentlm.training import load_recipe
+from latentlm.training import TRAINERS, LatentTrainer, load_recipe
 
 HUB_CONFIGS = Path(__file__).resolve().parent.parent / "hub_configs"
 RECIPES = {path.relative_to(HUB_CONFIGS).as_posix(): path for path in HUB_CONFIGS.glob("*/recipe*.yaml")}
@@ -80,18 +80,18 @@ def build_config(recipe) -> PreTrainedConfig:
     """Of a recipe, with a tokenizer of the kind that it needs."""
     if isinstance(recipe.data, ChunkConfig):
         return recipe.build_config(None)
-    folder = HUB_CONFIGS / "fsq-tokenizer-tiny"
-    is_fsq = recipe.model_type == "fsq"
-    return recipe.build_config(FSQTokenizerFast.from_pretrained(folder) if is_fsq else ByteTokenizer())
+    if recipe.model_type == "fsq":
+        return recipe.build_config(FSQTokenizerFast.from_pretrained(HUB_CONFIGS / "fsq-tokenizer-tiny"))
+    return recipe.build_config(EncodzallTokenizer() if recipe.model_type == "encodzall" else ByteTokenizer())
 
 
 def model_on_meta(recipe, vocab_size: int) -> torch.nn.Module:
     config_class = type(build_config(recipe))
     if config_class is FSQAutoencoderConfig:
         vocab_size = 257
-    auto_class = AutoModel if config_class is FSQAutoencoderConfig else AutoModelForCausalLM
+    trainer_class = TRAINERS.get(recipe.model_type, LatentTrainer)
     with torch.device("meta"):
-        return auto_class.from_config(config_class(**recipe.model | {"vocab_size": vocab_size}))
+        return trainer_class.auto_class.from_config(config_class(**recipe.model | {"vocab_size": vocab_size}))
 
 
 def count(model: torch.nn.Module) -> int:
@@ -110,7 +110,7 @@ def test_every_recipe_loads(name):
 
 def test_every_folder_has_a_recipe():
     assert {path.name for path in HUB_CONFIGS.iterdir() if path.is_dir()} == {name.split("/")[0] for name in RECIPES}
-    ours = ("-tiny/", "-base/", "fsq-")  # made here: there is no run to compare with
+    ours = ("-tiny/", "-base/", "fsq-", "encodzall-")  # made here: there is no run to compare with
     assert {name for name in RECIPES if not any(part in name for part in ours)} == set(PUBLISHED)
 
 
@@ -118,8 +118,11 @@ def test_every_folder_has_a_recipe():
 def test_configurations_name_every_field(folder):
     """In the order of the classes, without what follows from other fields."""
     written = json.loads((HUB_CONFIGS / folder / "config.json").read_text())
-    derived = {"intermediate_size", "num_cross_attention_heads", "rope_parameters"}
-    fields = [field.name for field in dataclasses.fields(CONFIG_CLASSES[model_type_of(folder)])]
+    config_class = CONFIG_CLASSES[model_type_of(folder)]
+    derived = {"num_cross_attention_heads", "rope_parameters"}
+    if getattr(config_class, "intermediate_size", None) is None:
+        derived.add("intermediate_size")
+    fields = [field.name for field in dataclasses.fields(config_class)]
     own = fields[len(dataclasses.fields(PreTrainedConfig)) :]
     assert list(written) == ["architectures", "model_type", *(name for name in own if name not in derived)]
 
@@ -158,6 +161,9 @@ def test_sizes_of_the_other_models():
     with torch.device("meta"):
         config = AutoConfig.from_pretrained(HUB_CONFIGS / "parallel-encoder-decoder-seed")
         assert count(AutoModelForCausalLM.from_config(config)) == 15_698_400
+    encodzall = {"xs": 9_183_488, "s": 20_855_040, "l": 189_044_736}
+    for size, parameters in encodzall.items():
+        assert model_on_meta(load_recipe(RECIPES[f"encodzall-{size}/recipe.yaml"]), 264).num_parameters() == parameters
     for name in RECIPES:
         if "-tiny/" in name:
             recipe = load_recipe(RECIPES[name])

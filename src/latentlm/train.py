@@ -16,7 +16,7 @@ from typing import Any
 from transformers import TrainerCallback, set_seed
 from transformers.utils import logging
 
-from latentlm.data import ChunkConfig, PreparedData, prepare_chunks, prepare_data
+from latentlm.data import ChunkConfig, PreparedData, TextConfig, prepare_chunks, prepare_data, prepare_texts
 from latentlm.training import (
     TRAINERS,
     CheckpointError,
@@ -76,6 +76,8 @@ def load_data(recipe: Recipe) -> PreparedData:
     try:
         if isinstance(recipe.data, ChunkConfig):
             return prepare_chunks(recipe.data)
+        if isinstance(recipe.data, TextConfig):
+            return prepare_texts(recipe.data, recipe.max_position_embeddings)
         return prepare_data(recipe.data, recipe.max_position_embeddings)
     except (ValueError, TypeError, OSError) as error:
         raise RecipeError(f"data: {error}") from error

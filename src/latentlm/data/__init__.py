@@ -1,10 +1,11 @@
 """From text anywhere to packed rows of tokens: `prepare_data(DataConfig(...))`;
-and to chunks of bytes: `prepare_chunks(ChunkConfig(...))`."""
+to chunks of bytes: `prepare_chunks(ChunkConfig(...))`; to rows of words: `prepare_texts(TextConfig(...))`."""
 
 from .chunks import ChunkDataset, prepare_chunks
-from .config import ChunkConfig, DataConfig
+from .config import ChunkConfig, DataConfig, TextConfig
 from .packing import PackedDataset, PackedStream
 from .prepare import PreparedData, prepare_data
+from .texts import TextDataset, prepare_texts
 from .tokenizers import token_bytes
 
 __all__ = [
@@ -14,7 +15,10 @@ __all__ = [
     "PackedDataset",
     "PackedStream",
     "PreparedData",
+    "TextConfig",
+    "TextDataset",
     "prepare_chunks",
     "prepare_data",
+    "prepare_texts",
     "token_bytes",
 ]

@@ -1,4 +1,5 @@
-"""The `data:` part of a recipe: `DataConfig` of a language model, `ChunkConfig` of the FSQ autoencoder."""
+"""The `data:` part of a recipe: `DataConfig` of a language model, `ChunkConfig` of the FSQ autoencoder, `TextConfig`
+of EncodZall."""
 
 import os
 import re
@@ -155,3 +156,30 @@ class ChunkConfig(SourceConfig):
         self._require(0 <= self.random_share < 1, "random_share", "must be at least 0 and below 1")
         allowed = 1 <= self.chunk_bytes <= MAX_PIECE_BYTES
         self._require(allowed, "chunk_bytes", f"must lie between 1 and {MAX_PIECE_BYTES}")
+
+
+@dataclass
+class TextConfig(SourceConfig):
+    """Text as rows of whole words in bytes, for EncodZall.
+
+    Raises:
+        ValueError: naming the field, its value and what would be right.
+    """
+
+    # Train on the first rows only (over and over, where `max_steps` says so): to see a model overfit.
+    max_train_rows: int | None = None
+    # Bytes in a row and the end of the text, at most the model's `max_position_embeddings`.
+    context_length: int = 400
+    # Words in a row, the end among them.
+    max_words: int = 320
+    # Longer words are cut; the model's `max_word_bytes`.
+    max_word_bytes: int = 16
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._require_rows("max_train_rows")
+        self._require(self.max_word_bytes >= 8, "max_word_bytes", "must be at least 8")
+        self._require(
+            self.context_length > self.max_word_bytes, "context_length", "must hold a word (max_word_bytes) and the end"
+        )
+        self._require(self.max_words >= 2, "max_words", "must be at least 2: a word and the end")

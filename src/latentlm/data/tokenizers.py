@@ -10,6 +10,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
+from ..models.lossless_tokenizer import LosslessTokenizer
 from ..models.tokenization_byte import ByteTokenizer
 from ..models.tokenization_fsq_fast import FSQTokenizerFast
 
@@ -129,9 +130,9 @@ def _batches(documents: Iterable[str]) -> Iterator[list[str]]:
 def token_bytes(tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
     """UTF-8 bytes that each token id stands for, float32 of shape `(len(tokenizer),)`; 0 for special tokens.
 
-    Exact for `ByteTokenizer` and for every byte-level BPE: summed over the tokens of a text they give its bytes. With
-    SentencePiece-like tokenizers (`▁` for a space, `<0x41>` for bytes) exact up to the space put before a text. With
-    any other kind, a token counts as many bytes as it decodes to by itself.
+    Exact for the tokenizers of this package and for every byte-level BPE: summed over the tokens of a text they give
+    its bytes. With SentencePiece-like tokenizers (`▁` for a space, `<0x41>` for bytes) exact up to the space put before
+    a text. With any other kind, a token counts as many bytes as it decodes to by itself.
     """
     special = set(tokenizer.all_special_ids)
     added = tokenizer.added_tokens_decoder
@@ -142,7 +143,9 @@ def token_bytes(tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
             continue
         if index in added:
             sizes[index] = len(added[index].content.encode("utf-8", "surrogatepass"))
-        elif kind == "bytes" or (kind == "spaces" and token.startswith("<0x") and token.endswith(">")):
+        elif kind == "lossless":
+            sizes[index] = tokenizer.token_lengths[index]
+        elif kind == "spaces" and token.startswith("<0x") and token.endswith(">"):
             sizes[index] = 1
         elif kind == "byte_level":
             sizes[index] = len(token)  # an alphabet of 256 characters, one for each byte
@@ -154,8 +157,8 @@ def token_bytes(tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
 
 
 def _decoder_kind(tokenizer: PreTrainedTokenizerBase) -> str | None:
-    if isinstance(tokenizer, ByteTokenizer):
-        return "bytes"
+    if isinstance(tokenizer, LosslessTokenizer):
+        return "lossless"
     if not tokenizer.is_fast:
         return None
     decoder = json.loads(tokenizer.backend_tokenizer.to_str())["decoder"] or {}

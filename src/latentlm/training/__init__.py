@@ -1,9 +1,11 @@
 """Training: recipes, the trainer that logs named losses, checkpoints, the run folder."""
 
-from .arguments import LatentTrainingArguments
+from .arguments import EncodzallTrainingArguments, LatentTrainingArguments
 from .checkpoints import CheckpointError
+from .encodzall import EncodzallTrainer
 from .fsq import CodeCollapseError, FSQAutoencoderTrainer, FSQTrainer
 from .learned_dropout import ParallelEncoderDecoderTrainer
+from .pid import PIDCallback
 from .recipe import Recipe, RecipeError, load_recipe
 from .trainer import LatentTrainer
 
@@ -15,16 +17,20 @@ TRAINERS: dict[str, type[LatentTrainer]] = {
     "decoder_only": ParallelEncoderDecoderTrainer,
     "fsq_autoencoder": FSQAutoencoderTrainer,
     "fsq": FSQTrainer,
+    "encodzall": EncodzallTrainer,
 }
 
 __all__ = [
     "TRAINERS",
     "CheckpointError",
     "CodeCollapseError",
+    "EncodzallTrainer",
+    "EncodzallTrainingArguments",
     "FSQAutoencoderTrainer",
     "FSQTrainer",
     "LatentTrainer",
     "LatentTrainingArguments",
+    "PIDCallback",
     "ParallelEncoderDecoderTrainer",
     "Recipe",
     "RecipeError",

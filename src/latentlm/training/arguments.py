@@ -1,4 +1,4 @@
-"""The training section of a recipe: transformers' `TrainingArguments` and a few fields of our own."""
+"""The training section of a recipe: transformers' `TrainingArguments` and fields of our own."""
 
 from dataclasses import dataclass, field
 
@@ -7,7 +7,12 @@ from transformers import TrainingArguments
 from transformers.trainer_utils import HubStrategy
 from transformers.utils import logging
 
+from .noise import check_mixture
+from .pid import PIDCallback
+
 logger = logging.get_logger(__name__)
+
+NOISES = ("mask", "realistic")
 
 
 @dataclass
@@ -60,3 +65,45 @@ class LatentTrainingArguments(TrainingArguments):
         for name in ("sample_prompts", "sample_prompt_tokens", "sample_new_tokens"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}, but it must be 0 or more.")
+
+
+@dataclass
+class EncodzallTrainingArguments(LatentTrainingArguments):
+    """`LatentTrainingArguments` with the noise that the model learns to repair."""
+
+    noise: str = field(default="mask", metadata={"help": "'mask' (phase 1) or 'realistic' (phase 2)."})
+    noise_strength: float = field(default=0.3, metadata={"help": "Strength in [0, 1], at the start where it moves."})
+    noise_set_point: float | None = field(
+        default=None, metadata={"help": "Loss on corrupted bytes (nats) that a PID loop holds by moving the strength."}
+    )
+    noise_strength_min: float = field(default=0.0, metadata={"help": "The loop does not go below."})
+    noise_strength_max: float = field(default=1.0, metadata={"help": "The loop does not go above."})
+    noise_kp: float = field(default=0.1, metadata={"help": "Gain of the change of the error."})
+    noise_ki: float = field(default=0.01, metadata={"help": "Gain of the error."})
+    noise_kd: float = field(default=0.0, metadata={"help": "Gain of the change of that change."})
+    noise_eval_strength: float = field(
+        default=0.3, metadata={"help": "Strength in evaluations, which all have the same noise."}
+    )
+    noise_mixture: dict | None = field(default=None, metadata={"help": "Weight of each kind; all alike by default."})
+    noise_tables: str | None = field(default=None, metadata={"help": "File from `python -m latentlm.noise`."})
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.noise not in NOISES:
+            raise ValueError(f"noise is {self.noise!r}, but must be one of {', '.join(NOISES)}.")
+        if not 0 <= self.noise_eval_strength <= 1:
+            raise ValueError(f"noise_eval_strength is {self.noise_eval_strength}, but a strength lies in [0, 1].")
+        if self.noise_mixture is not None:
+            check_mixture(self.noise_mixture)
+        self.make_pid()
+
+    def make_pid(self) -> PIDCallback:
+        return PIDCallback(
+            self.noise_strength,
+            self.noise_set_point,
+            self.noise_strength_min,
+            self.noise_strength_max,
+            self.noise_kp,
+            self.noise_ki,
+            self.noise_kd,
+        )

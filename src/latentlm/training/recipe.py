@@ -28,10 +28,10 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import CONFIG_MAPPING, AutoConfig, GenerationConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
 import latentlm
-from latentlm.data import ChunkConfig, DataConfig
+from latentlm.data import ChunkConfig, DataConfig, TextConfig
 from latentlm.data.config import SourceConfig
 
-from .arguments import LatentTrainingArguments
+from .arguments import EncodzallTrainingArguments, LatentTrainingArguments
 
 RECIPE_FILE = "recipe.yaml"
 SECTIONS = ("model", "data", "training")
@@ -41,7 +41,9 @@ BOOKKEEPING = {"architectures", "auto_map", "transformers_version", "model_type"
 TOKENIZER_FIELDS = ("pad_token_id", "bos_token_id", "eos_token_id")
 MIN_VOCAB_SIZE = 256  # of any tokenizer here: the bytes
 # What the data section describes, by model type; rows of tokens if it is not listed.
-DATA_CONFIGS: dict[str, type[SourceConfig]] = {"fsq_autoencoder": ChunkConfig}
+DATA_CONFIGS: dict[str, type[SourceConfig]] = {"fsq_autoencoder": ChunkConfig, "encodzall": TextConfig}
+# What the training section may hold, where it is more than usual.
+TRAINING_ARGUMENTS: dict[str, type[LatentTrainingArguments]] = {"encodzall": EncodzallTrainingArguments}
 
 
 class RecipeError(ValueError):
@@ -188,10 +190,11 @@ def load_recipe(path: str | Path, overrides: dict[str, Any] | None = None) -> Re
     recipe["model"].pop("config", None), recipe["model"].pop("model_type", None)
 
     data_class = DATA_CONFIGS.get(model_type, DataConfig)
+    arguments_class = TRAINING_ARGUMENTS.get(model_type, LatentTrainingArguments)
     fields = {
         "model": field_types(CONFIG_MAPPING[model_type]),
         "data": field_types(data_class),
-        "training": field_types(LatentTrainingArguments),
+        "training": field_types(arguments_class),
     }
     for section in SECTIONS:
         for name, value in recipe[section].items():
@@ -209,14 +212,14 @@ def load_recipe(path: str | Path, overrides: dict[str, Any] | None = None) -> Re
     if from_pretrained is None:
         model = {**own_defaults(CONFIG_MAPPING[model_type]), **model}
     # The vocabulary is that of a tokenizer which is not there yet.
-    unknown = {} if from_pretrained is not None or data_class is ChunkConfig else {"vocab_size": MIN_VOCAB_SIZE}
+    unknown = {} if from_pretrained is not None or data_class is not DataConfig else {"vocab_size": MIN_VOCAB_SIZE}
     config = check_model(model_type, from_pretrained, {**unknown, **model})
     try:
         data = data_class(**recipe["data"])
     except (ValueError, TypeError) as error:
         raise RecipeError(f"data: {error}") from error
     try:
-        arguments = LatentTrainingArguments(**training)
+        arguments = arguments_class(**training)
     except (ValueError, TypeError, ImportError) as error:
         raise RecipeError(f"training: {error}") from error
     return Recipe(

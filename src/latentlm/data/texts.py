@@ -1,0 +1,136 @@
+"""Rows for EncodZall: whole words of one document, their bytes and an end."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from ..models.tokenization_encodzall import EncodzallTokenizer
+from ..models.words import find_words
+from .cache import build_once
+from .config import TextConfig
+from .prepare import PreparedData, hash_identity, open_sources, progress, split_corpus
+from .tokenizers import token_bytes
+
+FORMAT = 1  # of a cached corpus; part of its name
+IGNORED = -100
+
+
+class TextDataset(Dataset):
+    """Rows `input_ids` `(context_length,)`, bytes, an end and padding, and `labels`, the same with -100 for padding.
+
+    Args:
+        data: `(N,)`, uint8, all texts one after the other.
+        rows: `(R, 2)`, first and last + 1 byte of each row.
+        context_length: ids in a row, the end included.
+        tokenizer: whose end and padding ids are used.
+    """
+
+    def __init__(self, data: np.ndarray, rows: np.ndarray, context_length: int, tokenizer: EncodzallTokenizer):
+        self.data, self.rows, self.context_length = data, rows, context_length
+        self.eos, self.pad = tokenizer.eos_token_id, tokenizer.pad_token_id
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, row: int) -> dict[str, torch.Tensor]:
+        start, end = self.rows[row]
+        input_ids = torch.full((self.context_length,), self.pad)
+        input_ids[: end - start] = torch.from_numpy(self.data[start:end].astype(np.int64))
+        input_ids[end - start] = self.eos
+        return {"input_ids": input_ids, "labels": input_ids.masked_fill(input_ids == self.pad, IGNORED)}
+
+
+def prepare_texts(config: TextConfig, max_position_embeddings: int | None = None) -> PreparedData:
+    """Read and split the text that `config` describes, and cut it into rows; from the cache where that was done before.
+
+    May be called by every process of a run at once: one does the work, the others wait.
+
+    Raises:
+        ValueError: if the text cannot be found or read, is too little, or does not fit the model.
+    """
+    if max_position_embeddings is not None and config.context_length > max_position_embeddings:
+        raise ValueError(
+            f"context_length: {config.context_length} is longer than the model's max_position_embeddings"
+            f" ({max_position_embeddings})"
+        )
+    train_source, validation_source = open_sources(config)
+    identity = {
+        "format": FORMAT,
+        "train": train_source.fingerprint(),
+        "validation": validation_source.fingerprint() if validation_source else config.validation_fraction,
+        "text_column": config.text_column,
+        "document_start": config.document_start,
+        "row": [config.context_length, config.max_words, config.max_word_bytes],
+    }
+    folder = config.cache_path() / f"texts-{hash_identity(identity)}"
+
+    def write(unfinished: Path) -> None:
+        train, validation = split_corpus(config, train_source, validation_source)
+        counts = {
+            name: _write_rows(unfinished, name, progress(documents, f"Cutting {name}"), config)
+            for name, documents in (("train", train()), ("validation", validation()))
+        }
+        (unfinished / "info.json").write_text(json.dumps(counts, indent=2) + "\n", encoding="utf-8")
+
+    build_once(folder, write)
+    counts = json.loads((folder / "info.json").read_text(encoding="utf-8"))
+    tokenizer = EncodzallTokenizer(
+        max_word_bytes=config.max_word_bytes, model_max_length=max_position_embeddings or config.context_length
+    )
+
+    def rows(split: str, most: int | None) -> TextDataset:
+        data = np.memmap(folder / f"{split}.bytes", dtype=np.uint8, mode="r")
+        return TextDataset(data, np.load(folder / f"{split}.rows.npy")[:most], config.context_length, tokenizer)
+
+    train, validation = rows("train", config.max_train_rows), rows("validation", config.max_validation_rows)
+    info = {
+        "dataset": config.dataset,
+        "dataset_config": config.dataset_config,
+        "validation_dataset": config.validation_dataset,
+        "tokenizer": "encodzall",
+        "vocab_size": len(tokenizer),
+        "context_length": config.context_length,
+        "train": counts["train"] | {"rows": len(train)},
+        "validation": counts["validation"] | {"rows": len(validation)},
+        "cache": str(folder),
+    }
+    return PreparedData(tokenizer, train, validation, token_bytes(tokenizer), info)
+
+
+def _write_rows(folder: Path, split: str, documents: Iterator[str], config: TextConfig) -> dict[str, int | str]:
+    rows: list[np.ndarray] = []
+    size = count = 0
+    digest = hashlib.sha256()
+    with open(folder / f"{split}.bytes", "wb") as file:
+        for text in documents:
+            data = text.encode("utf-8", "surrogatepass")
+            if not data:
+                continue
+            rows.append(size + cut_rows(data, config.context_length - 1, config.max_words - 1, config.max_word_bytes))
+            file.write(data)
+            digest.update(data)
+            size += len(data)
+            count += 1
+    if not rows:
+        raise ValueError(f"dataset: the {split} split is empty (documents of the validation split are not trained on)")
+    np.save(folder / f"{split}.rows.npy", np.concatenate(rows))
+    return {"documents": count, "bytes": size, "sha256": digest.hexdigest()}
+
+
+def cut_rows(data: bytes, max_bytes: int, max_words: int, max_word_bytes: int) -> np.ndarray:
+    """Begin and end `(R, 2)` of rows of whole words that cover all bytes of a document."""
+    ids = torch.frombuffer(bytearray(data), dtype=torch.uint8).long()[None]
+    words = find_words(ids, max_word_bytes)[0].numpy()
+    starts = np.flatnonzero(np.diff(words, prepend=-1))  # the first byte of each word
+    ends = np.append(starts[1:], len(data))
+    cuts, word = [0], 0
+    while word < len(starts):
+        fits = int(np.searchsorted(ends, starts[word] + max_bytes, side="right"))
+        word = min(fits, word + max_words)
+        cuts.append(int(ends[word - 1]))
+    return np.column_stack((cuts[:-1], cuts[1:]))

@@ -1,0 +1,141 @@
+"""Configuration of EncodZall."""
+
+from typing import Literal
+
+from huggingface_hub.dataclasses import strict
+from transformers.configuration_utils import PreTrainedConfig
+
+VOCAB_SIZE = 264
+"""The bytes, then `<pad>`, `<bos>`, `<eos>`, `<mask>` (a whole word) and the masks of one character: `<vowel>`,
+`<consonant>`, `<nonspace>` (anything else) and `<any>`."""
+
+
+@strict
+class EncodzallConfig(PreTrainedConfig):
+    """Bytes to words and back: an encoder inside each word, an encoder over the words, and two decoders.
+
+    Args:
+        vocab_size: 264, the bytes and eight special ids; fixed.
+        hidden_size: width D.
+        num_attention_heads: heads of every attention; must divide `hidden_size` into even sizes.
+        num_key_value_heads: fewer heads for keys and values (grouped-query attention); as many when `None`.
+        num_word_encoder_layers: Encoder 1, inside a word.
+        num_context_encoder_layers: Encoder 2, over the words of a text.
+        num_decoder_layers: of the sequence decoder, and of the word decoder where it is one of its own.
+        intermediate_size: width of the SwiGLU layers.
+        max_position_embeddings: longest text in bytes, its end included.
+        max_word_bytes: longer words are cut; at least 8.
+        word_pooling: from the bytes of a word to its vector: `"mean"`, `"max"` or `"query"` (a learned weight each).
+        word_decoder: `"own"`, `"shared"` (the sequence decoder's weights) or `"none"`.
+        cross_attention_positions: `"bytes"` turns queries by the place of their byte and keys by that of their word's
+            first byte in the input, so that a decoder finds its place in a long text; `"none"` leaves them alone.
+        packed_row_length: slots of the rows that words are packed into.
+        sequence_loss_weight, word_loss_weight, contrastive_loss_weight: weights of the named losses.
+        word_loss_gamma: of the focal loss, (1 - p)^gamma CE; 0 is plain cross-entropy.
+        contrastive_scale: multiplies the cosines of the contrastive loss.
+        contrastive_symmetric: also from clean to noisy.
+        initializer_range: standard deviation of the initial weights.
+        rope_parameters: as everywhere in transformers.
+        attention_dropout, hidden_dropout: on probabilities; on what each block adds.
+        classifier_dropout: before the output layer of the classification heads.
+
+    The defaults are the size xs of the original.
+    """
+
+    model_type = "encodzall"
+    keys_to_ignore_at_inference = ["past_key_values"]
+    attribute_map = {"num_hidden_layers": "num_context_encoder_layers"}
+    base_model_fsdp_plan = {
+        "embed_tokens": "free_full_weight",
+        "word_encoder.*": "free_full_weight",
+        "context_encoder.*": "free_full_weight",
+    }
+
+    vocab_size: int = VOCAB_SIZE
+    hidden_size: int = 256
+    num_attention_heads: int = 4
+    num_key_value_heads: int | None = None
+    num_word_encoder_layers: int = 2
+    num_context_encoder_layers: int = 2
+    num_decoder_layers: int = 1
+    intermediate_size: int = 1536
+    max_position_embeddings: int = 2048
+    max_word_bytes: int = 16
+    word_pooling: Literal["mean", "max", "query"] = "mean"
+    word_decoder: Literal["own", "shared", "none"] = "own"
+    cross_attention_positions: Literal["bytes", "none"] = "bytes"
+    packed_row_length: int = 128
+    sequence_loss_weight: float | int = 0.75
+    word_loss_weight: float | int = 0.25
+    contrastive_loss_weight: float | int = 0.0
+    word_loss_gamma: float | int = 1.0
+    contrastive_scale: float | int = 20.0
+    contrastive_symmetric: bool = False
+    rope_parameters: dict | None = None
+    rms_norm_eps: float = 1e-6
+    initializer_range: float = 0.02
+    hidden_dropout: float | int = 0.0
+    attention_dropout: float | int = 0.0
+    classifier_dropout: float | int = 0.0
+    use_cache: bool = True
+    is_encoder_decoder: bool = True
+    tie_word_embeddings: bool = False
+    pad_token_id: int | None = 256
+    bos_token_id: int | None = 257
+    eos_token_id: int | list[int] | None = 258
+    decoder_start_token_id: int | None = 257
+
+    def __post_init__(self, **kwargs):
+        if self.num_key_value_heads is None:
+            self.num_key_value_heads = self.num_attention_heads
+        super().__post_init__(**kwargs)
+        self.auto_map = {
+            "AutoConfig": "configuration_encodzall.EncodzallConfig",
+            "AutoModel": "modeling_encodzall.EncodzallModel",
+            "AutoModelForSeq2SeqLM": "modeling_encodzall.EncodzallForMaskedDenoising",
+            "AutoModelForSequenceClassification": "modeling_encodzall.EncodzallForSequenceClassification",
+            "AutoModelForTokenClassification": "modeling_encodzall.EncodzallForTokenClassification",
+        }
+
+    def validate_vocabulary(self) -> None:
+        if self.vocab_size != VOCAB_SIZE:
+            raise ValueError(
+                f"`vocab_size` is {self.vocab_size}, but must be {VOCAB_SIZE}: the bytes and eight special ids."
+            )
+
+    def validate_sizes(self) -> None:
+        for name, least in {
+            "hidden_size": 1,
+            "num_attention_heads": 1,
+            "num_key_value_heads": 1,
+            "num_word_encoder_layers": 0,
+            "num_context_encoder_layers": 0,
+            "num_decoder_layers": 1,
+            "intermediate_size": 1,
+            "max_position_embeddings": 2,
+            "max_word_bytes": 8,
+            "packed_row_length": 1,
+        }.items():
+            if getattr(self, name) < least:
+                raise ValueError(f"`{name}` is {getattr(self, name)}, but it must be at least {least}.")
+        for name in ("hidden_dropout", "attention_dropout", "classifier_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"`{name}` is {getattr(self, name)}, but a dropout rate lies in [0, 1).")
+        for name in ("sequence_loss_weight", "word_loss_weight", "contrastive_loss_weight", "word_loss_gamma"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"`{name}` is {getattr(self, name)}, but it must be at least 0.")
+
+    def validate_with_sizes(self) -> None:  # validators run in the order of their names, and this one divides by sizes
+        if self.hidden_size % self.num_attention_heads or (self.hidden_size // self.num_attention_heads) % 2:
+            raise ValueError(
+                f"`num_attention_heads` is {self.num_attention_heads}, but must divide `hidden_size` "
+                f"{self.hidden_size} into heads of an even size, which rotary positions need."
+            )
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise ValueError(
+                f"`num_key_value_heads` is {self.num_key_value_heads}, but must divide `num_attention_heads` "
+                f"{self.num_attention_heads}."
+            )
+
+
+__all__ = ["EncodzallConfig"]

@@ -1,0 +1,518 @@
+"""EncodZall (seed: encodzall): an encoder inside each word, pooling, an encoder over the words, and two decoders.
+
+Words of all texts are packed into dense rows (words.py), so that Encoder 1 and the word decoder cost what real bytes
+cost. The encoder sees the whole text; the decoders are causal in what they write.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
+from transformers.generation import GenerationMixin
+from transformers.masking_utils import create_bidirectional_mask, create_causal_mask, packed_sequence_mask_function
+from transformers.modeling_outputs import ModelOutput, SequenceClassifierOutput, TokenClassifierOutput
+from transformers.modeling_utils import PreTrainedModel
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+from transformers.utils import can_return_tuple, is_torchdynamo_compiling
+from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.output_capturing import OutputRecorder, capture_outputs
+
+from .bidirectional_layers import (
+    BidirectionalLayer,
+    GroupedSelfAttention,
+    MemoryAttention,
+    MemoryDecoderLayer,
+    rms_norm,
+)
+from .configuration_encodzall import EncodzallConfig
+from .contrastive import ranking_loss
+from .positions import check_context, resolve_position_ids
+from .words import Packing, find_words, pack_words, spell_words
+
+IGNORED = -100
+
+
+@dataclass
+class EncodzallModelOutput(ModelOutput):
+    """Output of the encoders. S is the largest number of words in a text.
+
+    Args:
+        last_hidden_state: `(B, S, D)`, one vector per word, 0 after a text's last word: the memory.
+        pooler_output: `(B, D)`, the mean over the words: the embedding of the text.
+        word_mask: `(B, S)`, bool, true where there is a word.
+        word_positions: `(B, S)`, int64, the place of each word's first byte in the input.
+        hidden_states, attentions: of Encoder 2, `(B, S, D)` and `(B, H, S, S)` each.
+    """
+
+    last_hidden_state: torch.FloatTensor | None = None
+    pooler_output: torch.FloatTensor | None = None
+    word_mask: torch.BoolTensor | None = None
+    word_positions: torch.LongTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
+
+
+@dataclass
+class EncodzallDenoisingOutput(ModelOutput):
+    """Output of [`EncodzallForMaskedDenoising`].
+
+    Args:
+        loss: scalar; in training the weighted sum of all terms, in evaluation `sequence_loss` alone.
+        logits: `(B, T, V)` of the sequence decoder.
+        word_logits: `(N, V)` of the word decoder: of each word in turn its bytes and its end; with labels only.
+        sequence_loss: scalar, cross-entropy in nats of the clean bytes and the end of the text. Like every term: a mean
+            over these symbols, or, where `num_items_in_batch` is given, their sum divided by it.
+        word_loss: scalar, unweighted: focal cross-entropy of each word's bytes and end, where a word counts as often as
+            it has bytes.
+        contrastive_loss: scalar, unweighted: multiple-negatives ranking of noisy against clean texts, where a text
+            counts as often as it has symbols.
+        encoder_last_hidden_state, word_mask, word_positions: as [`EncodzallModelOutput`].
+        past_key_values, decoder_hidden_states, decoder_attentions, cross_attentions: of the sequence decoder.
+        encoder_hidden_states, encoder_attentions: of Encoder 2.
+    """
+
+    loss: torch.FloatTensor | None = None
+    logits: torch.FloatTensor | None = None
+    past_key_values: Cache | None = None
+    decoder_hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    decoder_attentions: tuple[torch.FloatTensor, ...] | None = None
+    cross_attentions: tuple[torch.FloatTensor, ...] | None = None
+    encoder_last_hidden_state: torch.FloatTensor | None = None
+    encoder_hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    encoder_attentions: tuple[torch.FloatTensor, ...] | None = None
+    word_logits: torch.FloatTensor | None = None
+    sequence_loss: torch.FloatTensor | None = None
+    word_loss: torch.FloatTensor | None = None
+    contrastive_loss: torch.FloatTensor | None = None
+
+
+@dataclass
+class DecoderOutput(ModelOutput):
+    last_hidden_state: torch.FloatTensor | None = None
+    past_key_values: Cache | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
+    cross_attentions: tuple[torch.FloatTensor, ...] | None = None
+
+
+class EncodzallPreTrainedModel(PreTrainedModel):
+    config: EncodzallConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["BidirectionalLayer", "MemoryDecoderLayer"]
+    _skip_keys_device_placement = ["past_key_values"]
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+
+
+class WordPooling(nn.Module):
+    """The vectors of a word's bytes `(N, D)` to one of the word `(W, D)`."""
+
+    def __init__(self, config: EncodzallConfig):
+        super().__init__()
+        self.kind = config.word_pooling
+        if self.kind == "query":
+            self.query = nn.Linear(config.hidden_size, 1, bias=False)
+
+    def forward(self, hidden_states: torch.Tensor, packing: Packing) -> torch.Tensor:
+        def sums(values: torch.Tensor) -> torch.Tensor:
+            return values.new_zeros(packing.num_words, values.shape[-1]).index_add(0, packing.word, values)
+
+        def largest(values: torch.Tensor) -> torch.Tensor:
+            place = packing.word.unsqueeze(1).expand_as(values)
+            lowest = values.new_full((packing.num_words, values.shape[-1]), -torch.inf)
+            return lowest.scatter_reduce(0, place, values, "amax")
+
+        if self.kind == "mean":
+            return sums(hidden_states) / packing.lengths.unsqueeze(1)
+        if self.kind == "max":
+            return largest(hidden_states)
+        scores = self.query(hidden_states)  # (N, 1)
+        weights = (scores - largest(scores.detach())[packing.word]).exp()
+        return sums(hidden_states * weights) / sums(weights)
+
+
+class EncodzallModel(EncodzallPreTrainedModel):
+    """The two encoders: bytes to one vector per word and one per text."""
+
+    _can_record_outputs = {
+        "hidden_states": OutputRecorder(BidirectionalLayer, layer_name="context_encoder"),
+        "attentions": OutputRecorder(GroupedSelfAttention, index=1, layer_name="context_encoder"),
+    }
+
+    def __init__(self, config: EncodzallConfig):
+        super().__init__(config)
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.rotary = LlamaRotaryEmbedding(config)
+        self.word_encoder = nn.ModuleList(
+            [BidirectionalLayer(config, i) for i in range(config.num_word_encoder_layers)]
+        )
+        self.word_norm = rms_norm(config)
+        self.word_pooling = WordPooling(config)
+        self.context_encoder = nn.ModuleList(
+            [BidirectionalLayer(config, i) for i in range(config.num_context_encoder_layers)]
+        )
+        self.context_norm = rms_norm(config)
+        self.dropout = nn.Dropout(config.hidden_dropout)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(
+        self,
+        input_ids: torch.LongTensor,  # (B, T)
+        attention_mask: torch.Tensor | None = None,  # (B, T), 1 where an id is real; without it, all but padding ids
+        word_ids: torch.LongTensor | None = None,  # (B, T), the word of each id in its text; found in the ids if None
+        **kwargs,
+    ) -> EncodzallModelOutput:
+        """
+        Raises:
+            ValueError: if a text is longer than `max_position_embeddings`, or has no id at all.
+        """
+        check_context(input_ids.shape[1], self.config.max_position_embeddings)
+        if word_ids is None:
+            word_ids = find_words(input_ids, self.config.max_word_bytes)
+        real = input_ids != self.config.pad_token_id if attention_mask is None else attention_mask.bool()
+        packing = pack_words(torch.where(real, word_ids, -1), self.config.packed_row_length)
+        if not is_torchdynamo_compiling() and len(packing.text.unique()) < len(input_ids):
+            raise ValueError("A text without any id has no words: even the empty text has its end, `eos_token_id`.")
+        words_WD = self.encode_words(input_ids.flatten()[packing.token], packing)
+        memory, word_mask = packing.pad_words(words_WD, len(input_ids))  # (B, S, D), (B, S)
+        positions, _ = packing.pad_words(self.word_starts(packing, input_ids.shape[1], real), len(input_ids))
+
+        mask = create_bidirectional_mask(self.config, memory, word_mask)
+        rotary = self.rotary(memory, torch.arange(memory.shape[1], device=memory.device).unsqueeze(0))
+        hidden_states = self.dropout(memory)
+        for layer in self.context_encoder:
+            hidden_states = layer(hidden_states, rotary, mask, **kwargs)
+        hidden_states = self.context_norm(hidden_states) * word_mask.unsqueeze(-1)
+        return EncodzallModelOutput(
+            last_hidden_state=hidden_states,
+            pooler_output=hidden_states.sum(1) / word_mask.sum(1, keepdim=True),
+            word_mask=word_mask,
+            word_positions=positions,
+        )
+
+    @staticmethod
+    def word_starts(packing: Packing, length: int, real: torch.Tensor) -> torch.Tensor:
+        """The place of each word's first id `(W,)`, counted from its text's first id, wherever padding is."""
+        first = packing.token[packing.offset == 0] % length
+        return first - real.long().argmax(1)[packing.text]
+
+    def encode_words(self, ids: torch.Tensor, packing: Packing) -> torch.Tensor:
+        """Vectors `(W, D)` of packed words from their ids `(N,)`. Without a gradient each distinct word is encoded
+        once: its vector depends on its own bytes alone."""
+        if torch.is_grad_enabled() or self.training:
+            return self.encode_packed(ids, packing)
+        spelled, which = torch.unique(spell_words(ids, packing), dim=0, return_inverse=True)
+        distinct = pack_words(torch.where(spelled < 0, -1, 0), self.config.packed_row_length)
+        return self.encode_packed(spelled.flatten()[distinct.token], distinct)[which]
+
+    def encode_packed(self, ids: torch.Tensor, packing: Packing) -> torch.Tensor:
+        """Encoder 1 and the pooling, on rows `(rows, R, D)` in which no word sees another."""
+        rows = self.dropout(packing.to_rows(self.embed_tokens(ids)))
+        own_word = packed_sequence_mask_function(packing.word_of_slot)
+        mask = create_bidirectional_mask(self.config, rows, None, and_mask_function=own_word)
+        rotary = self.rotary(rows, packing.position_of_slot)
+        for layer in self.word_encoder:
+            rows = layer(rows, rotary, mask)
+        return self.word_pooling(self.word_norm(packing.from_rows(rows)), packing)
+
+
+class EncodzallDecoder(EncodzallPreTrainedModel):
+    """A stack of decoder layers: from the memory of a text, or from the one word that each token spells."""
+
+    _can_record_outputs = {
+        "hidden_states": MemoryDecoderLayer,
+        "attentions": OutputRecorder(GroupedSelfAttention, index=1),
+        "cross_attentions": OutputRecorder(MemoryAttention, index=1),
+    }
+
+    def __init__(self, config: EncodzallConfig, one_word: bool = False):
+        super().__init__(config)
+        self.rotary = LlamaRotaryEmbedding(config)
+        self.layers = nn.ModuleList([MemoryDecoderLayer(config, i, one_word) for i in range(config.num_decoder_layers)])
+        self.norm = rms_norm(config)
+        self.dropout = nn.Dropout(config.hidden_dropout)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(
+        self,
+        inputs_embeds: torch.Tensor,  # (B, T, D)
+        memory: torch.Tensor,  # (B, S, D)
+        word_mask: torch.Tensor,  # (B, S)
+        word_positions: torch.Tensor,  # (B, S)
+        attention_mask: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        use_cache: bool | None = None,
+        **kwargs,
+    ) -> DecoderOutput:
+        seen = None if past_key_values is None else past_key_values.self_attention_cache
+        mask = create_causal_mask(self.config, inputs_embeds, attention_mask, seen)
+        limit = self.config.max_position_embeddings
+        positions = resolve_position_ids(inputs_embeds, attention_mask, None, seen, limit)
+        if use_cache and past_key_values is None:
+            past_key_values = EncoderDecoderCache(DynamicCache(config=self.config), DynamicCache(config=self.config))
+        memory_mask = create_bidirectional_mask(
+            self.config, inputs_embeds, word_mask, encoder_hidden_states=memory, allow_is_bidirectional_skip=True
+        )
+        rotary = self.rotary(inputs_embeds, positions)
+        memory_rotary = None
+        if self.config.cross_attention_positions == "bytes":
+            memory_rotary = (rotary, self.rotary(memory, word_positions))
+        hidden_states = self.dropout(inputs_embeds)
+        for layer in self.layers:
+            hidden_states = layer(
+                hidden_states,
+                memory,
+                rotary,
+                mask,
+                memory_rotary=memory_rotary,
+                memory_mask=memory_mask,
+                past_key_values=past_key_values,
+                **kwargs,
+            )
+        return DecoderOutput(last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values)
+
+    def spell(self, embeddings: torch.Tensor, packing: Packing, words: torch.Tensor) -> torch.Tensor:
+        """Hidden states `(N, D)` of packed tokens, embedded `(N, D)`, each of which sees its own word `(W, D)` and the
+        tokens before it in there."""
+        rows = self.dropout(packing.to_rows(embeddings))
+        memory = packing.to_rows(words[packing.word])
+        own_word = packed_sequence_mask_function(packing.word_of_slot)
+        mask = create_causal_mask(self.config, rows, None, None, and_mask_function=own_word)
+        rotary = self.rotary(rows, packing.position_of_slot)
+        for layer in self.layers:
+            rows = layer(rows, memory, rotary, mask, one_word=True)
+        return self.norm(packing.from_rows(rows))
+
+
+class EncodzallForMaskedDenoising(EncodzallPreTrainedModel, GenerationMixin):
+    """The encoders with both decoders: a masked or noisy text in, the clean text and its words out."""
+
+    def __init__(self, config: EncodzallConfig):
+        super().__init__(config)
+        self.model = EncodzallModel(config)
+        self.decoder = EncodzallDecoder(config)
+        if config.word_decoder == "own":
+            self.word_decoder = EncodzallDecoder(config, one_word=True)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    def get_encoder(self, *args, **kwargs) -> nn.Module:
+        return self.model
+
+    def get_decoder(self) -> nn.Module:
+        return self.decoder
+
+    def prepare_decoder_input_ids_from_labels(self, labels: torch.Tensor) -> torch.Tensor:
+        """Labels `(B, T)` moved right by one, after `decoder_start_token_id`."""
+        ids = labels.masked_fill(labels == IGNORED, self.config.pad_token_id)
+        return nn.functional.pad(ids[:, :-1], (1, 0), value=self.config.decoder_start_token_id)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,  # (B, T_in), masked or noisy
+        attention_mask: torch.Tensor | None = None,  # (B, T_in)
+        word_ids: torch.LongTensor | None = None,  # (B, T_in)
+        decoder_input_ids: torch.LongTensor | None = None,  # (B, T)
+        decoder_attention_mask: torch.Tensor | None = None,
+        encoder_outputs: EncodzallModelOutput | None = None,
+        past_key_values: Cache | None = None,
+        labels: torch.LongTensor | None = None,  # (B, T), the clean text with its end; -100 is ignored
+        label_word_ids: torch.LongTensor | None = None,  # (B, T), words of the clean text; found in it if None
+        clean_input_ids: torch.LongTensor | None = None,  # (B, T_clean), for the contrastive loss
+        use_cache: bool | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        **kwargs,
+    ) -> EncodzallDenoisingOutput:
+        """
+        Raises:
+            ValueError: if the word decoder has to spell other words than the encoder has read: their numbers differ.
+        """
+        if encoder_outputs is None:
+            encoder_outputs = self.model(input_ids, attention_mask, word_ids, **kwargs)
+        elif not isinstance(encoder_outputs, EncodzallModelOutput):
+            encoder_outputs = EncodzallModelOutput(**encoder_outputs)
+        memory, word_mask = encoder_outputs.last_hidden_state, encoder_outputs.word_mask
+        if labels is not None and decoder_input_ids is None:
+            decoder_input_ids = self.prepare_decoder_input_ids_from_labels(labels)
+            use_cache = bool(use_cache)
+        decoded = self.decoder(
+            self.model.embed_tokens(decoder_input_ids),
+            memory,
+            word_mask,
+            encoder_outputs.word_positions,
+            attention_mask=decoder_attention_mask,
+            past_key_values=past_key_values,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        logits = self.lm_head(decoded.last_hidden_state)  # (B, T, V)
+        losses, word_logits = {}, None
+        if labels is not None:
+            config = self.config
+            symbols = (labels != IGNORED).sum(1)  # (B,)
+            count = symbols.sum() if num_items_in_batch is None else num_items_in_batch
+            total = nn.functional.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), reduction="sum")
+            losses["sequence_loss"] = total / count
+            if config.word_decoder != "none" and config.word_loss_weight:
+                losses["word_loss"], word_logits = self.word_loss(memory, word_mask, labels, label_word_ids, count)
+            if config.contrastive_loss_weight and clean_input_ids is not None:
+                clean = self.model(clean_input_ids).pooler_output
+                ranking = ranking_loss(
+                    encoder_outputs.pooler_output, clean, config.contrastive_scale, config.contrastive_symmetric
+                )
+                losses["contrastive_loss"] = (ranking * symbols).sum() / count
+            losses["loss"] = losses["sequence_loss"]
+            if self.training:
+                terms = [name for name in losses if name != "loss"]
+                losses["loss"] = sum(getattr(config, f"{name}_weight") * losses[name] for name in terms)
+        return EncodzallDenoisingOutput(
+            logits=logits,
+            word_logits=word_logits,
+            past_key_values=decoded.past_key_values,
+            decoder_hidden_states=decoded.hidden_states,
+            decoder_attentions=decoded.attentions,
+            cross_attentions=decoded.cross_attentions,
+            encoder_last_hidden_state=memory,
+            encoder_hidden_states=encoder_outputs.hidden_states,
+            encoder_attentions=encoder_outputs.attentions,
+            **losses,
+        )
+
+    def word_loss(
+        self,
+        memory: torch.Tensor,
+        word_mask: torch.Tensor,
+        labels: torch.Tensor,
+        label_word_ids: torch.Tensor | None,
+        count: torch.Tensor | int,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Focal cross-entropy of every word's bytes and end, and their logits `(N, V)`.
+
+        The words of the labels are those of the memory by their index, whatever became of their length.
+        """
+        real = labels != IGNORED
+        ids = torch.where(real, labels, self.config.pad_token_id)
+        if label_word_ids is None:
+            label_word_ids = find_words(ids, self.config.max_word_bytes)
+        packing = pack_words(torch.where(real, label_word_ids, -1), self.config.packed_row_length)
+        expected = word_mask[real.any(1)].sum()  # rows that only fill up a batch have no labels
+        if not is_torchdynamo_compiling() and packing.num_words != expected:
+            raise ValueError(
+                f"The labels have {packing.num_words} words, the input {expected}: the word decoder needs the same. "
+                "Give `word_ids` and `label_word_ids` that agree, or set `word_loss_weight` to 0."
+            )
+        if packing.num_words == 0:
+            return memory.sum() * 0, memory.new_zeros(0, self.config.vocab_size)
+        words = memory[packing.text, packing.index]  # (W, D)
+        logits, targets, spelling = self.spell_words(words, spell_words(ids.flatten()[packing.token], packing))
+        values = nn.functional.cross_entropy(logits.float(), targets, reduction="none")  # (N,)
+        if self.config.word_loss_gamma:
+            values = values * (1 - (-values).exp()) ** self.config.word_loss_gamma
+        weights = packing.lengths / spelling.lengths  # a word's end is no byte
+        return (values * weights[spelling.word]).sum() / count, logits
+
+    def spell_words(self, words: torch.Tensor, spelled: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, Packing]:
+        """Logits `(N, V)` and targets `(N,)` of spelling words, each from its vector alone, and where they belong.
+
+        Args:
+            words: `(W, D)`, of the memory.
+            spelled: `(W, L)`, ids of their bytes, -1 after the last; the end of a text is an empty word.
+        """
+        config = self.config
+        spelled = torch.where(spelled == config.eos_token_id, -1, spelled)
+        inputs = nn.functional.pad(spelled, (1, 0), value=config.bos_token_id)
+        targets = torch.where(spelled < 0, config.eos_token_id, spelled)
+        targets = nn.functional.pad(targets, (0, 1), value=config.eos_token_id)
+        packing = pack_words(torch.where(inputs < 0, -1, 0), config.packed_row_length)
+        decoder = self.word_decoder if config.word_decoder == "own" else self.decoder
+        hidden = decoder.spell(self.model.embed_tokens(inputs.flatten()[packing.token]), packing, words)
+        return self.lm_head(hidden), targets.flatten()[packing.token], packing
+
+    @torch.no_grad()
+    def word_log_probabilities(self, words: torch.Tensor, spelled: torch.Tensor) -> torch.Tensor:
+        """Log-probability in nats `(W,)`, float32, that the word decoder spells `spelled` `(W, L)` (-1 after the last
+        byte) from the vectors `words` `(W, D)`; the end included."""
+        logits, targets, packing = self.spell_words(words, spelled)
+        values = -nn.functional.cross_entropy(logits.float(), targets, reduction="none")
+        return values.new_zeros(len(words)).index_add(0, packing.word, values)
+
+
+class ClassificationHead(nn.Module):
+    def __init__(self, config: EncodzallConfig):
+        super().__init__()
+        self.dropout = nn.Dropout(config.classifier_dropout)
+        self.out_proj = nn.Linear(config.hidden_size, config.num_labels)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        return self.out_proj(self.dropout(features))
+
+
+class EncodzallForSequenceClassification(EncodzallPreTrainedModel):
+    """Logits `(B, num_labels)` from the embedding of the text."""
+
+    def __init__(self, config: EncodzallConfig):
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.model = EncodzallModel(config)
+        self.classifier = ClassificationHead(config)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor,
+        attention_mask: torch.Tensor | None = None,
+        word_ids: torch.LongTensor | None = None,
+        labels: torch.Tensor | None = None,  # (B,) classes, or (B, num_labels) values
+        **kwargs,
+    ) -> SequenceClassifierOutput:
+        outputs = self.model(input_ids, attention_mask, word_ids, **kwargs)
+        logits = self.classifier(outputs.pooler_output)
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(labels=labels, pooled_logits=logits, config=self.config)
+        return SequenceClassifierOutput(loss, logits, outputs.hidden_states, outputs.attentions)
+
+
+class EncodzallForTokenClassification(EncodzallPreTrainedModel):
+    """Logits `(B, S, num_labels)`, one row per word; the end of the text is the last word."""
+
+    def __init__(self, config: EncodzallConfig):
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.model = EncodzallModel(config)
+        self.classifier = ClassificationHead(config)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor,
+        attention_mask: torch.Tensor | None = None,
+        word_ids: torch.LongTensor | None = None,
+        labels: torch.LongTensor | None = None,  # (B, S), -100 is ignored
+        **kwargs,
+    ) -> TokenClassifierOutput:
+        outputs = self.model(input_ids, attention_mask, word_ids, **kwargs)
+        logits = self.classifier(outputs.last_hidden_state)
+        loss = None if labels is None else self.loss_function(logits, labels, self.config)
+        return TokenClassifierOutput(loss, logits, outputs.hidden_states, outputs.attentions)
+
+
+__all__ = [
+    "EncodzallForMaskedDenoising",
+    "EncodzallForSequenceClassification",
+    "EncodzallForTokenClassification",
+    "EncodzallModel",
+    "EncodzallPreTrainedModel",
+]

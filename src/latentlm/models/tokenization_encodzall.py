@@ -1,0 +1,110 @@
+"""`EncodzallTokenizer`: a text as its bytes and the end, and the word that each belongs to.
+
+Ids 0-255 are the bytes, 256 `<pad>`, 257 `<bos>`, 258 `<eos>`, 259 `<mask>` (a whole word), and the masks of a
+character: 260 `<vowel>`, 261 `<consonant>`, 262 `<nonspace>` (anything else) and 263 `<any>`.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from transformers.utils import logging
+
+from .lossless_tokenizer import LosslessTokenizer
+from .words import find_words
+
+NUM_BYTES = 256
+BYTE_TOKENS = [f"<0x{byte:02X}>" for byte in range(NUM_BYTES)]
+SPECIAL_TOKENS = {
+    "pad_token": "<pad>",
+    "bos_token": "<bos>",
+    "eos_token": "<eos>",
+    "mask_token": "<mask>",
+    "vowel_mask_token": "<vowel>",
+    "consonant_mask_token": "<consonant>",
+    "nonspace_mask_token": "<nonspace>",
+    "any_mask_token": "<any>",
+}
+
+logger = logging.get_logger(__name__)
+
+
+class EncodzallTokenizer(LosslessTokenizer):
+    """Bytes with their words; see [`LosslessTokenizer`] for what it promises of any text.
+
+    Encoding gives `input_ids`, `attention_mask` and `word_ids` (from 0 on; -1 for padding). The end of the text is a
+    word of its own, so that the empty text has one too. Truncation leaves out whole words at the end, and says how
+    many.
+
+    Args:
+        max_word_bytes: longer words are cut, not inside of a character.
+        add_bos_token, add_eos_token: what is added around every text; the model wants the end alone.
+        **kwargs: those of `PreTrainedTokenizer`, also the texts of the special tokens.
+    """
+
+    vocab_files_names: dict[str, str] = {}
+    model_input_names = ["input_ids", "attention_mask", "word_ids"]
+
+    def __init__(
+        self, max_word_bytes: int = 16, add_bos_token: bool = False, add_eos_token: bool = True, **kwargs: Any
+    ) -> None:
+        if max_word_bytes < 8:
+            raise ValueError(f"max_word_bytes is {max_word_bytes}, but must be at least 8.")
+        self.max_word_bytes = max_word_bytes
+        special_tokens = {name: kwargs.pop(name, token) for name, token in SPECIAL_TOKENS.items()}
+        lengths = np.ones(NUM_BYTES, dtype=np.int64)
+        super().__init__(BYTE_TOKENS, lengths, special_tokens, add_bos_token, add_eos_token, **kwargs)
+
+    def encode_bytes(self, data: bytes) -> list[int]:
+        return list(data)
+
+    def spell(self, ids: np.ndarray) -> bytes:
+        return ids.astype(np.uint8).tobytes()
+
+    def find_words(self, ids: list[int]) -> list[int]:
+        """The word of each id."""
+        return find_words(torch.tensor([ids], dtype=torch.long), self.max_word_bytes)[0].tolist() if ids else []
+
+    def truncate_sequences(
+        self,
+        ids: list,
+        pair_ids: list | None = None,
+        num_tokens_to_remove: int = 0,
+        truncation_strategy: Any = "longest_first",
+        stride: int = 0,
+    ) -> tuple[list, list | None, list]:
+        """Leaves out whole words of a single text, at least `num_tokens_to_remove` ids; pairs are cut as usual."""
+        if pair_ids is None and num_tokens_to_remove > 0 and self.truncation_side == "right" and ids:
+            if isinstance(ids[0], int):
+                words = self.find_words(ids)
+                room = max(len(ids) - num_tokens_to_remove, 0)
+                # A first word that does not fit is cut all the same: an empty text would say nothing.
+                kept = next((n for n in range(room, 0, -1) if words[n] != words[n - 1]), room)
+                self._kept = kept
+                logger.warning(
+                    f"A text of {words[-1] + 1:,} words is longer than the model holds: "
+                    f"the last {words[-1] + 1 - (words[kept - 1] + 1 if kept else 0):,} are left out."
+                )
+            num_tokens_to_remove = len(ids) - self._kept  # of the offsets, which follow the ids
+        return super().truncate_sequences(ids, pair_ids, num_tokens_to_remove, truncation_strategy, stride)
+
+    def _pad(self, encoded_inputs: Any, *args: Any, padding_side: str | None = None, **kwargs: Any) -> dict:
+        """Adds the words of each id, and pads them along."""
+        if "word_ids" not in encoded_inputs:
+            encoded_inputs["word_ids"] = self.find_words(list(encoded_inputs["input_ids"]))
+        padded = super()._pad(encoded_inputs, *args, padding_side=padding_side, **kwargs)
+        words = list(padded["word_ids"])
+        missing = [-1] * (len(padded["input_ids"]) - len(words))
+        on_the_left = (padding_side or self.padding_side) == "left"
+        padded["word_ids"] = missing + words if on_the_left else words + missing
+        return padded
+
+    def save_vocabulary(self, save_directory: str, filename_prefix: str | None = None) -> tuple[str, ...]:
+        return ()  # the vocabulary is the 256 bytes
+
+    @property
+    def saved_framing(self) -> dict[str, Any]:
+        return {**super().saved_framing, "max_word_bytes": self.max_word_bytes}
+
+
+__all__ = ["EncodzallTokenizer"]

@@ -1,0 +1,121 @@
+"""A PID loop that holds a loss at a set point by moving the strength of the noise."""
+
+import torch
+from accelerate.utils import reduce
+from transformers import TrainerCallback
+from transformers.trainer_callback import ExportableState
+
+SATURATED_STEPS = 200
+
+
+class PIDCallback(TrainerCallback, ExportableState):
+    """Moves the noise strength p once per optimizer step, so that a running mean of a loss stays at its set point.
+
+    The velocity form: with the error e = set point - mean (a loss below the set point asks for more noise),
+
+        p += clip(kp (e - e') + ki e + kd (e - 2 e' + e''), -max_change, max_change),  then p into [minimum, maximum]
+
+    where e' and e'' are the errors one and two steps before. p itself is the integral, so that nothing winds up while p
+    is at a limit, and it falls as fast as it rises. The state is part of every checkpoint.
+
+    Args:
+        strength: p at the start; p stays there without a set point.
+        set_point: of the loss, in nats; None switches the loop off.
+        minimum, maximum: limits of p, in [0, 1].
+        kp, ki, kd: gains, per nat.
+        max_change: largest change of p in one step.
+        smoothing: of the running mean, the weight of its past.
+
+    Raises:
+        ValueError: naming the argument, its value and what would be right.
+    """
+
+    def __init__(
+        self,
+        strength: float,
+        set_point: float | None = None,
+        minimum: float = 0.0,
+        maximum: float = 1.0,
+        kp: float = 0.1,
+        ki: float = 0.01,
+        kd: float = 0.0,
+        max_change: float = 0.02,
+        smoothing: float = 0.9,
+    ):
+        if not 0 <= minimum <= strength <= maximum <= 1:
+            raise ValueError(
+                f"strength is {strength}, minimum {minimum}, maximum {maximum}, but they must be ordered within [0, 1]."
+            )
+        if set_point is not None and set_point <= 0:
+            raise ValueError(f"set_point is {set_point}, but a loss is above 0.")
+        for name, value in {"kp": kp, "ki": ki, "kd": kd}.items():
+            if value < 0:
+                raise ValueError(f"{name} is {value}, but a gain is at least 0.")
+        if max_change <= 0:
+            raise ValueError(f"max_change is {max_change}, but must be above 0.")
+        if not 0 <= smoothing < 1:
+            raise ValueError(f"smoothing is {smoothing}, but must lie in [0, 1).")
+        self.arguments = {
+            "strength": strength,
+            "set_point": set_point,
+            "minimum": minimum,
+            "maximum": maximum,
+            "kp": kp,
+            "ki": ki,
+            "kd": kd,
+            "max_change": max_change,
+            "smoothing": smoothing,
+        }
+        self.strength = strength
+        self.mean: float | None = None
+        self.errors: list[float] = []  # of the last steps, the newest first
+        self.terms = [0.0, 0.0, 0.0]
+        self.steps_at_maximum = 0
+        self._sums: torch.Tensor | None = None
+
+    def state(self) -> dict:
+        names = ("strength", "mean", "errors", "terms", "steps_at_maximum")
+        return {"args": self.arguments, "attributes": {name: getattr(self, name) for name in names}}
+
+    def add(self, total: torch.Tensor, count: torch.Tensor) -> None:
+        """Count one micro-batch: the sum of the loss over `count` bytes."""
+        sums = torch.stack((total.detach().double(), count.double()))
+        self._sums = sums if self._sums is None else self._sums + sums
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if self._sums is None:
+            return
+        total, count = reduce(self._sums, "sum").tolist()
+        self._sums = None
+        if count:
+            self.step(total / count)
+
+    def step(self, loss: float) -> float:
+        """Take in the loss of one optimizer step; returns the new strength."""
+        given = self.arguments
+        if given["set_point"] is None:
+            return self.strength
+        past = given["smoothing"]
+        self.mean = loss if self.mean is None else past * self.mean + (1 - past) * loss
+        error = given["set_point"] - self.mean
+        last, before_last = ([*self.errors, error, error] if not self.errors else [*self.errors, self.errors[-1]])[:2]
+        self.errors = [error, last]
+        self.terms = [
+            given["kp"] * (error - last),
+            given["ki"] * error,
+            given["kd"] * (error - 2 * last + before_last),
+        ]
+        change = min(max(sum(self.terms), -given["max_change"]), given["max_change"])
+        self.strength = min(max(self.strength + change, given["minimum"]), given["maximum"])
+        self.steps_at_maximum = self.steps_at_maximum + 1 if self.strength == given["maximum"] else 0
+        return self.strength
+
+    def logs(self) -> dict[str, float]:
+        """What to log: the strength and, where the loop is on, what moves it. `noise_saturated` is 1 where the strength
+        has been at its maximum for 200 steps: the model could repair more."""
+        logs = {"noise_strength": self.strength}
+        if self.errors:
+            logs |= {"noise_set_point": self.arguments["set_point"], "noise_error": self.errors[0]}
+            logs |= dict(zip(("noise_p", "noise_i", "noise_d"), self.terms, strict=True))
+            logs["noise_saturated"] = float(self.steps_at_maximum >= SATURATED_STEPS)
+        return logs

@@ -1,0 +1,526 @@
+"""EncodZall against an obvious implementation; packed against one word a row; what may depend on what."""
+
+import math
+
+import pytest
+import torch
+from architectures import gradients, loss_terms, randomise
+from torch import nn
+from transformers import AutoModel, AutoModelForSeq2SeqLM
+
+from latentlm import (
+    EncodzallConfig,
+    EncodzallForMaskedDenoising,
+    EncodzallForSequenceClassification,
+    EncodzallForTokenClassification,
+    EncodzallModel,
+    EncodzallTokenizer,
+)
+from latentlm.models.words import find_words, pack_words
+
+SIZES = {
+    "hidden_size": 64,
+    "num_attention_heads": 4,
+    "num_word_encoder_layers": 2,
+    "num_context_encoder_layers": 2,
+    "num_decoder_layers": 2,
+    "intermediate_size": 48,
+    "max_position_embeddings": 128,
+    "packed_row_length": 24,
+}
+VARIANTS = {
+    "default": {},
+    "grouped": {"num_key_value_heads": 2, "word_pooling": "query", "word_decoder": "shared"},
+    "plain": {"word_pooling": "max", "cross_attention_positions": "none", "word_decoder": "none"},
+}
+TEXTS = [
+    "Words of a text, packed.",
+    "",
+    "  a longwordthatiscutintosomeparts end ",
+    "日本語のテキスト and more words here",
+]
+CLOSE = {"atol": 1e-4, "rtol": 1e-4}  # of large logits
+EQUAL = {"atol": 1e-5, "rtol": 1e-5}
+BACKENDS = ["eager", "sdpa", "flex_attention"]
+each_variant = pytest.mark.parametrize("variant", VARIANTS)
+tokenizer = EncodzallTokenizer()
+
+
+def build(variant: str = "default", model_class=EncodzallForMaskedDenoising, backend: str = "sdpa", **fields):
+    config = EncodzallConfig(**{**SIZES, **VARIANTS[variant], **fields})
+    config._attn_implementation = backend
+    model = model_class(config).eval()
+    randomise(model)
+    return model
+
+
+def encode(texts=TEXTS, **options):
+    return tokenizer(texts, padding=True, return_tensors="pt", **options)
+
+
+def labels_of(texts=TEXTS):
+    ids = encode(texts)["input_ids"]
+    return ids.masked_fill(ids == tokenizer.pad_token_id, -100)
+
+
+# ---- An obvious implementation ----
+
+
+def norm_slowly(norm, h):
+    return h / (h.pow(2).mean(-1, keepdim=True) + 1e-6).sqrt() * norm.weight
+
+
+def turn_slowly(states, positions):
+    """Rotary positions of `(H, T, d)`, pair by pair."""
+    half = states.shape[-1] // 2
+    angles = positions[:, None] * 10000.0 ** (-torch.arange(half) / half)
+    left, right = states[..., :half], states[..., half:]
+    return torch.cat((left * angles.cos() - right * angles.sin(), right * angles.cos() + left * angles.sin()), -1)
+
+
+def attend_slowly(attention, queries, keys, allowed, positions=None, key_positions=None):
+    """One text: `(T, D)` queries look at `(S, D)` keys where `allowed` `(T, S)`."""
+    size, groups = attention.head_dim, attention.num_key_value_groups
+
+    def heads(projection, states):
+        return projection(states).view(len(states), -1, size).transpose(0, 1)
+
+    q, k, v = heads(attention.q_proj, queries), heads(attention.k_proj, keys), heads(attention.v_proj, keys)
+    if positions is not None:
+        q, k = turn_slowly(q, positions), turn_slowly(k, positions if key_positions is None else key_positions)
+    k, v = k.repeat_interleave(groups, 0), v.repeat_interleave(groups, 0)
+    weights = (q @ k.transpose(1, 2) / math.sqrt(size)).masked_fill(~allowed, -math.inf).softmax(-1)
+    return attention.o_proj((weights @ v).transpose(0, 1).flatten(1))
+
+
+def mlp_slowly(mlp, h):
+    gate = mlp.gate_proj(h)
+    return mlp.down_proj(gate * gate.sigmoid() * mlp.up_proj(h))
+
+
+def layer_slowly(layer, h, allowed, read=None):
+    n = norm_slowly(layer.self_attn_norm, h)
+    h = h + attend_slowly(layer.self_attn, n, n, allowed, torch.arange(len(h)))
+    if read is not None:
+        h = h + read(layer, h)
+    return h + mlp_slowly(layer.mlp, norm_slowly(layer.mlp_norm, h))
+
+
+def word_slowly(model, ids):
+    h = model.embed_tokens(ids)
+    for layer in model.word_encoder:
+        h = layer_slowly(layer, h, torch.ones(len(ids), len(ids), dtype=torch.bool))
+    h = norm_slowly(model.word_norm, h)
+    kind = model.config.word_pooling
+    if kind == "query":
+        return (model.word_pooling.query(h).softmax(0) * h).sum(0)
+    return h.mean(0) if kind == "mean" else h.max(0).values
+
+
+def split_words(ids):
+    words = find_words(ids[None], 16)[0]
+    return [ids[words == k] for k in range(int(words.max()) + 1)]
+
+
+def memory_slowly(model, ids):
+    h = torch.stack([word_slowly(model, word) for word in split_words(ids)])
+    for layer in model.context_encoder:
+        h = layer_slowly(layer, h, torch.ones(len(h), len(h), dtype=torch.bool))
+    return norm_slowly(model.context_norm, h)
+
+
+def decode_slowly(decoder, embeddings, read):
+    h = embeddings
+    causal = torch.ones(len(h), len(h), dtype=torch.bool).tril()
+    for layer in decoder.layers:
+        h = layer_slowly(layer, h, causal, read)
+    return norm_slowly(decoder.norm, h)
+
+
+@torch.no_grad()
+def outputs_slowly(model, ids, labels):
+    """Logits of the text `(T, V)`, and of each word a matrix, for one text without padding."""
+    memory = memory_slowly(model.model, ids)
+    words = split_words(ids)
+    starts = torch.tensor([sum(map(len, words[:k])) for k in range(len(words))])
+    positions = None if model.config.cross_attention_positions == "none" else torch.arange(len(labels))
+
+    def read_text(layer, h):
+        everything = torch.ones(len(h), len(memory), dtype=torch.bool)
+        return attend_slowly(
+            layer.cross_attn, norm_slowly(layer.cross_attn_norm, h), memory, everything, positions, starts
+        )
+
+    inputs = torch.cat((torch.tensor([257]), labels[:-1]))
+    logits = model.lm_head(decode_slowly(model.decoder, model.model.embed_tokens(inputs), read_text))
+    spelled = []
+    for word, vector in zip(split_words(labels), memory, strict=True):
+
+        def read_word(layer, h, vector=vector):
+            value = layer.cross_attn.v_proj(vector).view(-1, layer.cross_attn.head_dim)
+            return layer.cross_attn.o_proj(value.repeat_interleave(layer.cross_attn.num_key_value_groups, 0).flatten())
+
+        inputs = torch.cat((torch.tensor([257]), word[word != 258]))
+        decoder = model.word_decoder if model.config.word_decoder == "own" else model.decoder
+        spelled.append(model.lm_head(decode_slowly(decoder, model.model.embed_tokens(inputs), read_word)))
+    return logits, spelled
+
+
+@pytest.mark.parametrize(
+    ("variant", "backend"),
+    [*((variant, backend) for variant in VARIANTS for backend in ("eager", "sdpa")), ("grouped", "flex_attention")],
+)
+def test_every_output_is_that_of_the_obvious_implementation(variant, backend):
+    model = build(variant, backend=backend)
+    labels = labels_of()
+    with torch.no_grad():
+        output = model(**encode(), labels=labels)
+    word_logits = []
+    for row, text in enumerate(TEXTS):
+        ids = torch.tensor(tokenizer(text)["input_ids"])
+        logits, spelled = outputs_slowly(model, ids, ids)
+        torch.testing.assert_close(output.logits[row, : len(ids)], logits, **CLOSE)
+        word_logits += spelled
+    if model.config.word_decoder != "none":
+        torch.testing.assert_close(output.word_logits, torch.cat(word_logits), **CLOSE)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 1.0, 2.0])
+def test_losses_are_those_of_the_definition(gamma):
+    model = build(word_loss_gamma=gamma).train()
+    ids = encode()
+    labels = labels_of()
+    output = model(**ids, labels=labels)
+    sequence = total = symbols = 0.0
+    for text in TEXTS:
+        target = torch.tensor(tokenizer(text)["input_ids"])
+        logits, spelled = outputs_slowly(model, target, target)
+        sequence += nn.functional.cross_entropy(logits, target, reduction="sum")
+        for word, word_logits in zip(split_words(target), spelled, strict=True):
+            wanted = word if word[0] == 258 else torch.cat((word, torch.tensor([258])))
+            log_p = word_logits.log_softmax(-1).gather(1, wanted[:, None])[:, 0]
+            total += len(word) * (-((1 - log_p.exp()) ** gamma) * log_p).mean()
+        symbols += len(target)
+    torch.testing.assert_close(output.sequence_loss, sequence / symbols, **CLOSE)
+    torch.testing.assert_close(output.word_loss, total / symbols, **CLOSE)
+    expected = 0.75 * output.sequence_loss + 0.25 * output.word_loss
+    torch.testing.assert_close(output.loss, expected)
+    with torch.no_grad():
+        assert model.eval()(**ids, labels=labels)["loss"] == model(**ids, labels=labels)["sequence_loss"]
+
+
+def test_the_contrastive_loss_is_that_of_the_definition():
+    model = build(word_decoder="none", contrastive_loss_weight=0.5).train()
+    noisy, clean = (
+        encode(["Wrods of a text", "anothr one", "the thrid"]),
+        encode(["Words of a text", "another one", "the third"]),
+    )
+    labels = clean["input_ids"].masked_fill(clean["input_ids"] == 256, -100)
+    output = model(**noisy, labels=labels, clean_input_ids=clean["input_ids"])
+    a, p = (model.model(**side).pooler_output for side in (noisy, clean))
+    scores = 20 * nn.functional.cosine_similarity(a[:, None], p[None], dim=-1)
+    each = -scores.log_softmax(-1).diagonal()
+    symbols = (labels != -100).sum(1)
+    torch.testing.assert_close(output.contrastive_loss, (each * symbols).sum() / symbols.sum())
+    torch.testing.assert_close(output.loss, 0.75 * output.sequence_loss + 0.5 * output.contrastive_loss)
+    model.config.contrastive_symmetric = True
+    both = (each - scores.log_softmax(0).diagonal()) / 2
+    output = model(**noisy, labels=labels, clean_input_ids=clean["input_ids"])
+    torch.testing.assert_close(output.contrastive_loss, (both * symbols).sum() / symbols.sum())
+
+
+# ---- Packing ----
+
+
+@each_variant
+def test_distinct_words_are_encoded_once_and_exactly(variant):
+    model = build(variant, EncodzallModel)
+    inputs = encode(["the cat and the dog and the end", "the end the end"])
+    seen = []
+    model.word_encoder[0].register_forward_pre_hook(lambda module, arguments: seen.append(arguments[0].numel()))
+    with torch.no_grad():
+        once = model(**inputs).last_hidden_state
+    every = model(**inputs).last_hidden_state
+    torch.testing.assert_close(once, every.detach(), **EQUAL)
+    assert seen[0] < seen[1]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_packed_words_are_those_of_one_word_a_row(backend):
+    ids = encode()["input_ids"]
+    word_ids = find_words(ids, 8).masked_fill(ids == tokenizer.pad_token_id, -1)
+    model = build(model_class=EncodzallModel, backend=backend)
+    packing = pack_words(word_ids, 24)
+    tokens = ids.flatten()[packing.token]
+    words = tokens.split(packing.lengths.tolist())
+    alone = [model.encode_packed(word, pack_words(torch.zeros(1, len(word)).long(), 1)) for word in words]
+    for length in (8, 24, 1000):
+        found = model.encode_packed(tokens, pack_words(word_ids, length))
+        torch.testing.assert_close(found, torch.cat(alone), **EQUAL)
+
+
+@each_variant
+def test_gradients_reach_every_parameter_and_every_mask(variant):
+    model = build(variant).train()
+    text = "<mask> a<vowel><consonant> b<nonspace><any> <mask>and words of several bytes"
+    clean = "word ace b!c moreand words of several bytes"
+    labels = labels_of([clean])
+    model(**encode([text]), labels=labels).loss.backward()
+    embeddings = model.model.embed_tokens.weight.grad
+    assert (embeddings[259:264].abs().sum(-1) > 0).all()
+    found = gradients(model)
+    missing = [name for name, _ in model.named_parameters() if name not in found or not found[name].any()]
+    assert not missing
+
+
+# ---- What may depend on what ----
+
+
+@each_variant
+def test_neighbours_and_padding_change_nothing(variant):
+    model = build(variant, EncodzallModel)
+    together = model(**encode())
+    left = EncodzallTokenizer(padding_side="left")(TEXTS, padding=True, return_tensors="pt")
+    other_side = model(**left)
+    for row, text in enumerate(TEXTS):
+        alone = model(**encode([text]))
+        count = alone.last_hidden_state.shape[1]
+        for output in (together, other_side):
+            torch.testing.assert_close(output.last_hidden_state[row, :count], alone.last_hidden_state[0], **EQUAL)
+            torch.testing.assert_close(output.pooler_output[row], alone.pooler_output[0], **EQUAL)
+            assert torch.equal(output.word_positions[row, :count], alone.word_positions[0])
+        assert not together.last_hidden_state[row, count:].any() and not together.word_mask[row, count:].any()
+
+
+def test_padding_ids_need_no_mask_and_words_are_found():
+    model = build(model_class=EncodzallModel)
+    inputs = encode()
+    assert torch.equal(model(**inputs).last_hidden_state, model(inputs["input_ids"]).last_hidden_state)
+
+
+def test_decoders_see_no_future_and_no_other_word():
+    model = build()
+    inputs, labels = encode(["some words in a row"]), labels_of(["some words in a row"])
+    changed = labels.clone()
+    changed[0, 11:13] = torch.tensor([*b"of"])
+    with torch.no_grad():
+        before, after = (model(**inputs, labels=target) for target in (labels, changed))
+    assert torch.equal(before.logits[:, :12], after.logits[:, :12])
+    assert not torch.equal(before.logits[:, 12], after.logits[:, 12])
+    # "some " and its end, "words " and its end; then the first byte of the word, of which nothing is known yet.
+    start = 6 + 7
+    assert torch.equal(before.word_logits[: start + 1], after.word_logits[: start + 1])
+    assert not torch.equal(before.word_logits[start + 1], after.word_logits[start + 1])
+    assert torch.equal(before.word_logits[start + 4 :], after.word_logits[start + 4 :])
+
+
+def test_a_word_in_encoder_1_sees_no_other():
+    model = build(model_class=EncodzallModel, num_context_encoder_layers=0)
+    one, other = (model(**encode([text])).last_hidden_state for text in ("this word stays", "that word goes!"))
+    torch.testing.assert_close(one[0, 1], other[0, 1])
+    assert not torch.allclose(one[0, 0], other[0, 0])
+
+
+# ---- Generation ----
+
+
+@each_variant
+@pytest.mark.parametrize("options", [{}, {"num_beams": 3}, {"do_sample": True}], ids=["greedy", "beams", "sampling"])
+def test_the_cache_changes_nothing(variant, options):
+    model = build(variant)
+    outputs = []
+    for use_cache in (True, False):
+        torch.manual_seed(0)
+        outputs.append(model.generate(**encode(), max_length=24, use_cache=use_cache, **options))
+    assert torch.equal(*outputs) and outputs[0].shape[1] > 3
+
+
+def test_batched_generation_is_that_of_each_text():
+    model = build()
+    together = model.generate(**encode(), max_length=24)
+    for row, text in enumerate(TEXTS):
+        alone = model.generate(**encode([text]), max_length=24)[0]
+        assert torch.equal(together[row, : len(alone)], alone)
+
+
+def test_generation_ends_at_the_end_symbol():
+    model = build()
+    model.lm_head.register_forward_hook(
+        lambda module, inputs, logits: logits.index_fill(-1, torch.tensor([258]), 100.0)
+    )
+    assert model.generate(**encode(["a"]), max_length=24)[0].tolist() == [257, 258]
+
+
+# ---- Word probabilities, heads, options, errors ----
+
+
+def test_log_probabilities_of_words_add_up():
+    model = build()
+    output = model(**encode(["ab cd"]), labels=labels_of(["ab cd"]))
+    memory = output.encoder_last_hidden_state[0]
+    spelled = torch.tensor([[*b"ab "], [*b"cd", -1], [258, -1, -1]])
+    log_p = output.word_logits.log_softmax(-1)
+    wanted = torch.tensor([*b"ab ", 258, *b"cd", 258, 258])
+    each = log_p.gather(1, wanted[:, None])[:, 0].split([4, 3, 1])
+    expected = torch.stack([part.sum() for part in each])
+    torch.testing.assert_close(model.word_log_probabilities(memory, spelled), expected.detach(), **EQUAL)
+
+
+def test_classification_heads():
+    inputs = encode(["one text", "another text here"])
+    sequence = build(model_class=EncodzallForSequenceClassification, num_labels=3)
+    output = sequence(**inputs, labels=torch.tensor([0, 2]))
+    pooled = sequence.model(**inputs).pooler_output
+    torch.testing.assert_close(output.logits, sequence.classifier.out_proj(pooled))
+    torch.testing.assert_close(output.loss, nn.functional.cross_entropy(output.logits, torch.tensor([0, 2])))
+    words = build(model_class=EncodzallForTokenClassification, num_labels=2)
+    labels = torch.tensor([[0, 1, -100, -100], [1, 0, 1, -100]])
+    output = words(**inputs, labels=labels)
+    assert output.logits.shape == (2, 4, 2)
+    torch.testing.assert_close(output.loss, nn.functional.cross_entropy(output.logits.flatten(0, 1), labels.flatten()))
+
+
+OPTIONS = {
+    "num_key_value_heads": 2,
+    "num_word_encoder_layers": 1,
+    "num_context_encoder_layers": 1,
+    "num_decoder_layers": 1,
+    "max_word_bytes": 8,
+    "word_pooling": "max",
+    "word_decoder": "shared",
+    "cross_attention_positions": "none",
+    "sequence_loss_weight": 0.5,
+    "word_loss_weight": 0.5,
+    "word_loss_gamma": 0.0,
+    "rms_norm_eps": 1e-2,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 7.0},
+    "hidden_dropout": 0.5,
+    "attention_dropout": 0.5,
+}
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_every_option_changes_the_loss(option):
+    def loss(**fields):
+        torch.manual_seed(0)
+        texts = ["a longwordthatiscut here and others"]
+        ids = tokenizer(texts, return_tensors="pt")["input_ids"]
+        return build(**fields).train()(ids, labels=ids).loss
+
+    assert loss() == loss()
+    assert loss() != loss(**{option: OPTIONS[option]})
+
+
+def test_bad_input_is_refused():
+    model = build()
+    with pytest.raises(ValueError, match="max_position_embeddings"):
+        model.model(torch.full((1, 129), 97))
+    with pytest.raises(ValueError, match="has no words"):
+        model.model(torch.full((2, 4), 256))
+    with pytest.raises(ValueError, match="3 words, the input 4"):
+        model(**encode(["a b c"]), labels=labels_of(["a bc"]))
+    with pytest.raises(ValueError, match="one text alone"):
+        one = build(word_decoder="none", contrastive_loss_weight=1.0)
+        one(**encode(["a"]), labels=labels_of(["a"]), clean_input_ids=encode(["a"])["input_ids"])
+
+
+BAD_FIELDS = {
+    "vocab_size": (100, "264"),
+    "num_attention_heads": (3, "divide"),
+    "num_key_value_heads": (3, "divide"),
+    "max_word_bytes": (4, "at least 8"),
+    "word_pooling": ("sum", "word_pooling"),
+    "hidden_dropout": (1.0, "dropout rate"),
+    "word_loss_gamma": (-1, "at least 0"),
+    "num_decoder_layers": (0, "at least 1"),
+}
+
+
+@pytest.mark.parametrize("field", BAD_FIELDS)
+def test_configurations_are_checked(field):
+    value, message = BAD_FIELDS[field]
+    with pytest.raises(Exception, match=message) as error:
+        EncodzallConfig(**{**SIZES, field: value})
+    assert field in str(error.value)
+
+
+# ---- Loading ----
+
+STRANGER = """
+import sys, torch
+from transformers import AutoModel, AutoModelForSeq2SeqLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForTokenClassification
+torch.set_grad_enabled(False)
+where = sys.argv[1]
+tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=True)
+inputs = tokenizer(["A text, and", "another"], padding=True, return_tensors="pt")
+model = AutoModelForSeq2SeqLM.from_pretrained(where, trust_remote_code=True)
+results = {"generated": model.generate(**inputs, max_length=16)}
+results["pooled"] = AutoModel.from_pretrained(where, trust_remote_code=True)(**inputs).pooler_output
+for auto_class in (AutoModelForSequenceClassification, AutoModelForTokenClassification):
+    assert "Encodzall" in type(auto_class.from_pretrained(where, trust_remote_code=True)).__name__
+torch.save(results, sys.argv[2])
+"""
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("saved") / "model"
+    model = build()
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    inputs = encode(["A text, and", "another"])
+    with torch.no_grad():
+        return folder, {
+            "generated": model.generate(**inputs, max_length=16),
+            "pooled": model.model(**inputs).pooler_output,
+        }
+
+
+def assert_same(path, expected):
+    found = torch.load(path, weights_only=True)
+    assert torch.equal(found["generated"], expected["generated"])
+    assert torch.equal(found["pooled"], expected["pooled"])
+
+
+def test_a_stranger_loads_from_a_folder(saved, run_without_latentlm, tmp_path):
+    folder, expected = saved
+    run_without_latentlm(STRANGER, folder, tmp_path / "results")
+    assert_same(tmp_path / "results", expected)
+
+
+def test_a_stranger_loads_from_a_hub(saved, run_without_latentlm, mini_hub, tmp_path):
+    folder, expected = saved
+    push = "import sys; from huggingface_hub import HfApi; a = HfApi(); a.create_repo('me/encodzall'); "
+    push += "a.upload_folder(repo_id='me/encodzall', folder_path=sys.argv[1])"
+    run_without_latentlm(push, folder, env=mini_hub.environment)
+    run_without_latentlm(STRANGER, "me/encodzall", tmp_path / "results", env=mini_hub.environment)
+    assert_same(tmp_path / "results", expected)
+
+
+def test_the_encoders_of_a_saved_model_load_by_themselves(saved):
+    folder, expected = saved
+    inputs = encode(["A text, and", "another"])
+    with torch.no_grad():
+        assert torch.equal(AutoModel.from_pretrained(folder)(**inputs).pooler_output, expected["pooled"])
+    assert isinstance(AutoModelForSeq2SeqLM.from_pretrained(folder), EncodzallForMaskedDenoising)
+
+
+def test_accumulated_micro_batches_are_one_big_batch():
+    model = build(contrastive_loss_weight=0.0).train()
+    texts = ["one text", "another, longer text of words", "x", "the last one"]
+    whole = model(**encode(texts), labels=labels_of(texts))
+    count = (labels_of(texts) != -100).sum()
+    whole.loss.backward()
+    expected = gradients(model)
+    parts = {}
+    for pair in (texts[:2], texts[2:]):
+        output = model(**encode(pair), labels=labels_of(pair), num_items_in_batch=count)
+        output.loss.backward()
+        for name, value in loss_terms(output).items():
+            parts[name] = parts.get(name, 0) + value
+    for name, value in loss_terms(whole).items():
+        torch.testing.assert_close(parts[name], value)
+    for name, gradient in gradients(model).items():
+        torch.testing.assert_close(gradient, expected[name], atol=1e-6, rtol=1e-4)
