@@ -16,6 +16,7 @@ from latentlm import (
     EncodzallModel,
     EncodzallTokenizer,
 )
+from latentlm.models.masked_words import WordPattern
 from latentlm.models.words import find_words, pack_words
 
 SIZES = {
@@ -367,6 +368,71 @@ def test_log_probabilities_of_words_add_up():
     torch.testing.assert_close(model.word_log_probabilities(memory, spelled), expected.detach(), **EQUAL)
 
 
+@torch.no_grad()
+def test_masked_words_are_the_likeliest_that_fit():
+    model = build()
+    text = "a c<vowel>t b<any>"
+    [[first, second]] = model.fill_mask([text], tokenizer, top_k=3, num_beams=300)
+    inputs = encode([text])
+    memory = model.model(**inputs).last_hidden_state[0]
+
+    def best(word: int, candidates: list[bytes], closing: int) -> list[tuple[str, float]]:
+        scores = []
+        for candidate in candidates:
+            logits, _, _ = model.spell_words(memory[word][None], torch.tensor([[*candidate]]))
+            log_p = logits.log_softmax(-1)
+            symbols = torch.tensor([*candidate, closing])
+            scores.append((candidate.decode(), log_p.gather(1, symbols[:, None]).sum().item()))
+        return sorted(scores, key=lambda found: -found[1])[:3]
+
+    vowels = [b"c" + bytes([vowel]) + b"t" for vowel in b"aeiouAEIOU"]
+    assert first == [(word, pytest.approx(score, rel=1e-4)) for word, score in best(1, vowels, 32)]
+    letters = [b"b" + bytes([letter]) for letter in range(128) if letter not in b" \t\n\v\f\r"]
+    ascii_only = [found for found in second if found[0].isascii()]
+    expected = dict(best(2, letters, 258))
+    assert ascii_only and all(found in expected or score < min(expected.values()) for found, score in ascii_only)
+
+
+def test_whole_words_are_filled_with_words():
+    model = build()
+    [[found], []] = model.fill_mask(["one <mask> two", "nothing masked"], tokenizer, top_k=4)
+    assert len(found) == 4 and [score for _, score in found] == sorted((score for _, score in found), reverse=True)
+    assert all(word and not any(letter in word for letter in " \t\n") for word, _ in found)
+    with pytest.raises(ValueError, match="fills no masks"):
+        build("plain").fill_mask(["<mask>"], tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "fits", "does_not"),
+    [
+        ("c<vowel>t", ["cat", "cOt"], ["cst", "ct", "caat", "cäa"]),
+        ("<consonant>a", ["ba", "Za"], ["aa", "1a"]),
+        ("a<nonspace>", ["a1", "a!", "aé", "a日", "a😀"], ["ab", "a ", "a"]),
+        ("<any><any>", ["ab", "日😀", "é1"], ["a", "abc"]),
+        ("x<mask>y", ["xay", "xabcy", "x日y", "xyyy"], ["xy", "x y", "ay"]),
+        ("日<mask>", ["日本", "日a"], ["日", "本日"]),
+    ],
+)
+def test_patterns_of_masked_words(pattern, fits, does_not):
+    compiled = WordPattern(tokenizer(pattern, add_special_tokens=False)["input_ids"])
+
+    def matches(word: str) -> bool:
+        states = compiled.start
+        for byte in word.encode():
+            assert (byte in compiled.following(states)) == bool(compiled.advance(states, byte))
+            states = compiled.advance(states, byte)
+        return compiled.is_complete(states)
+
+    assert all(map(matches, fits)) and not any(map(matches, does_not))
+
+
+def test_denoise_is_generate():
+    model = build()
+    expected = model.generate(**encode(), max_length=2 * encode()["input_ids"].shape[1] + 16)
+    assert model.denoise(TEXTS, tokenizer) == tokenizer.batch_decode(expected, skip_special_tokens=True)
+    assert len(model.denoise(["abc"], tokenizer, max_length=4)[0].encode()) <= 9
+
+
 def test_classification_heads():
     inputs = encode(["one text", "another text here"])
     sequence = build(model_class=EncodzallForSequenceClassification, num_labels=3)
@@ -524,3 +590,24 @@ def test_accumulated_micro_batches_are_one_big_batch():
         torch.testing.assert_close(parts[name], value)
     for name, gradient in gradients(model).items():
         torch.testing.assert_close(gradient, expected[name], atol=1e-6, rtol=1e-4)
+
+
+EMBED = """
+import sys, torch
+from sentence_transformers import SentenceTransformer
+texts = ["A text, and", "", "   ", "\\ud800 alone", "日本 and more words of a text"]
+model = SentenceTransformer(sys.argv[1], trust_remote_code=True)
+torch.save({size: torch.from_numpy(model.encode(texts, batch_size=size)) for size in (1, 2, 5)}, sys.argv[2])
+"""
+
+
+def test_sentence_transformers_gives_the_same_vectors(saved, run_without_latentlm, tmp_path):
+    pytest.importorskip("sentence_transformers")
+    folder, _ = saved
+    run_without_latentlm(EMBED, folder, tmp_path / "vectors")
+    texts = ["A text, and", "", "   ", "\ud800 alone", "日本 and more words of a text"]
+    with torch.no_grad():
+        expected = AutoModel.from_pretrained(folder)(**encode(texts)).pooler_output
+    vectors = torch.load(tmp_path / "vectors", weights_only=True)
+    for found in vectors.values():
+        torch.testing.assert_close(found, expected, **EQUAL)

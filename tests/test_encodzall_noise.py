@@ -1,5 +1,6 @@
 """Masks, noise and the PID loop: what they do, how often, and that they can be repeated."""
 
+import json
 import random
 
 import numpy as np
@@ -8,6 +9,7 @@ import torch
 
 from latentlm import EncodzallTokenizer
 from latentlm.models.words import find_words
+from latentlm.noise import main
 from latentlm.training import PIDCallback
 from latentlm.training.masking import ANY, CONSONANT, NONSPACE, VOWEL, WORD_MASK, mask_texts
 from latentlm.training.noise import KINDS, NoiseTables, check_mixture, corrupt_text, corrupt_texts, default_tables
@@ -308,3 +310,38 @@ def test_a_restored_loop_goes_on_as_if_nothing_had_happened():
 def test_the_loop_refuses_what_makes_no_sense(fields, message):
     with pytest.raises(ValueError, match=message):
         PIDCallback(**fields)
+
+
+# ---- Learning tables from pairs ----
+
+
+def write_pairs(path, rows):
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+def test_tables_are_learned_from_pairs(tmp_path, capsys):
+    ocr = write_pairs(
+        tmp_path / "ocr.jsonl", [{"ocr": "bum the house", "gt": "burn the house"}] * 3 + [{"ocr": "x", "gt": "y"}]
+    )
+    spelled = [
+        {"misspelling": "recieve", "corrections": ["receive"], "count": 4},
+        {"noisy": "helllo", "clean": "hello"},
+    ]
+    spelled = write_pairs(tmp_path / "spelled.jsonl", spelled)
+    out = tmp_path / "tables.json"
+    main([str(out), "--ocr", ocr, "--misspelling", spelled, "--min_count", "3"])
+    tables = NoiseTables.load(out)
+    assert tables.ocr == {"rn": {"m": 3.0}}
+    assert set(tables.misspelling) <= {"e", "i", "ei", "ie", "c"} and "l" not in tables.misspelling
+    assert tables.keyboard == default_tables().keyboard
+    noisy, _ = corrupt_text("burn corn barn " * 9, 1.0, 3, {"ocr": 1.0}, tables)
+    assert "m" in noisy and set(noisy) == set("burn corn barn m")
+
+
+def test_pairs_that_are_none_are_named(tmp_path):
+    for row in ({"noisy": "a"}, {"clean": "a", "noisy": "b", "count": "many"}):
+        path = write_pairs(tmp_path / "pairs.jsonl", [{"noisy": "a", "clean": "b"}, row])
+        with pytest.raises(SystemExit, match=r"pairs.jsonl, line 2: no pair"):
+            main([str(tmp_path / "out.json"), "--ocr", path])
+    assert not (tmp_path / "out.json").exists()

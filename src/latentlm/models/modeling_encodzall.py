@@ -4,7 +4,10 @@ Words of all texts are packed into dense rows (words.py), so that Encoder 1 and 
 cost. The encoder sees the whole text; the decoders are causal in what they write.
 """
 
+import json
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,6 +17,7 @@ from transformers.masking_utils import create_bidirectional_mask, create_causal_
 from transformers.modeling_outputs import ModelOutput, SequenceClassifierOutput, TokenClassifierOutput
 from transformers.modeling_utils import PreTrainedModel
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from transformers.utils import can_return_tuple, is_torchdynamo_compiling
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
@@ -27,10 +31,22 @@ from .bidirectional_layers import (
 )
 from .configuration_encodzall import EncodzallConfig
 from .contrastive import ranking_loss
+from .masked_words import MASKS, WordPattern, search_words
 from .positions import check_context, resolve_position_ids
 from .words import Packing, find_words, pack_words, spell_words
 
 IGNORED = -100
+WHITE_SPACE = frozenset(b" \t\n\v\f\r")
+# What sentence-transformers reads beside the model: the embedding of a text is `pooler_output`.
+SENTENCE_TRANSFORMERS_FILES: dict[str, Any] = {
+    "modules.json": [{"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.base.modules.Transformer"}],
+    "sentence_bert_config.json": {
+        "transformer_task": "feature-extraction",
+        "modality_config": {"text": {"method": "forward", "method_output_name": "pooler_output"}},
+        "module_output_name": "sentence_embedding",
+    },
+    "config_sentence_transformers.json": {"model_type": "SentenceTransformer", "similarity_fn_name": "cosine"},
+}
 
 
 @dataclass
@@ -105,6 +121,13 @@ class EncodzallPreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
     _supports_flex_attn = True
     _supports_attention_backend = True
+
+    def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
+        """As everywhere, and what `SentenceTransformer(save_directory, trust_remote_code=True)` needs."""
+        super().save_pretrained(save_directory, *args, **kwargs)
+        if kwargs.get("is_main_process", True):
+            for name, content in SENTENCE_TRANSFORMERS_FILES.items():
+                (Path(save_directory) / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 class WordPooling(nn.Module):
@@ -445,6 +468,52 @@ class EncodzallForMaskedDenoising(EncodzallPreTrainedModel, GenerationMixin):
         logits, targets, packing = self.spell_words(words, spelled)
         values = -nn.functional.cross_entropy(logits.float(), targets, reduction="none")
         return values.new_zeros(len(words)).index_add(0, packing.word, values)
+
+    def denoise(self, texts: list[str], tokenizer: PreTrainedTokenizerBase, **kwargs: Any) -> list[str]:
+        """The texts, repaired. `kwargs` are those of `generate()`; by default greedy, and at most twice as long.
+
+        Raises:
+            ValueError: if a text is longer than `max_position_embeddings`.
+        """
+        inputs = tokenizer(texts, padding=True, return_tensors="pt").to(self.device)
+        longest = 2 * inputs["input_ids"].shape[1] + 16
+        kwargs.setdefault("max_length", min(longest, self.config.max_position_embeddings))
+        ids = self.generate(**inputs, **kwargs)
+        return tokenizer.batch_decode(ids, skip_special_tokens=True)
+
+    @torch.no_grad()
+    def fill_mask(
+        self, texts: list[str], tokenizer: PreTrainedTokenizerBase, top_k: int = 5, num_beams: int = 20
+    ) -> list[list[list[tuple[str, float]]]]:
+        """What the word decoder makes of words with masks in them (`"The <mask> s<vowel>t."`).
+
+        Returns:
+            of each text, of each of its masked words in order, up to `top_k` words, best first, each with its
+            log-probability in nats, the white space or the end after it included. Characters that are not masked stay.
+
+        Raises:
+            ValueError: if the model has no word decoder.
+        """
+        if self.config.word_decoder == "none":
+            raise ValueError("`word_decoder` is 'none': this model fills no masks; it was trained to repair noise.")
+        inputs = tokenizer(texts, padding=True, return_tensors="pt").to(self.device)
+        memory = self.model(**inputs).last_hidden_state
+        filled: list[list[list[tuple[str, float]]]] = [[] for _ in texts]
+        for row, (ids, word_ids) in enumerate(zip(inputs["input_ids"], inputs["word_ids"], strict=True)):
+            for word in word_ids[(ids >= min(MASKS)) & (ids <= max(MASKS))].unique().tolist():
+                closing, spelled = self.config.eos_token_id, ids[word_ids == word].tolist()
+                while spelled[-1] in WHITE_SPACE:
+                    *spelled, closing = spelled
+
+                def score(beginnings: list[bytes], vector: torch.Tensor = memory[row, word]) -> list[list[float]]:
+                    tried = torch.tensor([[*beginning] for beginning in beginnings], device=vector.device).long()
+                    logits, _, packing = self.spell_words(vector.expand(len(tried), -1), tried)
+                    return logits[packing.lengths.cumsum(0) - 1].float().log_softmax(-1).tolist()
+
+                limit = 2 * self.config.max_word_bytes
+                found = search_words(WordPattern(spelled), closing, score, top_k, num_beams, limit)
+                filled[row].append([(tokenizer.decode([*data]), total) for data, total in found])
+        return filled
 
 
 class ClassificationHead(nn.Module):

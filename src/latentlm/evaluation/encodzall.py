@@ -1,0 +1,151 @@
+"""`--model encodzall`: texts scored by pseudo-log-likelihood, each word masked in turn (Salazar et al. 2020,
+arXiv:1910.14659, with words in place of tokens)."""
+
+from dataclasses import dataclass
+
+import torch
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import LM
+from lm_eval.api.registry import register_model
+from tqdm import tqdm
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+import latentlm  # noqa: F401  (registers the architecture)
+from latentlm.models.words import find_words
+
+
+@dataclass
+class MaskedWord:
+    """A text `ids`, with the word `word` masked.
+
+    Attributes:
+        ids, word_ids: of the text with `<mask>` in place of the word's characters.
+        spelled: the bytes of the word, white space included.
+        request: which request it is part of.
+    """
+
+    ids: list[int]
+    word_ids: list[int]
+    word: int
+    spelled: list[int]
+    request: int
+
+
+@register_model("encodzall")
+class EncodzallLM(LM):
+    """An EncodZall with a word decoder, for tasks that compare log-likelihoods.
+
+    The score of a continuation is the sum over its words of log P(the word's bytes | all other words), in nats; a word
+    counts if a character of it that is no white space lies in the continuation.
+
+    Args:
+        pretrained: run folder or Hub repository, or a loaded model.
+        tokenizer: loaded tokenizer; by default that of `pretrained`.
+        batch_size: masked texts at a time.
+        device: "cpu", "cuda", ...
+        dtype: of the weights.
+    """
+
+    def __init__(
+        self,
+        pretrained: str | torch.nn.Module,
+        tokenizer=None,
+        batch_size: int | str = 64,
+        device: str | None = None,
+        dtype: str = "float32",
+        trust_remote_code: bool = False,
+        **kwargs,
+    ):
+        super().__init__()
+        if kwargs.keys() - {"max_batch_size"}:
+            raise ValueError(f"--model encodzall knows no arguments {sorted(kwargs)}.")
+        if isinstance(pretrained, str):
+            trusted = {"trust_remote_code": bool(trust_remote_code)}
+            tokenizer = AutoTokenizer.from_pretrained(pretrained, **trusted)
+            pretrained = AutoModelForSeq2SeqLM.from_pretrained(pretrained, dtype=getattr(torch, dtype), **trusted)
+        if pretrained.config.word_decoder == "none":
+            raise ValueError("This model has no word decoder (`word_decoder` is 'none'), so it cannot score words.")
+        self.model = pretrained.to(device or "cpu").eval()
+        self.tokenizer = tokenizer
+        self.batch_size = 64 if str(batch_size).startswith("auto") else int(batch_size)
+
+    def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
+        masked = []
+        for index, request in enumerate(requests):
+            context, continuation = request.args
+            masked += self.mask_words(context + continuation, len(context.encode("utf-8", "surrogatepass")), index)
+        return self.score(masked, len(requests))
+
+    def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:
+        masked = []
+        for index, request in enumerate(requests):
+            masked += self.mask_words(request.args[0], 0, index)
+        return [total for total, _ in self.score(masked, len(requests))]
+
+    def generate_until(self, requests: list[Instance]) -> list[str]:
+        raise NotImplementedError("EncodZall repairs texts and continues none: tasks that generate do not fit it.")
+
+    def mask_words(self, text: str, start: int, request: int) -> list[MaskedWord]:
+        """The words of `text` from byte `start` on, each masked in turn; a long text is cut between words."""
+        config = self.model.config
+        data = torch.tensor([*text.encode("utf-8", "surrogatepass")], dtype=torch.long)
+        if not len(data):
+            return []
+        words = find_words(data[None], config.max_word_bytes)[0]
+        room = config.max_position_embeddings - 1  # the end is one more
+        masked, begin = [], 0
+        while begin < len(data):
+            end = len(data)
+            if end - begin > room:  # the end of the last word that fits
+                end = begin + int((words[begin : begin + room + 1].diff() != 0).nonzero().max()) + 1
+            part, part_words = data[begin:end].tolist(), (words[begin:end] - words[begin]).tolist()
+            masked += self._mask_part(part, part_words, start - begin, request)
+            begin = end
+        return masked
+
+    def _mask_part(self, ids: list[int], word_ids: list[int], start: int, request: int) -> list[MaskedWord]:
+        mask, end = self.tokenizer.mask_token_id, self.tokenizer.eos_token_id
+        masked = []
+        for word in range(word_ids[-1] + 1):
+            places = [place for place, index in enumerate(word_ids) if index == word]
+            visible = [place for place in places if ids[place] not in b" \t\n\v\f\r"]
+            if not visible or visible[-1] < start:
+                continue
+            spaces = [ids[place] for place in places if place not in visible]
+            before = [ids[place] for place in places if place < visible[0]]
+            new = [*before, mask, *spaces[len(before) :]]
+            first, last = places[0], places[-1]
+            text = ids[:first] + new + ids[last + 1 :] + [end]
+            indices = word_ids[:first] + [word] * len(new) + word_ids[last + 1 :] + [word_ids[-1] + 1]
+            masked.append(MaskedWord(text, indices, word, [ids[place] for place in places], request))
+        return masked
+
+    @torch.no_grad()
+    def score(self, masked: list[MaskedWord], count: int) -> list[tuple[float, bool]]:
+        """For each of `count` requests the sum of its words' log-probabilities, and whether each word is the likeliest
+        byte by byte."""
+        totals, greedy = [0.0] * count, [True] * count
+        order = sorted(masked, key=lambda item: len(item.ids))
+        pad, device = self.tokenizer.pad_token_id, self.model.device
+        for begin in tqdm(range(0, len(order), self.batch_size), desc="Scoring masked words", disable=not order):
+            batch = order[begin : begin + self.batch_size]
+            longest = max(len(item.ids) for item in batch)
+            widest = max(len(item.spelled) for item in batch)
+            ids, words, spelled = (
+                torch.tensor([values + [fill] * (length - len(values)) for values in rows], device=device)
+                for rows, fill, length in (
+                    ([item.ids for item in batch], pad, longest),
+                    ([item.word_ids for item in batch], -1, longest),
+                    ([item.spelled for item in batch], -1, widest),
+                )
+            )
+            memory = self.model.model(ids, ids != pad, words).last_hidden_state
+            vectors = memory[torch.arange(len(batch)), torch.tensor([item.word for item in batch])]
+            logits, targets, packing = self.model.spell_words(vectors, spelled)
+            scores = -torch.nn.functional.cross_entropy(logits.float(), targets, reduction="none")
+            wrong = (logits.argmax(-1) != targets).float()
+            sums = scores.new_zeros(2, len(batch)).index_add(1, packing.word, torch.stack((scores, wrong))).tolist()
+            for item, total, errors in zip(batch, *sums, strict=True):
+                totals[item.request] += total
+                greedy[item.request] &= errors == 0
+        return list(zip(totals, greedy, strict=True))
