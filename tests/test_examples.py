@@ -10,7 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from latentlm import ByteTokenizer, DecoderOnlyConfig, DecoderOnlyForCausalLM, FSQTokenizerFast
+from latentlm import (
+    ByteTokenizer,
+    DecoderOnlyConfig,
+    DecoderOnlyForCausalLM,
+    EncodzallConfig,
+    EncodzallForMaskedDenoising,
+    EncodzallTokenizer,
+    FSQTokenizerFast,
+)
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 
@@ -46,11 +54,20 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def encodzall_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("encodzall")
+    config = EncodzallConfig(hidden_size=16, num_attention_heads=2, intermediate_size=16, max_position_embeddings=128)
+    EncodzallForMaskedDenoising(config).save_pretrained(folder)
+    EncodzallTokenizer(model_max_length=128).save_pretrained(folder)
+    return folder
+
+
 def test_every_example_is_listed_short_and_tested():
     listed = (EXAMPLES / "README.md").read_text(encoding="utf-8")
     here = Path(__file__).read_text(encoding="utf-8")
     scripts = [path for path in EXAMPLES.iterdir() if path.suffix in (".py", ".sh")]
-    assert len(scripts) == 6
+    assert len(scripts) == 10
     for script in scripts:
         assert f"({script.name})" in listed
         assert f'"{script.name}"' in here
@@ -129,3 +146,20 @@ def test_build_fsq_tokenizer(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Nothing is lost" in done.stdout
     assert len(FSQTokenizerFast.from_pretrained(tmp_path / "out")) == 400
+
+
+def test_repair_texts(run_example, encodzall_folder):
+    printed = run_example("repair_texts.py", encodzall_folder, encodzall_folder)
+    assert printed.count("repaired: ") == 2 and printed.count("filled: ") == 2 and printed.count(" nats)") == 6
+
+
+def test_embed_texts(run_example, encodzall_folder):
+    pytest.importorskip("sentence_transformers")
+    assert run_example("embed_texts.py", encodzall_folder).count("nearest: ") == 3
+
+
+@pytest.mark.parametrize("name", ["classify_texts.py", "tag_words.py"])
+def test_fine_tuning(run_example, encodzall_folder, name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    last = run_example(name, encodzall_folder, 2).strip().splitlines()[-1]
+    assert "item.reset()" in last or "guido" in last.lower()

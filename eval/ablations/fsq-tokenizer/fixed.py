@@ -59,9 +59,7 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="*", default=[4, 5, 6, 8, 16])
     parser.add_argument("--runs", type=Path, default=Path("runs/ablations/fsq-fixed"))
     options = parser.parse_args()
-    print(
-        "| bytes | levels | bytes right | and code kept | chunks exact, code kept | codes kept | distinct codes |"
-    )
+    print("| bytes | levels | bytes right | and code kept | chunks exact, code kept | codes kept | distinct codes |")
     print("|--:|---|--:|--:|--:|--:|--:|")
     for size in options.sizes:
         text = {"dataset": str(options.train), "validation_dataset": str(options.validation)}

@@ -1,0 +1,34 @@
+"""Fine-tune EncodZall to tell prose from code, with the Trainer of transformers. The data is inside every Python.
+
+python examples/classify_texts.py [org/name or run folder] [steps]
+"""
+
+import argparse
+import inspect
+import sys
+from pydoc_data.topics import topics
+
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, Trainer, TrainingArguments
+
+name = sys.argv[1] if len(sys.argv) > 1 else "runs/encodzall-tiny"
+steps = int(sys.argv[2]) if len(sys.argv) > 2 else 200
+
+prose = [line for text in topics.values() for line in text.splitlines() if len(line) > 40][:2000]
+code = [line for line in inspect.getsource(argparse).splitlines() if len(line) > 25][:1000]
+tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=True)
+rows = [
+    tokenizer(text.strip(), truncation=True) | {"labels": label}
+    for label, texts in enumerate((prose, code))
+    for text in texts
+]
+model = AutoModelForSequenceClassification.from_pretrained(name, trust_remote_code=True, num_labels=2)
+arguments = TrainingArguments(
+    "runs/classify-texts", max_steps=steps, per_device_train_batch_size=16, learning_rate=1e-3, logging_steps=50,
+    save_strategy="no", report_to="none", use_cpu=True,
+)  # fmt: skip
+Trainer(model=model, args=arguments, train_dataset=rows, processing_class=tokenizer).train()
+
+model.eval()
+for text in ("A list is a sequence of items that can be changed.", "for item in self._actions: item.reset()"):
+    label = model(**tokenizer(text, return_tensors="pt")).logits.argmax(-1).item()
+    print(f"{('prose', 'code')[label]}: {text}")

@@ -1,0 +1,16 @@
+"""Embed texts with EncodZall through sentence-transformers, and find the nearest one to each noisy text.
+
+python examples/embed_texts.py [org/name or run folder]
+"""
+
+import sys
+
+from sentence_transformers import SentenceTransformer
+
+name = sys.argv[1] if len(sys.argv) > 1 else "runs/encodzall-tiny-phase-2"
+model = SentenceTransformer(name, trust_remote_code=True)
+texts = ["The function returns a new list.", "An exception is raised.", "A module is a file of Python code."]
+noisy = ["teh funtion retums a new list", "An excepton is rasied.", "A modul is a flie of python code"]
+similarity = model.similarity(model.encode(noisy), model.encode(texts))  # cosines (noisy, texts)
+for text, row in zip(noisy, similarity, strict=True):
+    print(f"nearest: {text!r} → {texts[row.argmax()]!r} ({row.max():.2f})")
