@@ -1,0 +1,134 @@
+"""EncodZall: packed against one word a row and against distinct words; training and embedding against peers.
+
+    python benchmarks/encodzall.py [--config hub_configs/encodzall-xs] [--repeats 5] [--threads 2] [--bf16]
+
+The text is the documentation inside Python. The peer is transformers' T5 on bytes (ByT5's shape), as many parameters.
+"""
+
+import argparse
+from collections.abc import Callable
+from contextlib import nullcontext
+from pydoc_data.topics import topics
+from unittest.mock import patch
+
+import numpy as np
+import torch
+from timing import machine, median_seconds
+from transformers import AutoConfig, T5Config, T5ForConditionalGeneration
+
+import latentlm
+from latentlm.models import modeling_encodzall
+from latentlm.models.words import Packing, pack_words
+from latentlm.training.masking import mask_texts
+from latentlm.training.noise import corrupt_texts
+from latentlm.training.randomness import row_keys
+
+BYTES = 400
+
+
+def one_word_a_row(word_ids: torch.Tensor, row_length: int) -> Packing:
+    """Every word padded to the longest, in a row of its own: what packing is for."""
+    packing = pack_words(word_ids, row_length)
+    longest = int(packing.lengths.max())
+    packing.slot = packing.word * longest + packing.offset
+    packing.num_rows, packing.row_length = packing.num_words, longest
+    return packing
+
+
+def texts(count: int) -> list[str]:
+    text = " ".join(" ".join(topics.values()).split())
+    return [text[i * BYTES : (i + 1) * BYTES - 1] for i in range(count)]
+
+
+def step(model: torch.nn.Module, inputs: dict, bf16: bool) -> Callable[[], None]:
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-4, fused=True)
+
+    def run() -> None:
+        with torch.autocast("cpu", torch.bfloat16) if bf16 else nullcontext():
+            model(**inputs).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return run
+
+
+def peer(parameters: int, vocab_size: int) -> T5ForConditionalGeneration:
+    """ByT5's shape, encoder twice as deep as the decoder, as wide as size xs."""
+    sizes = {"d_model": 256, "d_kv": 64, "num_heads": 4, "feed_forward_proj": "gated-gelu", "vocab_size": vocab_size}
+    best = min(
+        range(256, 4096, 32),
+        key=lambda d_ff: abs(8 * 4 * 256**2 + 6 * 3 * 256 * d_ff + vocab_size * 512 - parameters),
+    )
+    config = T5Config(**sizes, d_ff=best, num_layers=4, num_decoder_layers=2, pad_token_id=256, eos_token_id=258)
+    config.decoder_start_token_id = 257
+    config.tie_word_embeddings = False
+    return T5ForConditionalGeneration(config)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", default="hub_configs/encodzall-xs")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--bf16", action="store_true")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    print(machine())
+    tokenizer = latentlm.EncodzallTokenizer()
+    config = AutoConfig.from_pretrained(options.config)
+    model = latentlm.EncodzallForMaskedDenoising(config)
+    other = peer(model.num_parameters(), config.vocab_size)
+    print(f"{model.num_parameters():,} parameters, the peer {other.num_parameters():,}")
+
+    # Training: a step on 8 texts of 400 bytes, everything trained.
+    inputs = dict(tokenizer(texts(8), padding=True, return_tensors="pt"))
+    labels = inputs["input_ids"].masked_fill(inputs["input_ids"] == 256, -100)
+    packed = step(model.train(), inputs | {"labels": labels}, options.bf16)
+
+    def padded() -> None:
+        with patch.object(modeling_encodzall, "pack_words", one_word_a_row):
+            packed()
+
+    flat = {"input_ids": inputs["input_ids"], "attention_mask": inputs["attention_mask"], "labels": labels}
+    sides = {"packed": packed, "one word a row": padded, "T5 on bytes": step(other.train(), flat, options.bf16)}
+    seconds = median_seconds(sides, options.repeats)
+    size = 8 * BYTES
+    print(f"\n| training step, {size} bytes | kB/s | time / packed |\n|---|--:|--:|")
+    for name, value in seconds.items():
+        print(f"| {name} | {size / 1e3 / value:.2f} | {value / seconds['packed']:.2f} |")
+
+    # Noise against training: strength 1, one core.
+    ids, real = inputs["input_ids"], inputs["attention_mask"].bool()
+    rows = [row[kept].numpy() for row, kept in zip(ids, real, strict=True)]
+
+    def corrupt(function: Callable) -> Callable[[], object]:
+        return lambda: function(ids, real, 1.0, row_keys(rows, 0, 1), 16)
+
+    noise = median_seconds({"masks": corrupt(mask_texts), "realistic noise": corrupt(corrupt_texts)}, options.repeats)
+    for name, value in noise.items():
+        print(f"{name}: {size / 1e3 / value:.0f} kB/s, {seconds['packed'] / value:.0f} × training")
+
+    # Embedding: one text, and 256.
+    model.eval()
+    sides = {}
+    for count in (1, 256):
+        batch = dict(tokenizer(texts(count), padding=True, return_tensors="pt"))
+
+        def embed(batch: dict = batch, distinct: bool = True, pack: Callable = pack_words) -> np.ndarray:
+            every = patch.object(type(model.model), "encode_words", type(model.model).encode_packed)
+            rows = patch.object(modeling_encodzall, "pack_words", pack)
+            with torch.no_grad(), nullcontext() if distinct else every, rows:
+                return model.model(**batch).pooler_output.numpy()
+
+        sides[f"{count}, distinct words once"] = embed
+        sides[f"{count}, packed"] = lambda embed=embed: embed(distinct=False)
+        sides[f"{count}, one word a row"] = lambda embed=embed: embed(distinct=False, pack=one_word_a_row)
+    seconds = median_seconds(sides, options.repeats)
+    print(f"\n| embedding, texts of {BYTES} bytes | ms | kB/s |\n|---|--:|--:|")
+    for name, value in seconds.items():
+        print(f"| {name} | {1e3 * value:.1f} | {int(name.split(',')[0]) * BYTES / 1e3 / value:.1f} |")
+
+
+if __name__ == "__main__":
+    main()
