@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from test_encodzall import build
 from torch import nn
 from training_setup import metrics_of
@@ -20,6 +21,7 @@ from latentlm.models.words import find_words
 from latentlm.train import main
 from latentlm.training import EncodzallTrainer, EncodzallTrainingArguments, RecipeError, load_recipe
 from latentlm.training.callbacks import TIMINGS
+from latentlm.training.publishing import make_card
 
 TESTS = Path(__file__).parent
 TWO_PROCESSES = TESTS.parent / "examples" / "accelerate" / "two_cpu_processes.yaml"
@@ -226,6 +228,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(recipe, tmp_path, options):
     terms = {"sequence_loss", "contrastive_loss"} if options else {"sequence_loss", "word_loss"}
     assert terms | {"eval_bits_per_byte", "eval_exact_words", "noise_strength"} <= names
     assert len({entry["noise_strength"] for entry in entries if "noise_strength" in entry}) > 2
+    assert "model.denoise(" in str(make_card(whole, "me/repairs", [], {}))
     main(["--resume_from_checkpoint", str(whole / "checkpoint-3"), "--output_dir", str(resumed)])
     assert metrics_of(resumed) == entries
     assert (resumed / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
@@ -233,6 +236,18 @@ def test_a_resumed_run_is_the_uninterrupted_one(recipe, tmp_path, options):
     assert lines[1] and lines[0][-len(lines[1]) :] == lines[1]
     state = json.loads((whole / "checkpoint-3" / "trainer_state.json").read_text())
     assert 0 < state["stateful_callbacks"]["PIDCallback"]["attributes"]["strength"] < 1
+
+
+def test_the_second_phase_goes_on_from_the_first(recipe, tmp_path, capsys):
+    first, second = tmp_path / "first", tmp_path / "second"
+    main([str(recipe), "--output_dir", str(first), "--max_steps", "3"])
+    options = [*REALISTIC, "--from_pretrained", str(first), "--output_dir", str(second)]
+    main([str(recipe), *options, "--max_steps", "1", "--learning_rate", "0.0"])
+    before, after = (load_file(folder / "model.safetensors") for folder in (first, second))
+    assert before.keys() - after.keys() == {name for name in before if name.startswith("word_decoder.")}
+    assert all(torch.equal(before[name], after[name]) for name in after)
+    config = json.loads((second / "config.json").read_text())
+    assert (config["word_decoder"], config["contrastive_loss_weight"]) == ("none", 0.5)
 
 
 @pytest.mark.parametrize("options", [[], REALISTIC], ids=["masks", "realistic"])

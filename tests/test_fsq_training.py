@@ -17,6 +17,7 @@ from latentlm.data.chunks import DRAWS, ChunkDataset
 from latentlm.models.fsq_vocabulary import spelling_table
 from latentlm.train import main
 from latentlm.training import FSQAutoencoderTrainer, LatentTrainingArguments
+from latentlm.training.publishing import make_card
 
 TESTS = Path(__file__).parent
 TWO_PROCESSES = TESTS.parent / "examples" / "accelerate" / "two_cpu_processes.yaml"
@@ -199,6 +200,8 @@ def test_the_command_line_trains_resumes_and_keeps_the_pieces(recipe, tmp_path):
     pieces = json.loads((whole / "pieces.json").read_text())
     assert len(pieces["pieces"]) == 140
     assert json.loads((whole / "config.json").read_text())["auto_map"].keys() == {"AutoConfig", "AutoModel"}
+    card = str(make_card(whole, "me/codes", [], {}))
+    assert "AutoModel.from_pretrained" in card and "rows of 16 tokens" in card
     main(["--resume_from_checkpoint", str(whole / "checkpoint-6"), "--output_dir", str(resumed)])
     assert metrics_of(resumed) == metrics_of(whole)
     assert (resumed / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()

@@ -87,6 +87,8 @@ def prepare_chunks(config: ChunkConfig) -> PreparedData:
         "dataset_config": config.dataset_config,
         "validation_dataset": config.validation_dataset,
         "tokenizer": "bytes",
+        "vocab_size": END + 1,
+        "context_length": train.chunks.shape[1],
         "chunks": config.chunks,
         "train": {"rows": len(train), "sha256": _digest(train)},
         "validation": {"rows": len(validation), "sha256": _digest(validation)},

@@ -311,12 +311,12 @@ def describe_data(data: dict[str, Any], fields: dict[str, Any]) -> dict[str, Any
         return "`" + " ".join(part for part in parts if part) + "`"
 
     def count(number: int | None) -> str:
-        return "not counted (stream)" if number is None else f"{number:,}"
+        return "not counted" if number is None else f"{number:,}"
 
     validation_name = data.get("validation_dataset") or data["dataset"]
     splits = [
         {"text": text, "dataset": dataset(name)}
-        | {kind: count(data[split][kind]) for kind in ("documents", "bytes", "tokens")}
+        | {kind: count(data[split].get(kind)) for kind in ("documents", "bytes", "tokens")}
         for text, split, name in (
             ("training", "train", data["dataset"]),
             ("held out", "validation", validation_name),

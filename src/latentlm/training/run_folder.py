@@ -218,7 +218,8 @@ def read_metrics(run_folder: Path) -> list[dict[str, Any]]:
 
 
 def plot_curves(run_folder: Path) -> Path:
-    """Draw the training losses of each term and the evaluation in bits per byte (or nats per token)."""
+    """Draw the training losses of each term, the evaluation in bits per byte (or nats per token), and the strength of
+    the noise where a loop moves it."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -229,13 +230,24 @@ def plot_curves(run_folder: Path) -> Path:
     evaluation = [entry for entry in metrics if "eval_loss" in entry]
     terms = sorted({name for entry in training for name in entry if name.endswith("_loss")}) or ["loss"]
     key = "eval_bits_per_byte" if any("eval_bits_per_byte" in entry for entry in evaluation) else "eval_loss"
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    noise = [entry for entry in training if "noise_error" in entry]
+    columns = 3 if noise else 2
+    figure, (left, right, *rest) = plt.subplots(1, columns, figsize=(5 * columns, 4), layout="constrained")
     for name in terms:
         points = [(entry["step"], entry[name]) for entry in training if name in entry]
         left.plot(*zip(*points, strict=True), label=name)
     right.plot([entry["step"] for entry in evaluation], [entry[key] for entry in evaluation], marker="o")
     left.set(xlabel="step", ylabel="nats per token", title="training")
     right.set(xlabel="step", ylabel=key.removeprefix("eval_").replace("_", " "), title="held-out text")
+    if noise:
+        steps = [entry["step"] for entry in noise]
+        set_point = noise[-1]["noise_set_point"]
+        rest[0].plot(steps, [entry["noise_strength"] for entry in noise], label="strength of the noise")
+        means = [set_point - entry["noise_error"] for entry in noise]
+        rest[0].plot(steps, means, label="mean loss on corrupted bytes")
+        rest[0].axhline(set_point, color="gray", linestyle="--", label=f"set point {set_point:g}")
+        rest[0].set(xlabel="step", title="noise that the loop holds", ylim=(0, None))
+        rest[0].legend()
     if terms:
         left.legend()
     figure.savefig(run_folder / CURVES_FILE, dpi=120)

@@ -1,0 +1,64 @@
+"""Figures of docs/encodzall.md and docs/results/encodzall.md.
+
+python eval/encodzall/figures.py [RUN ...]      # the loops of these runs, in one figure
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import torch
+
+from latentlm.models.words import find_words, pack_words
+
+FIGURES = Path(__file__).parents[2] / "docs" / "results" / "figures"
+TEXT = "Words of many texts lie one after the other in rows, none crosses an edge."
+
+
+def plot_packing() -> None:
+    """Two rows of packed words, and which byte may look at which."""
+    ids = torch.tensor([[*TEXT.encode()]])
+    packing = pack_words(find_words(ids, 16), 40)
+    letters = packing.to_rows(ids[0], 0)
+    figure, axes = plt.subplots(1, packing.num_rows, figsize=(6 * packing.num_rows, 6), layout="constrained")
+    for axis, words, row in zip(axes, packing.word_of_slot, letters.tolist(), strict=True):
+        allowed = (words[:, None] == words[None]) & (words[:, None] >= 0)
+        axis.imshow(torch.where(allowed, words[:, None] % 5 + 1, 0), cmap="Blues", vmin=0, vmax=7)
+        names = [chr(id_) if id_ > 32 else "·" if id_ else "" for id_ in row]
+        axis.set_xticks(range(len(names)), names, fontsize=7)
+        axis.set_yticks(range(len(names)), names, fontsize=7)
+        axis.set(xlabel="key", ylabel="query")
+    figure.suptitle("Encoder 1: packed words, each sees itself alone (a dot is a space; empty slots are padding)")
+    figure.savefig(FIGURES / "encodzall-packing.png", dpi=110)
+    plt.close(figure)
+
+
+def plot_loops(runs: list[Path]) -> None:
+    """Strength of the noise over training, one line per run."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
+    for run in runs:
+        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+        parameters = json.loads((run / "results.json").read_text(encoding="utf-8"))["parameters"]
+        entries = [entry for entry in lines if "noise_error" in entry]
+        steps = [entry["step"] for entry in entries]
+        label = f"{run.name.removeprefix('size-')}, {parameters / 1e6:.1f} M"
+        left.plot(steps, [entry["noise_strength"] for entry in entries], label=label)
+        right.plot(steps, [entry["noise_set_point"] - entry["noise_error"] for entry in entries], label=label)
+    right.axhline(entries[-1]["noise_set_point"], color="gray", linestyle="--", label="set point")
+    left.set(xlabel="step", title="strength of the masks that the loop finds", ylim=(0, 1))
+    right.set(xlabel="step", ylabel="nats", title="mean loss on masked bytes")
+    left.legend()
+    right.legend()
+    figure.savefig(FIGURES / "encodzall-loops.png", dpi=110)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    FIGURES.mkdir(parents=True, exist_ok=True)
+    plot_packing()
+    if sys.argv[1:]:
+        plot_loops([Path(run) for run in sys.argv[1:]])
