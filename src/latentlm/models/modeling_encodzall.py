@@ -4,130 +4,31 @@ Words of all texts are packed into dense rows (words.py), so that Encoder 1 and 
 cost. The encoder sees the whole text; the decoders are causal in what they write.
 """
 
-import json
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
+from transformers.cache_utils import Cache
 from transformers.generation import GenerationMixin
-from transformers.masking_utils import create_bidirectional_mask, create_causal_mask, packed_sequence_mask_function
-from transformers.modeling_outputs import ModelOutput, SequenceClassifierOutput, TokenClassifierOutput
-from transformers.modeling_utils import PreTrainedModel
+from transformers.masking_utils import create_bidirectional_mask, packed_sequence_mask_function
+from transformers.modeling_outputs import SequenceClassifierOutput, TokenClassifierOutput
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from transformers.utils import can_return_tuple, is_torchdynamo_compiling
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
-from .bidirectional_layers import (
-    BidirectionalLayer,
-    GroupedSelfAttention,
-    MemoryAttention,
-    MemoryDecoderLayer,
-    rms_norm,
-)
+from .bidirectional_layers import BidirectionalLayer, GroupedSelfAttention, rms_norm
 from .configuration_encodzall import EncodzallConfig
 from .contrastive import ranking_loss
+from .encodzall_base import EncodzallDenoisingOutput, EncodzallModelOutput, EncodzallPreTrainedModel
+from .encodzall_decoder import EncodzallDecoder
 from .masked_words import MASKS, WordPattern, search_words
-from .positions import check_context, resolve_position_ids
+from .positions import check_context
 from .words import Packing, find_words, pack_words, spell_words
 
 IGNORED = -100
 WHITE_SPACE = frozenset(b" \t\n\v\f\r")
-# What sentence-transformers reads beside the model: the embedding of a text is `pooler_output`.
-SENTENCE_TRANSFORMERS_FILES: dict[str, Any] = {
-    "modules.json": [{"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.base.modules.Transformer"}],
-    "sentence_bert_config.json": {
-        "transformer_task": "feature-extraction",
-        "modality_config": {"text": {"method": "forward", "method_output_name": "pooler_output"}},
-        "module_output_name": "sentence_embedding",
-    },
-    "config_sentence_transformers.json": {"model_type": "SentenceTransformer", "similarity_fn_name": "cosine"},
-}
-
-
-@dataclass
-class EncodzallModelOutput(ModelOutput):
-    """Output of the encoders. S is the largest number of words in a text.
-
-    Args:
-        last_hidden_state: `(B, S, D)`, one vector per word, 0 after a text's last word: the memory.
-        pooler_output: `(B, D)`, the mean over the words: the embedding of the text.
-        word_mask: `(B, S)`, bool, true where there is a word.
-        word_positions: `(B, S)`, int64, the place of each word's first byte in the input.
-        hidden_states, attentions: of Encoder 2, `(B, S, D)` and `(B, H, S, S)` each.
-    """
-
-    last_hidden_state: torch.FloatTensor | None = None
-    pooler_output: torch.FloatTensor | None = None
-    word_mask: torch.BoolTensor | None = None
-    word_positions: torch.LongTensor | None = None
-    hidden_states: tuple[torch.FloatTensor, ...] | None = None
-    attentions: tuple[torch.FloatTensor, ...] | None = None
-
-
-@dataclass
-class EncodzallDenoisingOutput(ModelOutput):
-    """Output of [`EncodzallForMaskedDenoising`].
-
-    Args:
-        loss: scalar; in training the weighted sum of all terms, in evaluation `sequence_loss` alone.
-        logits: `(B, T, V)` of the sequence decoder.
-        word_logits: `(N, V)` of the word decoder: of each word in turn its bytes and its end; with labels only.
-        sequence_loss: scalar, cross-entropy in nats of the clean bytes and the end of the text. Like every term: a mean
-            over these symbols, or, where `num_items_in_batch` is given, their sum divided by it.
-        word_loss: scalar, unweighted: focal cross-entropy of each word's bytes and end, where a word counts as often as
-            it has bytes.
-        contrastive_loss: scalar, unweighted: multiple-negatives ranking of noisy against clean texts, where a text
-            counts as often as it has symbols.
-        encoder_last_hidden_state, word_mask, word_positions: as [`EncodzallModelOutput`].
-        past_key_values, decoder_hidden_states, decoder_attentions, cross_attentions: of the sequence decoder.
-        encoder_hidden_states, encoder_attentions: of Encoder 2.
-    """
-
-    loss: torch.FloatTensor | None = None
-    logits: torch.FloatTensor | None = None
-    past_key_values: Cache | None = None
-    decoder_hidden_states: tuple[torch.FloatTensor, ...] | None = None
-    decoder_attentions: tuple[torch.FloatTensor, ...] | None = None
-    cross_attentions: tuple[torch.FloatTensor, ...] | None = None
-    encoder_last_hidden_state: torch.FloatTensor | None = None
-    encoder_hidden_states: tuple[torch.FloatTensor, ...] | None = None
-    encoder_attentions: tuple[torch.FloatTensor, ...] | None = None
-    word_logits: torch.FloatTensor | None = None
-    sequence_loss: torch.FloatTensor | None = None
-    word_loss: torch.FloatTensor | None = None
-    contrastive_loss: torch.FloatTensor | None = None
-
-
-@dataclass
-class DecoderOutput(ModelOutput):
-    last_hidden_state: torch.FloatTensor | None = None
-    past_key_values: Cache | None = None
-    hidden_states: tuple[torch.FloatTensor, ...] | None = None
-    attentions: tuple[torch.FloatTensor, ...] | None = None
-    cross_attentions: tuple[torch.FloatTensor, ...] | None = None
-
-
-class EncodzallPreTrainedModel(PreTrainedModel):
-    config: EncodzallConfig
-    base_model_prefix = "model"
-    supports_gradient_checkpointing = True
-    _no_split_modules = ["BidirectionalLayer", "MemoryDecoderLayer"]
-    _skip_keys_device_placement = ["past_key_values"]
-    _supports_sdpa = True
-    _supports_flex_attn = True
-    _supports_attention_backend = True
-
-    def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
-        """As everywhere, and what `SentenceTransformer(save_directory, trust_remote_code=True)` needs."""
-        super().save_pretrained(save_directory, *args, **kwargs)
-        if kwargs.get("is_main_process", True):
-            for name, content in SENTENCE_TRANSFORMERS_FILES.items():
-                (Path(save_directory) / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 class WordPooling(nn.Module):
@@ -243,77 +144,6 @@ class EncodzallModel(EncodzallPreTrainedModel):
         for layer in self.word_encoder:
             rows = layer(rows, rotary, mask)
         return self.word_pooling(self.word_norm(packing.from_rows(rows)), packing)
-
-
-class EncodzallDecoder(EncodzallPreTrainedModel):
-    """A stack of decoder layers: from the memory of a text, or from the one word that each token spells."""
-
-    _can_record_outputs = {
-        "hidden_states": MemoryDecoderLayer,
-        "attentions": OutputRecorder(GroupedSelfAttention, index=1),
-        "cross_attentions": OutputRecorder(MemoryAttention, index=1),
-    }
-
-    def __init__(self, config: EncodzallConfig, one_word: bool = False):
-        super().__init__(config)
-        self.rotary = LlamaRotaryEmbedding(config)
-        self.layers = nn.ModuleList([MemoryDecoderLayer(config, i, one_word) for i in range(config.num_decoder_layers)])
-        self.norm = rms_norm(config)
-        self.dropout = nn.Dropout(config.hidden_dropout)
-        self.gradient_checkpointing = False
-        self.post_init()
-
-    @merge_with_config_defaults
-    @capture_outputs
-    def forward(
-        self,
-        inputs_embeds: torch.Tensor,  # (B, T, D)
-        memory: torch.Tensor,  # (B, S, D)
-        word_mask: torch.Tensor,  # (B, S)
-        word_positions: torch.Tensor,  # (B, S)
-        attention_mask: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
-        use_cache: bool | None = None,
-        **kwargs,
-    ) -> DecoderOutput:
-        seen = None if past_key_values is None else past_key_values.self_attention_cache
-        mask = create_causal_mask(self.config, inputs_embeds, attention_mask, seen)
-        limit = self.config.max_position_embeddings
-        positions = resolve_position_ids(inputs_embeds, attention_mask, None, seen, limit)
-        if use_cache and past_key_values is None:
-            past_key_values = EncoderDecoderCache(DynamicCache(config=self.config), DynamicCache(config=self.config))
-        memory_mask = create_bidirectional_mask(
-            self.config, inputs_embeds, word_mask, encoder_hidden_states=memory, allow_is_bidirectional_skip=True
-        )
-        rotary = self.rotary(inputs_embeds, positions)
-        memory_rotary = None
-        if self.config.cross_attention_positions == "bytes":
-            memory_rotary = (rotary, self.rotary(memory, word_positions))
-        hidden_states = self.dropout(inputs_embeds)
-        for layer in self.layers:
-            hidden_states = layer(
-                hidden_states,
-                memory,
-                rotary,
-                mask,
-                memory_rotary=memory_rotary,
-                memory_mask=memory_mask,
-                past_key_values=past_key_values,
-                **kwargs,
-            )
-        return DecoderOutput(last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values)
-
-    def spell(self, embeddings: torch.Tensor, packing: Packing, words: torch.Tensor) -> torch.Tensor:
-        """Hidden states `(N, D)` of packed tokens, embedded `(N, D)`, each of which sees its own word `(W, D)` and the
-        tokens before it in there."""
-        rows = self.dropout(packing.to_rows(embeddings))
-        memory = packing.to_rows(words[packing.word])
-        own_word = packed_sequence_mask_function(packing.word_of_slot)
-        mask = create_causal_mask(self.config, rows, None, None, and_mask_function=own_word)
-        rotary = self.rotary(rows, packing.position_of_slot)
-        for layer in self.layers:
-            rows = layer(rows, memory, rotary, mask, one_word=True)
-        return self.norm(packing.from_rows(rows))
 
 
 class EncodzallForMaskedDenoising(EncodzallPreTrainedModel, GenerationMixin):

@@ -1,0 +1,96 @@
+"""What the classes of EncodZall share: outputs, flags, and what sentence-transformers reads."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers.cache_utils import Cache
+from transformers.modeling_outputs import ModelOutput
+from transformers.modeling_utils import PreTrainedModel
+
+from .configuration_encodzall import EncodzallConfig
+
+# What sentence-transformers reads beside the model: the embedding of a text is `pooler_output`.
+SENTENCE_TRANSFORMERS_FILES: dict[str, Any] = {
+    "modules.json": [{"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.base.modules.Transformer"}],
+    "sentence_bert_config.json": {
+        "transformer_task": "feature-extraction",
+        "modality_config": {"text": {"method": "forward", "method_output_name": "pooler_output"}},
+        "module_output_name": "sentence_embedding",
+    },
+    "config_sentence_transformers.json": {"model_type": "SentenceTransformer", "similarity_fn_name": "cosine"},
+}
+
+
+@dataclass
+class EncodzallModelOutput(ModelOutput):
+    """Output of the encoders. S is the largest number of words in a text.
+
+    Args:
+        last_hidden_state: `(B, S, D)`, one vector per word, 0 after a text's last word: the memory.
+        pooler_output: `(B, D)`, the mean over the words: the embedding of the text.
+        word_mask: `(B, S)`, bool, true where there is a word.
+        word_positions: `(B, S)`, int64, the place of each word's first byte in the input.
+        hidden_states, attentions: of Encoder 2, `(B, S, D)` and `(B, H, S, S)` each.
+    """
+
+    last_hidden_state: torch.FloatTensor | None = None
+    pooler_output: torch.FloatTensor | None = None
+    word_mask: torch.BoolTensor | None = None
+    word_positions: torch.LongTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
+
+
+@dataclass
+class EncodzallDenoisingOutput(ModelOutput):
+    """Output of [`EncodzallForMaskedDenoising`].
+
+    Args:
+        loss: scalar; in training the weighted sum of all terms, in evaluation `sequence_loss` alone.
+        logits: `(B, T, V)` of the sequence decoder.
+        word_logits: `(N, V)` of the word decoder: of each word in turn its bytes and its end; with labels only.
+        sequence_loss: scalar, cross-entropy in nats of the clean bytes and the end of the text. Like every term: a mean
+            over these symbols, or, where `num_items_in_batch` is given, their sum divided by it.
+        word_loss: scalar, unweighted: focal cross-entropy of each word's bytes and end, where a word counts as often as
+            it has bytes.
+        contrastive_loss: scalar, unweighted: multiple-negatives ranking of noisy against clean texts, where a text
+            counts as often as it has symbols.
+        encoder_last_hidden_state, word_mask, word_positions: as [`EncodzallModelOutput`].
+        past_key_values, decoder_hidden_states, decoder_attentions, cross_attentions: of the sequence decoder.
+        encoder_hidden_states, encoder_attentions: of Encoder 2.
+    """
+
+    loss: torch.FloatTensor | None = None
+    logits: torch.FloatTensor | None = None
+    past_key_values: Cache | None = None
+    decoder_hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    decoder_attentions: tuple[torch.FloatTensor, ...] | None = None
+    cross_attentions: tuple[torch.FloatTensor, ...] | None = None
+    encoder_last_hidden_state: torch.FloatTensor | None = None
+    encoder_hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    encoder_attentions: tuple[torch.FloatTensor, ...] | None = None
+    word_logits: torch.FloatTensor | None = None
+    sequence_loss: torch.FloatTensor | None = None
+    word_loss: torch.FloatTensor | None = None
+    contrastive_loss: torch.FloatTensor | None = None
+
+
+class EncodzallPreTrainedModel(PreTrainedModel):
+    config: EncodzallConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["BidirectionalLayer", "MemoryDecoderLayer"]
+    _skip_keys_device_placement = ["past_key_values"]
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+
+    def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
+        """As everywhere, and what `SentenceTransformer(save_directory, trust_remote_code=True)` needs."""
+        super().save_pretrained(save_directory, *args, **kwargs)
+        if kwargs.get("is_main_process", True):
+            for name, content in SENTENCE_TRANSFORMERS_FILES.items():
+                (Path(save_directory) / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,98 @@
+"""The decoders of EncodZall: of a text from its memory, of words from one vector each."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
+from transformers.masking_utils import create_bidirectional_mask, create_causal_mask, packed_sequence_mask_function
+from transformers.modeling_outputs import ModelOutput
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.output_capturing import OutputRecorder, capture_outputs
+
+from .bidirectional_layers import GroupedSelfAttention, MemoryAttention, MemoryDecoderLayer, rms_norm
+from .configuration_encodzall import EncodzallConfig
+from .encodzall_base import EncodzallPreTrainedModel
+from .positions import resolve_position_ids
+from .words import Packing
+
+
+@dataclass
+class DecoderOutput(ModelOutput):
+    last_hidden_state: torch.FloatTensor | None = None
+    past_key_values: Cache | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
+    cross_attentions: tuple[torch.FloatTensor, ...] | None = None
+
+
+class EncodzallDecoder(EncodzallPreTrainedModel):
+    """A stack of decoder layers: from the memory of a text, or from the one word that each token spells."""
+
+    _can_record_outputs = {
+        "hidden_states": MemoryDecoderLayer,
+        "attentions": OutputRecorder(GroupedSelfAttention, index=1),
+        "cross_attentions": OutputRecorder(MemoryAttention, index=1),
+    }
+
+    def __init__(self, config: EncodzallConfig, one_word: bool = False):
+        super().__init__(config)
+        self.rotary = LlamaRotaryEmbedding(config)
+        self.layers = nn.ModuleList([MemoryDecoderLayer(config, i, one_word) for i in range(config.num_decoder_layers)])
+        self.norm = rms_norm(config)
+        self.dropout = nn.Dropout(config.hidden_dropout)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(
+        self,
+        inputs_embeds: torch.Tensor,  # (B, T, D)
+        memory: torch.Tensor,  # (B, S, D)
+        word_mask: torch.Tensor,  # (B, S)
+        word_positions: torch.Tensor,  # (B, S)
+        attention_mask: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        use_cache: bool | None = None,
+        **kwargs,
+    ) -> DecoderOutput:
+        seen = None if past_key_values is None else past_key_values.self_attention_cache
+        mask = create_causal_mask(self.config, inputs_embeds, attention_mask, seen)
+        limit = self.config.max_position_embeddings
+        positions = resolve_position_ids(inputs_embeds, attention_mask, None, seen, limit)
+        if use_cache and past_key_values is None:
+            past_key_values = EncoderDecoderCache(DynamicCache(config=self.config), DynamicCache(config=self.config))
+        memory_mask = create_bidirectional_mask(
+            self.config, inputs_embeds, word_mask, encoder_hidden_states=memory, allow_is_bidirectional_skip=True
+        )
+        rotary = self.rotary(inputs_embeds, positions)
+        memory_rotary = None
+        if self.config.cross_attention_positions == "bytes":
+            memory_rotary = (rotary, self.rotary(memory, word_positions))
+        hidden_states = self.dropout(inputs_embeds)
+        for layer in self.layers:
+            hidden_states = layer(
+                hidden_states,
+                memory,
+                rotary,
+                mask,
+                memory_rotary=memory_rotary,
+                memory_mask=memory_mask,
+                past_key_values=past_key_values,
+                **kwargs,
+            )
+        return DecoderOutput(last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values)
+
+    def spell(self, embeddings: torch.Tensor, packing: Packing, words: torch.Tensor) -> torch.Tensor:
+        """Hidden states `(N, D)` of packed tokens, embedded `(N, D)`, each of which sees its own word `(W, D)` and the
+        tokens before it in there."""
+        rows = self.dropout(packing.to_rows(embeddings))
+        memory = packing.to_rows(words[packing.word])
+        own_word = packed_sequence_mask_function(packing.word_of_slot)
+        mask = create_causal_mask(self.config, rows, None, None, and_mask_function=own_word)
+        rotary = self.rotary(rows, packing.position_of_slot)
+        for layer in self.layers:
+            rows = layer(rows, memory, rotary, mask, one_word=True)
+        return self.norm(packing.from_rows(rows))
