@@ -21,7 +21,8 @@ class PIDCallback(TrainerCallback, ExportableState):
     Args:
         strength: p at the start; p stays there without a set point.
         set_point: of the loss, in nats; None switches the loop off.
-        minimum, maximum: limits of p, in [0, 1].
+        minimum, maximum: limits of p, in [0, 1]; without any noise there is no loss to look at, so the loop needs a
+            minimum above 0.
         kp, ki, kd: gains, per nat.
         max_change: largest change of p in one step.
         smoothing: of the running mean, the weight of its past.
@@ -34,7 +35,7 @@ class PIDCallback(TrainerCallback, ExportableState):
         self,
         strength: float,
         set_point: float | None = None,
-        minimum: float = 0.0,
+        minimum: float = 0.02,
         maximum: float = 1.0,
         kp: float = 0.1,
         ki: float = 0.01,
@@ -42,10 +43,14 @@ class PIDCallback(TrainerCallback, ExportableState):
         max_change: float = 0.02,
         smoothing: float = 0.9,
     ):
-        if not 0 <= minimum <= strength <= maximum <= 1:
+        if not 0 <= strength <= 1:
+            raise ValueError(f"strength is {strength}, but must lie in [0, 1].")
+        if set_point is not None and not 0 <= minimum <= strength <= maximum <= 1:
             raise ValueError(
                 f"strength is {strength}, minimum {minimum}, maximum {maximum}, but they must be ordered within [0, 1]."
             )
+        if set_point is not None and minimum == 0:
+            raise ValueError(f"minimum is {minimum}, but without noise the loop has nothing to measure: above 0.")
         if set_point is not None and set_point <= 0:
             raise ValueError(f"set_point is {set_point}, but a loss is above 0.")
         for name, value in {"kp": kp, "ki": ki, "kd": kd}.items():
