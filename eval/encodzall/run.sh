@@ -22,13 +22,10 @@ from() { echo --from_pretrained "$runs/$1"; }
 if [ "$part" = pretrained ]; then
     train masks masks
     train realistic masks-realistic $(from masks)
-    train realistic masks-realistic-no-contrast $(from masks) --contrastive_loss_weight 0
-elif [ "$part" = controls ]; then # as many bytes, without masks; and with an Encoder 1 that never learns
-    train realistic realistic --max_steps 1100 --learning_rate 2e-3
-    frozen masks frozen-masks
-    frozen realistic frozen-masks-realistic $(from frozen-masks)
-else # the loop at three sizes, equal bytes
-    train masks size-tiny --max_steps 400 --hidden_size 96 --intermediate_size 192
-    train masks size-small --max_steps 400
-    train masks size-xs --max_steps 400 --hidden_size 256 --intermediate_size 1536 --num_decoder_layers 1 --learning_rate 1e-3
+    frozen realistic frozen-realistic --max_steps 800 --learning_rate 2e-3
+elif [ "$part" = controls ]; then # as many bytes, without masks before
+    train realistic realistic --max_steps 800 --learning_rate 2e-3
+else # the loop at three sizes; `masks` is the middle one
+    train masks size-tiny --hidden_size 96 --intermediate_size 192
+    train masks size-xs --hidden_size 256 --intermediate_size 1536 --num_decoder_layers 1 --learning_rate 1e-3
 fi
