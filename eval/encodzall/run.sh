@@ -22,8 +22,8 @@ from() { echo --from_pretrained "$runs/$1"; }
 if [ "$part" = pretrained ]; then
     train masks masks
     train realistic masks-realistic $(from masks)
-    frozen realistic frozen-realistic --max_steps 800 --learning_rate 2e-3
-elif [ "$part" = controls ]; then # as many bytes, without masks before
+    frozen masks frozen-masks
+elif [ "$part" = controls ]; then # as many bytes as both phases, without masks
     train realistic realistic --max_steps 800 --learning_rate 2e-3
 else # the loop at three sizes; `masks` is the middle one
     train masks size-tiny --hidden_size 96 --intermediate_size 192
