@@ -64,9 +64,7 @@ class EncodzallDecoder(EncodzallPreTrainedModel):
         positions = resolve_position_ids(inputs_embeds, attention_mask, None, seen, limit)
         if use_cache and past_key_values is None:
             past_key_values = EncoderDecoderCache(DynamicCache(config=self.config), DynamicCache(config=self.config))
-        memory_mask = create_bidirectional_mask(
-            self.config, inputs_embeds, word_mask, encoder_hidden_states=memory, allow_is_bidirectional_skip=True
-        )
+        memory_mask = create_bidirectional_mask(self.config, inputs_embeds, word_mask, encoder_hidden_states=memory)
         rotary = self.rotary(inputs_embeds, positions)
         memory_rotary = None
         if self.config.cross_attention_positions == "bytes":
