@@ -15,7 +15,7 @@ from conftest import REPOSITORY
 from huggingface_hub import ModelCard
 from safetensors.torch import save_file
 from training_setup import make_trainer, metrics_of
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from latentlm.publish import main as publish_main
 from latentlm.train import main as train_main
@@ -277,7 +277,8 @@ def test_cards_of_the_published_folders(folder):
     config = AutoConfig.from_pretrained(folder)
     assert card.data.library_name == "transformers" and card.data.license == "apache-2.0"
     assert card.data.tags == [config.model_type, "latentlm"]
-    auto_class = AutoModelForCausalLM if "AutoModelForCausalLM" in config.auto_map else AutoModel
+    heads = [head for head in (AutoModelForCausalLM, AutoModelForSeq2SeqLM) if head.__name__ in config.auto_map]
+    auto_class = heads[0] if heads else AutoModel
     with torch.device("meta"):
         model = auto_class.from_config(config)
     total = model.num_parameters()
@@ -287,8 +288,9 @@ def test_cards_of_the_published_folders(folder):
     for recipe in re.findall(r"`(recipe[\w-]*\.yaml)`", card.text):
         assert (folder / recipe).exists()
     generates = (folder / "generation_config.json").exists()
-    assert generates == (auto_class is AutoModelForCausalLM)
+    assert generates == bool(heads)
     generation = json.loads((folder / "generation_config.json").read_text()) if generates else {}
+    assert generation.pop("max_length", None) in (None, config.max_position_embeddings)
     assert all(getattr(config, name) == value for name, value in generation.items())
 
 

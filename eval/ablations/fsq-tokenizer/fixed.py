@@ -3,8 +3,8 @@
     python eval/ablations/fsq-tokenizer/fixed.py TRAIN.txt VALIDATION.txt [--steps 1500] [--runs FOLDER]
 
 With the seed's levels the 32,768 most frequent codes of 300,000 training chunks are kept, and a chunk of the validation
-text whose code is not among them is an error; with [8, 8, 8, 8, 8] every code has an id. Prints the table; runs that are
-there are not trained again.
+text whose code is not among them is an error; with [8, 8, 8, 8, 8] every code has an id. Prints the table; runs that
+are there are not trained again.
 """
 
 import argparse
