@@ -215,7 +215,7 @@ def run(pid: PIDCallback, steps: int, loss, noise: float = 0.0, seed: int = 0) -
     return [pid.step(loss(pid.strength) + chance.gauss(0, noise)) for _ in range(steps)]
 
 
-@pytest.mark.parametrize("start", [0.02, 0.9])
+@pytest.mark.parametrize("start", [0.1, 0.9])
 def test_the_loop_settles_where_the_set_point_is(start):
     pid = PIDCallback(start, set_point=1.3)  # strength 0.5
     path = run(pid, 400, plant)

@@ -76,7 +76,9 @@ class EncodzallTrainingArguments(LatentTrainingArguments):
     noise_set_point: float | None = field(
         default=None, metadata={"help": "Loss on corrupted bytes (nats) that a PID loop holds by moving the strength."}
     )
-    noise_strength_min: float = field(default=0.02, metadata={"help": "The loop does not go below; above 0."})
+    noise_strength_min: float = field(
+        default=0.1, metadata={"help": "The loop does not go below; with too little noise nothing is learned."}
+    )
     noise_strength_max: float = field(default=1.0, metadata={"help": "The loop does not go above."})
     noise_kp: float = field(default=0.1, metadata={"help": "Gain of the change of the error."})
     noise_ki: float = field(default=0.01, metadata={"help": "Gain of the error."})

@@ -21,8 +21,8 @@ class PIDCallback(TrainerCallback, ExportableState):
     Args:
         strength: p at the start; p stays there without a set point.
         set_point: of the loss, in nats; None switches the loop off.
-        minimum, maximum: limits of p, in [0, 1]; without any noise there is no loss to look at, so the loop needs a
-            minimum above 0.
+        minimum, maximum: limits of p, in [0, 1]. Without any noise there is no loss to look at, and with hardly any the
+            model never learns to repair, so that the loop would stay at its minimum: it must be above 0, and not small.
         kp, ki, kd: gains, per nat.
         max_change: largest change of p in one step.
         smoothing: of the running mean, the weight of its past.
@@ -35,7 +35,7 @@ class PIDCallback(TrainerCallback, ExportableState):
         self,
         strength: float,
         set_point: float | None = None,
-        minimum: float = 0.02,
+        minimum: float = 0.1,
         maximum: float = 1.0,
         kp: float = 0.1,
         ki: float = 0.01,
