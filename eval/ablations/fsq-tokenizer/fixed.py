@@ -37,6 +37,8 @@ def measure(run: Path, train: ChunkDataset, validation: ChunkDataset) -> list[st
     counted = ChunkDataset(train.chunks[::every], train.lengths[::every], train.uses[::every])
     kept, counts = codes_of(model, counted).unique(return_counts=True)
     kept = kept[counts.argsort(descending=True, stable=True)[:VOCABULARY]]
+    if model.config.num_codes <= VOCABULARY:
+        kept = torch.arange(model.config.num_codes)
     codes = codes_of(model, validation)
     known = torch.isin(codes, kept)
     spelled = model.decode(codes)[0]
