@@ -64,11 +64,15 @@ def vocabulary(boundary: str = "words", **changes) -> FSQVocabulary:
     return FSQVocabulary(**fields | changes)
 
 
-@pytest.fixture(scope="module", params=["words", "lines"])
+@pytest.fixture(scope="module", params=["words", "lines", "costs"])
 def folder(request, tmp_path_factory) -> Path:
-    """A repository saved by the fast tokenizer."""
+    """A repository saved by the fast tokenizer; of pieces inside words, across them, and inside with costs."""
     folder = tmp_path_factory.mktemp(request.param)
-    FSQTokenizerFast.from_vocabulary(vocabulary(request.param)).save_pretrained(folder)
+    if request.param == "costs":  # few different ones, so that many ways of cutting cost the same
+        table = vocabulary(costs=np.random.default_rng(1).integers(1, 6, SIZE - 4).tolist())
+    else:
+        table = vocabulary(request.param)
+    FSQTokenizerFast.from_vocabulary(table).save_pretrained(folder)
     return folder
 
 
@@ -161,15 +165,20 @@ def test_special_tokens_in_a_text_are_tokens_or_text(tokenizer):
 # --- the fewest tokens ------------------------------------------------------------------------------------------------
 
 
-def fewest_tokens(stretch: bytes, ids: dict[bytes, int]) -> list[int]:
-    """Of all segmentations the shortest, and of these the one with the longest last piece, and so on backwards."""
+def fewest_tokens(stretch: bytes, ids: dict[bytes, int], costs: list[int] | None) -> list[int]:
+    """Of all segmentations the shortest (the cheapest), of these the one with the longest last piece, and so on
+    backwards."""
+
+    def cost(option: list[bytes]) -> int:
+        return len(option) if costs is None else sum(costs[ids[piece]] for piece in option)
+
     best: list[list[bytes]] = [[]]
     for end in range(1, len(stretch) + 1):
         options = [
             [*best[start], stretch[start:end]] for start in range(max(0, end - 16), end) if stretch[start:end] in ids
         ]
-        shortest = min(map(len, options))
-        best.append(max((option for option in options if len(option) == shortest), key=lambda option: len(option[-1])))
+        least = min(map(cost, options))
+        best.append(max((option for option in options if cost(option) == least), key=lambda option: len(option[-1])))
     return [ids[piece] for piece in best[-1]]
 
 
@@ -180,7 +189,7 @@ def test_segmentation_is_the_shortest_with_the_longest_last_piece(slow, fast):
         pieces = generator.choices(slow.vocabulary.pieces, k=3)
         text = b"".join(piece[generator.randrange(len(piece)) :] for piece in pieces).decode("utf-8", "ignore")
         stretches = slow.segmenter.pattern.findall(text.encode())
-        expected = [index for stretch in stretches for index in fewest_tokens(stretch, ids)]
+        expected = [index for stretch in stretches for index in fewest_tokens(stretch, ids, slow.vocabulary.costs)]
         assert slow.encode_bytes(text.encode()) == expected
         assert fast(text, add_special_tokens=False, split_special_tokens=True).input_ids == expected
 
@@ -488,6 +497,8 @@ def test_damaged_files_say_what_is_wrong(neural_folder, tmp_path, kind):
     ("changes", "message"),
     [
         ({"boundary": "letters"}, "boundary is 'letters', but must be one of words, lines"),
+        ({"costs": [1] * 9}, f"a cost of at least 1 for each of {SIZE - 4}"),
+        ({"costs": [0] * (SIZE - 4)}, "a cost of at least 1"),
         ({"levels": [8, 8, 8, 1]}, "levels are .* at least 2"),
         ({"codes": np.zeros(SIZE - 4, dtype=np.int64)}, "codes are not distinct"),
         ({"codes": np.arange(9)}, f"there are 9 codes for {SIZE - 4}"),

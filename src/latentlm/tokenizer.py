@@ -1,6 +1,6 @@
 """Build, check and analyse FSQ tokenizers.
 
-    python -m latentlm.tokenizer build RUN OUT                 # from an autoencoder trained on pieces
+    python -m latentlm.tokenizer build RUN OUT [--segmentation fewest|unigram]   # from an autoencoder trained on pieces
     python -m latentlm.tokenizer rebuild RUN OUT               # after joint training: model and tokenizer, a new table
     python -m latentlm.tokenizer check TOKENIZER [TEXT ...]    # losslessness, slow against fast, bytes per token
     python -m latentlm.tokenizer analyse TOKENIZER TEXT OUT    # use of vocabulary and codes, as tables and figures
@@ -25,9 +25,16 @@ from latentlm.models.configuration_fsq import own_fields
 from latentlm.models.fsq_vocabulary import FSQVocabulary, spelling_table
 from latentlm.training.codes import Codes, assign_codes
 
+SEGMENTATIONS = ("fewest", "unigram")
+STEPS_PER_BIT = 16  # of a unigram cost
 
-def build(run: Path, out: Path) -> FSQTokenizerFast:
+
+def build(run: Path, out: Path, segmentation: str = "fewest") -> FSQTokenizerFast:
     """Give every byte and piece of a run a code, and write the tokenizer.
+
+    Args:
+        segmentation: a text becomes the "fewest" tokens, or the likeliest ones of a "unigram" model, in which a token
+            has the probability with which the pieces' text uses it.
 
     Raises:
         ValueError: if the run has no pieces, or more of them than there are codes.
@@ -43,7 +50,14 @@ def build(run: Path, out: Path) -> FSQTokenizerFast:
         f"{len(found.codes):,} bytes and pieces; distinct codes of the encoder: {1 - found.moved.mean():.2%}; spelled "
         f"exactly by the decoder: {found.exact.mean():.2%}, {(share * found.exact).sum():.2%} by use"
     )
-    return write_tokenizer(out, pieces.pieces, pieces.boundary, found, autoencoder, version=1)
+    costs = unigram_costs(uses) if segmentation == "unigram" else None
+    return write_tokenizer(out, pieces.pieces, pieces.boundary, found, autoencoder, version=1, costs=costs)
+
+
+def unigram_costs(uses: np.ndarray) -> list[int]:
+    """-log2 of the share of each use, in sixteenths of a bit; what is never used counts as half a use."""
+    bits = -np.log2(np.maximum(uses, 0.5) / max(uses.sum(), 1))
+    return np.maximum(np.rint(STEPS_PER_BIT * bits), 1).astype(int).tolist()
 
 
 def rebuild(run: Path, out: Path) -> None:
@@ -60,7 +74,7 @@ def rebuild(run: Path, out: Path) -> None:
     found = assign_codes(autoencoder, *spelling_table(old.spellings), by_use)
     changed = found.codes != old.codes
     print(f"{changed.sum():,} of {len(changed):,} codes changed ({changed.mean():.2%})")
-    new = write_tokenizer(out, old.pieces, old.boundary, found, autoencoder, old.version + 1)
+    new = write_tokenizer(out, old.pieces, old.boundary, found, autoencoder, old.version + 1, old.costs)
     model.embedding.set_table(torch.from_numpy(new.codes), *map(torch.from_numpy, new.piece_table()))
     model.config.joint = False
     if not model.config.has_autoencoder:
@@ -69,7 +83,13 @@ def rebuild(run: Path, out: Path) -> None:
 
 
 def write_tokenizer(
-    out: Path, pieces: list[bytes], boundary: str, found: Codes, autoencoder: FSQAutoencoderModel, version: int
+    out: Path,
+    pieces: list[bytes],
+    boundary: str,
+    found: Codes,
+    autoencoder: FSQAutoencoderModel,
+    version: int,
+    costs: list[int] | None,
 ) -> FSQTokenizerFast:
     """Write the repository of the fast tokenizer, from which the slow one loads too."""
     vocabulary = FSQVocabulary(
@@ -82,6 +102,7 @@ def write_tokenizer(
         version=version,
         autoencoder=own_fields(autoencoder.config),
         weights=save({name: tensor.contiguous() for name, tensor in autoencoder.state_dict().items()}),
+        costs=costs,
     )
     tokenizer = FSQTokenizerFast.from_vocabulary(vocabulary)
     tokenizer.save_pretrained(out)
@@ -98,6 +119,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         command = commands.add_parser(name)
         for place in places:
             command.add_argument(place, type=Path)
+        if name == "build":
+            command.add_argument("--segmentation", choices=SEGMENTATIONS, default="fewest")
         if name == "analyse":
             command.add_argument("out", type=Path)
     command = commands.add_parser("check")
@@ -106,7 +129,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     try:
         if options.command == "build":
-            build(options.run, options.out)
+            build(options.run, options.out, options.segmentation)
         elif options.command == "rebuild":
             rebuild(options.run, options.out)
         elif options.command == "check":

@@ -41,6 +41,7 @@ class FSQVocabulary:
         version: 1, and one more each time joint training rebuilds the table.
         autoencoder: configuration of the network that the codes come from, if it is kept with the table.
         weights: of that network, the bytes of a safetensors file: kept with the table, wherever it is saved.
+        costs: of every byte and piece, at least 1: a text is cut where they sum to the least. None: the fewest tokens.
     """
 
     boundary: str
@@ -52,6 +53,7 @@ class FSQVocabulary:
     version: int = 1
     autoencoder: dict[str, Any] | None = None
     weights: bytes | None = None
+    costs: list[int] | None = None  # integers, so that sums are exact everywhere
 
     def __post_init__(self) -> None:
         """Raises ValueError where something cannot be right."""
@@ -68,6 +70,8 @@ class FSQVocabulary:
             raise ValueError(f"there are {len(self.codes)} codes for {NUM_BYTES + len(self.pieces)} bytes and pieces")
         if len(np.unique(self.codes)) != len(self.codes):
             raise ValueError("codes are not distinct")
+        if self.costs is not None and (len(self.costs) != len(self.codes) or min(self.costs) < 1):
+            raise ValueError(f"there must be a cost of at least 1 for each of {len(self.codes)} bytes and pieces")
         if self.codes.min() < 0 or self.codes.max() >= math.prod(self.levels):
             raise ValueError(f"codes must lie between 0 and {math.prod(self.levels) - 1}, as levels {self.levels} say")
 
@@ -104,6 +108,8 @@ class FSQVocabulary:
             "autoencoder": self.autoencoder,
             "autoencoder_sha256": None if self.weights is None else bytes_hash(self.weights),
         }
+        if self.costs is not None:
+            content["costs"] = self.costs
         return json.dumps({**content, "sha256": content_hash(content)}, ensure_ascii=False) + "\n"
 
     @classmethod
@@ -146,7 +152,7 @@ def bytes_hash(data: bytes) -> str:
 
 
 class Segmenter:
-    """Bytes to ids: the fewest tokens for each stretch, and among equally few the longest last piece.
+    """Bytes to ids: the fewest tokens (or the lowest cost) for each stretch, and among equals the longest last piece.
 
     Args:
         vocabulary: the table.
@@ -160,6 +166,7 @@ class Segmenter:
         self.pattern = bytes_pattern(vocabulary.boundary)
         self.cache_size = cache_size
         self.ids = {spelling: index for index, spelling in enumerate(vocabulary.spellings)}
+        self.costs = vocabulary.costs
         self.autoencoder = autoencoder if neural else None
         # What may be used: in neural mode it grows with what the network was seen to get right.
         self.usable = dict(list(self.ids.items())[:NUM_BYTES]) if neural else self.ids
@@ -186,6 +193,8 @@ class Segmenter:
     def segment(self, stretch: bytes) -> tuple[int, ...]:
         """Dynamic programming over the ends of pieces."""
         usable = self.usable
+        if self.costs is not None:
+            return self.segment_by_cost(stretch)
         if stretch in usable:
             return (usable[stretch],)
         fewest = [0]  # tokens up to each position
@@ -200,10 +209,25 @@ class Segmenter:
                     best, origin = tokens, start
             fewest.append(best)
             last.append(origin)
+        return self.read_back(stretch, last)
+
+    def segment_by_cost(self, stretch: bytes) -> tuple[int, ...]:
+        """The same with a cost for each piece, which is slower."""
+        lowest, last = [0], [0]
+        for end in range(1, len(stretch) + 1):
+            starts = range(max(0, end - MAX_PIECE_BYTES), end)
+            ways = ((lowest[start], start, self.usable.get(stretch[start:end])) for start in starts)
+            best, origin = min((cost + self.costs[piece], start) for cost, start, piece in ways if piece is not None)
+            lowest.append(best)
+            last.append(origin)
+        return self.read_back(stretch, last)
+
+    def read_back(self, stretch: bytes, last: list[int]) -> tuple[int, ...]:
+        """The ids, from where the last piece up to each position begins."""
         ids = []
         end = len(stretch)
         while end:
-            ids.append(usable[stretch[last[end] : end]])
+            ids.append(self.usable[stretch[last[end] : end]])
             end = last[end]
         return tuple(reversed(ids))
 

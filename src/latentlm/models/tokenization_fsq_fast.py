@@ -14,7 +14,8 @@ from .tokenization_fsq import SPECIAL_TOKENS, FSQTable, FSQTokenizer, load_vocab
 
 
 class FSQTokenizerFast(FSQTable, PreTrainedTokenizerFast):
-    """A Unigram model with equal scores is exactly the program for the fewest tokens, with the same rule among equals.
+    """A Unigram model with equal scores is exactly the program for the fewest tokens, with the same rule among equals;
+    a table with costs gives it scores.
 
     Gives the ids of [`FSQTokenizer`] for every text that is valid Unicode; a lone surrogate, which Rust's strings
     cannot hold, is an error of `tokenizers`. `encode_bytes` and `decode_bytes` take any bytes. Arguments are those of
@@ -111,7 +112,9 @@ def build_pre_tokenizer(boundary: str) -> pre_tokenizers.PreTokenizer:
 
 def build_backend(vocabulary: FSQVocabulary, special_tokens: dict[str, str | AddedToken]) -> Tokenizer:
     """The `tokenizers.Tokenizer` of a table."""
-    backend = Tokenizer(models.Unigram([(name, -1.0) for name in vocabulary.names]))
+    costs = vocabulary.costs or [1] * len(vocabulary.names)
+    pairs = zip(vocabulary.names, costs, strict=True)
+    backend = Tokenizer(models.Unigram([(name, -float(cost)) for name, cost in pairs]))
     backend.pre_tokenizer = build_pre_tokenizer(vocabulary.boundary)
     backend.decoder = decoders.ByteLevel()
     backend.add_special_tokens([FastAddedToken(str(token), normalized=False) for token in special_tokens.values()])
