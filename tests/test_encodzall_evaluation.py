@@ -71,6 +71,11 @@ def test_blimp_runs_by_pseudo_log_likelihood(data, masked_lm):  # noqa: F811  (a
     assert results["blimp_agreement_two"]["acc,none"] == float(good > bad)
 
 
+def test_without_a_gpu_the_default_device_of_lm_eval_is_the_cpu():
+    lm = EncodzallLM.create_from_arg_obj({"pretrained": build()}, {"device": "cuda:0", "batch_size": 2})
+    assert lm.model.device.type == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def test_a_model_without_word_decoder_is_refused():
     with pytest.raises(ValueError, match="has no word decoder"):
         EncodzallLM(build("plain"), EncodzallTokenizer())

@@ -69,15 +69,14 @@ def plot_loops(runs: list[Path]) -> None:
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
     for run in runs:
         lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-        parameters = json.loads((run / "results.json").read_text(encoding="utf-8"))["parameters"]
         entries = [entry for entry in lines if "noise_error" in entry]
         steps = [entry["step"] for entry in entries]
-        label = f"{run.name.removeprefix('size-')}, {parameters / 1e6:.1f} M"
+        label = run.name
         left.plot(steps, [entry["noise_strength"] for entry in entries], label=label)
+        right.axhline(entries[-1]["noise_set_point"], color="gray", linestyle="--", linewidth=0.8)
         right.plot(steps, [entry["noise_set_point"] - entry["noise_error"] for entry in entries], label=label)
-    right.axhline(entries[-1]["noise_set_point"], color="gray", linestyle="--", label="set point")
-    left.set(xlabel="step", title="strength of the masks that the loop finds", ylim=(0, 1))
-    right.set(xlabel="step", ylabel="nats", title="mean loss on masked bytes")
+    left.set(xlabel="step", title="strength of the noise that the loop finds", ylim=(0, 1))
+    right.set(xlabel="step", ylabel="nats", title="mean loss on corrupted bytes (set points dashed)")
     left.legend()
     right.legend()
     figure.savefig(FIGURES / "encodzall-loops.png", dpi=110)

@@ -65,6 +65,8 @@ class EncodzallLM(LM):
             pretrained = AutoModelForSeq2SeqLM.from_pretrained(pretrained, dtype=getattr(torch, dtype), **trusted)
         if pretrained.config.word_decoder == "none":
             raise ValueError("This model has no word decoder (`word_decoder` is 'none'), so it cannot score words.")
+        if not torch.cuda.is_available() and str(device).startswith("cuda"):
+            device = None  # lm-eval asks for a GPU by default
         self.model = pretrained.to(device or "cpu").eval()
         self.tokenizer = tokenizer
         self.batch_size = 64 if str(batch_size).startswith("auto") else int(batch_size)
