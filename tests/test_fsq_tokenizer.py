@@ -444,7 +444,7 @@ def test_neural_mode_uses_only_what_the_network_gets_right(neural_folder):
     assert set(ids) <= right
     usable = {piece: index for piece, index in network.ids.items() if index in right}
     stretches = table.segmenter.pattern.findall(text.encode())
-    assert ids == [index for stretch in stretches for index in fewest_tokens(stretch, usable)]
+    assert ids == [index for stretch in stretches for index in fewest_tokens(stretch, usable, None)]
     assert ids != table(text, add_special_tokens=False, split_special_tokens=True).input_ids
     neural(text)
     assert network.calls == 1  # what was tried is remembered

@@ -12,7 +12,14 @@ from conftest import REPOSITORY
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from tokenizers.models import BPE
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    PreTrainedTokenizerFast,
+)
 
 from latentlm import ByteTokenizer
 
@@ -184,7 +191,8 @@ def test_published_configurations_load_once_latentlm_is_imported(folder):
     for name, value in written.items():
         assert getattr(config, name) == value, name
     assert set(written) - set(vars(config)) == set(), "a field that the configuration does not know"
-    auto_class = AutoModelForCausalLM if "AutoModelForCausalLM" in config.auto_map else AutoModel
+    heads = [head for head in (AutoModelForCausalLM, AutoModelForSeq2SeqLM) if head.__name__ in config.auto_map]
+    auto_class = heads[0] if heads else AutoModel
     with torch.device("meta"):
         model = auto_class.from_config(config)
     assert [type(model).__name__] == written["architectures"]
