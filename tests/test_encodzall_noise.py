@@ -174,7 +174,7 @@ def test_noise_is_reproducible_and_follows_its_key():
 def test_noise_marks_the_bytes_that_it_changed():
     ids, real = batch(TEXT, "", "second text, with more", "\udcff broken")
     found = corrupt_texts(ids, real, 1.0, keys_of(ids, real), 16)
-    assert found.corrupted.any(1).tolist() == [True, False, True, True] or found.corrupted[0].any()
+    assert found.corrupted[0].any() and not found.corrupted[1].any()
     for row in range(len(ids)):
         data = bytes(i for i in ids[row].tolist() if i < 256)
         text = data.decode("utf-8", "surrogateescape")

@@ -95,7 +95,7 @@ def test_saving_keeps_everything(tmp_path):
     ).data  # fmt: skip
 
 
-def test_a_long_text_is_fast_enough_and_a_long_word_is_cut():
+def test_a_long_text_is_whole_and_a_long_word_is_cut():
     words = tokenizer("y" * 10_000)["word_ids"]
     assert max(words) == -(-10_000 // 13) and torch.bincount(torch.tensor(words)).max() <= 16
     assert len(tokenizer("text " * 20_000).input_ids) == 100_001

@@ -69,17 +69,22 @@ def prepare_data(config: DataConfig, max_position_embeddings: int | None = None)
     Raises:
         ValueError: if the text cannot be found or read, is too little, or does not fit the model.
     """
-    if max_position_embeddings is not None and config.context_length > max_position_embeddings:
-        raise ValueError(
-            f"context_length: {config.context_length} is longer than the model's max_position_embeddings"
-            f" ({max_position_embeddings})"
-        )
+    check_fits(config.context_length, max_position_embeddings)
     train_source, validation_source = open_sources(config, config.streaming)
     tokenizer = None if config.tokenizer == "bpe" else load_tokenizer(config.tokenizer)
     prepare = _prepare_stream if config.streaming else _prepare_corpus
     data = prepare(config, train_source, validation_source, tokenizer)
     data.tokenizer.model_max_length = max_position_embeddings or config.context_length
     return data
+
+
+def check_fits(context_length: int, max_position_embeddings: int | None) -> None:
+    """Raise a ValueError unless rows fit what the model can hold (None: not known)."""
+    if max_position_embeddings is not None and context_length > max_position_embeddings:
+        raise ValueError(
+            f"context_length: {context_length} is longer than the model's max_position_embeddings"
+            f" ({max_position_embeddings})"
+        )
 
 
 def open_sources(config: SourceConfig, streaming: bool = False) -> tuple[Source, Source | None]:

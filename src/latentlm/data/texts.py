@@ -13,7 +13,7 @@ from ..models.tokenization_encodzall import EncodzallTokenizer
 from ..models.words import find_words
 from .cache import build_once
 from .config import TextConfig
-from .prepare import PreparedData, hash_identity, open_sources, progress, split_corpus
+from .prepare import PreparedData, check_fits, hash_identity, open_sources, progress, split_corpus
 from .tokenizers import token_bytes
 
 FORMAT = 1  # of a cached corpus; part of its name
@@ -53,11 +53,7 @@ def prepare_texts(config: TextConfig, max_position_embeddings: int | None = None
     Raises:
         ValueError: if the text cannot be found or read, is too little, or does not fit the model.
     """
-    if max_position_embeddings is not None and config.context_length > max_position_embeddings:
-        raise ValueError(
-            f"context_length: {config.context_length} is longer than the model's max_position_embeddings"
-            f" ({max_position_embeddings})"
-        )
+    check_fits(config.context_length, max_position_embeddings)
     train_source, validation_source = open_sources(config)
     identity = {
         "format": FORMAT,

@@ -11,7 +11,7 @@ from tqdm import tqdm
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 import latentlm  # noqa: F401  (registers the architecture)
-from latentlm.models.words import find_words
+from latentlm.models.words import WHITE_SPACE, find_words
 
 
 @dataclass
@@ -110,7 +110,7 @@ class EncodzallLM(LM):
         masked = []
         for word in range(word_ids[-1] + 1):
             places = [place for place, index in enumerate(word_ids) if index == word]
-            visible = [place for place in places if ids[place] not in b" \t\n\v\f\r"]
+            visible = [place for place in places if ids[place] not in WHITE_SPACE]
             if not visible or visible[-1] < start:
                 continue
             spaces = [ids[place] for place in places if place not in visible]

@@ -2,10 +2,12 @@
 
 from collections.abc import Callable, Iterable
 
+from .words import WHITE_SPACE
+
 VOWELS = frozenset(b"aeiouAEIOU")
 LETTERS = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ")
 CONSONANTS = LETTERS - VOWELS
-VISIBLE = frozenset(range(128)) - frozenset(b" \t\n\v\f\r")
+VISIBLE = frozenset(range(128)) - WHITE_SPACE
 LEADS = frozenset(range(0xC2, 0xF5))  # first bytes of characters of several bytes
 CONTINUATIONS = frozenset(range(0x80, 0xC0))
 WORD_MASK, VOWEL, CONSONANT, NONSPACE, ANY = range(259, 264)

@@ -25,10 +25,9 @@ from .encodzall_base import EncodzallDenoisingOutput, EncodzallModelOutput, Enco
 from .encodzall_decoder import EncodzallDecoder
 from .masked_words import MASKS, WordPattern, search_words
 from .positions import check_context
-from .words import Packing, find_words, pack_words, spell_words
+from .words import WHITE_SPACE, Packing, find_words, pack_words, spell_words
 
 IGNORED = -100
-WHITE_SPACE = frozenset(b" \t\n\v\f\r")
 
 
 class WordPooling(nn.Module):

@@ -11,10 +11,9 @@ import torch
 from transformers.utils import logging
 
 from .lossless_tokenizer import LosslessTokenizer
+from .tokenization_byte import BYTE_TOKENS, NUM_BYTES
 from .words import find_words
 
-NUM_BYTES = 256
-BYTE_TOKENS = [f"<0x{byte:02X}>" for byte in range(NUM_BYTES)]
 SPECIAL_TOKENS = {
     "pad_token": "<pad>",
     "bos_token": "<bos>",

@@ -6,6 +6,7 @@ from functools import cached_property
 import torch
 
 NUM_BYTES = 256
+WHITE_SPACE = frozenset(b" \t\n\v\f\r")  # what ends a word
 FRAME_IDS = (256, 257, 258)  # padding, begin, end: each is a word of its own
 LONGEST_CHARACTER = 4  # bytes of UTF-8
 
@@ -64,12 +65,12 @@ def _cuts(ids: torch.Tensor, starts: torch.Tensor, max_word_bytes: int) -> torch
     """Where words that are too long are cut: before the character that reaches over a multiple of `part`. No part is
     then longer than `part` and the rest of one character."""
     part = max_word_bytes - (LONGEST_CHARACTER - 1)
-    begin = last_where(starts)
+    begin, next_begin = last_where(starts), next_where(starts)
     positions = torch.arange(ids.shape[1], device=ids.device)
-    too_long = next_where(starts) - begin > max_word_bytes
+    too_long = next_begin - begin > max_word_bytes
     opens = character_starts(ids)
     offset = positions - begin
-    end = torch.minimum(next_where(opens), next_where(starts)) - begin
+    end = torch.minimum(next_where(opens), next_begin) - begin
     return too_long & opens & ~starts & ((end - 1) // part > (offset - 1) // part)
 
 
@@ -96,11 +97,6 @@ class Packing:
     text: torch.Tensor
     index: torch.Tensor
     lengths: torch.Tensor
-
-    @property
-    def fill(self) -> float:
-        """Share of the slots that hold a token."""
-        return len(self.token) / (self.num_rows * self.row_length)
 
     def to_rows(self, values: torch.Tensor, fill: float = 0) -> torch.Tensor:
         """Values `(N, ...)` of the tokens laid into their rows `(rows, R, ...)`."""

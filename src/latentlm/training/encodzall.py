@@ -10,7 +10,7 @@ from torch import nn
 from transformers import AutoModelForSeq2SeqLM
 from transformers.trainer_utils import EvalLoopOutput
 
-from ..models.words import find_words
+from ..models.words import FRAME_IDS, find_words
 from .callbacks import SAMPLES_FILE, append_line
 from .masking import CorruptedBatch, mask_texts
 from .noise import MIXTURE, NoiseTables, corrupt_texts, default_tables
@@ -93,7 +93,7 @@ class EncodzallTrainer(LatentTrainer):
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, Any]:
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
-        if model.training:
+        if model.training and self.args.noise_set_point is not None:
             values = corrupted_losses(outputs["logits"].detach(), inputs["labels"], self._corrupted)
             self.pid.add(values.sum(), torch.tensor(len(values), device=values.device))
         return (loss, outputs) if return_outputs else loss
@@ -161,7 +161,7 @@ class EncodzallTrainer(LatentTrainer):
                 do_sample=False,
             )
             texts = {
-                "noisy": self.processing_class.decode([i for i in batch.input_ids[0].tolist() if i not in (256, 258)]),
+                "noisy": self.processing_class.decode([i for i in batch.input_ids[0].tolist() if i not in FRAME_IDS]),
                 "repaired": self.processing_class.decode(generated[0], skip_special_tokens=True),
             }
             append_line(Path(self.args.output_dir) / SAMPLES_FILE, {"step": self.state.global_step, **texts})

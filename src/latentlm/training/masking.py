@@ -5,16 +5,16 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ..models.words import character_starts, find_words, is_space
+from ..models.masked_words import ANY, CONSONANT, LETTERS, NONSPACE, VOWEL, VOWELS, WORD_MASK
+from ..models.words import FRAME_IDS, NUM_BYTES, character_starts, find_words, is_space
 from .randomness import uniforms
 
 CHARACTER_SHARE, WORD_SHARE = 0.8, 0.2  # of the strength
+PAD = FRAME_IDS[0]
 GENERAL_SHARE = 0.5  # of the masked characters
-WORD_MASK, VOWEL, CONSONANT, NONSPACE, ANY = range(259, 264)
-NUM_BYTES = 256
 CLASS_MASKS = torch.full((NUM_BYTES,), NONSPACE)
-CLASS_MASKS[[*b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"]] = CONSONANT
-CLASS_MASKS[[*b"aeiouAEIOU"]] = VOWEL
+CLASS_MASKS[[*LETTERS]] = CONSONANT
+CLASS_MASKS[[*VOWELS]] = VOWEL
 
 
 @dataclass
@@ -74,7 +74,7 @@ def compact(ids: torch.Tensor, word_ids: torch.Tensor, keep: torch.Tensor, corru
     place = (keep.long().cumsum(1) - 1)[keep]
     row = keep.nonzero()[:, 0]
     shape = (len(ids), int(lengths.max()))
-    input_ids, words = torch.full(shape, NUM_BYTES), torch.full(shape, -1)
+    input_ids, words = torch.full(shape, PAD), torch.full(shape, -1)
     input_ids[row, place], words[row, place] = ids[keep], word_ids[keep]
     attention_mask = (torch.arange(shape[1]) < lengths[:, None]).long()
     return CorruptedBatch(input_ids, attention_mask, words, corrupted)

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..models.words import find_words
-from .masking import NUM_BYTES, CorruptedBatch
+from ..models.words import FRAME_IDS, NUM_BYTES, WHITE_SPACE, find_words
+from .masking import CorruptedBatch
 from .randomness import uniforms
 
 TABLES_FILE = Path(__file__).with_name("noise_tables.json")
@@ -21,7 +21,7 @@ CHARACTER_SHARE = 0.3  # of the strength
 KINDS = ("ocr", "keyboard", "misspelling", "drop", "double", "swap", "case", "space")
 MIXTURE = {kind: 1.0 for kind in KINDS}
 LONGEST_KEY = 3  # characters that a table entry replaces
-SPACE = " \t\n\v\f\r"
+SPACE = frozenset(map(chr, WHITE_SPACE))
 
 # What replaces a string: other strings and how often, {"rn": {"m": 3.0}, ...}.
 Table = dict[str, dict[str, float]]
@@ -151,7 +151,7 @@ def corrupt_texts(
     tables: NoiseTables | None = None,
 ) -> CorruptedBatch:
     """Noise in a batch of clean texts; arguments as [`mask_texts`]. Words are found anew in what came out."""
-    eos = NUM_BYTES + 2
+    pad, _, eos = FRAME_IDS
     rows: list[list[int]] = []
     corrupted = torch.zeros(ids.shape, dtype=torch.bool)
     for b, (row, count) in enumerate(zip(ids, real.sum(1).tolist(), strict=True)):
@@ -166,9 +166,9 @@ def corrupt_texts(
             flags[changed] = True
             corrupted[b, : len(data)] = torch.from_numpy(np.repeat(flags, sizes))
     longest = max(map(len, rows))
-    input_ids = torch.full((len(rows), longest), NUM_BYTES)
+    input_ids = torch.full((len(rows), longest), pad)
     for b, row in enumerate(rows):
         input_ids[b, : len(row)] = torch.tensor(row)
-    attention_mask = (input_ids != NUM_BYTES).long()
+    attention_mask = (input_ids != pad).long()
     word_ids = torch.where(attention_mask.bool(), find_words(input_ids, max_word_bytes), -1)
     return CorruptedBatch(input_ids, attention_mask, word_ids, corrupted)
