@@ -16,7 +16,7 @@ from training_setup import metrics_of
 
 from latentlm import EncodzallTokenizer
 from latentlm.data import TextConfig, TextDataset, prepare_texts
-from latentlm.data.texts import cut_rows
+from latentlm.data.texts import SHORT, cut_rows
 from latentlm.models.words import find_words
 from latentlm.train import main
 from latentlm.training import EncodzallTrainer, EncodzallTrainingArguments, RecipeError, load_recipe
@@ -85,20 +85,28 @@ def make_trainer(folder: Path, model, texts: list[str], **arguments) -> Encodzal
 # ---- Rows ----
 
 
+@pytest.mark.parametrize("short", [0.0, 0.5])
 @pytest.mark.parametrize(("max_bytes", "max_words"), [(20, 100), (63, 4), (399, 319)])
-def test_rows_are_whole_words_and_cover_every_byte(max_bytes, max_words):
+def test_rows_are_whole_words_and_cover_every_byte(max_bytes, max_words, short):
     text = ("Some words of a text, " + "long" * 9 + " and 日本語 end.\n\n  ") * 9
     data = text.encode()
-    rows = cut_rows(data, max_bytes, max_words, 16)
+    rows = cut_rows(data, max_bytes, max_words, 16, short, np.random.default_rng(0))
     assert rows[0, 0] == 0 and rows[-1, 1] == len(data) and (rows[1:, 0] == rows[:-1, 1]).all()
     words = find_words(torch.tensor([[*data]]), 16)[0]
     starts = {0, *((words[1:] != words[:-1]).nonzero()[:, 0] + 1).tolist()}
     for row, (start, end) in enumerate(rows.tolist()):
         count = len(words[start:end].unique())
         assert start in starts and 0 < end - start <= max_bytes and count <= max_words
-        if row + 1 < len(rows):  # the next word would not have fitted
+        if row + 1 < len(rows) and not (short and count <= SHORT):  # the next word would not have fitted
             following = end + int((words == words[end]).sum())
             assert following - start > max_bytes or count == max_words
+
+
+def test_short_rows_are_as_many_as_asked_for():
+    rows = cut_rows(b"word " * 20_000, 399, 319, 16, 0.25, np.random.default_rng(0))
+    words = (rows[:, 1] - rows[:, 0]) // 5
+    assert set(words[words <= SHORT]) == set(range(1, SHORT + 1))
+    assert abs((words <= SHORT).mean() - 0.25) < 0.04
 
 
 def test_rows_hold_the_text_and_its_end():
@@ -132,6 +140,7 @@ def test_a_corpus_becomes_rows_once(tmp_path):
         ({"max_word_bytes": 4}, "max_word_bytes: 4"),
         ({"context_length": 16}, "context_length: 16"),
         ({"max_words": 1}, "max_words: 1"),
+        ({"short_rows": 1.0}, "short_rows: 1.0"),
         ({"max_train_rows": 0}, "max_train_rows: 0"),
     ],
 )

@@ -174,6 +174,8 @@ class TextConfig(SourceConfig):
     max_words: int = 320
     # Longer words are cut; the model's `max_word_bytes`.
     max_word_bytes: int = 16
+    # Share of rows of one to eight words only: without them, a single word is unlike anything that was trained on.
+    short_rows: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -183,3 +185,4 @@ class TextConfig(SourceConfig):
             self.context_length > self.max_word_bytes, "context_length", "must hold a word (max_word_bytes) and the end"
         )
         self._require(self.max_words >= 2, "max_words", "must be at least 2: a word and the end")
+        self._require(0 <= self.short_rows < 1, "short_rows", "must lie in [0, 1)")

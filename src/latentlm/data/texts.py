@@ -16,8 +16,9 @@ from .config import TextConfig
 from .prepare import PreparedData, check_fits, hash_identity, open_sources, progress, split_corpus
 from .tokenizers import token_bytes
 
-FORMAT = 1  # of a cached corpus; part of its name
+FORMAT = 2  # of a cached corpus; part of its name
 IGNORED = -100
+SHORT = 8  # words of a short row, at most
 
 
 class TextDataset(Dataset):
@@ -61,7 +62,7 @@ def prepare_texts(config: TextConfig, max_position_embeddings: int | None = None
         "validation": validation_source.fingerprint() if validation_source else config.validation_fraction,
         "text_column": config.text_column,
         "document_start": config.document_start,
-        "row": [config.context_length, config.max_words, config.max_word_bytes],
+        "row": [config.context_length, config.max_words, config.max_word_bytes, config.short_rows],
     }
     folder = config.cache_path() / f"texts-{hash_identity(identity)}"
 
@@ -101,13 +102,15 @@ def prepare_texts(config: TextConfig, max_position_embeddings: int | None = None
 def _write_rows(folder: Path, split: str, documents: Iterator[str], config: TextConfig) -> dict[str, int | str]:
     rows: list[np.ndarray] = []
     size = count = 0
+    generator = np.random.default_rng(0)  # of the lengths of short rows: part of the corpus, not of a run
     digest = hashlib.sha256()
     with open(folder / f"{split}.bytes", "wb") as file:
         for text in documents:
             data = text.encode("utf-8", "surrogatepass")
             if not data:
                 continue
-            rows.append(size + cut_rows(data, config.context_length - 1, config.max_words - 1, config.max_word_bytes))
+            lengths = (config.context_length - 1, config.max_words - 1, config.max_word_bytes)
+            rows.append(size + cut_rows(data, *lengths, config.short_rows, generator))
             file.write(data)
             digest.update(data)
             size += len(data)
@@ -118,8 +121,11 @@ def _write_rows(folder: Path, split: str, documents: Iterator[str], config: Text
     return {"documents": count, "bytes": size, "sha256": digest.hexdigest()}
 
 
-def cut_rows(data: bytes, max_bytes: int, max_words: int, max_word_bytes: int) -> np.ndarray:
-    """Begin and end `(R, 2)` of rows of whole words that cover all bytes of a document."""
+def cut_rows(
+    data: bytes, max_bytes: int, max_words: int, max_word_bytes: int, short: float, generator: np.random.Generator
+) -> np.ndarray:
+    """Begin and end `(R, 2)` of rows of whole words that cover all bytes of a document; a share `short` of the rows has
+    at most `SHORT` words."""
     ids = torch.frombuffer(bytearray(data), dtype=torch.uint8).long()[None]
     words = find_words(ids, max_word_bytes)[0].numpy()
     starts = np.flatnonzero(np.diff(words, prepend=-1))  # the first byte of each word
@@ -127,6 +133,8 @@ def cut_rows(data: bytes, max_bytes: int, max_words: int, max_word_bytes: int) -
     cuts, word = [0], 0
     while word < len(starts):
         fits = int(np.searchsorted(ends, starts[word] + max_bytes, side="right"))
-        word = min(fits, word + max_words)
+        is_short = short and generator.random() < short
+        most = min(max_words, int(generator.integers(1, SHORT + 1))) if is_short else max_words
+        word = min(fits, word + most)
         cuts.append(int(ends[word - 1]))
     return np.column_stack((cuts[:-1], cuts[1:]))
