@@ -1,0 +1,123 @@
+"""Learned queries pool each segment to one vector (seed: learned-query attention)."""
+
+from dataclasses import dataclass, fields
+
+import torch
+from torch import nn
+from transformers import initialization as init
+
+
+@dataclass
+class PoolingState:
+    """The open segment of each of R rows, for symbols that come one at a time; float32.
+
+    Attributes:
+        maximum: `(R, Q * H)` the largest score.
+        numerator: `(R, Q * H, d)`, values weighted by exp(score - maximum).
+        denominator: `(R, Q * H)`, the sum of these weights.
+    """
+
+    maximum: torch.Tensor
+    numerator: torch.Tensor
+    denominator: torch.Tensor
+
+    def select(self, index: torch.Tensor) -> "PoolingState":
+        return PoolingState(*(getattr(self, field.name).index_select(0, index) for field in fields(self)))
+
+    def write(self, rows: torch.Tensor, other: "PoolingState") -> None:
+        """Replace the state of some rows."""
+        for field in fields(self):
+            getattr(self, field.name)[rows] = getattr(other, field.name)
+
+
+class SegmentPooling(nn.Module):
+    """Each of Q learned queries attends to the symbols of one segment; what they read is joined, projected to D and
+    normalised. Keys are normalised and have no position. Costs O(T): sums by segment in place of a (S, T) mask."""
+
+    def __init__(self, hidden_size: int, num_heads: int, num_queries: int, eps: float, std: float = 0.02):
+        super().__init__()
+        self.num_heads, self.num_queries, self.std = num_heads, num_queries, std
+        self.head_dim = hidden_size // num_heads
+        self.queries = nn.Parameter(torch.empty(num_queries, num_heads, self.head_dim))
+        self.kv_proj = nn.Linear(hidden_size, 2 * hidden_size, bias=False)
+        self.key_norm = nn.RMSNorm(self.head_dim, eps=eps)
+        self.o_proj = nn.Linear(num_queries * hidden_size, hidden_size, bias=False)
+        self.norm = nn.RMSNorm(hidden_size, eps=eps)
+
+    def initialize_parameters(self) -> None:
+        init.normal_(self.queries, mean=0.0, std=self.std)
+
+    def read(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Scores `(..., Q * H)` and values `(..., H, d)`, float32, of hidden states `(..., D)`."""
+        key, value = (part.unflatten(-1, (self.num_heads, -1)) for part in self.kv_proj(hidden_states).chunk(2, -1))
+        key = self.key_norm(key).float()
+        scores = torch.einsum("...hd,qhd->...qh", key, self.queries.float()) * self.head_dim**-0.5
+        return scores.flatten(-2), value.float()
+
+    def weighted(self, weights: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+        """Values `(..., H, d)` of every query, times weights `(..., Q * H)`: `(..., Q * H, d)`."""
+        weights = weights.unflatten(-1, (self.num_queries, self.num_heads)).unsqueeze(-1)
+        return (weights * values.unsqueeze(-3)).flatten(-3, -2)
+
+    def write(self, numerator: torch.Tensor, denominator: torch.Tensor) -> torch.Tensor:
+        """Vectors `(..., D)` of `(..., Q * H, d)` and `(..., Q * H)`."""
+        pooled = (numerator / denominator.unsqueeze(-1)).flatten(-2)
+        return self.norm(self.o_proj(pooled.to(self.o_proj.weight.dtype)))
+
+    def forward(self, hidden_states: torch.Tensor, segments: torch.Tensor, num_segments: int) -> torch.Tensor:
+        """Vectors `(R, S, D)` of the segments, 0 where a row has fewer than S.
+
+        Args:
+            hidden_states: `(R, T, D)`.
+            segments: `(R, T)`, int64, the segment of each symbol, -1 for padding.
+            num_segments: S.
+        """
+        state = self.gathered(hidden_states, segments, num_segments)
+        exists = state.denominator[..., :1] > 0
+        denominator = torch.where(exists, state.denominator, 1)
+        return self.write(state.numerator, denominator) * exists
+
+    def gathered(self, hidden_states: torch.Tensor, segments: torch.Tensor, num_segments: int) -> PoolingState:
+        """The sums of every segment, `(R, S, ...)` in place of `(R, ...)`."""
+        scores, values = self.read(hidden_states)
+        place = torch.where(segments < 0, num_segments, segments).unsqueeze(-1)
+        place = place.expand_as(scores)  # padding goes to a place of its own
+        lowest = scores.new_full((len(scores), num_segments + 1, scores.shape[-1]), -torch.inf)
+        maximum = lowest.scatter_reduce(1, place, scores.detach(), "amax")
+        weights = (scores - maximum.gather(1, place)).exp()
+        denominator = torch.zeros_like(maximum).scatter_add(1, place, weights)
+        values = self.weighted(weights, values)
+        numerator = values.new_zeros(*maximum.shape, self.head_dim)
+        numerator = numerator.scatter_add(1, place.unsqueeze(-1).expand_as(values), values)
+        return PoolingState(maximum[:, :-1], numerator[:, :-1], denominator[:, :-1])
+
+    # ---- One symbol at a time ----
+
+    def start(self, num_rows: int, like: torch.Tensor) -> PoolingState:
+        """Rows that have seen nothing."""
+        shape = (num_rows, self.num_queries * self.num_heads)
+        zeros = torch.zeros(shape, device=like.device)
+        return PoolingState(zeros - torch.inf, zeros.new_zeros(*shape, self.head_dim), zeros.clone())
+
+    def state_of_open(self, hidden_states: torch.Tensor, segments: torch.Tensor, lengths: torch.Tensor) -> PoolingState:
+        """The last segment of each row, after a forward; arguments as there, and the rows' lengths `(R,)`."""
+        own = segments.gather(1, (lengths - 1).clamp(min=0).unsqueeze(1))
+        is_last = (segments == own) & (segments >= 0)
+        state = self.gathered(hidden_states, torch.where(is_last, 0, -1), 1)
+        return PoolingState(state.maximum[:, 0], state.numerator[:, 0], state.denominator[:, 0])
+
+    def add(self, state: PoolingState, hidden_states: torch.Tensor, fresh: torch.Tensor) -> PoolingState:
+        """One more symbol `(R, D)` of each row; `fresh` `(R,)`: it opens a segment."""
+        scores, values = self.read(hidden_states)
+        before = state.maximum.masked_fill(fresh.unsqueeze(1), -torch.inf)
+        maximum = torch.maximum(before, scores)
+        kept, weight = (before - maximum).exp(), (scores - maximum).exp()
+        return PoolingState(
+            maximum,
+            state.numerator * kept.unsqueeze(-1) + self.weighted(weight, values),
+            state.denominator * kept + weight,
+        )
+
+    def finish(self, state: PoolingState) -> torch.Tensor:
+        """The vector `(R, D)` of each row's open segment."""
+        return self.write(state.numerator, state.denominator)
