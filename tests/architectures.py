@@ -16,6 +16,9 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from latentlm import (
+    AbstractinatorConfig,
+    AbstractinatorForCausalLM,
+    AbstractinatorModel,
     AREncoderDecoderConfig,
     AREncoderDecoderForCausalLM,
     AREncoderDecoderModel,
@@ -110,6 +113,8 @@ class Case:
     def tolerance(self) -> float:
         """How far results of equal shapes may be apart when only the content of other tokens changed: not at all, but
         where masked groups are left out, whose products then have other shapes."""
+        if isinstance(self.config(), AbstractinatorConfig):
+            return 2e-5
         return 0.0 if self.config().learned_dropout_groups is None else 2e-5
 
     def skip_if_excepted(self, capability: str) -> None:
@@ -137,7 +142,7 @@ def fixed_draw(probability: torch.Tensor) -> torch.Tensor:
 def randomise(model: nn.Module) -> None:
     """Give every parameter random values that depend on its name alone, so that two variants of a model agree wherever
     they have the same parameter. A longer table starts with the rows of a shorter one."""
-    fixed = [(name, buffer) for name, buffer in model.named_buffers() if name.endswith("_proj.weight")]
+    fixed = [(name, buffer) for name, buffer in model.named_buffers() if name.endswith(("_proj.weight", ".codebook"))]
     for name, parameter in [*model.named_parameters(), *fixed]:
         generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
         size = max(1 << 16, parameter.numel())
@@ -242,6 +247,21 @@ AUTOENCODER = {
     "deconv_strides": [2, 2],
     "levels": [8, 8, 5],
 }
+
+LEVEL = {
+    "num_entropy_layers": 1,
+    "entropy_window": 5,
+    "delta": 0.05,
+    "max_segment_length": 5,
+    "num_compressor_layers": 1,
+    "compressor_window": 4,
+    "num_codes": 16,
+    "code_dim": 8,
+    "num_expander_layers": 1,
+    "expander_window": 6,
+    "lookback": 2,
+}
+"""One level of a tiny Abstractinator, with windows shorter than its texts."""
 
 ARCHITECTURES = [
     Architecture(
@@ -399,6 +419,80 @@ ARCHITECTURES = [
         | {
             "min_code_entropy": "test_fsq_training.py: joint training stops",
             "train_decoder": "test_fsq_lm.py: what gets gradients",
+        },
+    ),
+    Architecture(
+        AbstractinatorConfig,
+        AbstractinatorModel,
+        AbstractinatorForCausalLM,
+        AutoModelForCausalLM,
+        sizes=SIZES | {"levels": [LEVEL], "num_top_layers": 1, "bos_token_id": None, "eos_token_id": None},
+        variants={
+            "default": {},
+            "two_levels": {"levels": [LEVEL, LEVEL]},
+            "latent": {
+                "levels": [
+                    LEVEL | {"quantizer": "rvq", "depth": 2},
+                    LEVEL | {"quantizer": "fsq", "fsq_levels": [4, 4]},
+                ],
+                "attention_form": "latent",
+                "query_latent_size": 12,
+                "key_value_latent_size": 8,
+                "latent_rope_size": 4,
+            },
+            "no_top": {"levels": [LEVEL | {"compressor_attention": "segment"}, LEVEL], "num_top_layers": 0},
+            "continuous": {
+                "levels": [LEVEL | {"quantizer": "none", "entropy_head": "both", "num_queries": 2}],
+                "top_head": "continuous",
+                "byte_code_dim": 8,
+            },
+        },
+        typical="two_levels",
+        tiny="abstractinator-tiny",
+        changes={
+            "vocab_size": 65,
+            "hidden_size": 64,
+            "num_attention_heads": 4,
+            "intermediate_size": 40,
+            "query_latent_size": 8,
+            "key_value_latent_size": 8,
+            "latent_rope_size": 2,
+            "byte_code_dim": 8,
+            "levels": [LEVEL | {"num_codes": 17}],
+            "num_top_layers": 2,
+            "reconstruction_loss_weight": 2.0,
+            "vq_loss_weight": 2.0,
+            "entropy_loss_weight": 2.0,
+            "top_lm_loss_weight": 2.0,
+            "lm_loss_weight": 2.0,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 7.0},
+            "rms_norm_eps": 0.1,
+            "hidden_dropout": 0.5,
+            "attention_dropout": 0.5,
+        },
+        needs={
+            name: {"attention_form": "latent"}
+            for name in ("query_latent_size", "key_value_latent_size", "latent_rope_size")
+        },
+        inert={
+            "max_position_embeddings": "test_generation.py: contexts that do not fit",
+            "initializer_range": "test_abstractinator.py: initial weights",
+            "use_cache": "test_generation.py: use_cache of the configuration",
+            "pad_token_id": "for generate()",
+            "bos_token_id": "for generate_bytes()",
+            "eos_token_id": "test_abstractinator.py: the end of a text",
+            "freeze_entropy": "test_abstractinator.py: what is frozen",
+            "freeze_base": "test_abstractinator.py: what is frozen",
+        },
+        exceptions={
+            "cache_implementation": "it has a cache of its own kind",
+            "assisted_decoding": "closed segments cannot be taken back",
+            "inputs_embeds": "it has several embeddings",
+            "cache_layers": "its cache has no list of layers",
+            "smaller_vocabulary": "the entropy over fewer symbols cuts elsewhere",
+            "near_float32": "where a segment is cut can turn on rounding",
+            "torch_compile": "the number of segments is known only when they are cut: not one graph",
+            "attention_outputs": "its layers are those of several stacks with sequences of their own",
         },
     ),
 ]

@@ -6,7 +6,13 @@ import re
 import pytest
 from architectures import ARCHITECTURES, Architecture, each_architecture, each_case, options
 
-from latentlm import AREncoderDecoderConfig, DecoderOnlyConfig, FSQConfig, ParallelEncoderDecoderConfig
+from latentlm import (
+    AbstractinatorConfig,
+    AREncoderDecoderConfig,
+    DecoderOnlyConfig,
+    FSQConfig,
+    ParallelEncoderDecoderConfig,
+)
 
 ENCODER_DECODERS = [AREncoderDecoderConfig, ParallelEncoderDecoderConfig]
 ALL = [DecoderOnlyConfig, *ENCODER_DECODERS]
@@ -49,6 +55,10 @@ INVALID = [
     ],
     *[(config_class, {"hidden_size": "160"}, ["hidden_size", "int", "'160'"]) for config_class in ALL],
     (FSQConfig, {"head": "byte"}, ["head", "byte", "factorised"]),
+    (AbstractinatorConfig, {"attention_form": "linear"}, ["attention_form", "linear", "latent"]),
+    (AbstractinatorConfig, {"top_head": "none"}, ["top_head", "none", "continuous"]),
+    (AbstractinatorConfig, {"hidden_dropout": 1.0}, ["`hidden_dropout` is 1.0"]),
+    (AbstractinatorConfig, {"attention_dropout": -0.1}, ["`attention_dropout` is -0.1"]),
     (DecoderOnlyConfig, {"num_hidden_layers": 0}, ["`num_hidden_layers`", "0", "at least 1"]),
     *[
         (config_class, fields, parts)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from architectures import PAD, Case, each_causal_architecture, each_causal_case, randomise, token_ids
 from conftest import REPOSITORY
-from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, TextStreamer, pipeline, set_seed
+from transformers import AutoConfig, AutoModelForCausalLM, TextStreamer, pipeline, set_seed
 from transformers.configuration_utils import get_head_shapes
 from transformers.testing_utils import CaptureLogger
 from transformers.utils import logging
@@ -63,7 +63,7 @@ def test_assisted_equals_greedy(case: Case, same: bool):
 @each_causal_case
 def test_the_configuration_describes_the_cache_layers(case: Case):
     """Number of layers, heads and head sizes: what transformers allocates a static cache by."""
-    case.skip_if_excepted("cache")
+    case.skip_if_excepted("cache_layers")
     model = case.model()
     layers = model(token_ids(2, PROMPT), use_cache=True).past_key_values.layers
     heads, sizes = (
@@ -149,6 +149,7 @@ def test_logits_to_keep(case: Case):
 
 @each_causal_case
 def test_hidden_states_and_attentions_have_one_entry_per_real_layer(case: Case):
+    case.skip_if_excepted("attention_outputs")
     model = case.model("eager")
     ids = token_ids(2, 7)
     output = model(ids, output_hidden_states=True, output_attentions=True)
@@ -206,11 +207,13 @@ def test_a_context_that_does_not_fit_is_an_error(case: Case):
     message = rf"({limit + 1}|{limit + 2}) tokens does not fit: `max_position_embeddings` is {limit}\. .*truncat"
     ids = token_ids(2, limit + 1)
     assert model(ids[:, :limit]).logits.shape == (2, limit, 64)
+    if "inputs_embeds" not in case.architecture.exceptions:
+        with pytest.raises(ValueError, match=message):
+            model(inputs_embeds=model.get_input_embeddings()(ids))
     for attempt in (
         lambda: model(ids),
         lambda: model(ids, attention_mask=torch.ones_like(ids)),
         lambda: model(ids, labels=ids),
-        lambda: model(inputs_embeds=model.get_input_embeddings()(ids)),
         lambda: model(ids[:, :2], position_ids=torch.tensor([[0, limit]] * 2)),
         lambda: model.generate(ids, max_new_tokens=1),
         lambda: model.generate(ids[:, :limit], max_new_tokens=1),  # a full context has no room for a token
@@ -218,8 +221,7 @@ def test_a_context_that_does_not_fit_is_an_error(case: Case):
     ):
         with pytest.raises(ValueError, match=message):
             attempt()
-    cache = DynamicCache(config=model.config)
-    model(ids[:, :limit], past_key_values=cache)
+    cache = model(ids[:, :limit], use_cache=True).past_key_values
     with pytest.raises(ValueError, match=message):
         model(ids[:, -1:], past_key_values=cache)
 

@@ -41,7 +41,9 @@ def on_given_attention(rounding: str, shift: float = 0.0) -> LearnedDropout:
 
 
 def learned_dropout_cases() -> list:
-    return [case for case in parameters(CAUSAL) if case.values[0].config().learned_dropout != "none"]
+    return [
+        case for case in parameters(CAUSAL) if getattr(case.values[0].config(), "learned_dropout", "none") != "none"
+    ]
 
 
 # --- rounding ---------------------------------------------------------------------------------------------------------

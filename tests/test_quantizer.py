@@ -12,10 +12,11 @@ from latentlm.models.quantizer import FSQQuantizer, VectorQuantizer, code_usage
 D, K, CODE = 12, 16, 4
 
 
-def build(depth: int = 2, num_codes: int = K, **fields) -> VectorQuantizer:
+def build(depth: int = 2, num_codes: int = K, updates: int = 1, **fields) -> VectorQuantizer:
     torch.manual_seed(0)
     module = VectorQuantizer(D, num_codes, CODE, depth, **fields)
     module.initialize_parameters()
+    module.updates.fill_(updates)  # the first one replaces the whole codebook
     return module.train()
 
 
@@ -68,8 +69,7 @@ def test_stages_and_averages_equal_loops_written_out():
 
 def test_the_codebook_is_used():
     """Counts that begin at 0 make the original collapse to one or two codes at its first step."""
-    module = build(depth=1, num_codes=64)
-    module.commitment = 0.0
+    module = build(depth=1, num_codes=64, updates=0, commitment=0.0)
     centres = 3 * vectors(48, 7)
     for step in range(60):
         which = torch.randint(0, 48, (256,), generator=torch.Generator().manual_seed(step))
@@ -142,6 +142,16 @@ def test_unused_entries_become_vectors_of_the_batch():
     unused = torch.ones(64, dtype=torch.bool).index_fill(0, used, False)
     assert len(used) < 60 and (found[unused] < 2e-3).all()
     assert (found[used] > 1e-2).any()  # those that are used only follow
+
+
+def test_the_first_vectors_are_the_first_codebook():
+    module = build(updates=0)
+    given = vectors(40)
+    latents = module.norm(module.down(given)).detach()
+    module(given, everything(40))
+    module.update()
+    assert torch.cdist(module.codebook[0], latents).amin(1).max() < 2e-3
+    assert code_usage(module(given, everything(40)).codes[:, 0], K)[1] == 1
 
 
 def test_evaluation_changes_nothing():

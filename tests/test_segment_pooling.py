@@ -27,12 +27,12 @@ def written_out(module: SegmentPooling, states: torch.Tensor) -> torch.Tensor:
     """The vector of one segment `(T, D)`, by softmax."""
     key, value = module.kv_proj(states).chunk(2, -1)
     read = []
-    for query in module.queries:
+    for query in module.queries.weight.unflatten(1, (2, 8)):
         for head in range(2):
             part = slice(8 * head, 8 * head + 8)
             scores = module.key_norm(key[:, part]) @ query[head] / 8**0.5
             read.append(scores.softmax(0) @ value[:, part])
-    return module.norm(module.o_proj(torch.cat(read)))
+    return module.norm(module.out_proj(torch.cat(read)))
 
 
 def test_pooling_equals_softmax_over_each_segment(pooling, states):
@@ -83,6 +83,6 @@ def test_gradients_are_those_of_softmax(pooling, states):
 
 def test_large_scores_and_half_precision_stay_finite(pooling, states):
     with torch.no_grad():
-        pooling.queries.mul_(1000)
+        pooling.queries.weight.mul_(1000)
     with torch.autocast("cpu", torch.bfloat16):
         assert pooling(1e3 * states, SEGMENTS, 4).isfinite().all()

@@ -54,10 +54,16 @@ def assert_listed(skips: dict[str, str]) -> None:
     assert not unlisted, f"skipped, but not in docs/limits.md: {unlisted}"
 
 
+NO_ATTENTIONS = "attention_outputs"  # an exception of the table of architectures
+
+
 @each_architecture
 def test_upstream_tests_of_the_head(architecture, upstream_tests, tmp_path):
-    passed, skips = run(upstream_tests, architecture.head_class.__name__, architecture.tiny, tmp_path / "report.xml")
-    assert passed >= 90
+    options = ["-k", "not attention_outputs and not attentions"] if NO_ATTENTIONS in architecture.exceptions else []
+    passed, skips = run(
+        upstream_tests, architecture.head_class.__name__, architecture.tiny, tmp_path / "report.xml", *options
+    )
+    assert passed >= (85 if options else 90)
     assert_listed(skips)
 
 
@@ -80,6 +86,8 @@ def test_upstream_tests_of_models_that_are_no_language_models(class_name, upstre
 @each_architecture
 def test_upstream_tests_with_learned_dropout(architecture, upstream_tests, tmp_path):
     """The published tiny models have it off."""
+    if "learned_dropout" not in architecture.own_fields:
+        pytest.skip("has no LearnedDropout")
     config = json.loads((REPOSITORY / "hub_configs" / architecture.tiny / "config.json").read_text(encoding="utf-8"))
     config |= {"learned_dropout": "bernoulli", "learned_dropout_shift": 1.5, "mask_entropy_loss_weight": 0.5}
     (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
@@ -96,8 +104,9 @@ NEEDS_A_LOSS = "not test_training and not test_training_gradient_checkpointing"
 @each_architecture
 def test_upstream_tests_of_the_model_without_head(architecture, upstream_tests, tmp_path):
     report = tmp_path / "report.xml"
+    without = " and not attention_outputs and not attentions" if NO_ATTENTIONS in architecture.exceptions else ""
     passed, skips = run(
-        upstream_tests, architecture.model_class.__name__, architecture.tiny, report, "-k", NEEDS_A_LOSS
+        upstream_tests, architecture.model_class.__name__, architecture.tiny, report, "-k", NEEDS_A_LOSS + without
     )
     assert passed >= 90
     assert_listed(skips)

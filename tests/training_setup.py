@@ -11,6 +11,7 @@ from torch.utils.data import Dataset, IterableDataset
 import latentlm
 from latentlm.training import TRAINERS, LatentTrainer, LatentTrainingArguments
 from latentlm.training.callbacks import TIMINGS
+from latentlm.training.recipe import TRAINING_ARGUMENTS
 
 LENGTH = 24
 # LearnedDropout with a rounding that is not drawn, so that one process can be compared with two.
@@ -78,7 +79,7 @@ def make_trainer(
     model = make_model() if model is None else model
     return TRAINERS[model.config.model_type](
         model=model,
-        args=LatentTrainingArguments(**{**defaults, **arguments}),
+        args=TRAINING_ARGUMENTS.get(model.config.model_type, LatentTrainingArguments)(**{**defaults, **arguments}),
         train_dataset=Rows(37) if train is None else train,
         eval_dataset=Rows(11, seed=1) if evaluation is None else evaluation,
         processing_class=latentlm.ByteTokenizer(),

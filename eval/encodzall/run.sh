@@ -47,9 +47,9 @@ control) # as many bytes as both phases, without masks
 encoders) # EncodZall's encoders, sub-word pieces and convolutions: rates first, then each with its best
     for kind in encodzall pieces convolutions; do
         for rate in 5e-4 1e-3 2e-3; do
-            encoder $kind "rate-$kind-$rate" --max_steps 300 --eval_steps 300 --learning_rate $rate
+            encoder $kind "rate-$kind-$rate" --max_steps 200 --eval_steps 200 --learning_rate $rate
         done
-        encoder $kind "encoder-$kind" --max_steps 2000 --eval_steps 500 --learning_rate "$(best $kind)"
+        encoder $kind "encoder-$kind" --max_steps 1200 --eval_steps 400 --learning_rate "$(best $kind)"
     done ;;
 sizes) # the loop at three sizes; `masks` is the middle one
     train masks size-tiny --max_steps 1000 --hidden_size 96 --intermediate_size 192

@@ -13,12 +13,14 @@ from transformers import (
     AutoTokenizer,
 )
 
+from .models.configuration_abstractinator import AbstractinatorConfig
 from .models.configuration_ar_encoder_decoder import AREncoderDecoderConfig
 from .models.configuration_decoder_only import DecoderOnlyConfig
 from .models.configuration_encodzall import EncodzallConfig
 from .models.configuration_fsq import FSQConfig
 from .models.configuration_fsq_autoencoder import FSQAutoencoderConfig
 from .models.configuration_parallel_encoder_decoder import ParallelEncoderDecoderConfig
+from .models.modeling_abstractinator import AbstractinatorForCausalLM, AbstractinatorModel
 from .models.modeling_ar_encoder_decoder import AREncoderDecoderForCausalLM, AREncoderDecoderModel
 from .models.modeling_decoder_only import DecoderOnlyForCausalLM, DecoderOnlyModel
 from .models.modeling_encodzall import (
@@ -47,6 +49,7 @@ ARCHITECTURES = [
     (DecoderOnlyConfig, {AutoModel: DecoderOnlyModel, AutoModelForCausalLM: DecoderOnlyForCausalLM}),
     (FSQConfig, {AutoModel: FSQModel, AutoModelForCausalLM: FSQForCausalLM}),
     (FSQAutoencoderConfig, {AutoModel: FSQAutoencoderModel}),
+    (AbstractinatorConfig, {AutoModel: AbstractinatorModel, AutoModelForCausalLM: AbstractinatorForCausalLM}),
     (
         EncodzallConfig,
         {
@@ -80,6 +83,9 @@ __all__ = [
     "AREncoderDecoderConfig",
     "AREncoderDecoderForCausalLM",
     "AREncoderDecoderModel",
+    "AbstractinatorConfig",
+    "AbstractinatorForCausalLM",
+    "AbstractinatorModel",
     "ByteTokenizer",
     "DecoderOnlyConfig",
     "DecoderOnlyForCausalLM",

@@ -6,6 +6,6 @@ over its own tokens, say because it scores words or codes. It then subclasses `l
 that module is imported here. Every causal model here runs as `--model hf`.
 """
 
-from . import encodzall
+from . import abstractinator, encodzall
 
-__all__ = ["encodzall"]
+__all__ = ["abstractinator", "encodzall"]

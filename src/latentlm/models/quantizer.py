@@ -18,12 +18,12 @@ class Quantized:
     """Args:
     vectors: `(..., D)`, with the gradient of the straight-through estimator; 0 where a row is not real.
     codes: `(..., depth)`, int64; -1 where a row is not real.
-    loss: `(...)`, float32, `vq_loss` of each row; 0 where a row is not real.
+    loss: `(...)`, float32, `vq_loss` of each row, 0 where a row is not real; None for quantizers without one.
     """
 
     vectors: torch.Tensor
     codes: torch.Tensor
-    loss: torch.Tensor
+    loss: torch.Tensor | None
 
 
 class VectorQuantizer(nn.Module):
@@ -62,17 +62,18 @@ class VectorQuantizer(nn.Module):
         self.down = nn.Linear(hidden_size, code_dim, bias=False)
         self.norm = nn.RMSNorm(code_dim)  # vectors and entries have one scale from the first step on
         self.up = nn.Linear(code_dim, hidden_size, bias=False)
-        self.register_buffer("codebook", torch.empty(depth, num_codes, code_dim, dtype=torch.float32))
-        self.register_buffer("counts", torch.empty(depth, num_codes, dtype=torch.float32))
-        self.register_buffer("sums", torch.empty(depth, num_codes, code_dim, dtype=torch.float32))
-        self.register_buffer("idle", torch.empty(depth, num_codes, dtype=torch.float32))  # vectors since the last use
-        self.register_buffer("updates", torch.empty((), dtype=torch.long))
+        self.register_buffer("codebook", spread_values(depth, num_codes, code_dim))
+        self.register_buffer("counts", torch.ones(depth, num_codes))
+        self.register_buffer("sums", spread_values(depth, num_codes, code_dim))
+        self.register_buffer("idle", torch.zeros(depth, num_codes))  # vectors since the last use
+        self.register_buffer("updates", torch.zeros((), dtype=torch.long))
         self.gathered: Statistics | None = None
 
     def initialize_parameters(self) -> None:
-        init.normal_(self.codebook, mean=0.0, std=1.0)
+        values = spread_values(*self.codebook.shape).to(self.codebook.device)
+        init.copy_(self.codebook, values)
+        init.copy_(self.sums, values)
         init.ones_(self.counts)
-        init.copy_(self.sums, self.codebook)
         init.zeros_(self.idle)
         init.zeros_(self.updates)
 
@@ -97,7 +98,7 @@ class VectorQuantizer(nn.Module):
         total = total.detach()
         commitment = (latents - total).square().mean(-1)
         loss = commitment.detach() + self.commitment * commitment
-        quantized = self.up((latents + (total - latents).detach()).to(self.up.weight.dtype))
+        quantized = self.up((latents + (total - latents).detach()).to(vectors.dtype))
         return Quantized(
             scattered(quantized, real, 0), scattered(torch.stack(codes, -1), real, -1), scattered(loss, real, 0)
         )
@@ -111,7 +112,7 @@ class VectorQuantizer(nn.Module):
     def embed(self, codes: torch.Tensor) -> torch.Tensor:
         """The vectors `(..., D)` of codes `(..., depth)`, as a forward gives them."""
         entries = sum(self.codebook[stage].float()[codes[..., stage]] for stage in range(self.depth))
-        return self.up(entries.to(self.up.weight.dtype))
+        return self.up(entries.to(self.norm.weight.dtype))
 
     @torch.no_grad()
     def update(self, reduce: Reduce | None = None) -> None:
@@ -141,7 +142,8 @@ class VectorQuantizer(nn.Module):
         """Replace entries that are hardly used by vectors of the batch, drawn by a seed that resuming continues."""
         generator = torch.Generator().manual_seed(int(self.updates))
         for stage in range(self.depth):
-            dead = (self.idle[stage] > self.reset_after * self.num_codes).nonzero().squeeze(1)
+            idle = self.idle[stage] > self.reset_after * self.num_codes
+            dead = (idle | (self.updates == 0)).nonzero().squeeze(1)  # the first vectors are the first codebook
             rows = recent[stage][recent[stage, :, -1] > 0]
             if not len(dead) or not len(rows):
                 continue
@@ -173,9 +175,8 @@ class Statistics:
     def add(self, stage: int, codes: torch.Tensor, vectors: torch.Tensor) -> None:
         self.counts[stage].index_add_(0, codes, torch.ones_like(codes, dtype=torch.float32))
         self.sums[stage].index_add_(0, codes, vectors)
-        size = self.recent.shape[1]
-        every = max(1, math.ceil(len(vectors) / size))
-        chosen = vectors[::every]
+        size = min(self.recent.shape[1], len(vectors))
+        chosen = vectors[torch.arange(size, device=vectors.device) * len(vectors) // max(size, 1)]
         self.recent[stage, : len(chosen), :-1] = chosen
         self.recent[stage, : len(chosen), -1] = 1
 
@@ -204,9 +205,9 @@ class FSQQuantizer(nn.Module):
 
     def forward(self, vectors: torch.Tensor, real: torch.Tensor) -> Quantized:
         values, index = self.fsq(self.down(vectors))
-        quantized = self.up(values.to(self.up.weight.dtype)) * real.unsqueeze(-1)
+        quantized = self.up(values.to(vectors.dtype)) * real.unsqueeze(-1)
         codes = index.masked_fill(~real, -1).unsqueeze(-1)
-        return Quantized(quantized, codes, quantized.new_zeros(real.shape, dtype=torch.float32))
+        return Quantized(quantized, codes, None)
 
     def embed(self, codes: torch.Tensor) -> torch.Tensor:
         """The vectors `(..., D)` of codes `(..., 1)`."""
@@ -215,6 +216,12 @@ class FSQQuantizer(nn.Module):
 
     def update(self, reduce: Reduce | None = None) -> None:
         pass
+
+
+def spread_values(*shape: int) -> torch.Tensor:
+    """Float32 values like random ones of unit variance, always the same: transformers wants buffers without chance."""
+    places = torch.arange(1, math.prod(shape) + 1, dtype=torch.float64)
+    return (math.sqrt(12) * ((places.square() * (math.sqrt(5) - 1) / 2).frac() - 0.5)).float().view(shape)
 
 
 def scattered(values: torch.Tensor, real: torch.Tensor, fill: float) -> torch.Tensor:

@@ -4,7 +4,6 @@ from dataclasses import dataclass, fields
 
 import torch
 from torch import nn
-from transformers import initialization as init
 
 
 @dataclass
@@ -34,24 +33,23 @@ class SegmentPooling(nn.Module):
     """Each of Q learned queries attends to the symbols of one segment; what they read is joined, projected to D and
     normalised. Keys are normalised and have no position. Costs O(T): sums by segment in place of a (S, T) mask."""
 
-    def __init__(self, hidden_size: int, num_heads: int, num_queries: int, eps: float, std: float = 0.02):
+    def __init__(self, hidden_size: int, num_heads: int, num_queries: int, eps: float):
         super().__init__()
-        self.num_heads, self.num_queries, self.std = num_heads, num_queries, std
+        self.num_heads, self.num_queries = num_heads, num_queries
         self.head_dim = hidden_size // num_heads
-        self.queries = nn.Parameter(torch.empty(num_queries, num_heads, self.head_dim))
+        self.queries = nn.Embedding(num_queries, hidden_size)
         self.kv_proj = nn.Linear(hidden_size, 2 * hidden_size, bias=False)
         self.key_norm = nn.RMSNorm(self.head_dim, eps=eps)
-        self.o_proj = nn.Linear(num_queries * hidden_size, hidden_size, bias=False)
+        self.out_proj = nn.Linear(num_queries * hidden_size, hidden_size, bias=False)
         self.norm = nn.RMSNorm(hidden_size, eps=eps)
-
-    def initialize_parameters(self) -> None:
-        init.normal_(self.queries, mean=0.0, std=self.std)
 
     def read(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Scores `(..., Q * H)` and values `(..., H, d)`, float32, of hidden states `(..., D)`."""
         key, value = (part.unflatten(-1, (self.num_heads, -1)) for part in self.kv_proj(hidden_states).chunk(2, -1))
         key = self.key_norm(key).float()
-        scores = torch.einsum("...hd,qhd->...qh", key, self.queries.float()) * self.head_dim**-0.5
+        queries = self.queries(torch.arange(self.num_queries, device=key.device)).float()
+        queries = queries.unflatten(-1, (self.num_heads, -1))
+        scores = torch.einsum("...hd,qhd->...qh", key, queries) * self.head_dim**-0.5
         return scores.flatten(-2), value.float()
 
     def weighted(self, weights: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
@@ -62,7 +60,7 @@ class SegmentPooling(nn.Module):
     def write(self, numerator: torch.Tensor, denominator: torch.Tensor) -> torch.Tensor:
         """Vectors `(..., D)` of `(..., Q * H, d)` and `(..., Q * H)`."""
         pooled = (numerator / denominator.unsqueeze(-1)).flatten(-2)
-        return self.norm(self.o_proj(pooled.to(self.o_proj.weight.dtype)))
+        return self.norm(self.out_proj(pooled.to(self.norm.weight.dtype)))
 
     def forward(self, hidden_states: torch.Tensor, segments: torch.Tensor, num_segments: int) -> torch.Tensor:
         """Vectors `(R, S, D)` of the segments, 0 where a row has fewer than S.

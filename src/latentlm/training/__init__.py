@@ -1,6 +1,7 @@
 """Training: recipes, the trainer that logs named losses, checkpoints, the run folder."""
 
-from .arguments import EncodzallTrainingArguments, LatentTrainingArguments
+from .abstractinator import AbstractinatorTrainer
+from .arguments import AbstractinatorTrainingArguments, EncodzallTrainingArguments, LatentTrainingArguments
 from .checkpoints import CheckpointError
 from .encodzall import EncodzallTrainer
 from .fsq import CodeCollapseError, FSQAutoencoderTrainer, FSQTrainer
@@ -18,10 +19,13 @@ TRAINERS: dict[str, type[LatentTrainer]] = {
     "fsq_autoencoder": FSQAutoencoderTrainer,
     "fsq": FSQTrainer,
     "encodzall": EncodzallTrainer,
+    "abstractinator": AbstractinatorTrainer,
 }
 
 __all__ = [
     "TRAINERS",
+    "AbstractinatorTrainer",
+    "AbstractinatorTrainingArguments",
     "CheckpointError",
     "CodeCollapseError",
     "EncodzallTrainer",

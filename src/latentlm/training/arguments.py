@@ -68,6 +68,18 @@ class LatentTrainingArguments(TrainingArguments):
 
 
 @dataclass
+class AbstractinatorTrainingArguments(LatentTrainingArguments):
+    """`LatentTrainingArguments` with what is taken from an earlier stage."""
+
+    load_base_from: str | None = field(
+        default=None, metadata={"help": "Saved model whose levels, all but the top model, are taken."}
+    )
+    load_entropy_from: str | None = field(
+        default=None, metadata={"help": "Saved model whose entropy models are taken."}
+    )
+
+
+@dataclass
 class EncodzallTrainingArguments(LatentTrainingArguments):
     """`LatentTrainingArguments` with the noise that the model learns to repair."""
 

@@ -31,7 +31,7 @@ import latentlm
 from latentlm.data import ChunkConfig, DataConfig, TextConfig
 from latentlm.data.config import SourceConfig
 
-from .arguments import EncodzallTrainingArguments, LatentTrainingArguments
+from .arguments import AbstractinatorTrainingArguments, EncodzallTrainingArguments, LatentTrainingArguments
 
 RECIPE_FILE = "recipe.yaml"
 SECTIONS = ("model", "data", "training")
@@ -43,7 +43,10 @@ MIN_VOCAB_SIZE = 256  # of any tokenizer here: the bytes
 # What the data section describes, by model type; rows of tokens if it is not listed.
 DATA_CONFIGS: dict[str, type[SourceConfig]] = {"fsq_autoencoder": ChunkConfig, "encodzall": TextConfig}
 # What the training section may hold, where it is more than usual.
-TRAINING_ARGUMENTS: dict[str, type[LatentTrainingArguments]] = {"encodzall": EncodzallTrainingArguments}
+TRAINING_ARGUMENTS: dict[str, type[LatentTrainingArguments]] = {
+    "encodzall": EncodzallTrainingArguments,
+    "abstractinator": AbstractinatorTrainingArguments,
+}
 
 
 class RecipeError(ValueError):
@@ -192,7 +195,7 @@ def load_recipe(path: str | Path, overrides: dict[str, Any] | None = None) -> Re
     data_class = DATA_CONFIGS.get(model_type, DataConfig)
     arguments_class = TRAINING_ARGUMENTS.get(model_type, LatentTrainingArguments)
     fields = {
-        "model": field_types(CONFIG_MAPPING[model_type]),
+        "model": field_types(CONFIG_MAPPING[model_type]) | {"attn_implementation": str | None},
         "data": field_types(data_class),
         "training": field_types(arguments_class),
     }

@@ -469,8 +469,10 @@ def own_class(model: nn.Module) -> Iterator[None]:
 
 
 def named_losses(outputs: Any) -> dict[str, torch.Tensor]:
-    """The fields of a model output that are losses with a name: `lm_loss`, `embedding_loss`, ..."""
-    return {name: value for name, value in outputs.items() if name.endswith("_loss")}
+    """The fields of a model output that are losses with a name: `lm_loss`, `embedding_loss`, ...; also those inside of
+    a field that is a dictionary."""
+    inside = [item for value in outputs.values() if isinstance(value, dict) for item in value.items()]
+    return {name: value for name, value in (*outputs.items(), *inside) if name.endswith("_loss")}
 
 
 def fill_rounds(rows: Dataset, multiple: int) -> Dataset:

@@ -1,0 +1,47 @@
+"""`--model abstractinator`: scores by two-part code lengths. Next-byte likelihoods need no adapter: `--model hf`."""
+
+import torch
+from lm_eval.api.registry import register_model
+from lm_eval.models.huggingface import HFLM
+from tqdm import tqdm
+
+import latentlm  # noqa: F401  (registers the architecture)
+
+
+@register_model("abstractinator")
+class AbstractinatorLM(HFLM):
+    """An Abstractinator with a categorical top model.
+
+    The score of a continuation is the two-part code length of the context, less that of context and continuation, in
+    nats. A continuation is never called greedy: there is no one distribution whose mode it could be.
+
+    Args:
+        kwargs: those of lm-eval's `hf` model; texts longer than the model's context lose their beginning.
+    """
+
+    @torch.no_grad()
+    def _loglikelihood_tokens(self, requests, disable_tqdm: bool = False, override_bs: int | None = None):
+        texts = []
+        for _, context, continuation in requests:
+            if context == continuation[:1] == [self.prefix_token_id]:
+                continuation = continuation[1:]  # a whole text, to which lm-eval and the tokenizer both give a begin
+            whole = (context + continuation)[-self.max_length :]
+            # The receiver knows the first id; without a context that is the first of the continuation.
+            texts += [whole, whole[: max(len(whole) - len(continuation), 1)]]
+        order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
+        size = override_bs or (self.batch_size if isinstance(self.batch_size, int) else 16)
+        nats = [0.0] * len(texts)
+        for begin in tqdm(range(0, len(order), size), disable=disable_tqdm, desc="Two-part code lengths"):
+            chosen = order[begin : begin + size]
+            rows = [torch.tensor(texts[i]) for i in chosen]
+            ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).to(self.device)
+            lengths = torch.tensor([len(row) for row in rows], device=self.device)
+            mask = torch.arange(ids.shape[1], device=self.device) < lengths.unsqueeze(1)
+            found = sum(self.model.code_lengths(ids, mask).values())
+            for i, value in zip(chosen, found.tolist(), strict=True):
+                nats[i] = value if len(texts[i]) > 1 else 0.0  # the first id by itself is known: nothing is sent
+        scores = [(nats[i + 1] - nats[i], False) for i in range(0, len(nats), 2)]
+        for (key, _, _), score in zip(requests, scores, strict=True):
+            if key is not None:
+                self.cache_hook.add_partial("loglikelihood", key, score)
+        return scores

@@ -1,0 +1,191 @@
+"""What the classes of the Abstractinator share: outputs, the cache, and rows of real symbols."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers.cache_utils import Cache
+from transformers.modeling_outputs import ModelOutput
+
+from .abstractinator_level import Compressed, LevelCache
+from .causal_stack import StackCache
+
+
+@dataclass
+class AbstractinatorModelOutput(ModelOutput):
+    """Args:
+    last_hidden_state: `(B, T, D)`, from which the first level's head predicts the next symbol; 0 at padding.
+    past_key_values: the cache, if one was used.
+    hidden_states: what each layer of the first level's expander reads, and `last_hidden_state`; `(B, T, D)` each.
+        Not of cached steps.
+    """
+
+    last_hidden_state: torch.FloatTensor | None = None
+    past_key_values: "AbstractinatorCache | None" = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+
+
+@dataclass
+class AbstractinatorCausalLMOutput(ModelOutput):
+    """Every term is a mean over predicted bytes, or their sum divided by `num_items_in_batch` where that is given; what
+    belongs to a segment counts as often as it has predicted bytes.
+
+    Args:
+        loss: scalar; in training the weighted sum of all terms, in evaluation `lm_loss` alone.
+        logits: `(B, T, V)`, a proper distribution of the next symbol.
+        past_key_values, hidden_states: as [`AbstractinatorModelOutput`].
+        lm_loss: nats of the next symbol, whose segment's code is predicted, not known.
+        reconstruction_loss: nats of the next symbol, whose segment's code is known; a mean over levels.
+        vq_loss: of the quantizers, the sum over levels.
+        entropy_loss: nats of the next symbol for the entropy models, the sum over levels.
+        code_lm_loss: nats of the next top code; squared error of its vector with the continuous head.
+        level_losses: with more than one level, the terms of each, as `level_1_vq_loss` and so on.
+    """
+
+    loss: torch.FloatTensor | None = None
+    logits: torch.FloatTensor | None = None
+    past_key_values: "AbstractinatorCache | None" = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    lm_loss: torch.FloatTensor | None = None
+    reconstruction_loss: torch.FloatTensor | None = None
+    vq_loss: torch.FloatTensor | None = None
+    entropy_loss: torch.FloatTensor | None = None
+    code_lm_loss: torch.FloatTensor | None = None
+    level_losses: dict[str, torch.FloatTensor] | None = None
+
+
+@dataclass
+class Pyramid:
+    """What the model makes of R rows.
+
+    Attributes:
+        levels: from the bytes up.
+        top_states: `(R, S + 1, D)` of the top model, from which code s is predicted at s; None without one.
+        top_items: of its layers.
+        states: `(R, T, D)` of each level's expander, whose current memory rows are predicted.
+        items: of its layers.
+        known_states: the same with true codes as current rows; None where nobody asked.
+        currents: `(R, S + 1, D)` the predicted rows of each level.
+        hidden_states: `(R, T, D)` of the first level's expander: what each layer reads, and what the last one gives.
+    """
+
+    levels: list[Compressed]
+    top_states: torch.Tensor | None
+    top_items: list[torch.Tensor]
+    states: list[torch.Tensor]
+    items: list[list[torch.Tensor]]
+    known_states: list[torch.Tensor] | None
+    currents: list[torch.Tensor]
+    hidden_states: list[torch.Tensor]
+
+
+class AbstractinatorCache(Cache):
+    """What decoding remembers, for rows that advance at their own pace: at each level the keys of windows, the open
+    segment and the rows to look back at, and every code of the top model.
+
+    Attributes:
+        levels, top: of the parts; empty before the first forward.
+        seen: positions given so far, padding included.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(layers=[])
+        self.levels: list[LevelCache] = []
+        self.top: StackCache | None = None
+        self.seen = 0
+
+    def __bool__(self) -> bool:
+        return True  # also before the first symbol
+
+    def __len__(self) -> int:
+        return len(self.levels)
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return self.seen
+
+    def get_max_cache_shape(self, layer_idx: int = 0) -> int:
+        return -1
+
+    @property
+    def is_compileable(self) -> bool:
+        return False
+
+    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
+        """The rows of `beam_idx`, for beam search."""
+        self.levels = [level.select(beam_idx) for level in self.levels]
+        self.top = None if self.top is None else self.top.select(beam_idx)
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        self.reorder_cache(indices)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        rows = torch.arange(len(self.levels[0].opens), device=self.levels[0].opens.device)
+        self.reorder_cache(rows.repeat_interleave(repeats))
+
+    def crop(self, max_length: int) -> None:
+        raise ValueError(
+            "An Abstractinator's cache cannot be cropped: closed segments are gone. There is no assisted generation."
+        )
+
+
+@dataclass
+class Rows:
+    """The real symbols of a batch, each document a row of its own that is aligned to the left.
+
+    Attributes:
+        ids: `(R, L)`.
+        lengths: `(R,)`.
+        slot: `(B, T)` place of each position in the flattened rows, -1 where it is not real; None if nothing moves.
+    """
+
+    ids: torch.Tensor
+    lengths: torch.Tensor
+    slot: torch.Tensor | None
+
+    def to_rows(self, values: torch.Tensor, fill: float) -> torch.Tensor:
+        """Values `(B, T)` as `(R, L)`."""
+        if self.slot is None:
+            return values
+        kept = self.slot >= 0
+        rows = values.new_full((self.ids.numel(),), fill)
+        return rows.index_copy(0, self.slot[kept], values[kept]).view_as(self.ids)
+
+    def from_rows(self, values: torch.Tensor) -> torch.Tensor:
+        """Values `(R, L, ...)` as `(B, T, ...)`, 0 where a position is not real."""
+        if self.slot is None:
+            return values
+        flat = values.flatten(0, 1)
+        flat = torch.cat((flat, torch.zeros_like(flat[:1])))
+        return flat.index_select(0, self.slot.where(self.slot >= 0, len(flat) - 1).flatten()).unflatten(
+            0, self.slot.shape
+        )
+
+
+def make_rows(
+    input_ids: torch.Tensor,  # (B, T)
+    attention_mask: torch.Tensor | None,  # (B, T)
+    position_ids: torch.Tensor | None,  # (B, T), 0 where a document begins
+) -> Rows:
+    real = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+    real = real.bool()
+    batch, length = input_ids.shape
+    document = torch.zeros_like(input_ids)
+    if position_ids is not None:
+        begins = real & (position_ids.expand_as(input_ids) == 0)
+        document = (begins.long().cumsum(1) - 1).clamp(min=0)
+    count = torch.where(real, document, 0).amax(1) + 1  # documents of each row of the batch, at least one
+    if real.all() and not document.any():
+        lengths = torch.full((batch,), length, device=input_ids.device)
+        return Rows(input_ids, lengths, None)
+    row = (count.cumsum(0) - count).unsqueeze(1) + document
+    num_rows = int(count.sum())
+    lengths = torch.zeros(num_rows, dtype=torch.long, device=row.device).index_add(
+        0, row[real], torch.ones_like(row[real])
+    )
+    longest = max(int(lengths.max()), 1)
+    # Position within the document: real symbols before it, less those of the documents before.
+    before = nn.functional.pad(lengths.cumsum(0), (1, 0))[row]
+    offset = (real.flatten().long().cumsum(0) - 1).view_as(row) - before
+    slot = torch.where(real, row * longest + offset, -1)
+    ids = input_ids.new_zeros(num_rows * longest).index_copy(0, slot[real], input_ids[real])
+    return Rows(ids.view(num_rows, longest), lengths, slot)

@@ -1,0 +1,160 @@
+"""Generating of the Abstractinator: the cache for `generate()`, and `generate_bytes`, which samples codes first."""
+
+from typing import Any
+
+import torch
+from transformers.generation import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+from .abstractinator_base import AbstractinatorCache
+from .positions import check_context
+
+
+class AbstractinatorGeneration:
+    """Goes before `GenerationMixin` among the bases of the model."""
+
+    def _prepare_cache_for_generation(
+        self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> None:
+        if generation_config.cache_implementation is not None:
+            raise ValueError(
+                f"`cache_implementation` is {generation_config.cache_implementation!r}, but an Abstractinator has a "
+                "cache of its own kind: leave it out."
+            )
+        if generation_config.use_cache is not False and model_kwargs.get("past_key_values") is None:
+            model_kwargs["past_key_values"] = AbstractinatorCache()
+
+    @torch.no_grad()
+    def generate_bytes(
+        self,
+        prompts: list[bytes],
+        max_new_bytes: int = 256,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        byte_temperature: float = 1.0,
+    ) -> list[bytes]:
+        """Continue each prompt: sample a top code, expand it level by level to bytes until the entropy model opens the
+        next segment, and so on until the text ends.
+
+        The prompt's end closes the open segment of every level, so that the first new byte begins one.
+
+        Args:
+            prompts: any bytes; may be empty.
+            max_new_bytes: of each, at most.
+            temperature, top_k, top_p: of the codes; temperature 0 takes the likeliest.
+            byte_temperature: of all that is expanded from a code; 0 takes the likeliest.
+
+        Raises:
+            ValueError: if there is no top model with a categorical head, or a text would not fit.
+        """
+        config = self.config
+        if self.model.top is None or config.top_head != "categorical":
+            raise ValueError("Sampling codes needs a top model with `top_head` 'categorical'.")
+        check_context(1 + max(map(len, prompts), default=0) + max_new_bytes, config.max_position_embeddings)
+        if not prompts:
+            return []
+        ids = [torch.tensor([config.bos_token_id, *prompt]) for prompt in prompts]
+        batch = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=-1).to(self.device)
+        sampler = CodeSampler(self.model, chooser(temperature, top_k, top_p), chooser(byte_temperature, None, None))
+        sampler.read(batch.clamp(min=0), batch >= 0)
+        active = torch.arange(len(prompts), device=self.device)
+        texts = [bytearray(prompt) for prompt in prompts]
+        for _ in range(max_new_bytes):
+            new = sampler.next_symbols(0, active)[:, 0]
+            for row, id_ in zip(active.tolist(), new.tolist(), strict=True):
+                if id_ < 256:
+                    texts[row].append(id_)
+            active = active[~self.model.ends_text(new)]
+            if not len(active):
+                break
+        return [bytes(text) for text in texts]
+
+
+def chooser(temperature: float, top_k: int | None, top_p: float | None):
+    """A function that picks ids `(n,)` by logits `(n, V)`."""
+    if temperature < 0:
+        raise ValueError(f"`temperature` is {temperature}, but it must be at least 0.")
+    if temperature == 0:
+        return lambda logits: logits.argmax(-1)
+    warpers = LogitsProcessorList([TemperatureLogitsWarper(float(temperature))])
+    if top_k:
+        warpers.append(TopKLogitsWarper(top_k))
+    if top_p is not None:
+        warpers.append(TopPLogitsWarper(top_p))
+    return lambda logits: warpers(None, logits.float()).softmax(-1).multinomial(1).squeeze(1)
+
+
+class CodeSampler:
+    """Decoding from sampled codes, for rows that need their next code at different times.
+
+    Each level waits with its last symbol until it is known whether the next one opens a segment, whose code comes from
+    the level above; only then does its expander read that symbol.
+    """
+
+    def __init__(self, model, choose_code, choose_symbol):
+        self.model = model
+        self.cache = AbstractinatorCache()
+        self.choose_code, self.choose_symbol = choose_code, choose_symbol
+
+    def start(self, ids: torch.Tensor) -> None:
+        """Begin with the first id of each row `(B,)` alone, whose segments' codes are still to be chosen."""
+        model, rows = self.model, torch.arange(len(ids), device=ids.device)
+        model.new_cache(self.cache, len(ids), model.levels[0].embedding.table.weight.detach())
+        self.top_states = model.top.stack.step(self.cache.top, rows, model.top.begin(torch.zeros_like(ids)))
+        for i in reversed(range(len(model.levels))):
+            level, state = model.levels[i], self.cache.levels[i]
+            self.open(i, rows)
+            first = ids if i == 0 else torch.full_like(ids, level.alphabet.begin)
+            first = first.unsqueeze(1).expand(-1, level.alphabet.num_digits)
+            level.notice(
+                state, rows, first, model.ends_text(ids) if i == 0 else torch.zeros_like(ids, dtype=torch.bool)
+            )
+
+    def read(self, ids: torch.Tensor, mask: torch.Tensor) -> None:
+        """Compress the prompts `(B, T)`, whose open segments end here."""
+        model = self.model
+        rows_length = mask.sum(1)
+        pyramid = model.expand_rows(model.compress_rows(ids, rows_length), known=False)
+        model.new_cache(self.cache, len(ids), pyramid.states[0])
+        for level, state, compressed in zip(model.levels, self.cache.levels, pyramid.levels, strict=True):
+            lengths, count = compressed.segments.lengths, compressed.segments.count
+            level.fill_cache(state, compressed, lengths)
+            known = level.code_rows(compressed.quantized.vectors)
+            currents = torch.nn.functional.pad(known, (0, 0, 0, 1))
+            _, items, _ = level.expand(compressed.symbols, known, currents, compressed.segments.index)
+            level.expander.fill_cache(state.expander, items, lengths - 1)
+            last = (count - 1).clamp(min=0)
+            level.expander.fill_memory(state.expander, known, currents, last)
+            state.row = known.gather(1, last.view(-1, 1, 1).expand(-1, 1, known.shape[-1])).squeeze(1)
+            state.opens = torch.ones_like(state.opens)
+        model.top.stack.fill_cache(self.cache.top, pyramid.top_items, count + 1)
+        at = count.view(-1, 1, 1).expand(-1, 1, pyramid.top_states.shape[-1])
+        self.top_states = pyramid.top_states.gather(1, at).squeeze(1)
+
+    def next_symbols(self, i: int, rows: torch.Tensor) -> torch.Tensor:
+        """The next symbols `(n, digits)` of level i in some rows `(n,)`."""
+        level, state = self.model.levels[i], self.cache.levels[i]
+        opening = rows[state.opens[rows]]
+        if len(opening):
+            self.open(i, opening)
+        states = level.expander.step(state.expander, rows, level.embedding(state.last[rows]))
+        symbols = level.head.sample(states, self.choose_symbol)
+        closes = torch.zeros(len(rows), dtype=torch.bool, device=rows.device)
+        level.notice(state, rows, symbols, self.model.ends_text(symbols[:, 0]) if i == 0 else closes)
+        return symbols
+
+    def open(self, i: int, rows: torch.Tensor) -> None:
+        """Choose the code of the next segment of level i in some rows, and let its expander see it."""
+        level, state = self.model.levels[i], self.cache.levels[i]
+        row = level.code_rows(level.quantizer.embed(self.next_codes(i, rows)))
+        past = None if (state.expander.segments[rows] < 0).any() else state.row[rows]
+        level.expander.open_row(state.expander, rows, row, past)
+        state.row[rows] = row
+        if i == len(self.model.levels) - 1:
+            self.top_states[rows] = self.model.top.stack.step(self.cache.top, rows, row)
+
+    def next_codes(self, i: int, rows: torch.Tensor) -> torch.Tensor:
+        """The next codes `(n, digits)` of level i, from what is above it."""
+        if i + 1 < len(self.model.levels):
+            return self.next_symbols(i + 1, rows)
+        return self.model.top.head.sample(self.top_states[rows], self.choose_code)

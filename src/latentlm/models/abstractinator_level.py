@@ -1,0 +1,377 @@
+"""One level of the Abstractinator: a small language model cuts the symbols where it is surprised, a compressor makes a
+code of every segment, and an expander turns codes back into symbols (seed: abstractinator)."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import initialization as init
+
+from .bidirectional_layers import rms_norm
+from .causal_stack import CausalStack, RowState, StackCache
+from .configuration_abstractinator import NUM_SPECIAL_CODES, LevelConfig
+from .quantizer import FSQQuantizer, Quantized, VectorQuantizer
+from .segment_pooling import PoolingState, SegmentPooling
+from .segmentation import SegmentRule, adapt_delta, find_segments, opens_segment, segment_index
+from .symbols import SymbolEmbedding, SymbolHead
+
+
+@dataclass(frozen=True)
+class Alphabet:
+    """The symbols of a level.
+
+    Attributes:
+        num_ids: ids of a digit, special ids included.
+        num_codes: those that can be predicted.
+        num_digits: of a symbol.
+        size: of the smaller space for embedding and logits, if there is one.
+    """
+
+    num_ids: int
+    num_codes: int
+    num_digits: int
+    size: int | None
+
+    @classmethod
+    def above(cls, level: LevelConfig) -> "Alphabet":
+        """The codes of a level, as the one above it reads them."""
+        return cls(level.num_ids + NUM_SPECIAL_CODES, level.num_ids, level.num_digits, level.code_dim)
+
+    @property
+    def begin(self) -> int:
+        """The special code that a sequence of codes begins with."""
+        return self.num_codes + 1
+
+
+@dataclass
+class Segments:
+    """Segments of R rows of T symbols, where column T speaks of the symbol that is to come.
+
+    Attributes:
+        entropies: `(R, T + 1)` nats of the distribution that predicts each symbol; of the first it means nothing.
+        opens: `(R, T + 1)` whether a symbol opens a segment.
+        index: `(R, T + 1)` the segment of each symbol.
+        lengths: `(R,)` real symbols.
+    """
+
+    entropies: torch.Tensor
+    opens: torch.Tensor
+    index: torch.Tensor
+    lengths: torch.Tensor
+
+    @property
+    def real(self) -> torch.Tensor:
+        """`(R, T)` whether a symbol is real."""
+        return torch.arange(self.index.shape[1] - 1, device=self.index.device) < self.lengths.unsqueeze(1)
+
+    @property
+    def count(self) -> torch.Tensor:
+        """Segments of each row `(R,)`, the last one open or closed."""
+        last = self.index.gather(1, (self.lengths - 1).clamp(min=0).unsqueeze(1)).squeeze(1)
+        return torch.where(self.lengths > 0, last + 1, 0)
+
+    def closed(self, lengths: torch.Tensor) -> torch.Tensor:
+        """Closed segments `(R,)` of the first `lengths` `(R,)` symbols: the number of the segment to come."""
+        return self.index.gather(1, lengths.unsqueeze(1)).squeeze(1)
+
+    def ending(self, closes: torch.Tensor, size: int) -> torch.Tensor:
+        """Whether the end of a text, `(R, T)`, is in each of `size` segments `(R, S)`."""
+        place = torch.where(self.real, self.index[:, :-1], size)
+        ends = torch.zeros(len(closes), size + 1, dtype=torch.long, device=closes.device)
+        return ends.scatter_reduce(1, place, closes.long(), "amax")[:, :size].bool()
+
+
+@dataclass
+class Compressed:
+    """What a level makes of R rows of T symbols with at most S segments.
+
+    Attributes:
+        symbols: `(R, T, digits)`.
+        segments: where they were cut.
+        entropy_states: `(R, T, D)` of the entropy model.
+        vectors: `(R, S, D)` before quantization.
+        quantized: after it.
+        items: of the layers of entropy model and compressor, for a cache.
+        pooled_from: `(R, T, D)`, what was pooled.
+    """
+
+    symbols: torch.Tensor
+    segments: Segments
+    entropy_states: torch.Tensor
+    vectors: torch.Tensor
+    quantized: Quantized
+    items: tuple[list[torch.Tensor], list[torch.Tensor]]
+    pooled_from: torch.Tensor
+
+    def weights(self, symbol_weights: torch.Tensor) -> torch.Tensor:
+        """Weight of each segment `(R, S)`: the sum of those of its symbols, `(R, T)`, of which column t is that of
+        symbol t + 1."""
+        size = self.vectors.shape[1]
+        index = self.segments.index[:, 1:].clamp(max=size)
+        return symbol_weights.new_zeros(len(index), size + 1).scatter_add(1, index, symbol_weights)[:, :size]
+
+
+@dataclass
+class LevelCache(RowState):
+    """What cached decoding remembers of a level, for each of R rows.
+
+    Attributes:
+        entropy, compressor, expander: of the stacks.
+        pool: the open segment.
+        entropy_before: `(R,)` nats of the distribution that predicted the last symbol.
+        open_length: `(R,)` symbols of the segment of the last symbol.
+        opens: `(R,)` whether the symbol to come opens a segment.
+        last: `(R, digits)` the last symbol.
+        row: `(R, D)` the current memory row, in decoding from codes.
+    """
+
+    entropy: StackCache
+    compressor: StackCache
+    expander: StackCache
+    pool: PoolingState
+    entropy_before: torch.Tensor
+    open_length: torch.Tensor
+    opens: torch.Tensor
+    last: torch.Tensor
+    row: torch.Tensor
+
+
+class EntropyModel(nn.Module):
+    """A causal language model with a short window: how surprising is the next symbol?"""
+
+    def __init__(self, config, level: LevelConfig, alphabet: Alphabet):
+        super().__init__()
+        self.kind = level.entropy_head
+        self.embedding = SymbolEmbedding(config, alphabet.num_ids, alphabet.num_digits, alphabet.size)
+        self.stack = CausalStack(config, level.num_entropy_layers, level.entropy_window)
+        if self.kind != "gaussian":
+            self.head = SymbolHead(config, alphabet.num_codes, alphabet.num_digits, alphabet.size)
+        if self.kind != "categorical":
+            self.gaussian = nn.Linear(config.hidden_size, 2 * config.hidden_size, bias=False)
+
+    def forward(self, symbols: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        return self.stack(self.embedding(symbols))[:2]
+
+    def normal(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and log-variance `(..., D)` of the next embedding, float32."""
+        mean, log_variance = self.gaussian(hidden_states).float().chunk(2, -1)
+        return mean, log_variance.clamp(-8, 8)
+
+    def entropy(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Nats `(...)`, float32, of the distribution after hidden states `(..., D)`: of its first digit, or of the
+        normal distribution per dimension. Decides only, and has no gradient."""
+        with torch.no_grad():
+            if self.kind == "gaussian":
+                _, log_variance = self.normal(hidden_states)
+                return 0.5 * (log_variance + torch.log(log_variance.new_tensor(2 * torch.pi * torch.e))).mean(-1)
+            logs = self.head.digit_logits(hidden_states, None, 0).float().log_softmax(-1)
+            return -(logs.exp() * logs).sum(-1)
+
+    def losses(self, hidden_states: torch.Tensor, symbols: torch.Tensor) -> torch.Tensor:
+        """Nats `(n,)` of symbols `(n, digits)` after hidden states `(n, D)`; the normal one's per dimension."""
+        total = 0
+        if self.kind != "gaussian":
+            total = self.head.losses(hidden_states, symbols)
+        if self.kind != "categorical":
+            mean, log_variance = self.normal(hidden_states)
+            error = (self.embedding(symbols).detach().float() - mean) ** 2
+            constant = torch.log(error.new_tensor(2 * torch.pi))
+            total = total + 0.5 * (log_variance + error / log_variance.exp() + constant).mean(-1)
+        return total
+
+
+class AbstractinatorLevel(nn.Module):
+    def __init__(self, config, level: LevelConfig, alphabet: Alphabet, is_first: bool):
+        super().__init__()
+        self.config = config
+        self.level = level
+        self.alphabet = alphabet
+        size = config.hidden_size
+        self.entropy_model = EntropyModel(config, level, alphabet)
+        if is_first:
+            self.compressor_embedding = SymbolEmbedding(config, alphabet.num_ids, alphabet.num_digits, alphabet.size)
+        else:
+            self.begin = nn.Embedding(1, size)
+            self.to_row = nn.Linear(size, size, bias=False)
+        self.compressor = CausalStack(config, level.num_compressor_layers, level.compressor_window)
+        self.pooling = SegmentPooling(size, config.num_attention_heads, level.num_queries, config.rms_norm_eps)
+        if level.quantizer == "fsq":
+            self.quantizer = FSQQuantizer(size, level.fsq_levels)
+        elif level.quantizer == "none":
+            self.quantizer = NoQuantizer()
+        else:
+            self.quantizer = VectorQuantizer(
+                size, level.num_codes, level.code_dim, level.num_digits, level.commitment, level.codebook_decay
+            )
+        self.embedding = SymbolEmbedding(config, alphabet.num_ids, alphabet.num_digits, alphabet.size)
+        self.memory_norm = rms_norm(config)
+        self.expander = CausalStack(config, level.num_expander_layers, level.expander_window, level.lookback)
+        self.head = SymbolHead(config, alphabet.num_codes, alphabet.num_digits, alphabet.size)
+        if level.target_segment_length is not None:
+            self.register_buffer("delta", torch.full((), float(level.delta)))
+        self.seen = (0.0, 0.0)  # symbols and segments since the last update
+
+    def initialize_parameters(self) -> None:
+        if hasattr(self, "delta"):
+            init.constant_(self.delta, self.level.delta)
+
+    @property
+    def rule(self) -> SegmentRule:
+        level = self.level
+        delta = self.delta if hasattr(self, "delta") else level.delta
+        return SegmentRule(delta, level.threshold, level.min_segment_length, level.max_segment_length)
+
+    # ---- Whole rows ----
+
+    def compress(
+        self,
+        symbols: torch.Tensor,  # (R, T, digits)
+        vectors: torch.Tensor | None,  # (R, T, D) of the level below, before quantization; None at the first level
+        lengths: torch.Tensor,  # (R,)
+        closes: torch.Tensor,  # (R, T), whether a symbol ends a text
+    ) -> Compressed:
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.entropy_is_frozen):
+            states, entropy_items = self.entropy_model(symbols)
+        entropies = nn.functional.pad(self.entropy_model.entropy(states), (1, 0))
+        opens = find_segments(entropies, nn.functional.pad(closes, (0, 1)), self.rule)
+        segments = Segments(entropies, opens, segment_index(opens), lengths)
+        index = segments.index[:, :-1]
+        if vectors is None:
+            vectors = self.compressor_embedding(symbols)
+        local = index if self.level.compressor_attention == "segment" else None
+        hidden_states, compressor_items, _ = self.compressor(vectors, local)
+        count = segments.count
+        size = max(int(count.max()), 1)
+        pooled = self.pooling(hidden_states, index.masked_fill(~segments.real, -1), size)
+        exists = torch.arange(size, device=count.device) < count.unsqueeze(1)
+        if self.training and torch.is_grad_enabled():
+            self.seen = (self.seen[0] + lengths.sum(), self.seen[1] + count.sum())
+        items = (entropy_items, compressor_items)
+        return Compressed(symbols, segments, states, pooled, self.quantizer(pooled, exists), items, hidden_states)
+
+    def symbols_of(self, below: Compressed) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """What this level reads of the one below: symbols `(R, S + 1, digits)`, vectors `(R, S + 1, D)`, each with the
+        begin before, and lengths `(R,)`."""
+        codes = nn.functional.pad(below.quantized.codes.clamp(min=0), (0, 0, 1, 0), value=self.alphabet.begin)
+        begin = self.begin(codes.new_zeros(len(codes), 1)).to(below.vectors.dtype)
+        return codes, torch.cat((begin, below.vectors), 1), below.segments.count + 1
+
+    @property
+    def entropy_is_frozen(self) -> bool:
+        return self.config.freeze_entropy or self.config.freeze_base
+
+    def expand(
+        self,
+        symbols: torch.Tensor,  # (R, T, digits)
+        past: torch.Tensor,  # (R, S, D), true codes
+        current: torch.Tensor,  # (R, S + 1, D), what is known of the segment itself
+        index: torch.Tensor,  # (R, T + 1), the segment of each symbol
+    ) -> tuple[torch.Tensor, list[torch.Tensor], list[torch.Tensor]]:
+        """Hidden states `(R, T, D)` from which the head predicts the next symbol, and the layers' items and inputs."""
+        index = index[:, 1:].clamp(max=past.shape[1])
+        return self.expander(self.embedding(symbols), memory=(past, current), memory_segments=index)
+
+    def code_rows(self, vectors: torch.Tensor) -> torch.Tensor:
+        """Memory rows of quantized vectors, both `(..., D)`."""
+        return self.memory_norm(vectors)
+
+    # ---- One symbol ----
+
+    def new_cache(self, num_rows: int, like: torch.Tensor) -> LevelCache:
+        zeros = torch.zeros(num_rows, dtype=torch.long, device=like.device)
+        return LevelCache(
+            entropy=self.entropy_model.stack.new_cache(num_rows, like),
+            compressor=self.compressor.new_cache(num_rows, like),
+            expander=self.expander.new_cache(num_rows, like),
+            pool=self.pooling.start(num_rows, like),
+            entropy_before=torch.full((num_rows,), torch.inf, device=like.device),
+            open_length=zeros,
+            opens=torch.ones(num_rows, dtype=torch.bool, device=like.device),
+            last=zeros.unsqueeze(1).repeat(1, self.alphabet.num_digits),
+            row=like.new_zeros(num_rows, self.config.hidden_size),
+        )
+
+    def fill_cache(self, cache: LevelCache, compressed: Compressed, lengths: torch.Tensor) -> None:
+        """Remember the first `lengths` `(R,)` symbols of what was compressed; the expander is left alone."""
+        segments = compressed.segments
+        self.entropy_model.stack.fill_cache(cache.entropy, compressed.items[0], lengths)
+        self.compressor.fill_cache(cache.compressor, compressed.items[1], lengths)
+        at = lengths.unsqueeze(1)
+        inside = torch.arange(segments.index.shape[1] - 1, device=lengths.device) < at
+        index = segments.index[:, :-1].masked_fill(~inside, -1)
+        last = (lengths - 1).clamp(min=0)
+        cache.pool = self.pooling.state_of_open(compressed.pooled_from.detach(), index, lengths)
+        opens = segments.opens.gather(1, at).squeeze(1)
+        entropy = segments.entropies.gather(1, at).squeeze(1)
+        cache.entropy_before = torch.where(lengths > 0, entropy, torch.inf)
+        own = index.gather(1, last.unsqueeze(1))
+        cache.open_length = (index == own).logical_and(inside).sum(1)
+        cache.opens = opens | (lengths == 0)
+        starts = (index == own).logical_and(inside).long().argmax(1)
+        if self.level.compressor_attention == "segment":
+            cache.compressor.segment_starts = starts
+        cache.last = compressed.symbols.gather(1, last.view(-1, 1, 1).expand(-1, -1, self.alphabet.num_digits)).squeeze(
+            1
+        )
+
+    def notice(
+        self, cache: LevelCache, rows: torch.Tensor, symbols: torch.Tensor, closes: torch.Tensor
+    ) -> torch.Tensor:
+        """Tell the entropy model the next symbols `(n, digits)` of some rows; returns whether the symbol after each
+        opens a segment `(n,)`."""
+        hidden_states = self.entropy_model.stack.step(cache.entropy, rows, self.entropy_model.embedding(symbols))
+        entropy = self.entropy_model.entropy(hidden_states)
+        length = torch.where(cache.opens[rows], 1, cache.open_length[rows] + 1)
+        opens = opens_segment(entropy, cache.entropy_before[rows], length, closes, self.rule)
+        cache.entropy_before[rows], cache.open_length[rows], cache.opens[rows] = entropy, length, opens
+        cache.last[rows] = symbols
+        return opens
+
+    def pool(
+        self,
+        cache: LevelCache,
+        rows: torch.Tensor,
+        symbols: torch.Tensor,  # (n, digits)
+        vectors: torch.Tensor | None,  # (n, D)
+        fresh: torch.Tensor,  # (n,), whether the symbol opened a segment
+    ) -> None:
+        """Add the next symbol of some rows to their open segments."""
+        if vectors is None:
+            vectors = self.compressor_embedding(symbols)
+        if self.level.compressor_attention == "segment":
+            seen = cache.compressor
+            seen.segment_starts[rows] = torch.where(fresh, seen.lengths[rows], seen.segment_starts[rows])
+        hidden_states = self.compressor.step(cache.compressor, rows, vectors)
+        cache.pool.write(rows, self.pooling.add(cache.pool.select(rows), hidden_states, fresh))
+
+    def close(self, cache: LevelCache, rows: torch.Tensor) -> tuple[torch.Tensor, Quantized]:
+        """Vectors `(n, D)` of the open segments of some rows, before and after quantization."""
+        pooled = self.pooling.finish(cache.pool.select(rows))
+        return pooled, self.quantizer(pooled, torch.ones(len(rows), dtype=torch.bool, device=pooled.device))
+
+    # ---- Once per optimizer step ----
+
+    def update(self, reduce=None) -> None:
+        """Apply what the codebook and the running mean of segment lengths have gathered since the last time.
+
+        Args:
+            reduce: sums a tensor over processes.
+        """
+        self.quantizer.update(reduce)
+        if hasattr(self, "delta"):
+            seen = torch.stack([torch.as_tensor(value, dtype=torch.float64) for value in self.seen])
+            symbols, segments = (seen if reduce is None else reduce(seen)).tolist()
+            if segments:
+                self.delta.copy_(adapt_delta(self.delta, symbols / segments, self.level.target_segment_length))
+        self.seen = (0.0, 0.0)
+
+
+class NoQuantizer(nn.Module):
+    """Vectors as they are: there are no codes."""
+
+    def forward(self, vectors: torch.Tensor, real: torch.Tensor) -> Quantized:
+        codes = torch.full((*real.shape, 1), -1, device=real.device)
+        return Quantized(vectors, codes, None)
+
+    def update(self, reduce=None) -> None:
+        pass

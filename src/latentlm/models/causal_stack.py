@@ -1,0 +1,269 @@
+"""A causal transformer over rows, windowed or not, with or without memory rows to look at, and its cache.
+
+Rows are aligned to the left and have lengths of their own: what follows a row's end is never seen by what is before.
+In cached decoding rows advance at their own pace: a step names the rows that take part in it.
+"""
+
+from copy import copy
+from dataclasses import dataclass, fields
+
+import torch
+from torch import nn
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+from .attention import Rotary
+from .attention_forms import FORMS, Band, RegularAttention, causal_window, look_back, make_mask, same_segment
+from .bidirectional_layers import SwiGLU, rms_norm
+
+
+class RowState:
+    """Base of dataclasses of tensors whose first dimension are the rows of a batch (or lists of these)."""
+
+    def select(self, index: torch.Tensor):
+        """The rows of `index` `(n,)`, copied: reordered, repeated or left out."""
+
+        def chosen(value):
+            if isinstance(value, torch.Tensor):
+                return value.index_select(0, index)
+            if isinstance(value, list):
+                return [chosen(part) for part in value]
+            return value.select(index) if hasattr(value, "select") else value
+
+        return type(self)(**{field.name: chosen(getattr(self, field.name)) for field in fields(self)})
+
+
+@dataclass
+class StackCache(RowState):
+    """What a stack remembers of each of R rows: a ring of the last `C` symbols, or all of them in a growing one.
+
+    Attributes:
+        items: of every layer, `(R, C, item)`.
+        lengths: `(R,)` symbols seen.
+        window: C; None where C grows.
+        segment_starts: `(R,)` first symbol that may be seen; 0 but for segment-local attention.
+        memory: of every layer that looks at rows, `(R, lookback + 1, item)`: a ring of the past, then the current row.
+        segments: `(R,)` the number of the current row, -1 before the first.
+    """
+
+    items: list[torch.Tensor]
+    lengths: torch.Tensor
+    window: int | None
+    segment_starts: torch.Tensor
+    memory: list[torch.Tensor]
+    segments: torch.Tensor
+
+    def push(self, layer: int, rows: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
+        """Write the items `(n, item)` of the next symbol of some rows; returns all items of these rows, `(n, C, item)`,
+        which are in the order of the ring."""
+        ring = self.items[layer]
+        if self.window is None and int(self.lengths.max()) >= ring.shape[1]:
+            self.items[layer] = ring = nn.functional.pad(ring, (0, 0, 0, ring.shape[1]))
+        ring[rows, self.lengths[rows] % ring.shape[1]] = items.to(ring.dtype)
+        return ring if len(rows) == len(ring) else ring[rows]
+
+    def visible(self, rows: torch.Tensor, capacity: int) -> torch.Tensor:
+        """Which places of the ring the next symbol of some rows sees, itself included: `(n, 1, 1, C)`."""
+        last = self.lengths[rows].unsqueeze(1)
+        places = torch.arange(capacity, device=last.device)
+        positions = last - (last - places) % capacity
+        return (positions >= self.segment_starts[rows].unsqueeze(1).clamp(min=0))[:, None, None]
+
+
+class StackLayer(GradientCheckpointingLayer):
+    """h += SelfAttention(RMSNorm(h)); with memory h += RowAttention(RMSNorm(h), rows); h += SwiGLU(RMSNorm(h))."""
+
+    def __init__(self, config, reads_memory: bool):
+        super().__init__()
+        self.self_attn_norm = rms_norm(config)
+        self.self_attn = FORMS[config.attention_form](config)
+        self.reads_memory = reads_memory
+        if reads_memory:
+            self.row_attn_norm = rms_norm(config)
+            self.row_attn = RegularAttention(config)
+        self.mlp_norm = rms_norm(config)
+        self.mlp = SwiGLU(config)
+        self.mlp.down_proj.adds_to_residual = True
+        self.dropout = nn.Dropout(config.hidden_dropout)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,  # (R, T, D)
+        rotary: Rotary,
+        mask,
+        memory: torch.Tensor | None = None,  # (R, S, D)
+        memory_rotary: tuple[Rotary, Rotary] | None = None,
+        memory_mask=None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Hidden states `(R, T, D)`, and the items of self-attention `(R, T, item)`."""
+        normed = self.self_attn_norm(hidden_states)
+        items = self.self_attn.items(normed, rotary)
+        hidden_states = self.attend(self.self_attn, hidden_states, normed, items, rotary, mask)
+        if self.reads_memory:
+            rows = self.row_attn.items(memory, memory_rotary[1])
+            normed = self.row_attn_norm(hidden_states)
+            hidden_states = self.attend(self.row_attn, hidden_states, normed, rows, memory_rotary[0], memory_mask)
+        return self.feed_forward(hidden_states), items
+
+    def attend(self, attention, hidden_states, normed, items, rotary, mask) -> torch.Tensor:
+        read = attention.attend(attention.queries(normed, rotary), *attention.unfold(items), mask)
+        return hidden_states + self.dropout(read)
+
+    def feed_forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return hidden_states + self.dropout(self.mlp(self.mlp_norm(hidden_states)))
+
+
+class CausalStack(nn.Module):
+    """Layers and a final norm.
+
+    Args:
+        config: of the model.
+        num_layers: of the stack.
+        window: symbols that self-attention sees, the present one included; None for all.
+        lookback: rows of the past that a symbol sees beside its current one; None where there is no memory.
+    """
+
+    def __init__(self, config, num_layers: int, window: int | None, lookback: int | None = None):
+        super().__init__()
+        self.config = config
+        self.window = window
+        self.lookback = lookback
+        turned = copy(config)
+        if config.attention_form == "latent":
+            turned.head_dim = config.latent_rope_size
+        self.rotary = LlamaRotaryEmbedding(turned)
+        if lookback is not None:
+            self.memory_rotary = LlamaRotaryEmbedding(config)
+        self.layers = nn.ModuleList([StackLayer(config, lookback is not None) for _ in range(num_layers)])
+        self.norm = rms_norm(config)
+        self.dropout = nn.Dropout(config.hidden_dropout)
+
+    def forward(
+        self,
+        embeddings: torch.Tensor,  # (R, T, D)
+        segments: torch.Tensor | None = None,  # (R, T): the segment of each input, for segment-local attention
+        memory: tuple[torch.Tensor, torch.Tensor] | None = None,  # past rows (R, S, D), current rows (R, S + 1, D)
+        memory_segments: torch.Tensor | None = None,  # (R, T): the row that each position reads as its current one
+    ) -> tuple[torch.Tensor, list[torch.Tensor], list[torch.Tensor]]:
+        """Hidden states `(R, T, D)` after the final norm, each layer's items `(R, T, item)`, and what each layer
+        reads `(R, T, D)`."""
+        positions = torch.arange(embeddings.shape[1], device=embeddings.device).unsqueeze(0)
+        rotary = self.rotary(embeddings, positions)
+        mask = self.mask(embeddings, segments)
+        shared = ()
+        if memory is not None:
+            past, current = memory
+            number = torch.arange(current.shape[1], device=past.device)
+            number = torch.cat((number[:-1], number)).unsqueeze(0)
+            turns = (self.memory_rotary(embeddings, memory_segments), self.memory_rotary(past, number))
+            visible = look_back(memory_segments, past.shape[1], self.lookback)
+            seen = make_mask(self.config, embeddings, number.shape[1], visible)
+            shared = (torch.cat((past, current), 1), turns, seen)
+        hidden_states, items, inputs = self.dropout(embeddings), [], []
+        for layer in self.layers:
+            inputs.append(hidden_states)
+            hidden_states, layer_items = layer(hidden_states, rotary, mask, *shared)
+            items.append(layer_items)
+        return self.norm(hidden_states), items, inputs
+
+    def mask(self, embeddings: torch.Tensor, segments: torch.Tensor | None):
+        """The backend's mask, by the cheapest means that this backend has."""
+        length, window = embeddings.shape[1], self.window
+        if window is not None and window >= length:
+            window = None
+        if segments is None and self.config._attn_implementation == "sdpa":
+            if window is None:
+                return None
+            if length > 2 * window:
+                return Band(embeddings, window)
+        visible = causal_window(window)
+        if segments is not None:
+            visible = same_segment(segments, visible)
+        return make_mask(self.config, embeddings, length, visible)
+
+    # ---- Cached decoding ----
+
+    def new_cache(self, num_rows: int, like: torch.Tensor) -> StackCache:
+        """The cache of rows that have seen nothing."""
+        zeros = torch.zeros(num_rows, dtype=torch.long, device=like.device)
+        capacity = self.window or 64
+        item_sizes = [layer.self_attn.item_size for layer in self.layers]
+        reads = [] if self.lookback is None else [layer.row_attn.item_size for layer in self.layers]
+        return StackCache(
+            items=[like.new_zeros(num_rows, capacity, size) for size in item_sizes],
+            lengths=zeros,
+            window=self.window,
+            segment_starts=zeros.clone(),
+            memory=[like.new_zeros(num_rows, self.lookback + 1, size) for size in reads],
+            segments=zeros - 1,
+        )
+
+    def fill_cache(self, cache: StackCache, items: list[torch.Tensor], lengths: torch.Tensor) -> None:
+        """Remember the first `lengths` `(R,)` symbols of a forward whose items `(R, T, item)` are given."""
+        capacity = self.window or max(64, 2 * items[0].shape[1]) if items else 1
+        last = lengths.unsqueeze(1) - 1
+        places = torch.arange(capacity, device=last.device)
+        positions = (last - (last - places) % capacity).clamp(min=0)  # those before the first are never seen
+        cache.items = [
+            layer.detach().gather(1, positions.unsqueeze(-1).expand(-1, -1, layer.shape[-1])) for layer in items
+        ]
+        cache.lengths = lengths.clone()
+
+    def fill_memory(self, cache: StackCache, past: torch.Tensor, current: torch.Tensor, segments: torch.Tensor) -> None:
+        """Remember the memory rows that the segments `(R,)` to come see: of the past `(R, S, D)` and, at its own
+        place, of the current rows `(R, S + 1, D)`."""
+        last = segments.unsqueeze(1) - 1
+        places = torch.arange(self.lookback, device=last.device)
+        numbers = (last - (last - places) % max(self.lookback, 1)).clamp(min=0)  # (R, lookback); the rest is not seen
+        size = past.shape[-1]
+        seen = past.gather(1, numbers.unsqueeze(-1).expand(-1, -1, size))
+        own = current.gather(1, segments.view(-1, 1, 1).expand(-1, 1, size))
+        rotary = self.memory_rotary(past, torch.cat((numbers, segments.unsqueeze(1)), 1))
+        rows = torch.cat((seen, own), 1)
+        cache.memory = [layer.row_attn.items(rows, rotary).detach() for layer in self.layers]
+        cache.segments = segments.clone()
+
+    def open_row(self, cache: StackCache, rows: torch.Tensor, current: torch.Tensor, past: torch.Tensor | None) -> None:
+        """Begin the next segment of some rows.
+
+        Args:
+            rows: `(n,)`.
+            current: `(n, D)`, its row of the memory.
+            past: `(n, D)`, what the segment that ends here leaves to be looked back at; None at the first.
+        """
+        number = cache.segments[rows] + 1
+        for layer, memory in zip(self.layers, cache.memory, strict=True):
+            if past is not None and self.lookback:
+                turned = self.memory_rotary(past, (number - 1).unsqueeze(1))
+                memory[rows, (number - 1) % self.lookback] = layer.row_attn.items(past[:, None], turned)[:, 0]
+            turned = self.memory_rotary(current, number.unsqueeze(1))
+            memory[rows, self.lookback] = layer.row_attn.items(current[:, None], turned)[:, 0]
+        cache.segments[rows] = number
+
+    def visible_rows(self, segments: torch.Tensor) -> torch.Tensor:
+        """Which memory rows of the cache are seen from segments `(n,)`: `(n, 1, 1, lookback + 1)`."""
+        places = torch.arange(self.lookback + 1, device=segments.device)
+        return ((places < segments.unsqueeze(1)) | (places == self.lookback))[:, None, None]
+
+    def step(self, cache: StackCache, rows: torch.Tensor, embeddings: torch.Tensor) -> torch.Tensor:
+        """The next symbol of some rows `(n,)`, embedded `(n, D)`: its hidden state `(n, D)` after the final norm."""
+        hidden_states = embeddings.unsqueeze(1)
+        rotary = self.rotary(hidden_states, cache.lengths[rows].unsqueeze(1))
+        mask = row_mask = row_rotary = None
+        if self.lookback is not None:
+            row_mask = self.visible_rows(cache.segments[rows])
+            row_rotary = self.memory_rotary(hidden_states, cache.segments[rows].unsqueeze(1))
+        for i, layer in enumerate(self.layers):
+            normed = layer.self_attn_norm(hidden_states)
+            items = cache.push(i, rows, layer.self_attn.items(normed, rotary)[:, 0])
+            if mask is None:
+                mask = cache.visible(rows, items.shape[1])
+            hidden_states = layer.attend(layer.self_attn, hidden_states, normed, items, rotary, mask)
+            if self.lookback is not None:
+                seen = cache.memory[i]
+                seen = seen if len(rows) == len(seen) else seen[rows]
+                normed = layer.row_attn_norm(hidden_states)
+                hidden_states = layer.attend(layer.row_attn, hidden_states, normed, seen, row_rotary, row_mask)
+            hidden_states = layer.feed_forward(hidden_states)
+        cache.lengths[rows] += 1
+        return self.norm(hidden_states)[:, 0]

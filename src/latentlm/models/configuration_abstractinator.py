@@ -1,0 +1,241 @@
+"""Configuration of the Abstractinator."""
+
+import math
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal
+
+from huggingface_hub.dataclasses import strict
+from transformers.configuration_utils import PreTrainedConfig
+
+NUM_SPECIAL_CODES = 3
+"""Padding, begin and end follow the codes of every alphabet above the first."""
+
+
+@strict
+@dataclass
+class LevelConfig:
+    """One level of the pyramid, from its symbols (bytes, or codes of the level below) to codes and back.
+
+    Args:
+        num_entropy_layers, entropy_window: of the small language model whose surprise cuts the sequence.
+        entropy_head: `"categorical"` (cross-entropy of the next symbol), `"gaussian"` (negative log-likelihood of its
+            embedding, detached) or `"both"`, which cuts by the categorical one.
+        delta: a segment opens where the entropy, in nats, rises by more than this.
+        threshold: or where it is above this; None for never.
+        min_segment_length, max_segment_length: of segments, in symbols.
+        target_segment_length: adapt `delta` in training until segments have this mean length; None leaves it.
+        num_compressor_layers, compressor_window: of the causal layers before pooling.
+        compressor_attention: `"window"`, or `"segment"`: within the window and the own segment.
+        num_queries: learned queries that pool a segment.
+        quantizer: `"vq"`, `"rvq"` (of `depth` stages), `"fsq"`, or `"none"` for the top level alone.
+        num_codes: of a vq or rvq stage.
+        code_dim: size of the space in which vectors are quantized and codes told apart.
+        depth: stages of rvq.
+        fsq_levels: of fsq.
+        commitment: weight of the commitment within `vq_loss`.
+        codebook_decay: of the moving averages of the codebook.
+        num_expander_layers, expander_window: of the decoder; `expander_window` None lets it see all.
+        lookback: code rows of the past that a symbol sees beside its own.
+    """
+
+    num_entropy_layers: int = 12
+    entropy_window: int = 64
+    entropy_head: Literal["categorical", "gaussian", "both"] = "categorical"
+    delta: float | int = 0.2
+    threshold: float | int | None = None
+    min_segment_length: int = 1
+    max_segment_length: int = 32
+    target_segment_length: float | int | None = None
+    num_compressor_layers: int = 4
+    compressor_window: int = 64
+    compressor_attention: Literal["window", "segment"] = "window"
+    num_queries: int = 1
+    quantizer: Literal["none", "vq", "rvq", "fsq"] = "vq"
+    num_codes: int = 8192
+    code_dim: int = 64
+    depth: int = 1
+    fsq_levels: list[int] | tuple[int, ...] = (8, 8, 8, 5, 5)
+    commitment: float | int = 0.25
+    codebook_decay: float | int = 0.99
+    num_expander_layers: int = 6
+    expander_window: int | None = 64
+    lookback: int = 3
+
+    @property
+    def num_ids(self) -> int:
+        """Codes of one stage."""
+        return math.prod(self.fsq_levels) if self.quantizer == "fsq" else self.num_codes
+
+    @property
+    def num_digits(self) -> int:
+        return self.depth if self.quantizer == "rvq" else 1
+
+
+LEAST = {
+    "num_entropy_layers": 1,
+    "entropy_window": 1,
+    "min_segment_length": 1,
+    "num_compressor_layers": 0,
+    "compressor_window": 1,
+    "num_queries": 1,
+    "num_codes": 2,
+    "code_dim": 1,
+    "depth": 1,
+    "num_expander_layers": 1,
+    "lookback": 0,
+}
+
+
+@strict
+class AbstractinatorConfig(PreTrainedConfig):
+    """A pyramid of autoencoders over bytes, and a language model on its top codes.
+
+    Args:
+        vocab_size: symbols of the first level, special ids included.
+        hidden_size: width D of every part.
+        num_attention_heads: of every attention; must divide `hidden_size` into heads of an even size.
+        intermediate_size: of the SwiGLU layers, `4 * hidden_size` when None.
+        max_position_embeddings: longest text in symbols.
+        attention_form: `"regular"` or `"latent"` (multi-head latent attention).
+        query_latent_size, key_value_latent_size, latent_rope_size: of latent attention.
+        byte_code_dim: size of a smaller space for embedding and logits of the first level's symbols; None for none.
+        levels: fields of one [`LevelConfig`] each, from the bytes up.
+        num_top_layers: of the language model on the top codes, which sees all of them; 0 for no such model.
+        top_head: `"categorical"`, or `"continuous"`: mean squared error to the next vector, which has no likelihood.
+        reconstruction_loss_weight, vq_loss_weight, entropy_loss_weight, top_lm_loss_weight, lm_loss_weight: of the
+            terms. `lm_loss_weight` is reached over the first tenth of a run of [`AbstractinatorTrainer`].
+        freeze_entropy, freeze_base: leave the entropy models, or all but the top model, as they are.
+        hidden_dropout, attention_dropout: on what each block adds; on probabilities.
+
+    The defaults are the original's small configuration.
+    """
+
+    model_type = "abstractinator"
+    keys_to_ignore_at_inference = ["past_key_values"]
+
+    vocab_size: int = 259
+    hidden_size: int = 256
+    num_attention_heads: int = 8
+    intermediate_size: int | None = None
+    max_position_embeddings: int = 8192
+    attention_form: Literal["regular", "latent"] = "regular"
+    query_latent_size: int = 128
+    key_value_latent_size: int = 64
+    latent_rope_size: int = 16
+    byte_code_dim: int | None = None
+    levels: list[dict[str, Any]] | tuple[dict[str, Any], ...] = ({},)
+    num_top_layers: int = 12
+    top_head: Literal["categorical", "continuous"] = "categorical"
+    reconstruction_loss_weight: float | int = 1.0
+    vq_loss_weight: float | int = 1.0
+    entropy_loss_weight: float | int = 1.0
+    top_lm_loss_weight: float | int = 1.0
+    lm_loss_weight: float | int = 1.0
+    freeze_entropy: bool = False
+    freeze_base: bool = False
+    rope_parameters: dict | None = None
+    rms_norm_eps: float = 1e-6
+    initializer_range: float = 0.02
+    hidden_dropout: float | int = 0.0
+    attention_dropout: float | int = 0.0
+    use_cache: bool = True
+    pad_token_id: int | None = 256
+    bos_token_id: int | None = 257
+    eos_token_id: int | list[int] | None = 258
+
+    def __post_init__(self, **kwargs):
+        if self.intermediate_size is None:
+            self.intermediate_size = 4 * self.hidden_size
+        names = {field.name for field in fields(LevelConfig)}
+        for i, level in enumerate(self.levels):
+            if unknown := set(level) - names:
+                raise ValueError(f"`levels[{i}]` has no field {sorted(unknown)}; possible: {sorted(names)}.")
+        # Whole levels are kept, so that another version's defaults cannot change a saved model.
+        self.levels = [asdict(LevelConfig(**level)) for level in self.levels]
+        for level in self.levels:
+            level["fsq_levels"] = list(level["fsq_levels"])
+        super().__post_init__(**kwargs)
+        self.auto_map = {
+            "AutoConfig": "configuration_abstractinator.AbstractinatorConfig",
+            "AutoModel": "modeling_abstractinator.AbstractinatorModel",
+            "AutoModelForCausalLM": "modeling_abstractinator.AbstractinatorForCausalLM",
+        }
+
+    @property
+    def level_configs(self) -> list[LevelConfig]:
+        return [LevelConfig(**level) for level in self.levels]
+
+    @property
+    def num_hidden_layers(self) -> int:
+        """Layers on bytes that predict the next one: those of the first expander."""
+        return self.levels[0]["num_expander_layers"]
+
+    def validate_sizes(self) -> None:
+        for name in ("vocab_size", "hidden_size", "num_attention_heads", "intermediate_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` is {getattr(self, name)}, but it must be at least 1.")
+        for name, least in {"max_position_embeddings": 1, "num_top_layers": 0, "latent_rope_size": 2}.items():
+            if getattr(self, name) < least:
+                raise ValueError(f"`{name}` is {getattr(self, name)}, but it must be at least {least}.")
+        for name in ("hidden_dropout", "attention_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"`{name}` is {getattr(self, name)}, but a dropout rate lies in [0, 1).")
+        for name in ("reconstruction", "vq", "entropy", "top_lm", "lm"):
+            if getattr(self, f"{name}_loss_weight") < 0:
+                weight = getattr(self, f"{name}_loss_weight")
+                raise ValueError(f"`{name}_loss_weight` is {weight}, but it must be at least 0.")
+
+    def validate_with_sizes(self) -> None:  # validators run in the order of their names, and this one divides by sizes
+        heads = self.num_attention_heads
+        if self.hidden_size % heads or (self.hidden_size // heads) % 2:
+            raise ValueError(
+                f"`num_attention_heads` is {heads}, but must divide `hidden_size` {self.hidden_size} into heads of an "
+                "even size, which rotary positions need."
+            )
+        if self.latent_rope_size % 2:
+            raise ValueError(f"`latent_rope_size` is {self.latent_rope_size}, but rotary positions need an even size.")
+
+    def validate_levels(self) -> None:
+        if not self.levels:
+            raise ValueError("`levels` is empty, but the pyramid needs at least one level.")
+        for i, level in enumerate(self.level_configs):
+            for name, least in LEAST.items():
+                if getattr(level, name) < least:
+                    raise ValueError(
+                        f"`levels[{i}].{name}` is {getattr(level, name)}, but it must be at least {least}."
+                    )
+            if level.max_segment_length < level.min_segment_length:
+                raise ValueError(
+                    f"`levels[{i}].max_segment_length` is {level.max_segment_length}, but must be at least "
+                    f"`min_segment_length` {level.min_segment_length}."
+                )
+            target = level.target_segment_length
+            if target is not None and not level.min_segment_length <= target <= level.max_segment_length:
+                raise ValueError(
+                    f"`levels[{i}].target_segment_length` is {target}, but must lie between `min_segment_length` "
+                    f"{level.min_segment_length} and `max_segment_length` {level.max_segment_length}."
+                )
+            if level.expander_window is not None and level.expander_window < 1:
+                raise ValueError(
+                    f"`levels[{i}].expander_window` is {level.expander_window}, but it must be at least 1, or None."
+                )
+            if level.depth > 1 and level.quantizer != "rvq":
+                raise ValueError(
+                    f"`levels[{i}].depth` is {level.depth}, but only the quantizer 'rvq' has more than one stage, and "
+                    f"`quantizer` is {level.quantizer!r}."
+                )
+            if level.quantizer == "fsq" and min(level.fsq_levels, default=0) < 2:
+                raise ValueError(f"`levels[{i}].fsq_levels` is {level.fsq_levels}, but each must be at least 2.")
+        for i, level in enumerate(self.level_configs[:-1]):
+            if level.quantizer == "none":
+                raise ValueError(
+                    f"`levels[{i}].quantizer` is 'none', but the level above reads its codes: use 'vq', 'rvq' or 'fsq'."
+                )
+        if self.levels[-1]["quantizer"] == "none" and self.num_top_layers and self.top_head == "categorical":
+            raise ValueError(
+                f"`levels[{len(self.levels) - 1}].quantizer` is 'none', so there are no codes that the top model with "
+                "`top_head` 'categorical' could predict: quantize, or use 'continuous'."
+            )
+
+
+__all__ = ["AbstractinatorConfig", "LevelConfig"]

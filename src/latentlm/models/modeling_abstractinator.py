@@ -1,0 +1,448 @@
+"""Abstractinator (seed: abstractinator): a pyramid of autoencoders over bytes, and a language model on its top codes.
+
+Going up, each level cuts its symbols into segments and makes a code of each. Going down, each level's expander predicts
+its symbols one by one, from those before and from memory rows: true codes of the segments before, and of the segment
+itself what the model above predicts of it before it is there. That makes the bytes' distribution a proper one.
+"""
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.generation import GenerationMixin
+from transformers.modeling_utils import slice_logits_to_keep
+from transformers.utils import can_return_tuple
+from transformers.utils.generic import merge_with_config_defaults
+
+from .abstractinator_base import (
+    AbstractinatorCache,
+    AbstractinatorCausalLMOutput,
+    AbstractinatorModelOutput,
+    Pyramid,
+    Rows,
+    make_rows,
+)
+from .abstractinator_generation import AbstractinatorGeneration
+from .abstractinator_level import AbstractinatorLevel, Alphabet, Compressed
+from .abstractinator_likelihood import AbstractinatorLikelihood
+from .causal_lm import TransformerPreTrainedModel, shifted
+from .causal_stack import CausalStack
+from .configuration_abstractinator import AbstractinatorConfig
+from .positions import check_context
+from .quantizer import Quantized, Reduce
+from .symbols import SymbolHead
+
+IGNORED = -100
+
+
+class AbstractinatorPreTrainedModel(TransformerPreTrainedModel):
+    config: AbstractinatorConfig
+    _no_split_modules = ["StackLayer"]
+    _supports_flash_attn = False  # its masks are functions
+    _can_compile_fullgraph = False  # the number of segments is known only when they are cut
+
+    @property
+    def num_residual_projections(self) -> int:
+        return 2 * self.config.num_hidden_layers
+
+
+class TopModel(nn.Module):
+    """A causal transformer over the rows of the top codes."""
+
+    def __init__(self, config: AbstractinatorConfig):
+        super().__init__()
+        top = config.level_configs[-1]
+        self.config = config
+        self.begin = nn.Embedding(1, config.hidden_size)
+        self.stack = CausalStack(config, config.num_top_layers, None)
+        if config.top_head == "categorical":
+            self.head = SymbolHead(config, top.num_ids, top.num_digits, top.code_dim)
+        else:
+            self.head = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+        self.to_row = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+
+    def losses(self, hidden_states: torch.Tensor, codes: torch.Tensor, vectors: torch.Tensor) -> torch.Tensor:
+        """Of codes `(n, digits)`, or of their vectors `(n, D)`, after hidden states `(n, D)`: `(n,)`."""
+        if self.config.top_head == "categorical":
+            return self.head.losses(hidden_states, codes)
+        return (self.head(hidden_states).float() - vectors.detach().float()).square().mean(-1)
+
+
+class AbstractinatorModel(AbstractinatorPreTrainedModel):
+    def __init__(self, config: AbstractinatorConfig):
+        super().__init__(config)
+        levels = config.level_configs
+        alphabets = [Alphabet(config.vocab_size, config.vocab_size, 1, config.byte_code_dim)]
+        alphabets += [Alphabet.above(level) for level in levels[:-1]]
+        self.levels = nn.ModuleList(
+            AbstractinatorLevel(config, level, alphabet, i == 0)
+            for i, (level, alphabet) in enumerate(zip(levels, alphabets, strict=True))
+        )
+        self.top = TopModel(config) if config.num_top_layers else None
+        if self.top is None:
+            self.unknown = nn.Embedding(1, config.hidden_size)  # all that is known of a segment to come
+        self.gradient_checkpointing = False
+        self.post_init()
+        self.freeze()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.levels[0].embedding.table
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.levels[0].embedding.table = value
+
+    def freeze(self) -> None:
+        """Leave alone what the configuration says: entropy models, or all but the top model."""
+        frozen = [level.entropy_model for level in self.levels] if self.config.freeze_entropy else []
+        for module in self.levels if self.config.freeze_base else frozen:
+            module.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> "AbstractinatorModel":
+        super().train(mode)
+        if self.config.freeze_base:
+            self.levels.train(False)
+        elif self.config.freeze_entropy:
+            for level in self.levels:
+                level.entropy_model.train(False)
+        return self
+
+    def update(self, reduce: Reduce | None = None) -> None:
+        """Once per optimizer step: move codebooks and adapted deltas by what training forwards have gathered.
+
+        Args:
+            reduce: sums a tensor over processes.
+        """
+        for level in self.levels:
+            level.update(reduce)
+
+    # ---- Whole rows ----
+
+    @merge_with_config_defaults
+    def forward(
+        self,
+        input_ids: torch.LongTensor,  # (B, T)
+        attention_mask: torch.Tensor | None = None,  # (B, T_seen), 1 where an id is real
+        position_ids: torch.LongTensor | None = None,  # (B, T), restarting at 0 for each packed document
+        past_key_values: AbstractinatorCache | None = None,
+        use_cache: bool | None = None,
+        output_hidden_states: bool | None = None,
+        **kwargs: Any,
+    ) -> AbstractinatorModelOutput:
+        """
+        Raises:
+            ValueError: if a text is longer than `max_position_embeddings`.
+        """
+        length = input_ids.shape[1]
+        if position_ids is not None:
+            check_context(int(position_ids.max()) + 1, self.config.max_position_embeddings)
+        packed = position_ids is not None and (position_ids[:, 1:] == 0).any()  # nobody continues several documents
+        if past_key_values is None and (packed or not use_cache):
+            rows, pyramid = self.read(input_ids, attention_mask, position_ids)
+            return self.output(rows, pyramid, output_hidden_states)
+        cache = AbstractinatorCache() if past_key_values is None else past_key_values
+        check_context(cache.seen + length, self.config.max_position_embeddings)
+        if attention_mask is not None:
+            attention_mask = attention_mask[:, -length:]
+        if cache.seen:
+            real = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+            states = [self.step(cache, ids, now) for ids, now in zip(input_ids.unbind(1), real.unbind(1), strict=True)]
+            states = torch.stack(states, 1)
+        else:
+            rows, pyramid = self.read(input_ids, attention_mask)
+            self.fill_cache(cache, pyramid)
+        cache.seen += length
+        if cache.seen == length:
+            return self.output(rows, pyramid, output_hidden_states, cache)
+        return AbstractinatorModelOutput(last_hidden_state=states, past_key_values=cache)
+
+    def output(
+        self, rows: Rows, pyramid: Pyramid, hidden_states: bool | None, cache: AbstractinatorCache | None = None
+    ) -> AbstractinatorModelOutput:
+        return AbstractinatorModelOutput(
+            last_hidden_state=rows.from_rows(pyramid.states[0]),
+            past_key_values=cache,
+            hidden_states=tuple(map(rows.from_rows, pyramid.hidden_states)) if hidden_states else None,
+        )
+
+    def read(
+        self,
+        input_ids: torch.Tensor,  # (B, T)
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        known: bool = False,
+    ) -> tuple[Rows, Pyramid]:
+        """The batch as rows, and the pyramid above them; with `known` also what expanders say of true codes."""
+        longest = input_ids.shape[1] if position_ids is None else int(position_ids.max()) + 1  # of the documents
+        check_context(longest, self.config.max_position_embeddings)
+        rows = make_rows(input_ids, attention_mask, position_ids)
+        found = self.compress_rows(rows.ids, rows.lengths)
+        return rows, self.expand_rows(found, known)
+
+    def compress_rows(self, ids: torch.Tensor, lengths: torch.Tensor) -> list[Compressed]:
+        """Every level's segments and codes of rows of ids `(R, L)`, from the bytes up."""
+        symbols, vectors, closes = ids.unsqueeze(-1), None, self.ends_text(ids)
+        found: list[Compressed] = []
+        for level in self.levels:
+            if found:
+                below = found[-1]
+                closes = below.segments.ending(closes, below.vectors.shape[1])
+                symbols, vectors, lengths = level.symbols_of(below)
+                closes = nn.functional.pad(closes, (1, 0))
+            found.append(level.compress(symbols, vectors, lengths, closes))
+        return found
+
+    def ends_text(self, ids: torch.Tensor) -> torch.Tensor:
+        """Whether ids are the end of a text."""
+        ends = self.config.eos_token_id
+        ends = [ends] if isinstance(ends, int) else ends or []
+        return torch.isin(ids, torch.tensor(ends, device=ids.device, dtype=ids.dtype))
+
+    def expand_rows(self, found: list[Compressed], known: bool = False) -> Pyramid:
+        """From the top codes down to the distribution of the bytes."""
+        pasts = [level.code_rows(c.quantized.vectors) for level, c in zip(self.levels, found, strict=True)]
+        states, top_items = None, []
+        if self.top is not None:
+            first = torch.zeros(len(pasts[-1]), 1, dtype=torch.long, device=pasts[-1].device)
+            begin = self.top.begin(first).to(pasts[-1].dtype)
+            states, top_items, _ = self.top.stack(torch.cat((begin, pasts[-1]), 1))
+        pyramid = Pyramid(found, states, top_items, [], [], [] if known else None, [], [])
+        for i in reversed(range(len(found))):
+            level, compressed, past = self.levels[i], found[i], pasts[i]
+            symbols, index = compressed.symbols, compressed.segments.index
+            current = self.current_rows(i, states, past)
+            pyramid.currents.insert(0, current)
+            if known:  # both in one call
+                current = torch.cat((current, nn.functional.pad(past, (0, 0, 0, 1))))
+                symbols, past, index = (value.repeat(2, *[1] * (value.ndim - 1)) for value in (symbols, past, index))
+            states, items, inputs = level.expand(symbols, past, current, index)
+            if known:
+                states, known_states = states.chunk(2)
+                items, inputs = ([value.chunk(2)[0] for value in values] for values in (items, inputs))
+                pyramid.known_states.insert(0, known_states)
+            pyramid.states.insert(0, states)
+            pyramid.items.insert(0, items)
+        pyramid.hidden_states = [*inputs, states]
+        return pyramid
+
+    def current_rows(self, i: int, states: torch.Tensor | None, past: torch.Tensor) -> torch.Tensor:
+        """What is predicted of each segment of level i, `(R, S + 1, D)`, by the states of the part above it."""
+        if states is None:
+            places = torch.zeros(len(past), past.shape[1] + 1, dtype=torch.long, device=past.device)
+            return self.unknown(places).to(past.dtype)
+        return (self.top if i == len(self.levels) - 1 else self.levels[i + 1]).to_row(states)
+
+    # ---- One symbol at a time ----
+
+    def new_cache(self, cache: AbstractinatorCache, num_rows: int, like: torch.Tensor) -> None:
+        """A cache of rows that have seen nothing, of the type and on the device of `like`."""
+        cache.levels = [level.new_cache(num_rows, like) for level in self.levels]
+        cache.top = None if self.top is None else self.top.stack.new_cache(num_rows, like)
+
+    @torch.no_grad()
+    def fill_cache(self, cache: AbstractinatorCache, pyramid: Pyramid) -> None:
+        """Remember what a forward over whole rows has found, as if its symbols had come one at a time."""
+        lengths = pyramid.levels[0].segments.lengths
+        self.new_cache(cache, len(lengths), pyramid.states[0])
+        parts = zip(self.levels, cache.levels, pyramid.levels, pyramid.items, pyramid.currents, strict=True)
+        for level, state, compressed, items, current in parts:
+            level.fill_cache(state, compressed, lengths)
+            level.expander.fill_cache(state.expander, items, lengths)
+            closed = compressed.segments.closed(lengths)
+            past = level.code_rows(compressed.quantized.vectors)
+            level.expander.fill_memory(state.expander, past, current, closed)
+            lengths = closed + 1  # with the begin of the level above, which does not know the open segment
+        if self.top is not None:
+            self.top.stack.fill_cache(cache.top, pyramid.top_items, lengths)
+
+    @torch.no_grad()
+    def step(self, cache: AbstractinatorCache, ids: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
+        """The state `(B, D)` after one more id of each row `(B,)`; 0 where it is not real."""
+        rows = real.bool().nonzero().squeeze(1)
+        states = cache.levels[0].row.new_zeros(len(ids), self.config.hidden_size)
+        if len(rows):
+            found = self.advance(cache, 0, rows, ids[rows].unsqueeze(1), None, self.ends_text(ids[rows]))
+            states = states.to(found.dtype)
+            states[rows] = found
+        return states
+
+    def advance(
+        self,
+        cache: AbstractinatorCache,
+        i: int,
+        rows: torch.Tensor,  # (n,)
+        symbols: torch.Tensor,  # (n, digits)
+        vectors: torch.Tensor | None,  # (n, D)
+        closes: torch.Tensor,  # (n,)
+    ) -> torch.Tensor:
+        """Give level i its next symbol in some rows; the state `(n, D)` from which its head predicts the one after."""
+        level, state = self.levels[i], cache.levels[i]
+        fresh = state.opens[rows]
+        opens = level.notice(state, rows, symbols, closes)
+        level.pool(state, rows, symbols, vectors, fresh)
+        if opens.any():
+            closing = rows[opens]
+            pooled, quantized = level.close(state, closing)
+            row = level.code_rows(quantized.vectors)
+            above = self.advance_above(cache, i, closing, pooled, quantized, row, closes[opens])
+            current = self.current_rows(i, None if above is None else above.unsqueeze(1), row[:, None])[:, 0]
+            level.expander.open_row(state.expander, closing, current, row)
+        return level.expander.step(state.expander, rows, level.embedding(symbols))
+
+    def advance_above(
+        self,
+        cache: AbstractinatorCache,
+        i: int,
+        rows: torch.Tensor,
+        pooled: torch.Tensor,
+        quantized: Quantized,
+        row: torch.Tensor,
+        closes: torch.Tensor,
+    ) -> torch.Tensor | None:
+        """Give what is above level i the codes of closed segments; its states `(n, D)`."""
+        if i + 1 < len(self.levels):
+            return self.advance(cache, i + 1, rows, quantized.codes, pooled, closes)
+        return None if self.top is None else self.top.stack.step(cache.top, rows, row)
+
+
+class AbstractinatorForCausalLM(
+    AbstractinatorPreTrainedModel, AbstractinatorLikelihood, AbstractinatorGeneration, GenerationMixin
+):
+    def __init__(self, config: AbstractinatorConfig):
+        super().__init__(config)
+        self.model = AbstractinatorModel(config)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.model.get_input_embeddings()
+
+    def get_output_embeddings(self) -> None:
+        return None  # the output layer belongs to the first level
+
+    def resize_token_embeddings(
+        self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
+    ) -> nn.Embedding:
+        """As everywhere, for all that knows the first level's symbols: three embeddings and up to two heads."""
+        level = self.model.levels[0]
+        for owner in (level.entropy_model.embedding, level.compressor_embedding, level.embedding):
+            owner.table = self._get_resized_embeddings(owner.table, new_num_tokens, pad_to_multiple_of, mean_resizing)
+            owner.num_ids = owner.table.num_embeddings
+        size = level.embedding.num_ids
+        for owner in (level.entropy_model, level):
+            if hasattr(owner, "head"):
+                head = owner.head.out[0]
+                owner.head.out[0] = self._get_resized_lm_head(head, size, mean_resizing=mean_resizing)
+        self.config.vocab_size = self.vocab_size = size
+        level.alphabet = replace(level.alphabet, num_ids=size, num_codes=size)
+        return level.embedding.table
+
+    def training_statistics(self) -> dict[str, float]:
+        """What the trainer logs of the model: the deltas that follow a target length."""
+        levels = enumerate(self.model.levels, 1)
+        return {f"level_{i}_delta": level.delta.item() for i, level in levels if hasattr(level, "delta")}
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor,  # (B, T)
+        attention_mask: torch.Tensor | None = None,  # (B, T_seen)
+        position_ids: torch.LongTensor | None = None,  # (B, T), restarting at 0 for each packed document
+        past_key_values: AbstractinatorCache | None = None,
+        labels: torch.LongTensor | None = None,  # (B, T), -100 is ignored; position t is scored against label t + 1
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        shift_labels: torch.LongTensor | None = None,  # (B, T), instead of labels: already moved by one
+        num_items_in_batch: torch.Tensor | int | None = None,
+        lm_loss_scale: torch.Tensor | float = 1.0,  # times `lm_loss_weight`: rises in training
+        output_hidden_states: bool | None = None,
+        **kwargs: Any,
+    ) -> AbstractinatorCausalLMOutput:
+        head = self.model.levels[0].head
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        if shift_labels is None and labels is not None:
+            shift_labels = shifted(labels)
+        if shift_labels is None or past_key_values is not None or use_cache:
+            outputs = self.model(
+                input_ids,
+                attention_mask,
+                position_ids,
+                past_key_values,
+                use_cache=use_cache,
+                output_hidden_states=output_hidden_states,
+            )
+            kept = slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep)
+            logits = head.digit_logits(kept, None, 0)
+            return AbstractinatorCausalLMOutput(
+                logits=logits, past_key_values=outputs.past_key_values, hidden_states=outputs.hidden_states
+            )
+        if attention_mask is None and self.config.pad_token_id is not None:
+            attention_mask = input_ids != self.config.pad_token_id  # rows of a data set are filled up with it
+        known = not self.training or self.config.reconstruction_loss_weight > 0
+        rows, pyramid = self.model.read(input_ids, attention_mask, position_ids, known)
+        logits = head.digit_logits(rows.from_rows(pyramid.states[0]), None, 0)
+        losses = self.losses(rows, pyramid, logits, shift_labels, num_items_in_batch, lm_loss_scale)
+        hidden_states = tuple(map(rows.from_rows, pyramid.hidden_states)) if output_hidden_states else None
+        return AbstractinatorCausalLMOutput(
+            logits=slice_logits_to_keep(logits, logits_to_keep), hidden_states=hidden_states, **losses
+        )
+
+    def losses(
+        self,
+        rows: Rows,
+        pyramid: Pyramid,
+        logits: torch.Tensor,  # (B, T, V)
+        shift_labels: torch.Tensor,  # (B, T)
+        num_items_in_batch: torch.Tensor | int | None,
+        lm_loss_scale: torch.Tensor | float,
+    ) -> dict[str, Any]:
+        """Every term and `loss`, as [`AbstractinatorCausalLMOutput`] describes them."""
+        config, model = self.config, self.model
+        count = shift_labels.ne(IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
+        found: dict[str, torch.Tensor] = {}  # by level
+        weights = rows.to_rows(shift_labels, IGNORED).ne(IGNORED).float()  # (R, L), of the symbol after each
+        for i, (level, compressed) in enumerate(zip(model.levels, pyramid.levels, strict=True)):
+            name = f"level_{i + 1}_"
+            total = weighted_sum(level.entropy_model.losses, compressed.entropy_states, compressed, weights)
+            found[f"{name}entropy_loss"] = total / count
+            if pyramid.known_states is not None:
+                total = weighted_sum(level.head.losses, pyramid.known_states[i], compressed, weights)
+                found[f"{name}reconstruction_loss"] = total / count
+            of_segments = compressed.weights(weights)  # (R, S)
+            if compressed.quantized.loss is not None:
+                found[f"{name}vq_loss"] = (compressed.quantized.loss * of_segments).sum() / count
+            weights = nn.functional.pad(of_segments, (0, 1))  # as symbols of the level above, which begin with a begin
+        losses: dict[str, torch.Tensor] = {}
+        for name in ("reconstruction_loss", "vq_loss", "entropy_loss"):
+            values = [value for key, value in found.items() if key.endswith(name)]
+            if values:
+                losses[name] = sum(values) / (len(values) if name == "reconstruction_loss" else 1)
+        if model.top is not None:
+            counted = of_segments > 0
+            values = model.top.losses(
+                pyramid.top_states[:, :-1][counted], compressed.quantized.codes[counted], compressed.vectors[counted]
+            )
+            losses["code_lm_loss"] = (values * of_segments[counted]).sum() / count
+        total = nn.functional.cross_entropy(logits.flatten(0, 1).float(), shift_labels.flatten(), reduction="sum")
+        losses["lm_loss"] = losses["loss"] = total / count
+        if self.training:
+            scale = {"lm_loss": lm_loss_scale}
+            weight_of = {
+                name: getattr(config, f"{name.replace('code_lm', 'top_lm')}_weight")
+                for name in losses
+                if name != "loss"
+            }
+            losses["loss"] = sum(weight * scale.get(name, 1.0) * losses[name] for name, weight in weight_of.items())
+        if len(model.levels) > 1:
+            losses["level_losses"] = found
+        return losses
+
+
+def weighted_sum(losses, states: torch.Tensor, compressed: Compressed, weights: torch.Tensor) -> torch.Tensor:
+    """The sum of the nats of each symbol after the states `(R, T, D)` before it, times its weight `(R, T)`."""
+    weights = weights[:, :-1] * compressed.segments.real[:, 1:]
+    counted = weights > 0
+    return (losses(states[:, :-1][counted], compressed.symbols[:, 1:][counted]) * weights[counted]).sum()
+
+
+__all__ = ["AbstractinatorForCausalLM", "AbstractinatorModel", "AbstractinatorPreTrainedModel"]

@@ -1,0 +1,73 @@
+"""Symbols of an alphabet, of one digit or several: their embedding, and the distribution of the next one."""
+
+import torch
+from torch import nn
+
+from .bidirectional_layers import rms_norm
+
+
+class SymbolEmbedding(nn.Module):
+    """The sum of the embeddings of a symbol's digits, optionally through a smaller space.
+
+    Args:
+        config: of the model.
+        num_ids: ids of a digit, special ids included.
+        num_digits: digits of a symbol; each has a table of its own.
+        size: of the smaller space; None for none.
+    """
+
+    def __init__(self, config, num_ids: int, num_digits: int, size: int | None):
+        super().__init__()
+        self.num_ids = num_ids
+        self.table = nn.Embedding(num_ids * num_digits, size or config.hidden_size)
+        self.up = nn.Linear(size, config.hidden_size, bias=False) if size else nn.Identity()
+
+    def forward(self, symbols: torch.Tensor, num_digits: int | None = None) -> torch.Tensor:
+        """Vectors `(..., D)` of symbols `(..., digits)`; of their first `num_digits` alone if given."""
+        symbols = symbols[..., :num_digits]
+        offsets = self.num_ids * torch.arange(symbols.shape[-1], device=symbols.device)
+        return self.up(self.table(symbols + offsets).sum(-2))
+
+
+class SymbolHead(nn.Module):
+    """Next-symbol distributions: digit k is predicted from the hidden state and the digits before it (RQ-Transformer,
+    2203.01941, section 3.2.2, with one linear map per digit in place of a transformer).
+
+    Args:
+        config: of the model.
+        num_ids: ids of a digit.
+        num_digits: of a symbol.
+        size: of the space in which digits are told apart; None for D.
+    """
+
+    def __init__(self, config, num_ids: int, num_digits: int, size: int | None):
+        super().__init__()
+        self.num_digits = num_digits
+        if num_digits > 1:
+            self.digits = SymbolEmbedding(config, num_ids, num_digits, size)
+            self.norm = rms_norm(config)
+        down = [nn.Linear(config.hidden_size, size, bias=False) if size else nn.Identity() for _ in range(num_digits)]
+        self.down = nn.ModuleList(down)
+        out = [nn.Linear(size or config.hidden_size, num_ids, bias=False) for _ in range(num_digits)]
+        self.out = nn.ModuleList(out)
+
+    def digit_logits(self, hidden_states: torch.Tensor, known: torch.Tensor | None, k: int) -> torch.Tensor:
+        """Logits `(..., num_ids)` of digit k given those before it, `known` `(..., >= k)`."""
+        if k:
+            hidden_states = hidden_states + self.norm(self.digits(known, k))
+        return self.out[k](self.down[k](hidden_states))
+
+    def losses(self, hidden_states: torch.Tensor, symbols: torch.Tensor) -> torch.Tensor:
+        """Cross-entropy in nats `(n,)`, float32, of symbols `(n, digits)` that follow hidden states `(n, D)`."""
+        total = hidden_states.new_zeros(len(symbols), dtype=torch.float32)
+        for k in range(self.num_digits):
+            logits = self.digit_logits(hidden_states, symbols, k)
+            total = total + nn.functional.cross_entropy(logits.float(), symbols[:, k], reduction="none")
+        return total
+
+    def sample(self, hidden_states: torch.Tensor, choose) -> torch.Tensor:
+        """Symbols `(n, digits)` that follow hidden states `(n, D)`; `choose` picks ids `(n,)` by logits `(n, V)`."""
+        symbols = hidden_states.new_zeros(len(hidden_states), self.num_digits, dtype=torch.long)
+        for k in range(self.num_digits):
+            symbols[:, k] = choose(self.digit_logits(hidden_states, symbols, k))
+        return symbols

@@ -1,0 +1,353 @@
+"""The Abstractinator by itself: proper likelihoods, decoding from codes, its options, and hard input."""
+
+import itertools
+import math
+from fractions import Fraction
+
+import pytest
+import torch
+from architectures import ARCHITECTURES, LEVEL, Case, randomise, token_ids
+
+from latentlm import AbstractinatorConfig, AbstractinatorForCausalLM
+from latentlm.models.abstractinator_generation import CodeSampler
+
+[ROW] = [row for row in ARCHITECTURES if row.config_class is AbstractinatorConfig]
+LONG = {"max_position_embeddings": 4096}
+BYTES = LONG | {"vocab_size": 259, "pad_token_id": 256, "bos_token_id": 257, "eos_token_id": 258}
+CODED = ["default", "two_levels", "latent"]  # variants with a categorical top model
+VARIANTS = list(ROW.variants)
+
+
+def build(variant: str = "two_levels", **changes) -> AbstractinatorForCausalLM:
+    return Case(ROW, variant).model(**changes)
+
+
+def mean_lengths(model, ids: torch.Tensor) -> list[float]:
+    found = model.model.read(ids)[1].levels
+    return [float(c.segments.lengths.sum() / c.segments.count.sum()) for c in found]
+
+
+# ---- Likelihoods ----
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_next_byte_probabilities_of_all_continuations_sum_to_one(variant):
+    model = build(variant, vocab_size=4, pad_token_id=None)
+    every = torch.tensor([[1, *rest] for rest in itertools.product(range(4), repeat=4)])
+    with torch.no_grad():
+        logs = model(every).logits.double().log_softmax(-1)
+    total = logs[:, :-1].gather(2, every[:, 1:, None]).sum((1, 2)).exp().sum()
+    assert float(total) == pytest.approx(1, abs=1e-5)
+
+
+class Interval:
+    """An arithmetic coder: the interval of a message, and the shortest bits inside of it."""
+
+    def __init__(self):
+        self.low, self.size = Fraction(0), Fraction(1)
+
+    def narrow(self, counts: torch.Tensor, symbol: int) -> None:
+        counts = counts.tolist()
+        total = sum(counts)
+        self.low += self.size * Fraction(sum(counts[:symbol]), total)
+        self.size *= Fraction(counts[symbol], total)
+
+    def bits(self) -> tuple[int, int]:
+        length = 0
+        while Fraction(1, 2**length) > self.size / 2:
+            length += 1
+        return math.ceil(self.low * 2**length), length
+
+
+def counts_of(logits: torch.Tensor) -> torch.Tensor:
+    """Integer counts of a distribution `(V,)`, so that sender and receiver agree on it to the last bit."""
+    return (logits.double().softmax(-1) * 2**40).round().long() + 1
+
+
+@pytest.mark.parametrize("variant", CODED)
+def test_the_two_part_code_length_is_what_an_arithmetic_coder_needs(variant):
+    """Sender and receiver walk through the model alike: codes first, then what is expanded from them. Where segments
+    end is not sent."""
+    model = build(variant)
+    ids = token_ids(1, 24)
+    pyramid = model.model.read(ids)[1]
+    # What the sender tells, level by level: the symbols to come.
+    truth = [iter(c.symbols[0, 1:].tolist()) for c in pyramid.levels]
+    truth.append(iter(pyramid.levels[-1].quantized.codes[0].tolist()))
+    interval, digits = Interval(), []
+
+    def sender(part: int):
+        def choose(logits: torch.Tensor) -> torch.Tensor:
+            if not digits:
+                digits.extend(next(truth[part]))
+            digit = digits.pop(0)
+            interval.narrow(counts_of(logits[0]), digit)
+            return torch.tensor([digit])
+
+        return choose
+
+    walk(model, ids, sender)
+    number, length = interval.bits()
+    nats = sum(part.item() for part in model.code_lengths(ids).values())
+    assert length - 2 <= nats / math.log(2) + 0.5 and nats / math.log(2) <= length + 0.5
+    message = Fraction(number, 2**length)
+    reading = Interval()
+
+    def receiver(part: int):
+        def choose(logits: torch.Tensor) -> torch.Tensor:
+            counts = counts_of(logits[0])
+            place = (message - reading.low) / reading.size * int(counts.sum())
+            digit = int(torch.searchsorted(counts.cumsum(0), math.floor(place), right=True))
+            reading.narrow(counts, digit)
+            return torch.tensor([digit])
+
+        return choose
+
+    assert walk(model, ids, receiver) == ids[0].tolist()
+
+
+@torch.no_grad()
+def walk(model: AbstractinatorForCausalLM, ids: torch.Tensor, chooser) -> list[int]:
+    """Decode as many symbols as `ids` `(1, T)` has, of which the first is known; what is chosen comes from `chooser`
+    of the level whose symbol it is."""
+    levels = len(model.model.levels)
+    sampler = CodeSampler(model.model, chooser(levels), None)
+    symbol_choosers = [chooser(i) for i in range(levels)]
+    for level, choose in zip(model.model.levels, symbol_choosers, strict=True):
+        head = level.head
+        head.sample = lambda states, _, head=head, choose=choose: type(head).sample(head, states, choose)
+    sampler.start(ids[:, 0])
+    decoded = [ids[0, 0].item()]
+    for _ in range(ids.shape[1] - 1):
+        decoded.append(sampler.next_symbols(0, torch.tensor([0]))[0, 0].item())
+    for level in model.model.levels:
+        del level.head.sample
+    return decoded
+
+
+def test_two_part_code_lengths_need_a_categorical_top_model():
+    for variant in ("no_top", "continuous"):
+        with pytest.raises(ValueError, match="`top_head` 'categorical'"):
+            build(variant).code_lengths(token_ids(1, 9))
+
+
+def test_codes_that_are_shuffled_or_zeroed_say_something_else():
+    model = build()
+    found = {name: nats.sum().item() for name, nats in model.reconstruction_nats(token_ids(2, 30)).items()}
+    assert len(set(found.values())) == 3
+    own = model.code_lengths(token_ids(2, 30))["level_1"].sum().item()
+    assert found["own"] == pytest.approx(own, rel=1e-5)
+
+
+# ---- Segments ----
+
+
+@pytest.mark.parametrize("levels", [1, 2, 3])
+def test_work_follows_segments_and_gradients_cross_levels(levels):
+    model = build("default", levels=[LEVEL] * levels).train()
+    ids = token_ids(2, 30)
+    output = model(ids, labels=ids)
+    output.code_lm_loss.backward()
+    first = model.model.levels[0].compressor.layers[0].mlp.up_proj.weight
+    assert first.grad.abs().sum() > 0
+    lengths = mean_lengths(model.eval(), ids)
+    assert len(lengths) == levels and all(1 < length <= 5 for length in lengths)
+    assert model.generate(ids[:, :5], max_new_tokens=4).shape == (2, 9)
+
+
+def test_the_end_of_a_text_closes_its_segment_at_every_level():
+    model = build(eos_token_id=5)
+    ids = token_ids(1, 20).masked_fill(token_ids(1, 20) == 5, 6)
+    ids[0, 9] = 5
+    first, second = (c.segments for c in model.model.read(ids)[1].levels)
+    assert first.opens[0, 10]
+    code = first.index[0, 9] + 1  # its place among the symbols of the second level, which begin with a begin
+    assert second.opens[0, code + 1]
+
+
+def test_begin_and_padding_are_no_codes():
+    for level in build("latent").model.levels[1:]:
+        assert level.alphabet.begin >= level.alphabet.num_codes
+        assert level.embedding.num_ids == level.alphabet.num_codes + 3
+
+
+def test_delta_follows_the_target_length_and_is_fixed_in_evaluation():
+    level = LEVEL | {"target_segment_length": 3.0, "delta": 0.0, "max_segment_length": 30}
+    model = build("default", levels=[level]).train()
+    randomise(model)
+    for step in range(60):
+        ids = token_ids(4, 30, seed=step)
+        model(ids, labels=ids)
+        model.model.update()
+    delta = model.training_statistics()["level_1_delta"]
+    assert mean_lengths(model.eval(), token_ids(8, 30, seed=99))[0] == pytest.approx(3, rel=0.15)
+    model(token_ids(2, 30))
+    model.model.update()
+    assert model.training_statistics()["level_1_delta"] == delta
+
+
+OPTIONS = {
+    "num_entropy_layers": 2,
+    "entropy_window": 2,
+    "delta": 0.5,
+    "threshold": 3.0,
+    "min_segment_length": 3,
+    "max_segment_length": 2,
+    "num_compressor_layers": 2,
+    "compressor_window": 2,
+    "compressor_attention": "segment",
+    "num_queries": 2,
+    "quantizer": "fsq",
+    "num_codes": 17,
+    "code_dim": 5,
+    "num_expander_layers": 2,
+    "expander_window": None,
+    "lookback": 1,
+    "commitment": 0.5,
+    "entropy_head": "gaussian",
+}
+ALONE = {"depth": {"quantizer": "rvq"}, "fsq_levels": {"quantizer": "fsq"}}
+OTHERS = {"depth": 2, "fsq_levels": [3, 5]}
+ELSEWHERE = {"target_segment_length", "codebook_decay"}  # above; test_quantizer.py
+
+
+@pytest.mark.parametrize("name", [*OPTIONS, *OTHERS])
+def test_every_option_of_a_level_changes_the_training_step(name):
+    from latentlm.models.configuration_abstractinator import LevelConfig
+
+    assert set(LevelConfig.__dataclass_fields__) == OPTIONS.keys() | OTHERS.keys() | ELSEWHERE
+    base = LEVEL | ALONE.get(name, {})
+    ids = token_ids(2, 30)
+    losses = []
+    for level in (base, base | {name: (OPTIONS | OTHERS)[name]}):
+        losses.append(build("default", levels=[level]).train()(ids, labels=ids).loss.item())
+    assert losses[0] != losses[1]
+
+
+# ---- What is frozen ----
+
+
+@pytest.mark.parametrize("base", [False, True])
+def test_what_is_frozen_stays_as_it_is(base):
+    model = build(freeze_base=base, freeze_entropy=not base).train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    ids = token_ids(2, 30)
+    model(ids, labels=ids).loss.backward()
+    optimizer.step()
+    model.model.update()
+    moved = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    frozen = {name for name in before if (".levels." in name if base else ".entropy_model." in name)}
+    assert not moved & frozen
+    parameters = {name for name, _ in model.named_parameters()}
+    assert parameters - frozen <= moved
+    assert model.model.levels[0].training != base and not model.model.levels[0].entropy_model.training
+
+
+# ---- Decoding from codes ----
+
+
+@pytest.mark.parametrize("variant", CODED)
+def test_bytes_of_a_batch_equal_those_of_one_prompt(variant):
+    model = build(variant, **BYTES)
+    prompts = [b"a longer prompt", b"", b"word ", bytes(range(200, 230))]
+    options = {"max_new_bytes": 12, "temperature": 0, "byte_temperature": 0}
+    together = model.generate_bytes(prompts, **options)
+    assert together == [model.generate_bytes([prompt], **options)[0] for prompt in prompts]
+    assert all(text.startswith(prompt) for text, prompt in zip(together, prompts, strict=True))
+
+
+def test_sampling_codes_follows_its_options():
+    model = build(**BYTES)
+    torch.manual_seed(0)
+    free = model.generate_bytes([b"text"] * 3, 20)
+    assert len(set(free)) == 3
+    greedy = model.generate_bytes([b"text"], 20, temperature=0, byte_temperature=0)
+    assert model.generate_bytes([b"text"], 20, top_k=1, byte_temperature=0) == greedy
+    assert model.generate_bytes([b"text"], 20, top_p=1e-6, byte_temperature=0) == greedy
+    assert model.generate_bytes([], 5) == []
+    with pytest.raises(ValueError, match="`temperature` is -1"):
+        model.generate_bytes([b""], 5, temperature=-1)
+    with pytest.raises(ValueError, match="`top_head` 'categorical'"):
+        build("no_top", **BYTES).generate_bytes([b"text"], 5)
+
+
+def test_decoding_from_codes_ends_with_the_text():
+    model = build("default", **BYTES)
+    with torch.no_grad():
+        model.model.levels[0].head.out[0].weight.zero_()
+    model.model.levels[0].head.out[0].register_forward_hook(
+        lambda module, args, output: output.index_fill(-1, torch.tensor([258]), 9.0)
+    )
+    assert model.generate_bytes([b"text", b""], 5, byte_temperature=0) == [b"text", b""]
+
+
+# ---- Hard input ----
+
+
+@pytest.mark.parametrize(
+    "text", [b"a", b"aaaa" * 60, bytes(torch.randint(0, 256, (240,)).tolist()), "日本語".encode() * 9, b"\x00\xff\xfe"]
+)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_any_bytes_give_defined_results(variant, text):
+    model = build(variant, **BYTES)
+    ids = torch.tensor([[257, *text]])
+    with torch.no_grad():
+        output = model(ids, labels=ids)
+    assert output.logits.isfinite().all() and output.loss.isfinite()
+    model.train()(ids, labels=ids).loss.backward()
+    model.model.update()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+    assert model.eval().generate(ids, max_new_tokens=3, do_sample=False).shape[1] <= ids.shape[1] + 3
+
+
+def test_a_codebook_larger_than_the_batch_fills_and_a_prompt_too_long():
+    model = build("default", levels=[LEVEL | {"num_codes": 4096}], **BYTES).train()
+    ids = token_ids(1, 20)
+    for _ in range(3):
+        model(ids, labels=ids).loss.backward()
+        model.model.update()
+    assert model.model.levels[0].quantizer.codebook.isfinite().all()
+    long = torch.zeros(1, 1_000_000, dtype=torch.long)
+    with pytest.raises(ValueError, match="1000000 tokens does not fit: `max_position_embeddings` is 4096"):
+        model(long)
+    with pytest.raises(ValueError, match="does not fit"):
+        model.generate_bytes([bytes(1_000_000)])
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"levels": []}, "`levels` is empty"),
+        ({"levels": [{"codes": 5}]}, r"`levels\[0\]` has no field \['codes'\]"),
+        ({"levels": [{"num_codes": 1}]}, r"`levels\[0\].num_codes` is 1"),
+        (
+            {"levels": [{}, {"min_segment_length": 9, "max_segment_length": 5}]},
+            r"`levels\[1\].max_segment_length` is 5",
+        ),
+        ({"levels": [{"target_segment_length": 99.0}]}, r"`levels\[0\].target_segment_length` is 99"),
+        ({"levels": [{"depth": 2}]}, r"`levels\[0\].depth` is 2"),
+        ({"levels": [{"quantizer": "fsq", "fsq_levels": [1]}]}, r"`levels\[0\].fsq_levels`"),
+        ({"levels": [{"quantizer": "none"}, {}]}, r"`levels\[0\].quantizer` is 'none'"),
+        ({"levels": [{"quantizer": "none"}]}, "'continuous'"),
+        ({"levels": [{"expander_window": 0}]}, r"`levels\[0\].expander_window` is 0"),
+        ({"levels": [{"quantizer": "lfq"}]}, "quantizer"),
+        ({"num_attention_heads": 3}, "`num_attention_heads` is 3"),
+        ({"latent_rope_size": 3}, "`latent_rope_size` is 3"),
+        ({"vq_loss_weight": -1.0}, "`vq_loss_weight` is -1.0"),
+        ({"num_top_layers": -1}, "`num_top_layers` is -1"),
+    ],
+)
+def test_bad_configurations_say_what_is_wrong(fields, message):
+    with pytest.raises(Exception, match=message):
+        AbstractinatorConfig(**fields)
+
+
+def test_initial_weights():
+    torch.manual_seed(0)
+    model = AbstractinatorForCausalLM(
+        AbstractinatorConfig(hidden_size=64, initializer_range=0.05, **{"num_top_layers": 2})
+    )
+    quantizer = model.model.levels[0].quantizer
+    assert quantizer.counts.eq(1).all() and quantizer.codebook.std().item() == pytest.approx(1, rel=0.05)
+    assert model.model.levels[0].embedding.table.weight.std().item() == pytest.approx(0.05, rel=0.1)
