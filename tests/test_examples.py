@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from latentlm import (
+    AbstractinatorConfig,
+    AbstractinatorForCausalLM,
     ByteTokenizer,
     DecoderOnlyConfig,
     DecoderOnlyForCausalLM,
@@ -67,7 +69,7 @@ def test_every_example_is_listed_short_and_tested():
     listed = (EXAMPLES / "README.md").read_text(encoding="utf-8")
     here = Path(__file__).read_text(encoding="utf-8")
     scripts = [path for path in EXAMPLES.iterdir() if path.suffix in (".py", ".sh")]
-    assert len(scripts) == 10
+    assert len(scripts) == 13
     for script in scripts:
         assert f"({script.name})" in listed
         assert f'"{script.name}"' in here
@@ -146,6 +148,48 @@ def test_build_fsq_tokenizer(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Nothing is lost" in done.stdout
     assert len(FSQTokenizerFast.from_pretrained(tmp_path / "out")) == 400
+
+
+@pytest.fixture(scope="module")
+def abstractinator_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("abstractinator")
+    fields = {
+        "num_entropy_layers": 1,
+        "num_compressor_layers": 1,
+        "num_expander_layers": 1,
+        "num_codes": 8,
+        "code_dim": 4,
+    }
+    config = AbstractinatorConfig(
+        hidden_size=16, num_attention_heads=2, num_top_layers=1, levels=[fields], max_position_embeddings=256
+    )
+    AbstractinatorForCausalLM(config).save_pretrained(folder)
+    ByteTokenizer().save_pretrained(folder)
+    return folder
+
+
+def test_compress_text(run_example, abstractinator_folder):
+    output = run_example("compress_text.py", abstractinator_folder, "Some text.")
+    assert "10 bytes; one by one" in output and "(codes)" in output and "level 1:" in output
+
+
+def test_generate_from_codes(run_example, abstractinator_folder):
+    output = run_example("generate_from_codes.py", abstractinator_folder)
+    assert output.count("byte by byte: 'The") == output.count("from codes:   'The") == 1
+
+
+def test_train_in_stages(tmp_path):
+    fields = ["--max_steps", "2", "--max_train_rows", "4", "--max_validation_rows", "2", "--eval_steps", "2"]
+    fields += ["--save_steps", "2", "--logging_steps", "1", "--warmup_steps", "0", "--sample_prompts", "0"]
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", str(EXAMPLES / "train_in_stages.sh"), str(tmp_path), *fields],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PATH": path},
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / "abstractinator-tiny-top" / "model.safetensors").exists()
 
 
 def test_repair_texts(run_example, encodzall_folder):

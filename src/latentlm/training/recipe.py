@@ -39,7 +39,7 @@ MODEL_SOURCES = ("config", "model_type", "from_pretrained")
 # What a configuration file says about itself, and what the tokenizer decides.
 BOOKKEEPING = {"architectures", "auto_map", "transformers_version", "model_type", "dtype", "torch_dtype"}
 TOKENIZER_FIELDS = ("pad_token_id", "bos_token_id", "eos_token_id")
-MIN_VOCAB_SIZE = 256  # of any tokenizer here: the bytes
+MIN_VOCAB_SIZE = 259  # of any tokenizer here: the bytes and three special tokens
 # What the data section describes, by model type; rows of tokens if it is not listed.
 DATA_CONFIGS: dict[str, type[SourceConfig]] = {"fsq_autoencoder": ChunkConfig, "encodzall": TextConfig}
 # What the training section may hold, where it is more than usual.

@@ -1,0 +1,151 @@
+"""Abstractinator: a training step against the BLT of transformers with as many parameters, and generating.
+
+    python benchmarks/abstractinator.py [--config FOLDER] [--repeats 3] [--threads 2] [--only train matmul generate]
+
+The text is the documentation inside Python, 4 rows of 512 bytes. Weights are random; `delta` is set so that segments
+have about three bytes, as those of a trained model have. BLT's patcher is frozen and in its forward, as ours is where
+it says so.
+"""
+
+import argparse
+import resource
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
+from pydoc_data.topics import topics
+
+import torch
+from timing import machine, median_seconds
+from transformers import AutoConfig, BltConfig, BltForCausalLM
+
+import latentlm
+
+ROWS, LENGTH = 4, 512
+
+
+def text(length: int) -> torch.Tensor:
+    data = " ".join(" ".join(topics.values()).split()).encode()
+    return torch.tensor([*data[:length]])
+
+
+def build(path: str, **changes) -> latentlm.AbstractinatorForCausalLM:
+    """The model of a folder; `delta` at the two thirds of what entropies rise by, for segments of three symbols."""
+    config = AutoConfig.from_pretrained(path)
+    config.max_position_embeddings = 8192
+    for name, value in changes.items():
+        setattr(config, name, value)
+    torch.manual_seed(0)
+    model = latentlm.AbstractinatorForCausalLM(config).eval()
+    rows = text(ROWS * LENGTH).view(ROWS, LENGTH)
+    for level in model.model.levels:
+        with torch.no_grad():
+            found = model.model.compress_rows(rows, torch.full((ROWS,), LENGTH))
+        entropies = found[list(model.model.levels).index(level)].segments.entropies[:, 1:]
+        level.level.delta = float((entropies[:, 1:] - entropies[:, :-1]).flatten().quantile(2 / 3))
+    return model
+
+
+def blt(parameters: int) -> BltForCausalLM:
+    """Twelve layers of patcher, four of encoder, six of decoder and twelve global ones, 256 wide, window 64; hashed
+    embeddings make up for what is missing."""
+    sizes = {"hidden_size": 256, "num_attention_heads": 8, "intermediate_size": 704}
+
+    def config(vocab: int) -> BltConfig:
+        return BltConfig(
+            patcher_config={**sizes, "num_hidden_layers": 12, "sliding_window": 64},
+            encoder_config={**sizes, "num_hidden_layers": 4, "hidden_size_global": 256, "sliding_window": 64},
+            decoder_config={**sizes, "num_hidden_layers": 6, "hidden_size_global": 256},
+            global_config={**sizes, "num_hidden_layers": 12},
+            cross_attn_k=2,
+            encoder_hash_byte_group_size=[3],
+            encoder_hash_byte_group_vocab=vocab,
+            local_attention_window_len=64,
+            patching_batch_size=ROWS,
+        )
+
+    with torch.device("meta"):
+        base = BltForCausalLM(config(8)).num_parameters()
+    torch.manual_seed(0)
+    model = BltForCausalLM(config(max(8, (parameters - base) // 256)))
+    model.model.patcher.requires_grad_(False)
+    return model
+
+
+def step(model: torch.nn.Module, ids: torch.Tensor, bf16: bool) -> Callable[[], None]:
+    """One forward and backward pass."""
+    model.train()
+
+    def run() -> None:
+        model.zero_grad(set_to_none=True)
+        with torch.autocast("cpu", torch.bfloat16) if bf16 else nullcontext():
+            model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+
+    return run
+
+
+def train(options: argparse.Namespace) -> None:
+    ids = text(ROWS * LENGTH).view(ROWS, LENGTH)
+    ours, frozen = build(options.config), build(options.config, freeze_entropy=True)
+    other = blt(ours.num_parameters())
+    print(f"{ours.num_parameters():,} parameters, BLT {other.num_parameters():,}")
+    found = ours.model.compress_rows(ids, torch.full((ROWS,), LENGTH))[0]
+    count = found.segments.count
+    print(
+        f"{LENGTH / count.float().mean():.2f} bytes a segment; padded rows {1 - count.sum() / (ROWS * count.max()):.1%}"
+    )
+    sides = {
+        "float32": step(ours, ids, False),
+        "bf16": step(build(options.config), ids, True),
+        "float32, entropy model frozen": step(frozen, ids, False),
+        "BLT, float32, patcher frozen": step(other, ids, False),
+    }
+    seconds = median_seconds(sides, options.repeats)
+    print("\n| forward and backward, 4 × 512 bytes | bytes/s | time / BLT |\n|---|--:|--:|")
+    for name, value in seconds.items():
+        print(f"| {name} | {ids.numel() / value:.0f} | {value / seconds['BLT, float32, patcher frozen']:.2f} |")
+
+
+def matmul(options: argparse.Namespace) -> None:
+    """What share of the machine's own rate of large matrix products a training step reaches."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    ids = text(ROWS * LENGTH).view(ROWS, LENGTH)
+    run = step(build(options.config), ids, False)
+    with FlopCounterMode(display=False) as counter:
+        run()
+    one = torch.randn(2048, 2048)
+    seconds = median_seconds({"step": run, "product": lambda: one @ one}, options.repeats)
+    rate, peak = counter.get_total_flops() / seconds["step"], 2 * 2048**3 / seconds["product"]
+    print(f"\nstep {rate / 1e9:.0f} GFLOP/s, large product {peak / 1e9:.0f} GFLOP/s: {rate / peak:.0%}")
+    print(f"{counter.get_total_flops() / ids.numel() / 1e6:.0f} MFLOP a byte, forward and backward")
+
+
+def generate(options: argparse.Namespace) -> None:
+    model = build(options.config)
+    model.generation_config.eos_token_id = None
+    print("\n| cached generation after | bytes/s | memory at the end, MB |\n|---|--:|--:|")
+    for length in (64, 512, 2048, 4096):
+        ids = text(length)[None]
+        new = 48
+        both = {}
+        for count in (1, 1 + new):  # the prompt's own cost is taken off
+            limits = {"max_new_tokens": count, "min_new_tokens": count, "do_sample": False}
+            both[count] = partial(model.generate, ids, attention_mask=torch.ones_like(ids), **limits)
+        seconds = median_seconds(both, 1, 0)
+        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        print(f"| {length} bytes | {new / (seconds[1 + new] - seconds[1]):.0f} | {memory:.0f} |", flush=True)
+
+
+PARTS = {"train": train, "matmul": matmul, "generate": generate}
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", default="hub_configs/abstractinator-seed")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--only", nargs="*", choices=PARTS, default=list(PARTS))
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    print(machine(), flush=True)
+    for name in options.only:
+        PARTS[name](options)

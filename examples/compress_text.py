@@ -1,0 +1,27 @@
+"""How short can an Abstractinator make a text: as bytes one by one, and as codes with what they leave open.
+
+python examples/compress_text.py [org/name or run folder] [TEXT]
+"""
+
+import math
+import sys
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+name = sys.argv[1] if len(sys.argv) > 1 else "runs/abstractinator-tiny"
+text = sys.argv[2] if len(sys.argv) > 2 else "Return a new list that holds the items of the sequence, in their order."
+
+tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=True)
+model = AutoModelForCausalLM.from_pretrained(name, trust_remote_code=True).eval()
+ids = tokenizer(text, return_tensors="pt").input_ids
+size = len(text.encode())
+
+with torch.no_grad():
+    next_byte = model(ids, labels=ids).lm_loss.item() * (ids.shape[1] - 1)
+print(f"{size} bytes; one by one: {next_byte / math.log(2) / 8:.1f} bytes")
+parts = {part: nats.item() / math.log(2) / 8 for part, nats in model.code_lengths(ids).items()}
+print("in parts: " + " + ".join(f"{value:.1f} ({part})" for part, value in parts.items()) + " bytes")
+for level, compressed in enumerate(model.model.read(ids)[1].levels, 1):
+    codes = compressed.quantized.codes[0].tolist()
+    print(f"level {level}: {len(codes)} codes of {size / len(codes):.1f} bytes, {codes[:8]} ...")

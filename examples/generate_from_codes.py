@@ -1,0 +1,22 @@
+"""Continue prompts with an Abstractinator: byte by byte, and by codes that are expanded to bytes.
+
+python examples/generate_from_codes.py [org/name or run folder]
+"""
+
+import sys
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+name = sys.argv[1] if len(sys.argv) > 1 else "runs/abstractinator-tiny"
+prompts = ["The function returns", "If the key is"]
+
+tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=True, padding_side="left")
+model = AutoModelForCausalLM.from_pretrained(name, trust_remote_code=True).eval()
+torch.manual_seed(0)
+inputs = tokenizer(prompts, padding=True, return_tensors="pt")
+for text in tokenizer.batch_decode(model.generate(**inputs, max_new_tokens=40), skip_special_tokens=True):
+    print(f"byte by byte: {text!r}")
+given = [prompt.encode() for prompt in prompts]
+for text in model.generate_bytes(given, max_new_bytes=40, top_p=0.9, byte_temperature=0.7):
+    print(f"from codes:   {text.decode('utf-8', 'replace')!r}")
