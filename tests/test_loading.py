@@ -213,12 +213,13 @@ from transformers import AutoConfig, AutoModelForCausalLM
 config = AutoConfig.from_pretrained(sys.argv[1], trust_remote_code=True)
 torch.manual_seed(0)
 model = AutoModelForCausalLM.from_config(config, trust_remote_code=True)
+others = ("aggregation", "autoencoder", "code_network", "pooling", "quantizer")
 for name, p in model.named_parameters():
     if ("gate" in name and "gate_proj" not in name) or "norm" in name:
         assert (p == 1).all() or name.endswith("bias"), name
     elif name.endswith(("o_proj.weight", "down_proj.weight")):
         assert abs(p.std().item() / (0.02 / math.sqrt(float(sys.argv[2]))) - 1) < 0.1, (name, p.std())
-    elif p.ndim == 2 and p.numel() > 999 and not any(n in name for n in ("aggregation", "autoencoder", "code_network")):
+    elif p.ndim == 2 and p.numel() > 999 and not any(part in name for part in others):
         assert abs(p.std().item() / 0.02 - 1) < 0.1, (name, p.std())
 
 # What was loaded as remote code and changed is saved with its code, loads again, and is no one else's.

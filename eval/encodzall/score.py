@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from baselines import BASELINES
 from scipy.stats import spearmanr
 from tqdm import tqdm
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
@@ -22,6 +23,7 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 import latentlm  # noqa: F401  (registers the architecture)
 from latentlm.training.noise import corrupt_text
 
+BASELINE_CLASSES = {cls.__name__: cls for cls in BASELINES.values()}
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 BATCH = 32
 STRENGTH = 0.3  # of the noise in sentences
@@ -105,16 +107,16 @@ def read_sts(data: Path) -> tuple[list[str], list[str], list[float]]:
 
 def score_embeddings(embed: Callable[[list[str]], torch.Tensor], data: Path, texts: int) -> dict[str, float]:
     """STS-B (development set), Spearman's correlation of the cosines, clean and with noise in both sentences; and how
-    often the nearest clean sentence to a noisy one is its own."""
+    often the nearest clean sentence to a noisy one, of the strongest noise, is its own."""
     first, second, scores = read_sts(data)
     found = {}
     for name, change in (("STS-B", lambda s, i: s), ("STS-B, noisy", noisy_of)):
         one = embed([change(sentence, key) for key, sentence in enumerate(first)])
         other = embed([change(sentence, key + len(first)) for key, sentence in enumerate(second)])
         found[name] = float(spearmanr(torch.cosine_similarity(one, other).numpy(), scores).statistic)
-    sentences = read_sentences(data, texts)
+    sentences = read_sentences(data, 10 * texts)
     clean = torch.nn.functional.normalize(embed(sentences))
-    noisy = torch.nn.functional.normalize(embed([noisy_of(s, i) for i, s in enumerate(sentences)]))
+    noisy = torch.nn.functional.normalize(embed([corrupt_text(s, 1.0, i)[0] for i, s in enumerate(sentences)]))
     nearest = (noisy @ clean.T).argmax(1)
     found[f"retrieval of 1 in {len(sentences)}"] = nearest.eq(torch.arange(len(clean))).double().mean().item()
     return found
@@ -145,7 +147,8 @@ def main() -> None:
     scores["character trigrams"] = score_embeddings(bag_of_trigrams, options.data, options.texts)
     for run in options.runs:
         tokenizer = AutoTokenizer.from_pretrained(run)
-        model = AutoModelForSeq2SeqLM.from_pretrained(run).eval()
+        [saved] = json.loads((run / "config.json").read_text(encoding="utf-8"))["architectures"]
+        model = BASELINE_CLASSES.get(saved, AutoModelForSeq2SeqLM).from_pretrained(run).eval()
 
         def denoise(texts: list[str], model=model, tokenizer=tokenizer) -> list[str]:
             parts = [texts[i : i + BATCH] for i in range(0, len(texts), BATCH)]

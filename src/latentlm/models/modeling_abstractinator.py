@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import initialization as init
 from transformers.generation import GenerationMixin
 from transformers.modeling_utils import slice_logits_to_keep
 from transformers.utils import can_return_tuple
@@ -41,6 +42,11 @@ class AbstractinatorPreTrainedModel(TransformerPreTrainedModel):
     _no_split_modules = ["StackLayer"]
     _supports_flash_attn = False  # its masks are functions
     _can_compile_fullgraph = False  # the number of segments is known only when they are cut
+
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if getattr(module, "keeps_scale", False):
+            init.normal_(module.weight, mean=0.0, std=module.in_features**-0.5)
 
     @property
     def num_residual_projections(self) -> int:

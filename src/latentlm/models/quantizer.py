@@ -62,6 +62,7 @@ class VectorQuantizer(nn.Module):
         self.down = nn.Linear(hidden_size, code_dim, bias=False)
         self.norm = nn.RMSNorm(code_dim)  # vectors and entries have one scale from the first step on
         self.up = nn.Linear(code_dim, hidden_size, bias=False)
+        self.down.keeps_scale = self.up.keeps_scale = True
         self.register_buffer("codebook", spread_values(depth, num_codes, code_dim))
         self.register_buffer("counts", torch.ones(depth, num_codes))
         self.register_buffer("sums", spread_values(depth, num_codes, code_dim))
@@ -198,6 +199,7 @@ class FSQQuantizer(nn.Module):
         self.fsq = FSQ(levels)
         self.down = nn.Linear(hidden_size, len(levels), bias=False)
         self.up = nn.Linear(len(levels), hidden_size, bias=False)
+        self.down.keeps_scale = self.up.keeps_scale = True
 
     @property
     def num_codes(self) -> int:

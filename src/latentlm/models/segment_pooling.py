@@ -42,6 +42,9 @@ class SegmentPooling(nn.Module):
         self.key_norm = nn.RMSNorm(self.head_dim, eps=eps)
         self.out_proj = nn.Linear(num_queries * hidden_size, hidden_size, bias=False)
         self.norm = nn.RMSNorm(hidden_size, eps=eps)
+        # Weights that keep the size of what they read: small ones are soon outgrown by what all segments have in
+        # common, and then all vectors are alike.
+        self.kv_proj.keeps_scale = self.out_proj.keeps_scale = True
 
     def read(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Scores `(..., Q * H)` and values `(..., H, d)`, float32, of hidden states `(..., D)`."""
