@@ -166,6 +166,19 @@ def test_the_next_byte_loss_rises_over_a_tenth_of_the_run(tmp_path):
     assert scales[:6] == pytest.approx([0.02, 0.265, 0.51, 0.755, 1.0, 1.0])
 
 
+def test_what_makes_codes_is_trained_after_the_first_steps(tmp_path):
+    for steps in (2, 3):
+        trainer = trainer_of(tmp_path / str(steps), "default", max_steps=steps, fixed_code_steps=2, weight_decay=0.0)
+        before = {name: value.clone() for name, value in trainer.model.named_parameters()}
+        trainer.train()
+        moved = {name for name, value in trainer.model.named_parameters() if not torch.equal(value, before[name])}
+        codes = {name for name in before if ".compressor" in name or ".pooling." in name or ".quantizer." in name}
+        assert (codes <= moved) if steps == 3 else not (codes & moved)
+        assert before.keys() - codes <= moved
+    with pytest.raises(ValueError, match="fixed_code_steps is -1"):
+        AbstractinatorTrainingArguments(output_dir="unused", fixed_code_steps=-1)
+
+
 def test_arguments_are_those_of_the_architecture():
     assert AbstractinatorTrainingArguments(output_dir="unused").load_base_from is None
 

@@ -177,12 +177,16 @@ class AbstractinatorModel(AbstractinatorPreTrainedModel):
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
         known: bool = False,
+        train_codes: bool = True,
     ) -> tuple[Rows, Pyramid]:
         """The batch as rows, and the pyramid above them; with `known` also what expanders say of true codes."""
         longest = input_ids.shape[1] if position_ids is None else int(position_ids.max()) + 1  # of the documents
         check_context(longest, self.config.max_position_embeddings)
         rows = make_rows(input_ids, attention_mask, position_ids)
         found = self.compress_rows(rows.ids, rows.lengths)
+        if not train_codes:
+            for compressed in found:
+                compressed.quantized = compressed.quantized.detach()
         return rows, self.expand_rows(found, known)
 
     def compress_rows(self, ids: torch.Tensor, lengths: torch.Tensor) -> list[Compressed]:
@@ -360,6 +364,7 @@ class AbstractinatorForCausalLM(
         shift_labels: torch.LongTensor | None = None,  # (B, T), instead of labels: already moved by one
         num_items_in_batch: torch.Tensor | int | None = None,
         lm_loss_scale: torch.Tensor | float = 1.0,  # times `lm_loss_weight`: rises in training
+        train_codes: bool = True,  # whether what reads codes trains what makes them
         output_hidden_states: bool | None = None,
         **kwargs: Any,
     ) -> AbstractinatorCausalLMOutput:
@@ -385,7 +390,7 @@ class AbstractinatorForCausalLM(
         if attention_mask is None and self.config.pad_token_id is not None:
             attention_mask = input_ids != self.config.pad_token_id  # rows of a data set are filled up with it
         known = not self.training or self.config.reconstruction_loss_weight > 0
-        rows, pyramid = self.model.read(input_ids, attention_mask, position_ids, known)
+        rows, pyramid = self.model.read(input_ids, attention_mask, position_ids, known, train_codes)
         logits = head.digit_logits(rows.from_rows(pyramid.states[0]), None, 0)
         losses = self.losses(rows, pyramid, logits, shift_labels, num_items_in_batch, lm_loss_scale)
         hidden_states = tuple(map(rows.from_rows, pyramid.hidden_states)) if output_hidden_states else None

@@ -25,6 +25,9 @@ class Quantized:
     codes: torch.Tensor
     loss: torch.Tensor | None
 
+    def detach(self) -> "Quantized":
+        return Quantized(self.vectors.detach(), self.codes, None if self.loss is None else self.loss.detach())
+
 
 class VectorQuantizer(nn.Module):
     """Each vector becomes the nearest entry of a codebook (van den Oord et al. 2017, 1711.00937), in a small space
@@ -83,7 +86,8 @@ class VectorQuantizer(nn.Module):
         vectors: `(..., D)`.
         real: `(...)`, bool; other rows take no part in anything.
         """
-        latents = self.norm(self.down(vectors[real])).float()  # (N, code_dim)
+        with torch.autocast(vectors.device.type, enabled=False):
+            latents = self.norm(self.down(vectors[real].to(self.down.weight.dtype))).float()  # (N, code_dim)
         residual, total, codes = latents.detach(), torch.zeros_like(latents), []
         gather = self.training and not in_backward()
         statistics = Statistics.empty(self.codebook) if gather else None

@@ -25,6 +25,7 @@ class AbstractinatorTrainer(LatentTrainer):
     """[`LatentTrainer`] for [`AbstractinatorForCausalLM`].
 
     Once per optimizer step codebooks and adapted deltas are moved by what all micro-batches and processes gathered.
+    In the first `fixed_code_steps` what makes codes is not trained by what reads them.
     `load_base_from` and `load_entropy_from` take levels, or their entropy models, from another run. Beside the named
     losses an evaluation adds, for each level L:
 
@@ -54,7 +55,8 @@ class AbstractinatorTrainer(LatentTrainer):
         if model.training:
             risen = min(1.0, self.state.global_step / max(1, self.state.max_steps // 10))
             scale = FIRST_SHARE + (1 - FIRST_SHARE) * risen
-            inputs = {**inputs, "lm_loss_scale": torch.tensor(scale, device=self.args.device)}
+            trained = self.state.global_step >= self.args.fixed_code_steps
+            inputs = {**inputs, "lm_loss_scale": torch.tensor(scale, device=self.args.device), "train_codes": trained}
         return super().compute_loss(model, inputs, *args, **kwargs)
 
     def update(self) -> None:

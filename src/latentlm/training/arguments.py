@@ -71,12 +71,23 @@ class LatentTrainingArguments(TrainingArguments):
 class AbstractinatorTrainingArguments(LatentTrainingArguments):
     """`LatentTrainingArguments` with what is taken from an earlier stage."""
 
+    fixed_code_steps: int = field(
+        default=100,
+        metadata={
+            "help": "First steps in which compressors stay random: trained at once, all their codes become alike."
+        },
+    )
     load_base_from: str | None = field(
         default=None, metadata={"help": "Saved model whose levels, all but the top model, are taken."}
     )
     load_entropy_from: str | None = field(
         default=None, metadata={"help": "Saved model whose entropy models are taken."}
     )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.fixed_code_steps < 0:
+            raise ValueError(f"fixed_code_steps is {self.fixed_code_steps}, but it must be 0 or more.")
 
 
 @dataclass
