@@ -110,7 +110,7 @@ def test_every_recipe_loads(name):
 
 def test_every_folder_has_a_recipe():
     assert {path.name for path in HUB_CONFIGS.iterdir() if path.is_dir()} == {name.split("/")[0] for name in RECIPES}
-    ours = ("-tiny/", "-base/", "fsq-", "encodzall-")  # made here: there is no run to compare with
+    ours = ("-tiny/", "-base/", "fsq-", "encodzall-", "abstractinator-")  # made here: there is no run to compare with
     assert {name for name in RECIPES if not any(part in name for part in ours)} == set(PUBLISHED)
 
 

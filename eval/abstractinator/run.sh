@@ -2,7 +2,7 @@
 # The runs behind docs/results/abstractinator.md, one after the other; run again, it continues where it stopped. Parts
 # side by side share the work.
 #
-#     bash eval/abstractinator/run.sh [one-level|two-levels|flat|sweep|latent] [TEXT FOLDER]
+#     bash eval/abstractinator/run.sh [one-level|two-levels|flat|blt|sweep|seeds] [TEXT FOLDER]
 set -euo pipefail
 part=${1:-one-level}
 text=${2:-../shared/data/wikitext2}
@@ -11,8 +11,11 @@ here=$(dirname "${BASH_SOURCE[0]}")
 data=(--dataset "$text/wiki.train.txt" --validation_dataset "$text/wiki.valid.txt")
 mkdir -p "$runs"
 train() { # recipe, run, fields
-    echo "$(date +%T) $2"
-    python -m latentlm.train "$here/$1.yaml" "${data[@]}" --output_dir "$runs/$2" "${@:3}" >> "$runs/$2.log" 2>&1
+    run_with "-m latentlm.train" "$@"
+}
+run_with() { # program, recipe, run, fields
+    echo "$(date +%T) $3"
+    python $1 "$here/$2.yaml" "${data[@]}" --output_dir "$runs/$3" "${@:4}" >> "$runs/$3.log" 2>&1
 }
 best() { # the learning rate of the trial with the fewest bits per byte at its end
     python - "$runs" "$1" <<'PYTHON'
@@ -30,6 +33,24 @@ one-level | two-levels | flat) # three learning rates at 0.3 MB each, then the b
         train "$part" "rate-$part-$rate" --max_steps 150 --eval_steps 150 --warmup_steps 15 --learning_rate $rate --sample_prompts 0
     done
     train "$part" "$part" --learning_rate "$(best "$part")" ;;
-latent) # the other form of attention
-    train one-level latent --attention_form latent --max_steps 500 --learning_rate "$(best one-level)" ;;
+blt) # the flat model's recipe; without samples, since it has no cache
+    for rate in 1e-3 2e-3 4e-3; do
+        run_with "$here/blt.py" flat "rate-blt-$rate" --max_steps 150 --eval_steps 150 --warmup_steps 15 \
+            --learning_rate $rate --sample_prompts 0
+    done
+    run_with "$here/blt.py" flat blt --learning_rate "$(best blt)" --sample_prompts 0 ;;
+sweep) # how segments are cut, and the other form of attention: 0.8 MB each
+    short() { # run, what stands for `delta: 0.5`, fields
+        sed "s/delta: 0.5/$2/" "$here/one-level.yaml" > "$runs/$1.yaml"
+        here=$runs train "$1" "$1" --max_steps 400 --eval_steps 200 --learning_rate "$(best one-level)" "${@:3}"
+    }
+    short sweep-delta-0.5 "delta: 0.5"
+    for delta in 0.2 1.0 2.0; do short "sweep-delta-$delta" "delta: $delta"; done
+    for length in 4.0 8.0; do short "sweep-target-$length" "delta: 0.5\n      target_segment_length: $length"; done
+    short sweep-latent "delta: 0.5" --attention_form latent ;;
+seeds) # two more of each
+    for seed in 1 2; do
+        train one-level "one-level-seed-$seed" --seed $seed --learning_rate "$(best one-level)"
+        train flat "flat-seed-$seed" --seed $seed --learning_rate "$(best flat)"
+    done ;;
 esac

@@ -87,7 +87,7 @@ class VectorQuantizer(nn.Module):
         real: `(...)`, bool; other rows take no part in anything.
         """
         with torch.autocast(vectors.device.type, enabled=False):
-            latents = self.norm(self.down(vectors[real].to(self.down.weight.dtype))).float()  # (N, code_dim)
+            latents = self.norm(self.down(vectors[real].to(self.norm.weight.dtype))).float()  # (N, code_dim)
         residual, total, codes = latents.detach(), torch.zeros_like(latents), []
         gather = self.training and not in_backward()
         statistics = Statistics.empty(self.codebook) if gather else None
