@@ -15,6 +15,7 @@ from training_setup import Rows, make_trainer, metrics_of
 from latentlm.inspect import main as inspect_main
 from latentlm.train import main
 from latentlm.training import AbstractinatorTrainingArguments, RecipeError
+from latentlm.training.publishing import published_files, write_card
 
 TESTS = Path(__file__).parent
 TINY = REPOSITORY / "hub_configs" / "abstractinator-tiny"
@@ -81,6 +82,17 @@ def test_a_run_says_what_its_codes_are_worth(tmp_path):
     for arguments, message in ((["", "--out", "x.png"], "empty"), (["text", "--out", "x.gif"], r"\.png or \.html")):
         with pytest.raises(SystemExit, match=message):
             inspect_main([str(tmp_path / "run"), *arguments])
+
+
+def test_the_card_shows_where_a_text_is_cut(tmp_path):
+    folder = run(TINY / "recipe.yaml", tmp_path / "run", **SMALL)
+    for place in (folder, folder / "checkpoint-2"):
+        write_card(place, "org/name")
+        assert "(segments.png)" in (place / "README.md").read_text(encoding="utf-8")
+        assert "segments.png" in published_files(place)
+    (folder / "segments.png").unlink()
+    write_card(folder, "org/name")
+    assert "segments.png" not in (folder / "README.md").read_text(encoding="utf-8")
 
 
 def test_three_stages(tmp_path):

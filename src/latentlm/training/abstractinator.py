@@ -12,13 +12,18 @@ from transformers import TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput
 from transformers.utils import SAFE_WEIGHTS_NAME
 
+from latentlm.inspect import draw, inspect
 from latentlm.models.quantizer import code_usage
+from latentlm.models.words import NUM_BYTES
 
 from .recipe import RecipeError
+from .run_folder import SEGMENTS_FILE
 from .trainer import LatentTrainer
 
 FIRST_SHARE = 0.02
 """Of `lm_loss_weight`, at the first step; all of it after a tenth of the run."""
+DRAWN_BYTES = 288
+"""Of the held-out text in the picture: three lines."""
 
 
 class AbstractinatorTrainer(LatentTrainer):
@@ -113,6 +118,17 @@ class AbstractinatorTrainer(LatentTrainer):
         if model.model.top is not None and model.config.top_head == "categorical":
             nats = sum(model.code_lengths(ids, mask, positions).values())
             self._sums["two_part_bits_per_byte"] += nats.sum().item()
+
+    def write_samples(self) -> None:
+        """Besides, draw where a held-out text is cut."""
+        super().write_samples()
+        if not self.is_world_process_zero() or self.is_fsdp_enabled:
+            return
+        for row in self.spread_validation_rows(1):
+            data = bytes(i for i in torch.as_tensor(row["input_ids"]).tolist() if i < NUM_BYTES)[:DRAWN_BYTES]
+            if data:
+                model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+                draw(inspect(model, data), Path(self.args.output_dir) / SEGMENTS_FILE)
 
 
 class UpdateCallback(TrainerCallback):

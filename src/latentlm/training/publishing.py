@@ -49,6 +49,7 @@ from .run_folder import (
     DATA_FILE,
     ENVIRONMENT_FILE,
     RESULTS_FILE,
+    SEGMENTS_FILE,
     plot_curves,
     read_metrics,
     read_stored_recipe,
@@ -59,7 +60,7 @@ TEMPLATE = Path(__file__).with_name("model_card.md")
 # A card without this line is the user's own and stays as it is.
 MARKER = "<!-- Written by latentlm, anew at each push. Delete this line to keep your own changes. -->"
 SUFFIXES = (".safetensors", ".py", ".json", ".jinja", ".model")
-NAMES = {CARD_FILE, CURVES_FILE, "merges.txt", "vocab.txt"}
+NAMES = {CARD_FILE, CURVES_FILE, SEGMENTS_FILE, "merges.txt", "vocab.txt"}
 # What a run and its checkpoints keep for themselves.
 PRIVATE = {ARGUMENTS_FILE, DATA_FILE, ENVIRONMENT_FILE, RESULTS_FILE, MANIFEST, TRAINER_STATE_NAME}
 # Recipe fields that say where a run lives and who may write there, not how to repeat it.
@@ -267,6 +268,7 @@ def make_card(folder: Path, repo_id: str, tags: list[str], fields: dict[str, Any
         losses=(losses := list(first_and_last(metrics))),
         lm_loss_named=any(row["name"] == "lm_loss" for row in losses),
         figure=CURVES_FILE,
+        segments=SEGMENTS_FILE if (folder / SEGMENTS_FILE).exists() else None,
         data=describe_data(data, recipe.get("data", {})) if data else None,
         recipe=(published_recipe(folder) or "").strip(),
         environment=read_json(folder / ENVIRONMENT_FILE),

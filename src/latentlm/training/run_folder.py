@@ -37,6 +37,7 @@ logger = logging.get_logger(__name__)
 ENVIRONMENT_FILE = "environment.json"
 DATA_FILE = "data.json"
 CURVES_FILE = "curves.png"
+SEGMENTS_FILE = "segments.png"  # where an Abstractinator cuts a held-out text
 RESULTS_FILE = "results.json"
 PACKAGES = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "numpy", "safetensors")
 # A folder with one of these and no recipe was made by something else.

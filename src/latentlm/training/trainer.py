@@ -40,11 +40,12 @@ from .checkpoints import (
 )
 from .publishing import create_repository, write_card
 from .publishing import publish as publish_run
+from .run_folder import SEGMENTS_FILE
 
 logger = logging.get_logger(__name__)
 
 # Files of the run folder that every checkpoint repeats, so that it can be resumed without anything else.
-RUN_FILES = ("recipe.yaml", "environment.json", "data.json")
+RUN_FILES = ("recipe.yaml", "environment.json", "data.json", SEGMENTS_FILE)
 
 
 class LatentTrainer(Trainer):
