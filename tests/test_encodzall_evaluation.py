@@ -7,10 +7,10 @@ import torch
 
 pytest.importorskip("lm_eval", reason="needs the eval extra: pip install 'latentlm[eval]'")
 
+from encodzall_setup import build
 from lm_eval import simple_evaluate
 from lm_eval.api.instance import Instance
 from lm_eval.tasks import TaskManager
-from test_encodzall import build
 from test_evaluation import data  # noqa: F401  (a fixture)
 
 from latentlm import EncodzallTokenizer

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from encodzall_setup import build
 from safetensors.torch import load_file
-from test_encodzall import build
 from torch import nn
 from training_setup import metrics_of
 

@@ -1,0 +1,50 @@
+"""Small EncodZall models and texts that several test files share."""
+
+import pytest
+from architectures import randomise
+
+from latentlm import EncodzallConfig, EncodzallForMaskedDenoising, EncodzallTokenizer
+
+SIZES = {
+    "hidden_size": 64,
+    "num_attention_heads": 4,
+    "num_word_encoder_layers": 2,
+    "num_context_encoder_layers": 2,
+    "num_decoder_layers": 2,
+    "intermediate_size": 48,
+    "max_position_embeddings": 128,
+    "packed_row_length": 24,
+}
+VARIANTS = {
+    "default": {},
+    "grouped": {"num_key_value_heads": 2, "word_pooling": "query", "word_decoder": "shared"},
+    "plain": {"word_pooling": "max", "cross_attention_positions": "none", "word_decoder": "none"},
+}
+TEXTS = [
+    "Words of a text, packed.",
+    "",
+    "  a longwordthatiscutintosomeparts end ",
+    "日本語のテキスト and more words here",
+]
+CLOSE = {"atol": 1e-4, "rtol": 1e-4}  # of large logits
+EQUAL = {"atol": 1e-5, "rtol": 1e-5}
+BACKENDS = ["eager", "sdpa", "flex_attention"]
+each_variant = pytest.mark.parametrize("variant", VARIANTS)
+tokenizer = EncodzallTokenizer()
+
+
+def build(variant: str = "default", model_class=EncodzallForMaskedDenoising, backend: str = "sdpa", **fields):
+    config = EncodzallConfig(**{**SIZES, **VARIANTS[variant], **fields})
+    config._attn_implementation = backend
+    model = model_class(config).eval()
+    randomise(model)
+    return model
+
+
+def encode(texts=TEXTS, **options):
+    return tokenizer(texts, padding=True, return_tensors="pt", **options)
+
+
+def labels_of(texts=TEXTS):
+    ids = encode(texts)["input_ids"]
+    return ids.masked_fill(ids == tokenizer.pad_token_id, -100)
