@@ -144,6 +144,22 @@ def test_unused_entries_become_vectors_of_the_batch():
     assert (found[used] > 1e-2).any()  # those that are used only follow
 
 
+def test_codes_keep_their_meaning():
+    """Of vectors that are as unequal in number as words are, in batches smaller than the codebook."""
+    module = build(depth=1, num_codes=64, updates=0)
+    centres, shares = 3 * vectors(100, 7), 1 / torch.arange(1, 101)
+    held_out = centres[torch.multinomial(shares, 1000, True, generator=torch.Generator().manual_seed(0))]
+    codes = []
+    for step in range(600):
+        which = torch.multinomial(shares, 40, True, generator=torch.Generator().manual_seed(step))
+        module(centres[which] + 0.05 * vectors(40, step), everything(40))
+        module.update()
+        if step in (499, 599):
+            codes.append(module.eval()(held_out, everything(1000)).codes[:, 0])
+            module.train()
+    assert (codes[0] == codes[1]).double().mean() > 0.9
+
+
 def test_the_first_vectors_are_the_first_codebook():
     module = build(updates=0)
     given = vectors(40)

@@ -28,21 +28,21 @@ print(min(trials, key=bits).parent.name.removeprefix(f"rate-{sys.argv[2]}-"))
 PYTHON
 }
 case $part in
-one-level | two-levels | flat) # three learning rates at 0.3 MB each, then the best one
+one-level | two-levels | flat) # three learning rates at 0.2 MB each, then the best one
     for rate in 1e-3 2e-3 4e-3; do
-        train "$part" "rate-$part-$rate" --max_steps 150 --eval_steps 150 --warmup_steps 15 --learning_rate $rate --sample_prompts 0
+        train "$part" "rate-$part-$rate" --max_steps 100 --eval_steps 100 --warmup_steps 10 --learning_rate $rate --sample_prompts 0
     done
     train "$part" "$part" --learning_rate "$(best "$part")" ;;
 blt) # the flat model's recipe; without samples, since it has no cache
     for rate in 1e-3 2e-3 4e-3; do
-        run_with "$here/blt.py" flat "rate-blt-$rate" --max_steps 150 --eval_steps 150 --warmup_steps 15 \
+        run_with "$here/blt.py" flat "rate-blt-$rate" --max_steps 100 --eval_steps 100 --warmup_steps 10 \
             --learning_rate $rate --sample_prompts 0
     done
     run_with "$here/blt.py" flat blt --learning_rate "$(best blt)" --sample_prompts 0 ;;
-sweep) # how segments are cut, and the other form of attention: 0.8 MB each
+sweep) # how segments are cut, and the other form of attention: 0.6 MB each
     short() { # run, what stands for `delta: 0.5`, fields
         sed "s/delta: 0.5/$2/" "$here/one-level.yaml" > "$runs/$1.yaml"
-        here=$runs train "$1" "$1" --max_steps 400 --eval_steps 200 --learning_rate "$(best one-level)" "${@:3}"
+        here=$runs train "$1" "$1" --max_steps 300 --eval_steps 150 --learning_rate "$(best one-level)" "${@:3}"
     }
     short sweep-delta-0.5 "delta: 0.5"
     for delta in 0.2 1.0 2.0; do short "sweep-delta-$delta" "delta: $delta"; done

@@ -45,8 +45,9 @@ class VectorQuantizer(nn.Module):
         depth: stages.
         commitment: weight of the commitment in `loss`, whose other term, the codebook's, has no gradient here.
         decay: of the moving averages.
-        reset_after: an entry is replaced if the last `reset_after * K` vectors left it unused; of K entries used
-            alike, each is used once in K vectors.
+        reset_after: an entry is replaced if the last `reset_after * K` vectors, and the last quarter of all, left it
+            unused; at once if none ever used it. Patience grows so that codes keep their meaning: entries are used
+            unequally, and one that is replaced because it is rare takes a part of what others stand for.
     """
 
     def __init__(
@@ -69,7 +70,8 @@ class VectorQuantizer(nn.Module):
         self.register_buffer("codebook", spread_values(depth, num_codes, code_dim))
         self.register_buffer("counts", torch.ones(depth, num_codes))
         self.register_buffer("sums", spread_values(depth, num_codes, code_dim))
-        self.register_buffer("idle", torch.zeros(depth, num_codes))  # vectors since the last use
+        self.register_buffer("idle", torch.full((depth, num_codes), torch.inf))  # vectors since the last use
+        self.register_buffer("seen", torch.zeros((), dtype=torch.long))  # vectors so far
         self.register_buffer("updates", torch.zeros((), dtype=torch.long))
         self.gathered: Statistics | None = None
 
@@ -78,7 +80,8 @@ class VectorQuantizer(nn.Module):
         init.copy_(self.codebook, values)
         init.copy_(self.sums, values)
         init.ones_(self.counts)
-        init.zeros_(self.idle)
+        init.constant_(self.idle, torch.inf)
+        init.zeros_(self.seen)
         init.zeros_(self.updates)
 
     def forward(self, vectors: torch.Tensor, real: torch.Tensor) -> Quantized:
@@ -140,15 +143,18 @@ class VectorQuantizer(nn.Module):
         smoothed = (self.counts + 1e-5) / (total + self.num_codes * 1e-5) * total
         self.codebook.copy_(self.sums / smoothed.unsqueeze(-1))
         self.idle.copy_(torch.where(counts > 0, 0, self.idle + counts.sum(1, keepdim=True)))
+        self.seen += counts[0].sum().long()
         self.reset(recent)
         self.updates += 1
 
     def reset(self, recent: torch.Tensor) -> None:
         """Replace entries that are hardly used by vectors of the batch, drawn by a seed that resuming continues."""
         generator = torch.Generator().manual_seed(int(self.updates))
+        patience = (self.seen / 4).clamp(min=self.reset_after * self.num_codes)
         for stage in range(self.depth):
-            idle = self.idle[stage] > self.reset_after * self.num_codes
-            dead = (idle | (self.updates == 0)).nonzero().squeeze(1)  # the first vectors are the first codebook
+            dead = (
+                ((self.idle[stage] > patience) | (self.updates == 0)).nonzero().squeeze(1)
+            )  # the first vectors are the first codebook
             rows = recent[stage][recent[stage, :, -1] > 0]
             if not len(dead) or not len(rows):
                 continue
