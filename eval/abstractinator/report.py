@@ -1,6 +1,6 @@
 """Tables and figures of docs/results/abstractinator.md.
 
-    python eval/abstractinator/report.py DATA RUN ... [--flat RUN]
+    python eval/abstractinator/report.py DATA RUN ...
 
 DATA is the folder with `wikitext2/`. For each run: bits per byte by both likelihoods, FLOPs per byte, bytes per
 segment, use of the codes, what the codes say, and where the cuts are; curves and pictures go to docs/results/figures.
@@ -17,6 +17,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import torch
+from blt import BltPeer
 from tokenizers import Regex, Tokenizer
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import Split
@@ -29,6 +30,7 @@ from latentlm.inspect import draw, inspect
 
 FIGURES = Path(__file__).parents[2] / "docs" / "results" / "figures"
 LENGTH = 4000  # bytes of validation text whose cuts are compared; rows of 500
+STEP = 4 * 512  # bytes of a step in all recipes
 
 
 def read_metrics(run: Path) -> list[dict]:
@@ -39,12 +41,19 @@ def last_evaluation(run: Path) -> dict:
     return [entry for entry in read_metrics(run) if "eval_loss" in entry][-1]
 
 
-def flops_per_byte(model: torch.nn.Module) -> float:
-    """Of a forward that gives the next byte, in millions."""
-    ids = torch.randint(97, 123, (1, 512), generator=torch.Generator().manual_seed(0))
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+def load(run: Path) -> torch.nn.Module:
+    [saved] = json.loads((run / "config.json").read_text(encoding="utf-8"))["architectures"]
+    return (BltPeer if saved == BltPeer.__name__ else AutoModelForCausalLM).from_pretrained(run).eval()
+
+
+def flops_per_byte(model: torch.nn.Module, ids: torch.Tensor) -> tuple[float, float]:
+    """Millions of floating-point operations: of a forward that gives the next byte, and of a training step."""
+    with torch.no_grad(), FlopCounterMode(display=False) as forward:
         model(ids, use_cache=False)
-    return counter.get_total_flops() / 512 / 1e6
+    with FlopCounterMode(display=False) as training:
+        model.train()(ids, labels=ids).loss.backward()
+    model.eval().zero_grad()
+    return forward.get_total_flops() / ids.numel() / 1e6, training.get_total_flops() / ids.numel() / 1e6
 
 
 def learn_bpe(text: str) -> Tokenizer:
@@ -89,19 +98,28 @@ def compare_cuts(model, data: bytes, pieces: set[int]) -> None:
             print(f"| level {level + 1}, {name} | {p:.0%} | {r:.0%} | {chance_p:.0%} | {chance_r:.0%} |")
 
 
-def plot_curves(runs: list[Path]) -> None:
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
-    for run in runs:
+def plot_curves(costs: dict[Path, float]) -> None:
+    """Bits per byte over the bytes seen and over what they cost; how many codes are used.
+
+    Args:
+        costs: of each run, millions of operations a byte in training.
+    """
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(15, 4), layout="constrained")
+    for run, cost in costs.items():
         entries = [entry for entry in read_metrics(run) if "eval_loss" in entry]
         steps = [entry["step"] for entry in entries]
-        left.plot(steps, [entry["eval_bits_per_byte"] for entry in entries], marker=".", label=run.name)
+        megabytes = [step * STEP / 1e6 for step in steps]
+        bits = [entry["eval_bits_per_byte"] for entry in entries]
+        left.plot(megabytes, bits, marker=".", label=run.name)
+        middle.plot([cost * size for size in megabytes], bits, marker=".", label=run.name)
         for level in (1, 2):
             if f"eval_level_{level}_codes_used" in entries[0]:
                 used = [entry[f"eval_level_{level}_codes_used"] for entry in entries]
                 right.plot(steps, used, marker=".", label=f"{run.name}, level {level}")
-    left.set(xlabel="step", title="bits per byte, next byte")
+    left.set(xlabel="MB seen", title="bits per byte, next byte")
+    middle.set(xlabel="TFLOP in training", title="bits per byte, next byte")
     right.set(xlabel="step", title="share of codes used", ylim=(0, 1))
-    for axis in (left, right):
+    for axis in (left, middle, right):
         axis.legend(fontsize=8)
     figure.savefig(FIGURES / "abstractinator-curves.png", dpi=110)
     plt.close(figure)
@@ -111,23 +129,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("runs", type=Path, nargs="+")
-    parser.add_argument("--flat", type=Path, nargs="*", default=[])
     options = parser.parse_args()
     FIGURES.mkdir(parents=True, exist_ok=True)
     text = (options.data / "wikitext2" / "wiki.valid.txt").read_bytes()[:LENGTH]
     bpe = learn_bpe((options.data / "wikitext2" / "wiki.train.txt").read_bytes()[:2_000_000].decode("latin-1"))
     pieces = {begin for begin, _ in bpe.encode(text.decode("latin-1")).offsets}
     print(
-        "| run | parameters | MFLOP a byte | next byte | two parts | own, zeroed, shuffled codes | bytes a segment | "
-        "codes used |"
+        "| run | parameters | MFLOP a byte, forward | in training | next byte | two parts | own, zeroed, shuffled codes "
+        "| symbols a segment | codes used |"
     )
-    print("|---|--:|--:|--:|--:|--:|--:|--:|")
-    models = {}
-    for run in (*options.runs, *options.flat):
-        models[run] = model = AutoModelForCausalLM.from_pretrained(run).eval()
+    print("|---|--:|--:|--:|--:|--:|--:|--:|--:|")
+    ids = torch.tensor([[257, *text[i : i + 511]] for i in range(0, 4 * 511, 511)])
+    models, costs, pyramids = {}, {}, []
+    for run in options.runs:
+        models[run] = model = load(run)
+        forward, costs[run] = flops_per_byte(model, ids)
         found = last_evaluation(run)
         cells = ["–"] * 4
-        if run in options.runs:
+        if "eval_two_part_bits_per_byte" in found:
+            pyramids.append(run)
             levels = range(1, len(model.model.levels) + 1)
             cells = [
                 f"{found['eval_two_part_bits_per_byte']:.3f}",
@@ -136,15 +156,15 @@ def main() -> None:
                 ", ".join(f"{found[f'eval_level_{i}_codes_used']:.0%}" for i in levels),
             ]
         print(
-            f"| {run.name} | {model.num_parameters():,} | {flops_per_byte(model):.1f} | "
+            f"| {run.name} | {model.num_parameters():,} | {forward:.1f} | {costs[run]:.1f} | "
             f"{found['eval_bits_per_byte']:.3f} | " + " | ".join(cells) + " |"
         )
     print("\n| cuts against | precision | recall | random: precision | recall |\n|---|--:|--:|--:|--:|")
-    for run in options.runs:
+    for run in pyramids:
         print(f"| **{run.name}** | | | | |")
         compare_cuts(models[run], text, pieces)
         draw(inspect(models[run], text[400:690]), FIGURES / f"abstractinator-{run.name}.png")
-    plot_curves([*options.runs, *options.flat])
+    plot_curves(costs)
 
 
 if __name__ == "__main__":
