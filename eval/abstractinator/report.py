@@ -135,8 +135,8 @@ def main() -> None:
     bpe = learn_bpe((options.data / "wikitext2" / "wiki.train.txt").read_bytes()[:2_000_000].decode("latin-1"))
     pieces = {begin for begin, _ in bpe.encode(text.decode("latin-1")).offsets}
     print(
-        "| run | parameters | MFLOP a byte, forward | in training | next byte | two parts | own, zeroed, shuffled codes "
-        "| symbols a segment | codes used |"
+        "| run | parameters | MFLOP a byte, forward | in training | next byte | two parts | "
+        "own, zeroed, shuffled codes | symbols a segment | codes used |"
     )
     print("|---|--:|--:|--:|--:|--:|--:|--:|--:|")
     ids = torch.tensor([[257, *text[i : i + 511]] for i in range(0, 4 * 511, 511)])
