@@ -43,7 +43,7 @@ phases)
 frozen) # the original's accident
     run_with "$here/train_frozen.py" masks frozen-masks ;;
 control) # as many bytes as both phases, without masks
-    train realistic realistic --max_steps 5000 ;;
+    train realistic realistic --max_steps 2800 ;;
 encoders) # EncodZall's encoders, sub-word pieces and convolutions: rates first, then each with its best
     for kind in encodzall pieces convolutions; do
         for rate in 5e-4 1e-3 2e-3; do
@@ -53,5 +53,5 @@ encoders) # EncodZall's encoders, sub-word pieces and convolutions: rates first,
     done ;;
 sizes) # the loop at three sizes; `masks` is the middle one
     train masks size-tiny --max_steps 1600 --hidden_size 96 --intermediate_size 192
-    train masks size-xs --max_steps 1600 --hidden_size 256 --intermediate_size 1536 --num_decoder_layers 1 ;;
+    train masks size-xs --max_steps 1000 --hidden_size 256 --intermediate_size 1536 --num_decoder_layers 1 ;;
 esac
