@@ -45,9 +45,9 @@ sweep) # how segments are cut, and the other form of attention: 0.6 MB each
         here=$runs train "$1" "$1" --max_steps 300 --eval_steps 150 --learning_rate "$(best one-level)" "${@:3}"
     }
     short sweep-delta-0.5 "delta: 0.5"
-    for delta in 0.2 1.0 2.0; do short "sweep-delta-$delta" "delta: $delta"; done
-    for length in 4.0 8.0; do short "sweep-target-$length" "delta: 0.5\n      target_segment_length: $length"; done
-    short sweep-latent "delta: 0.5" --attention_form latent ;;
+    short sweep-latent "delta: 0.5" --attention_form latent
+    for delta in 0.2 1.0; do short "sweep-delta-$delta" "delta: $delta"; done
+    short sweep-target-6 "delta: 0.5\n      target_segment_length: 6.0" ;;
 seeds) # two more of each
     for seed in 1 2; do
         train one-level "one-level-seed-$seed" --seed $seed --learning_rate "$(best one-level)"
