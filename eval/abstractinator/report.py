@@ -163,7 +163,7 @@ def main() -> None:
     for run in pyramids:
         print(f"| **{run.name}** | | | | |")
         compare_cuts(models[run], text, pieces)
-        draw(inspect(models[run], text[400:690]), FIGURES / f"abstractinator-{run.name}.png")
+        draw(inspect(models[run], text[400:688]), FIGURES / f"abstractinator-{run.name}.png")
     plot_curves(costs)
 
 

@@ -51,7 +51,7 @@ encoders) # EncodZall's encoders, sub-word pieces and convolutions: rates first,
         done
         encoder $kind "encoder-$kind" --max_steps 1200 --eval_steps 400 --learning_rate "$(best $kind)"
     done ;;
-sizes) # the loop at three sizes; `masks` is the middle one
+sizes) # the loop at three sizes; `masks` is the largest one
     train masks size-tiny --max_steps 1600 --hidden_size 96 --intermediate_size 192
-    train masks size-xs --max_steps 1000 --hidden_size 256 --intermediate_size 1536 --num_decoder_layers 1 ;;
+    train masks size-small --max_steps 1600 --hidden_size 144 --intermediate_size 432 ;;
 esac
