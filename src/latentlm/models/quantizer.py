@@ -70,7 +70,7 @@ class VectorQuantizer(nn.Module):
         self.register_buffer("codebook", spread_values(depth, num_codes, code_dim))
         self.register_buffer("counts", torch.ones(depth, num_codes))
         self.register_buffer("sums", spread_values(depth, num_codes, code_dim))
-        self.register_buffer("idle", torch.full((depth, num_codes), torch.inf))  # vectors since the last use
+        self.register_buffer("idle", torch.full((depth, num_codes), NEVER))  # vectors since the last use
         self.register_buffer("seen", torch.zeros((), dtype=torch.long))  # vectors so far
         self.register_buffer("updates", torch.zeros((), dtype=torch.long))
         self.gathered: Statistics | None = None
@@ -80,7 +80,7 @@ class VectorQuantizer(nn.Module):
         init.copy_(self.codebook, values)
         init.copy_(self.sums, values)
         init.ones_(self.counts)
-        init.constant_(self.idle, torch.inf)
+        init.constant_(self.idle, NEVER)
         init.zeros_(self.seen)
         init.zeros_(self.updates)
 
@@ -195,6 +195,8 @@ class Statistics:
         return Statistics(self.counts + other.counts, self.sums + other.sums, self.recent + other.recent)
 
 
+NEVER = 1e30
+"""Vectors since the last use of an entry that was not used; finite, so that buffers can be compared."""
 MOST_RECENT = 1024
 """Vectors of a batch that are kept for replacing entries."""
 
