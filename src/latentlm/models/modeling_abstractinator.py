@@ -5,6 +5,7 @@ its symbols one by one, from those before and from memory rows: true codes of th
 itself what the model above predicts of it before it is there. That makes the bytes' distribution a proper one.
 """
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -31,7 +32,7 @@ from .causal_lm import TransformerPreTrainedModel, shifted
 from .causal_stack import CausalStack
 from .configuration_abstractinator import AbstractinatorConfig
 from .positions import check_context
-from .quantizer import Quantized, Reduce
+from .quantizer import Quantized, in_backward, prefix_keys
 from .symbols import SymbolHead
 
 IGNORED = -100
@@ -113,14 +114,19 @@ class AbstractinatorModel(AbstractinatorPreTrainedModel):
                 level.entropy_model.train(False)
         return self
 
-    def update(self, reduce: Reduce | None = None) -> None:
-        """Once per optimizer step: move codebooks and adapted deltas by what training forwards have gathered.
-
-        Args:
-            reduce: sums a tensor over processes.
-        """
+    def update(self) -> None:
+        """Once per optimizer step: move codebooks and adapted deltas by what training forwards have gathered, in all
+        processes. A step of a torch optimizer that holds the levels' parameters does it; to be called after those of
+        others."""
         for level in self.levels:
-            level.update(reduce)
+            level.update()
+
+    def code_parameters(self) -> Iterator[nn.Parameter]:
+        """What makes codes: all that lies between symbols and quantized vectors."""
+        for level in self.levels:
+            for name in ("compressor_embedding", "begin", "compressor", "pooling", "quantizer"):
+                if hasattr(level, name):
+                    yield from getattr(level, name).parameters()
 
     # ---- Whole rows ----
 
@@ -139,37 +145,46 @@ class AbstractinatorModel(AbstractinatorPreTrainedModel):
         Raises:
             ValueError: if a text is longer than `max_position_embeddings`.
         """
-        length = input_ids.shape[1]
-        if position_ids is not None:
-            check_context(int(position_ids.max()) + 1, self.config.max_position_embeddings)
-        packed = position_ids is not None and (position_ids[:, 1:] == 0).any()  # nobody continues several documents
-        if past_key_values is None and (packed or not use_cache):
-            rows, pyramid = self.read(input_ids, attention_mask, position_ids)
-            return self.output(rows, pyramid, output_hidden_states)
-        cache = AbstractinatorCache() if past_key_values is None else past_key_values
-        check_context(cache.seen + length, self.config.max_position_embeddings)
-        if attention_mask is not None:
-            attention_mask = attention_mask[:, -length:]
-        if cache.seen:
-            real = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-            states = [self.step(cache, ids, now) for ids, now in zip(input_ids.unbind(1), real.unbind(1), strict=True)]
-            states = torch.stack(states, 1)
-        else:
-            rows, pyramid = self.read(input_ids, attention_mask)
-            self.fill_cache(cache, pyramid)
-        cache.seen += length
-        if cache.seen == length:
-            return self.output(rows, pyramid, output_hidden_states, cache)
-        return AbstractinatorModelOutput(last_hidden_state=states, past_key_values=cache)
-
-    def output(
-        self, rows: Rows, pyramid: Pyramid, hidden_states: bool | None, cache: AbstractinatorCache | None = None
-    ) -> AbstractinatorModelOutput:
+        if past_key_values is not None and past_key_values.seen:
+            states = self.continued(past_key_values, input_ids, attention_mask)
+            return AbstractinatorModelOutput(last_hidden_state=states, past_key_values=past_key_values)
+        rows, pyramid, cache = self.begun(input_ids, attention_mask, position_ids, past_key_values, use_cache)
         return AbstractinatorModelOutput(
             last_hidden_state=rows.from_rows(pyramid.states[0]),
             past_key_values=cache,
-            hidden_states=tuple(map(rows.from_rows, pyramid.hidden_states)) if hidden_states else None,
+            hidden_states=tuple(map(rows.from_rows, pyramid.hidden_states)) if output_hidden_states else None,
         )
+
+    def begun(
+        self,
+        input_ids: torch.Tensor,  # (B, T)
+        attention_mask: torch.Tensor | None,  # (B, T)
+        position_ids: torch.Tensor | None,  # (B, T)
+        cache: AbstractinatorCache | None,  # empty
+        use_cache: bool | None,
+        **options: Any,  # of `read`
+    ) -> tuple[Rows, Pyramid, AbstractinatorCache | None]:
+        """What [`read`] gives, and the cache that remembers it, if one is given or asked for."""
+        packed = position_ids is not None and (position_ids[:, 1:] == 0).any()  # nobody continues several documents
+        if cache is None and use_cache and not packed:
+            cache = AbstractinatorCache()
+        if cache is None:
+            return *self.read(input_ids, attention_mask, position_ids, **options), None
+        rows, pyramid = self.read(input_ids, attention_mask, **options)
+        self.fill_cache(cache, pyramid)
+        cache.seen = input_ids.shape[1]
+        return rows, pyramid, cache
+
+    def continued(
+        self, cache: AbstractinatorCache, input_ids: torch.Tensor, attention_mask: torch.Tensor | None
+    ) -> torch.Tensor:
+        """The states `(B, T, D)` of T more ids of each row."""
+        length = input_ids.shape[1]
+        check_context(cache.seen + length, self.config.max_position_embeddings)
+        real = torch.ones_like(input_ids) if attention_mask is None else attention_mask[:, -length:]
+        states = [self.step(cache, ids, now) for ids, now in zip(input_ids.unbind(1), real.unbind(1), strict=True)]
+        cache.seen += length
+        return torch.stack(states, 1)
 
     def read(
         self,
@@ -183,23 +198,27 @@ class AbstractinatorModel(AbstractinatorPreTrainedModel):
         longest = input_ids.shape[1] if position_ids is None else int(position_ids.max()) + 1  # of the documents
         check_context(longest, self.config.max_position_embeddings)
         rows = make_rows(input_ids, attention_mask, position_ids)
-        found = self.compress_rows(rows.ids, rows.lengths)
+        gathers = self.training and torch.is_grad_enabled() and not in_backward()
+        found = self.compress_rows(rows.ids, rows.lengths, prefix_keys(rows.ids) if gathers else None)
         if not train_codes:
             for compressed in found:
-                compressed.quantized = compressed.quantized.detach()
+                compressed.quantized = compressed.quantized.with_zero_gradient()
         return rows, self.expand_rows(found, known)
 
-    def compress_rows(self, ids: torch.Tensor, lengths: torch.Tensor) -> list[Compressed]:
-        """Every level's segments and codes of rows of ids `(R, L)`, from the bytes up."""
+    def compress_rows(
+        self, ids: torch.Tensor, lengths: torch.Tensor, keys: torch.Tensor | None = None
+    ) -> list[Compressed]:
+        """Every level's segments and codes of rows of ids `(R, L)`, from the bytes up; by keys `(R, L)` levels gather
+        what moves their codebooks."""
         symbols, vectors, closes = ids.unsqueeze(-1), None, self.ends_text(ids)
         found: list[Compressed] = []
         for level in self.levels:
             if found:
                 below = found[-1]
                 closes = below.segments.ending(closes, below.vectors.shape[1])
-                symbols, vectors, lengths = level.symbols_of(below)
+                symbols, vectors, lengths, keys = level.symbols_of(below)
                 closes = nn.functional.pad(closes, (1, 0))
-            found.append(level.compress(symbols, vectors, lengths, closes))
+            found.append(level.compress(symbols, vectors, lengths, closes, keys))
         return found
 
     def ends_text(self, ids: torch.Tensor) -> torch.Tensor:
@@ -365,15 +384,20 @@ class AbstractinatorForCausalLM(
         num_items_in_batch: torch.Tensor | int | None = None,
         lm_loss_scale: torch.Tensor | float = 1.0,  # times `lm_loss_weight`: rises in training
         train_codes: bool = True,  # whether what reads codes trains what makes them
+        code_statistics: bool = False,  # whether to find, beside losses, what the codes are worth
         output_hidden_states: bool | None = None,
         **kwargs: Any,
     ) -> AbstractinatorCausalLMOutput:
+        """
+        Raises:
+            ValueError: if a text is longer than `max_position_embeddings`, or if training goes on from a cache.
+        """
         head = self.model.levels[0].head
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         if shift_labels is None and labels is not None:
             shift_labels = shifted(labels)
-        if shift_labels is None or past_key_values is not None or use_cache:
+        if shift_labels is None:
             outputs = self.model(
                 input_ids,
                 attention_mask,
@@ -387,15 +411,48 @@ class AbstractinatorForCausalLM(
             return AbstractinatorCausalLMOutput(
                 logits=logits, past_key_values=outputs.past_key_values, hidden_states=outputs.hidden_states
             )
+        if past_key_values is not None and past_key_values.seen:
+            if self.training:
+                raise ValueError(
+                    f"`labels` came with `past_key_values` of {past_key_values.seen} ids in training, but steps with a "
+                    "cache have no gradient: give whole rows and no cache, or call `model.eval()` first."
+                )
+            states = self.model.continued(past_key_values, input_ids, attention_mask)
+            logits = head.digit_logits(states, None, 0)
+            loss = self.lm_loss(logits, shift_labels, num_items_in_batch)
+            logits = slice_logits_to_keep(logits, logits_to_keep)
+            return AbstractinatorCausalLMOutput(loss, logits, past_key_values, lm_loss=loss)
         if attention_mask is None and self.config.pad_token_id is not None:
             attention_mask = input_ids != self.config.pad_token_id  # rows of a data set are filled up with it
-        known = not self.training or self.config.reconstruction_loss_weight > 0
-        rows, pyramid = self.model.read(input_ids, attention_mask, position_ids, known, train_codes)
+        rows, pyramid, cache = self.model.begun(
+            input_ids,
+            attention_mask,
+            position_ids,
+            past_key_values,
+            use_cache,
+            known=not self.training or self.config.reconstruction_loss_weight > 0,
+            train_codes=train_codes,
+        )
         logits = head.digit_logits(rows.from_rows(pyramid.states[0]), None, 0)
         losses = self.losses(rows, pyramid, logits, shift_labels, num_items_in_batch, lm_loss_scale)
-        hidden_states = tuple(map(rows.from_rows, pyramid.hidden_states)) if output_hidden_states else None
+        if code_statistics:
+            scored = shift_labels.ne(IGNORED).any(1, keepdim=True).expand_as(shift_labels)
+            losses["code_statistics"] = self.code_statistics(pyramid, rows.to_rows(scored, False)[:, 0])
         return AbstractinatorCausalLMOutput(
-            logits=slice_logits_to_keep(logits, logits_to_keep), hidden_states=hidden_states, **losses
+            logits=slice_logits_to_keep(logits, logits_to_keep),
+            past_key_values=cache,
+            hidden_states=tuple(map(rows.from_rows, pyramid.hidden_states)) if output_hidden_states else None,
+            **losses,
+        )
+
+    def lm_loss(
+        self,
+        logits: torch.Tensor,  # (B, T, V)
+        shift_labels: torch.Tensor,  # (B, T)
+        num_items_in_batch: torch.Tensor | int | None,
+    ) -> torch.Tensor:
+        return self.loss_function(
+            logits, None, self.config.vocab_size, num_items_in_batch, shift_labels=shift_labels
         )
 
     def losses(
@@ -434,8 +491,7 @@ class AbstractinatorForCausalLM(
                 pyramid.top_states[:, :-1][counted], compressed.quantized.codes[counted], compressed.vectors[counted]
             )
             losses["code_lm_loss"] = (values * of_segments[counted]).sum() / count
-        total = nn.functional.cross_entropy(logits.flatten(0, 1).float(), shift_labels.flatten(), reduction="sum")
-        losses["lm_loss"] = losses["loss"] = total / count
+        losses["lm_loss"] = losses["loss"] = self.lm_loss(logits, shift_labels, num_items_in_batch)
         if self.training:
             scale = {"lm_loss": lm_loss_scale}
             weight_of = {
