@@ -109,6 +109,11 @@ class Compressed:
     pooled_from: torch.Tensor
     keys: torch.Tensor | None
 
+    @property
+    def exists(self) -> torch.Tensor:
+        """`(R, S)` whether a row has so many segments."""
+        return torch.arange(self.vectors.shape[1], device=self.vectors.device) < self.segments.count.unsqueeze(1)
+
     def weights(self, symbol_weights: torch.Tensor) -> torch.Tensor:
         """Weight of each segment `(R, S)`: the sum of those of its symbols, `(R, T)`, of which column t is that of
         symbol t + 1."""
@@ -278,13 +283,14 @@ class AbstractinatorLevel(Float32Buffers):
     def expand(
         self,
         symbols: torch.Tensor,  # (R, T, digits)
-        past: torch.Tensor,  # (R, S, D), true codes
-        current: torch.Tensor,  # (R, S + 1, D), what is known of the segment itself
+        memory: tuple[torch.Tensor, torch.Tensor] | None,  # (R, S, D) past codes, (R, S + 1, D) of the segment itself
         index: torch.Tensor,  # (R, T + 1), the segment of each symbol
     ) -> tuple[torch.Tensor, list[torch.Tensor], list[torch.Tensor]]:
-        """Hidden states `(R, T, D)` from which the head predicts the next symbol, and the layers' items and inputs."""
-        index = index[:, 1:].clamp(max=past.shape[1])
-        return self.expander(self.embedding(symbols), memory=(past, current), memory_segments=index)
+        """Hidden states `(R, T, D)` from which the head predicts the next symbol, and the layers' items and inputs;
+        without memory as with rows of zeros."""
+        if memory is not None:
+            index = index[:, 1:].clamp(max=memory[0].shape[1])
+        return self.expander(self.embedding(symbols), memory=memory, memory_segments=index)
 
     def code_rows(self, vectors: torch.Tensor) -> torch.Tensor:
         """Memory rows of quantized vectors, both `(..., D)`."""

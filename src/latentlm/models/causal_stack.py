@@ -71,13 +71,12 @@ class StackCache(RowState):
 
 
 class StackLayer(GradientCheckpointingLayer):
-    """h += SelfAttention(RMSNorm(h)); with memory h += RowAttention(RMSNorm(h), rows); h += SwiGLU(RMSNorm(h))."""
+    """h += SelfAttention(RMSNorm(h)); given memory h += RowAttention(RMSNorm(h), rows); h += SwiGLU(RMSNorm(h))."""
 
     def __init__(self, config, reads_memory: bool):
         super().__init__()
         self.self_attn_norm = rms_norm(config)
         self.self_attn = FORMS[config.attention_form](config)
-        self.reads_memory = reads_memory
         if reads_memory:
             self.row_attn_norm = rms_norm(config)
             self.row_attn = RegularAttention(config)
@@ -99,7 +98,7 @@ class StackLayer(GradientCheckpointingLayer):
         normed = self.self_attn_norm(hidden_states)
         items = self.self_attn.items(normed, rotary)
         hidden_states = self.attend(self.self_attn, hidden_states, normed, items, rotary, mask)
-        if self.reads_memory:
+        if memory is not None:
             rows = self.row_attn.items(memory, memory_rotary[1])
             normed = self.row_attn_norm(hidden_states)
             hidden_states = self.attend(self.row_attn, hidden_states, normed, rows, memory_rotary[0], memory_mask)

@@ -27,7 +27,7 @@ from .abstractinator_base import (
 )
 from .abstractinator_generation import AbstractinatorGeneration
 from .abstractinator_level import AbstractinatorLevel, Alphabet, Compressed
-from .abstractinator_likelihood import AbstractinatorLikelihood
+from .abstractinator_likelihood import AbstractinatorLikelihood, CodeNats
 from .causal_lm import TransformerPreTrainedModel, shifted
 from .causal_stack import CausalStack
 from .configuration_abstractinator import AbstractinatorConfig
@@ -244,7 +244,7 @@ class AbstractinatorModel(AbstractinatorPreTrainedModel):
             if known:  # both in one call
                 current = torch.cat((current, nn.functional.pad(past, (0, 0, 0, 1))))
                 symbols, past, index = (value.repeat(2, *[1] * (value.ndim - 1)) for value in (symbols, past, index))
-            states, items, inputs = level.expand(symbols, past, current, index)
+            states, items, inputs = level.expand(symbols, (past, current), index)
             if known:
                 states, known_states = states.chunk(2)
                 items, inputs = ([value.chunk(2)[0] for value in values] for values in (items, inputs))
@@ -434,10 +434,11 @@ class AbstractinatorForCausalLM(
             train_codes=train_codes,
         )
         logits = head.digit_logits(rows.from_rows(pyramid.states[0]), None, 0)
-        losses = self.losses(rows, pyramid, logits, shift_labels, num_items_in_batch, lm_loss_scale)
+        nats = self.code_nats(pyramid)
+        losses = self.losses(rows, pyramid, nats, logits, shift_labels, num_items_in_batch, lm_loss_scale)
         if code_statistics:
             scored = shift_labels.ne(IGNORED).any(1, keepdim=True).expand_as(shift_labels)
-            losses["code_statistics"] = self.code_statistics(pyramid, rows.to_rows(scored, False)[:, 0])
+            losses["code_statistics"] = self.code_statistics(pyramid, nats, rows.to_rows(scored, False)[:, 0])
         return AbstractinatorCausalLMOutput(
             logits=slice_logits_to_keep(logits, logits_to_keep),
             past_key_values=cache,
@@ -459,6 +460,7 @@ class AbstractinatorForCausalLM(
         self,
         rows: Rows,
         pyramid: Pyramid,
+        nats: CodeNats,
         logits: torch.Tensor,  # (B, T, V)
         shift_labels: torch.Tensor,  # (B, T)
         num_items_in_batch: torch.Tensor | int | None,
@@ -473,9 +475,8 @@ class AbstractinatorForCausalLM(
             name = f"level_{i + 1}_"
             total = weighted_sum(level.entropy_model.losses, compressed.entropy_states, compressed, weights)
             found[f"{name}entropy_loss"] = total / count
-            if pyramid.known_states is not None:
-                total = weighted_sum(level.head.losses, pyramid.known_states[i], compressed, weights)
-                found[f"{name}reconstruction_loss"] = total / count
+            if nats.levels is not None:
+                found[f"{name}reconstruction_loss"] = (nats.levels[i] * weights[:, :-1]).sum() / count
             of_segments = compressed.weights(weights)  # (R, S)
             if compressed.quantized.loss is not None:
                 found[f"{name}vq_loss"] = (compressed.quantized.loss * of_segments).sum() / count
@@ -485,12 +486,8 @@ class AbstractinatorForCausalLM(
             values = [value for key, value in found.items() if key.endswith(name)]
             if values:
                 losses[name] = sum(values) / (len(values) if name == "reconstruction_loss" else 1)
-        if model.top is not None:
-            counted = of_segments > 0
-            values = model.top.losses(
-                pyramid.top_states[:, :-1][counted], compressed.quantized.codes[counted], compressed.vectors[counted]
-            )
-            losses["code_lm_loss"] = (values * of_segments[counted]).sum() / count
+        if nats.top is not None:
+            losses["code_lm_loss"] = (nats.top * of_segments).sum() / count
         losses["lm_loss"] = losses["loss"] = self.lm_loss(logits, shift_labels, num_items_in_batch)
         if self.training:
             scale = {"lm_loss": lm_loss_scale}
