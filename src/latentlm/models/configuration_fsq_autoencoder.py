@@ -36,6 +36,7 @@ class FSQAutoencoderConfig(PreTrainedConfig):
     """
 
     model_type = "fsq_autoencoder"
+    base_model_fsdp_plan = {}  # it is small
 
     vocab_size: int = END_CLASS + 1
     max_chunk_bytes: int = 16
