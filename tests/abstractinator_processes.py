@@ -12,7 +12,11 @@ import torch
 import torch.distributed as dist
 from architectures import LEVEL
 from test_abstractinator import BYTES, build
+from torch.distributed.tensor import DTensor
 from training_setup import Rows, make_trainer
+from transformers.distributed import DistributedConfig
+
+from latentlm.training import LatentTrainer
 
 FOLLOWED = [LEVEL | {"target_segment_length": 3.0, "num_codes": 64}, LEVEL | {"num_codes": 64}]
 """Levels all of whose statistics move, with codebooks that a step fills in part."""
@@ -21,15 +25,30 @@ RUNS: dict[str, dict[str, Any]] = {
     "fixed_codes": {},
     "checkpointed": {"gradient_checkpointing": True},
     "reentrant": {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": True}},
+    "fsdp": {"save_only_model": True, "sample_prompts": 1, "sample_new_tokens": 4},
 }
 
 
-def take_steps(folder: Path, arguments: dict[str, Any], processes: int):
+def make_model():
+    return build("two_levels", levels=FOLLOWED, **BYTES)
+
+
+def sharded_model(folder: Path):
+    """Over the two processes (FSDP2)."""
+    if dist.get_rank() == 0:
+        make_model().save_pretrained(folder)
+    dist.barrier()
+    model = type(make_model()).from_pretrained(folder, distributed_config=DistributedConfig(fsdp_size=2))
+    assert all(isinstance(parameter, DTensor) for parameter in model.parameters())
+    return model
+
+
+def take_steps(folder: Path, model: Any, arguments: dict[str, Any], processes: int) -> LatentTrainer:
     """Two steps of eight rows, with evaluations; weights and metrics are left in `folder`."""
     torch.manual_seed(3)
     trainer = make_trainer(
         folder,
-        build("two_levels", levels=FOLLOWED, **BYTES),
+        model,
         train=Rows(16),
         evaluation=Rows(3, seed=1),
         max_steps=2,
@@ -54,8 +73,10 @@ if __name__ == "__main__":
     assert dist.get_world_size() == 2
     torch.set_num_threads(1)
     for name, arguments in RUNS.items():
-        model = take_steps(Path(sys.argv[1]) / name, arguments, processes=2).model
-        for tensor in (*model.buffers(), *model.parameters()):
+        folder = Path(sys.argv[1]) / name
+        model = sharded_model(folder / "saved") if name == "fsdp" else make_model()
+        take_steps(folder, model, arguments, processes=2)
+        for tensor in (*model.buffers(), *(p for p in model.parameters() if not isinstance(p, DTensor))):
             parts = [torch.zeros_like(tensor) for _ in range(2)]
             dist.all_gather(parts, tensor.detach())
             assert torch.equal(*parts)

@@ -107,7 +107,8 @@ class AbstractinatorTrainer(LatentTrainer):
     def write_samples(self) -> None:
         """Besides, draw where a held-out text is cut."""
         super().write_samples()
-        if not self.is_world_process_zero() or self.is_fsdp_enabled:
+        sharded = self.is_fsdp_enabled or self.is_distributed_loading_by_transformers
+        if sharded or not self.is_world_process_zero():
             return
         for row in self.spread_validation_rows(1):
             data = bytes(i for i in torch.as_tensor(row["input_ids"]).tolist() if i < NUM_BYTES)[:DRAWN_BYTES]
