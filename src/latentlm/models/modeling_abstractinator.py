@@ -99,6 +99,23 @@ class AbstractinatorModel(AbstractinatorPreTrainedModel):
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.levels[0].embedding.table = value
 
+    def resize_token_embeddings(
+        self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
+    ) -> nn.Embedding:
+        """As everywhere, for all that knows the first level's symbols: three embeddings and up to two heads."""
+        level = self.levels[0]
+        for owner in (level.entropy_model.embedding, level.compressor_embedding, level.embedding):
+            owner.table = self._get_resized_embeddings(owner.table, new_num_tokens, pad_to_multiple_of, mean_resizing)
+            owner.num_ids = owner.table.num_embeddings
+        size = level.embedding.num_ids
+        for owner in (level.entropy_model, level):
+            if hasattr(owner, "head"):
+                head = owner.head.out[0]
+                owner.head.out[0] = self._get_resized_lm_head(head, size, mean_resizing=mean_resizing)
+        self.config.vocab_size = self.vocab_size = size
+        level.alphabet = replace(level.alphabet, num_ids=size, num_codes=size)
+        return level.embedding.table
+
     def freeze(self) -> None:
         """Leave alone what the configuration says: entropy models, or all but the top model."""
         frozen = [level.entropy_model for level in self.levels] if self.config.freeze_entropy else []
@@ -145,6 +162,8 @@ class AbstractinatorModel(AbstractinatorPreTrainedModel):
         Raises:
             ValueError: if a text is longer than `max_position_embeddings`.
         """
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
         if past_key_values is not None and past_key_values.seen:
             states = self.continued(past_key_values, input_ids, attention_mask)
             return AbstractinatorModelOutput(last_hidden_state=states, past_key_values=past_key_values)
@@ -345,25 +364,17 @@ class AbstractinatorForCausalLM(
     def get_input_embeddings(self) -> nn.Module:
         return self.model.get_input_embeddings()
 
-    def get_output_embeddings(self) -> None:
-        return None  # the output layer belongs to the first level
+    def get_output_embeddings(self) -> nn.Module:
+        return self.model.levels[0].head.output_layer
 
-    def resize_token_embeddings(
-        self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
-    ) -> nn.Embedding:
-        """As everywhere, for all that knows the first level's symbols: three embeddings and up to two heads."""
-        level = self.model.levels[0]
-        for owner in (level.entropy_model.embedding, level.compressor_embedding, level.embedding):
-            owner.table = self._get_resized_embeddings(owner.table, new_num_tokens, pad_to_multiple_of, mean_resizing)
-            owner.num_ids = owner.table.num_embeddings
-        size = level.embedding.num_ids
-        for owner in (level.entropy_model, level):
-            if hasattr(owner, "head"):
-                head = owner.head.out[0]
-                owner.head.out[0] = self._get_resized_lm_head(head, size, mean_resizing=mean_resizing)
-        self.config.vocab_size = self.vocab_size = size
-        level.alphabet = replace(level.alphabet, num_ids=size, num_codes=size)
-        return level.embedding.table
+    def set_output_embeddings(self, value: nn.Module) -> None:
+        self.model.levels[0].head.out[0] = value
+
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
+        """As [`AbstractinatorModel.resize_token_embeddings`]."""
+        embedding = self.model.resize_token_embeddings(*args, **kwargs)
+        self.vocab_size = self.config.vocab_size
+        return embedding
 
     def training_statistics(self) -> dict[str, float]:
         """What the trainer logs of the model: the deltas that follow a target length."""
@@ -393,8 +404,6 @@ class AbstractinatorForCausalLM(
             ValueError: if a text is longer than `max_position_embeddings`, or if training goes on from a cache.
         """
         head = self.model.levels[0].head
-        if output_hidden_states is None:
-            output_hidden_states = self.config.output_hidden_states
         if shift_labels is None and labels is not None:
             shift_labels = shifted(labels)
         if shift_labels is None:
@@ -434,6 +443,8 @@ class AbstractinatorForCausalLM(
             train_codes=train_codes,
         )
         logits = head.digit_logits(rows.from_rows(pyramid.states[0]), None, 0)
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
         nats = self.code_nats(pyramid)
         losses = self.losses(rows, pyramid, nats, logits, shift_labels, num_items_in_batch, lm_loss_scale)
         if code_statistics:
