@@ -148,6 +148,7 @@ class AbstractinatorModel(AbstractinatorPreTrainedModel):
     # ---- Whole rows ----
 
     @merge_with_config_defaults
+    @can_return_tuple
     def forward(
         self,
         input_ids: torch.LongTensor,  # (B, T)
@@ -414,6 +415,7 @@ class AbstractinatorForCausalLM(
                 past_key_values,
                 use_cache=use_cache,
                 output_hidden_states=output_hidden_states,
+                return_dict=True,
             )
             kept = slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep)
             logits = head.digit_logits(kept, None, 0)
