@@ -185,6 +185,8 @@ class AbstractinatorModel(AbstractinatorPreTrainedModel):
         **options: Any,  # of `read`
     ) -> tuple[Rows, Pyramid, AbstractinatorCache | None]:
         """What [`read`] gives, and the cache that remembers it, if one is given or asked for."""
+        if position_ids is not None:
+            check_context(int(position_ids.max()) + 1, self.config.max_position_embeddings)
         packed = position_ids is not None and (position_ids[:, 1:] == 0).any()  # nobody continues several documents
         if cache is None and use_cache and not packed:
             cache = AbstractinatorCache()
