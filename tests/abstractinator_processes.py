@@ -45,9 +45,7 @@ def sharded_model(folder: Path):
     return model
 
 
-def take_steps(
-    folder: Path, model: Any, held_out: int, arguments: dict[str, Any], processes: int
-) -> LatentTrainer:
+def take_steps(folder: Path, model: Any, held_out: int, arguments: dict[str, Any], processes: int) -> LatentTrainer:
     """Two steps of eight rows, with evaluations; weights and metrics are left in `folder`."""
     torch.manual_seed(3)
     trainer = make_trainer(

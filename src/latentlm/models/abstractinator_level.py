@@ -266,9 +266,7 @@ class AbstractinatorLevel(Float32Buffers):
         items = (entropy_items, compressor_items)
         return Compressed(symbols, segments, states, pooled, quantized, items, hidden_states, keys)
 
-    def symbols_of(
-        self, below: Compressed
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    def symbols_of(self, below: Compressed) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
         """What this level reads of the one below: symbols `(R, S + 1, digits)`, vectors `(R, S + 1, D)` and, if there
         are any, keys `(R, S + 1)`, each with the begin before; and lengths `(R,)`."""
         codes = nn.functional.pad(below.quantized.codes.clamp(min=0), (0, 0, 1, 0), value=self.alphabet.begin)

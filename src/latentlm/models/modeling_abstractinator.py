@@ -467,9 +467,7 @@ class AbstractinatorForCausalLM(
         shift_labels: torch.Tensor,  # (B, T)
         num_items_in_batch: torch.Tensor | int | None,
     ) -> torch.Tensor:
-        return self.loss_function(
-            logits, None, self.config.vocab_size, num_items_in_batch, shift_labels=shift_labels
-        )
+        return self.loss_function(logits, None, self.config.vocab_size, num_items_in_batch, shift_labels=shift_labels)
 
     def losses(
         self,

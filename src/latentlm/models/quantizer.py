@@ -212,9 +212,7 @@ class Statistics:
     def __add__(self, other: "Statistics") -> "Statistics":
         recent, priorities = torch.cat((self.recent, other.recent)), torch.cat((self.priorities, other.priorities))
         size = len(self.priorities)
-        return Statistics(
-            self.counts + other.counts, self.sums + other.sums, *chosen(recent, priorities, size)
-        )
+        return Statistics(self.counts + other.counts, self.sums + other.sums, *chosen(recent, priorities, size))
 
     def over_processes(self) -> "Statistics":
         recent, priorities, size = all_gathered(self.recent), all_gathered(self.priorities), len(self.priorities)
