@@ -31,6 +31,7 @@ _CACHES = tempfile.mkdtemp(prefix="latentlm-tests-")
 atexit.register(shutil.rmtree, _CACHES, ignore_errors=True)
 os.environ["HF_HOME"] = f"{_CACHES}/huggingface"
 os.environ["LATENTLM_CACHE"] = f"{_CACHES}/latentlm"
+os.environ["TORCHINDUCTOR_CACHE_DIR"] = f"{_CACHES}/inductor"  # compiled for another CPU, code found there is wrong
 
 
 class MiniHub(NamedTuple):

@@ -1,5 +1,8 @@
 """Causal attention on the attention interface of transformers: what all kinds share, self- and cross-attention."""
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import nn
 from transformers.cache_utils import Cache
@@ -26,6 +29,39 @@ def eager_attention_forward(
     weights = nn.functional.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
     weights = nn.functional.dropout(weights, p=dropout, training=module.training)
     return torch.matmul(weights, value).transpose(1, 2).contiguous(), weights
+
+
+def call_backend(
+    module: nn.Module,
+    query: torch.Tensor,  # (B, H, T, d)
+    key: torch.Tensor,  # (B, H or its groups, T_key, d)
+    value: torch.Tensor,  # (B, H or its groups, T_key, d_value)
+    attention_mask: Any,  # what the backend takes
+    kind: str,
+    eager: Callable = eager_attention_forward,
+    **kwargs,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Attention by the backend `kind` of transformers: `(B, T, H, d_value)`, and the probabilities if it has them.
+
+    Queries and keys get zeros, which change no score, where a kernel wants heads of another size. Those of sdpa are
+    faster on sizes that fill their vectors, those of flex attention refuse sizes under 16. On CPU, flex attention is
+    wrong for sizes that fill vectors: where the number of keys is a multiple of a vector but not of a block (8, 24, 40,
+    … with AVX2), torch's product of queries and keys reads keys beyond the last one, whatever lies there, and writes
+    their scores over the first rows' maxima. Its branch for other sizes is exact (torch 2.13, inductor's
+    `CppMicroGemmFP32Vec`, `ntail_transpose_b`).
+    """
+    fill = 0
+    if kind == "flex_attention":
+        fill = -query.shape[-1] % 16 + (query.device.type == "cpu")
+    elif kind == "sdpa" and query.shape[2] > 1:
+        fill = -query.shape[-1] % 16
+    size = value.shape[-1]
+    if fill:
+        query, key = (nn.functional.pad(states, (0, fill)) for states in (query, key))
+        value = nn.functional.pad(value, (0, query.shape[-1] - size))
+    backend = ALL_ATTENTION_FUNCTIONS.get_interface(kind, eager)
+    output, weights = backend(module, query, key, value, attention_mask, **kwargs)
+    return output[..., :size], weights
 
 
 class CausalAttention(nn.Module):
@@ -62,17 +98,10 @@ class CausalAttention(nn.Module):
             query, key = apply_rotary_pos_emb(query, key, *rotary)
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)
+        kwargs |= {"dropout": self.config.attention_dropout if self.training else 0.0, "scaling": self.scaling}
         kind = self.config._attn_implementation
-        backend = ALL_ATTENTION_FUNCTIONS.get_interface(kind, eager_attention_forward)
-        if kind == "flex_attention" or (kind == "sdpa" and query.shape[2] > 1):
-            # Zeros change no score; the kernels of sdpa are faster on head sizes that fill their vectors, and those of
-            # flex attention refuse heads under 16.
-            query, key, value = (nn.functional.pad(states, (0, -self.head_dim % 16)) for states in (query, key, value))
-        dropout = self.config.attention_dropout if self.training else 0.0
-        output, weights = backend(
-            self, query, key, value, attention_mask, dropout=dropout, scaling=self.scaling, **kwargs
-        )
-        return output[..., : self.head_dim].flatten(-2), weights  # (B, T, H, D / H) to (B, T, D)
+        output, weights = call_backend(self, query, key, value, attention_mask, kind, **kwargs)
+        return output.flatten(-2), weights  # (B, T, H, D / H) to (B, T, D)
 
 
 def output_projection(config) -> nn.Linear:
