@@ -1,4 +1,4 @@
-"""Flex attention on CPU is exact, whatever lies in memory behind the keys: `call_backend` avoids the kernel that is not."""
+"""Flex attention on CPU is exact, whatever lies in memory behind the keys: it avoids the kernel that is not."""
 
 import os
 import subprocess
