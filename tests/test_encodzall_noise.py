@@ -167,6 +167,15 @@ def test_noise_hits_as_many_characters_as_it_should():
     assert corrupt_text(text, 0.0, 3) == (text, [])
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_noise_changes_no_character_behind_the_end(kind):
+    """The last characters match short entries of a table alone."""
+    for text in ("e", "ee", "rn", "a rn"):
+        for key in range(40):
+            _, changed = corrupt_text(text, 1.0, key, {kind: 1.0})
+            assert all(place < len(text) for place in changed)
+
+
 def test_noise_is_reproducible_and_follows_its_key():
     assert corrupt_text(TEXT, 1.0, 5) == corrupt_text(TEXT, 1.0, 5) != corrupt_text(TEXT, 1.0, 6)
 
