@@ -489,6 +489,7 @@ ARCHITECTURES = [
             "assisted_decoding": "closed segments cannot be taken back",
             "inputs_embeds": "it has several embeddings",
             "cache_layers": "its cache has no list of layers",
+            "continuous_batching": "its cache is of its own kind, not keys and values of equal layers",
             "smaller_vocabulary": "the entropy over fewer symbols cuts elsewhere",
             "near_float32": "where a segment is cut can turn on rounding",
             "torch_compile": "the number of segments is known only when they are cut: not one graph",

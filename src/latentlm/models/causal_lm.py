@@ -192,6 +192,27 @@ class CausalLMHead:
         shared = {name: value for name, value in outputs.items() if name in self.output_class.__dataclass_fields__}
         return self.output_class(logits=logits, **shared, **losses)
 
+    def generate_batch(self, inputs, generation_config=None, *args, **kwargs):
+        """That of transformers (continuous batching), which would only put these errors into its results.
+
+        Raises:
+            ValueError: if a context would be too long, or masks have more values than the cache of that method.
+        """
+        config, limits = self.config, self.generation_config if generation_config is None else generation_config
+        new_tokens = kwargs.get("max_new_tokens") or limits.max_new_tokens or 1
+        check_context(max(map(len, inputs), default=0) + new_tokens, config.max_position_embeddings)
+        if config.learned_dropout != "none" and config.mask_size > config.hidden_size:
+            raise ValueError(
+                f"`learned_dropout_groups` is {config.mask_size}, but `generate_batch` has a cache of `hidden_size` "
+                f"{config.hidden_size} values per token and layer. Use `generate`."
+            )
+        return super().generate_batch(inputs, generation_config, *args, **kwargs)
+
+    @staticmethod
+    def create_masks_for_generate(config, inputs_embeds, attention_mask, past_key_values, position_ids=None, **kwargs):
+        """One mask for all layers, though the configuration has `layer_types`."""
+        return create_causal_mask(config, inputs_embeds, attention_mask, past_key_values, position_ids)
+
     def compute_logits(self, hidden_states: torch.Tensor) -> torch.Tensor:
         return self.lm_head(hidden_states)
 
