@@ -133,6 +133,7 @@ def test_generation_goes_on_from_a_given_cache(case: Case):
     ids = token_ids(2, PROMPT)
     options = {"do_sample": False, "return_dict_in_generate": True}
     first = model.generate(ids, max_new_tokens=3, **options)
+    options["attention_mask"] = torch.ones_like(first.sequences)  # one of the generated tokens may be the padding
     second = model.generate(first.sequences, max_new_tokens=NEW - 3, past_key_values=first.past_key_values, **options)
     assert torch.equal(second.sequences, model.generate(ids, max_new_tokens=NEW, do_sample=False))
 
@@ -158,7 +159,7 @@ def test_hidden_states_and_attentions_have_one_entry_per_real_layer(case: Case):
     if not getattr(model.config, "decoder_self_attention", True):
         layers = model.config.num_encoder_layers
     assert [a.shape for a in output.attentions] == [(2, model.config.num_attention_heads, 7, 7)] * layers
-    logits = model.compute_logits(output.hidden_states[-1])
+    logits = model.lm_head(output.hidden_states[-1])
     torch.testing.assert_close(logits, output.logits)  # the last is what the head reads
     for attention in (*output.attentions, *(getattr(output, "cross_attentions", None) or ())):
         torch.testing.assert_close(attention.sum(-1), torch.ones_like(attention.sum(-1)))

@@ -167,7 +167,7 @@ class CausalLMHead:
             use_cache=use_cache,
             **kwargs,
         )
-        logits = self.compute_logits(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))  # (B, T, V)
+        logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))  # (B, T, V)
         losses = {}
         if shift_labels is not None:
             losses["loss"] = losses["lm_loss"] = self.loss_function(
@@ -212,9 +212,6 @@ class CausalLMHead:
     def create_masks_for_generate(config, inputs_embeds, attention_mask, past_key_values, position_ids=None, **kwargs):
         """One mask for all layers, though the configuration has `layer_types`."""
         return create_causal_mask(config, inputs_embeds, attention_mask, past_key_values, position_ids)
-
-    def compute_logits(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return self.lm_head(hidden_states)
 
     def extra_losses(
         self, outputs: CausalModelOutput, training_step: torch.Tensor | None, **inputs: torch.Tensor | bool | None
