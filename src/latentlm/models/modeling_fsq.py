@@ -215,8 +215,11 @@ class FSQModel(FSQPreTrainedModel, DecoderOnlyModel):
     """The decoder-only transformer without head, on codes."""
 
     def build_embedding(self, config: FSQConfig) -> nn.Embedding:
-        self.code_embedding = CodeEmbedding(config)
-        return TokenEmbedding(config, self.code_embedding)
+        code_embedding = CodeEmbedding(config)
+        # The rows first: PEFT takes the first parameter with a row per token for the embedding.
+        self.embed_tokens = TokenEmbedding(config, code_embedding)
+        self.code_embedding = code_embedding
+        return self.embed_tokens
 
     def embed_ids(self, input_ids: torch.LongTensor) -> torch.Tensor:
         return self.code_embedding(input_ids, self.embed_tokens(input_ids, rows_only=True))
