@@ -50,7 +50,8 @@ def test_an_embedding_is_the_row_and_the_network_of_the_code():
 def test_new_models_start_neighbouring_codes_near_each_other():
     torch.manual_seed(0)
     model = FSQForCausalLM(FSQConfig(**ROW.sizes | {"hidden_size": 128, "intermediate_size": 128}))
-    vectors = model.get_input_embeddings()(torch.arange(56)).reshape(7, 8, -1)  # the values of the first digit, the rest alike
+    # The values of the first digit, the rest alike.
+    vectors = model.get_input_embeddings()(torch.arange(56)).reshape(7, 8, -1)
     near = (vectors[:, 1:] - vectors[:, :-1]).norm(dim=-1).mean()
     far = (vectors[:, 5:] - vectors[:, :-5]).norm(dim=-1).mean()
     assert near < 0.9 * far
