@@ -1,6 +1,7 @@
 """What the causal language models share: initialisation, how a forward begins, the head and its named losses."""
 
 import math
+from typing import Any
 
 import torch
 from torch import nn
@@ -137,6 +138,22 @@ class CausalLMHead:
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
     _fsdp_plan = {"lm_head": "keep_full_weight"}
     output_class: type[CausalLMOutput] = CausalLMOutput
+
+    @property
+    def further_losses(self) -> list[str]:
+        """Names of the losses that training adds to `lm_loss`."""
+        return self.config.mask_losses
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # TRL's trainers put a forward in place of this one that calls the backbone and knows the next token's loss.
+        function = getattr(value, "__func__", value)
+        replaced = name == "forward" and "fused_lm_head" in (getattr(function, "__kwdefaults__", None) or ())
+        if replaced and self.further_losses:
+            logger.warning(
+                f"TRL trains with `lm_loss` alone: {', '.join(self.further_losses)} of {type(self).__name__} are left "
+                "out. transformers' own Trainer has them."
+            )
+        super().__setattr__(name, value)
 
     @can_return_tuple
     def forward(

@@ -209,6 +209,10 @@ class EncoderDecoderForCausalLM(CausalLMHead, EncoderDecoderPreTrainedModel, Gen
             self.embedding_loss = EmbeddingLoss(config)
         self.post_init()
 
+    @property
+    def further_losses(self) -> list[str]:
+        return [*super().further_losses, *(["embedding_loss"] if self.config.embedding_loss != "none" else [])]
+
     def extra_losses(self, outputs, token_mask, position_ids, continued, **inputs):
         losses = super().extra_losses(outputs, **inputs)
         if self.config.embedding_loss != "none" and not continued:  # a cache does not hold the embeddings before it

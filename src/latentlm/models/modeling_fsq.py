@@ -264,6 +264,11 @@ class FSQForCausalLM(CausalLMHead, FSQPreTrainedModel, GenerationMixin):
         """Take codes, bytes and autoencoder from an `FSQTokenizer`."""
         self.model.load_tokenizer(tokenizer)
 
+    @property
+    def further_losses(self) -> list[str]:
+        own = {"byte_loss": self.config.byte_loss_weight, "reconstruction_loss": self.config.joint}
+        return [*super().further_losses, *(name for name, used in own.items() if used)]
+
     def extra_losses(self, outputs, input_ids, shift_labels, **inputs):
         losses = super().extra_losses(outputs, **inputs)
         if self.config.byte_loss_weight:
