@@ -138,6 +138,31 @@ def test_generation_goes_on_from_a_given_cache(case: Case):
     assert torch.equal(second.sequences, model.generate(ids, max_new_tokens=NEW, do_sample=False))
 
 
+@pytest.mark.parametrize("padded", [False, True])
+@each_causal_case
+def test_labels_with_a_cache(case: Case, padded: bool):
+    """The loss of a text whose cache is kept, and of its continuation, with the mask of all tokens or none."""
+    model = case.model()
+    ids = token_ids(2, 10)
+    mask = torch.ones_like(ids)
+    if padded:
+        mask[0, :3] = 0
+    labels = ids.masked_fill(mask == 0, -100)
+    whole = model(ids, attention_mask=mask, labels=labels)
+    kept = model(ids, attention_mask=mask, labels=labels, use_cache=True)
+    assert kept.loss.item() == pytest.approx(whole.loss.item(), rel=1e-5)
+    assert kept.past_key_values.get_seq_length() == 10
+
+    cross_entropy = torch.nn.functional.cross_entropy
+    expected = cross_entropy(whole.logits[:, 6:-1].flatten(0, 1), ids[:, 7:].flatten()).item()
+    for later_mask in (mask,) if padded else (mask, None):
+        cache = model(ids[:, :6], attention_mask=mask[:, :6], use_cache=True).past_key_values
+        later = model(ids[:, 6:], attention_mask=later_mask, labels=ids[:, 6:], past_key_values=cache)
+        assert later.loss.item() == pytest.approx(expected, rel=1e-4)
+        # The embeddings of the text so far are not in a cache.
+        assert getattr(later, "embedding_loss", None) is None
+
+
 @each_causal_case
 def test_logits_to_keep(case: Case):
     model = case.model()
