@@ -133,8 +133,34 @@ def test_generation_goes_on_from_a_given_cache(case: Case):
     ids = token_ids(2, PROMPT)
     options = {"do_sample": False, "return_dict_in_generate": True}
     first = model.generate(ids, max_new_tokens=3, **options)
+    options["attention_mask"] = torch.ones_like(first.sequences)  # one of the generated tokens may be the padding
     second = model.generate(first.sequences, max_new_tokens=NEW - 3, past_key_values=first.past_key_values, **options)
     assert torch.equal(second.sequences, model.generate(ids, max_new_tokens=NEW, do_sample=False))
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@each_causal_case
+def test_labels_with_a_cache(case: Case, padded: bool):
+    """The loss of a text whose cache is kept, and of its continuation, with the mask of all tokens or none."""
+    model = case.model()
+    ids = token_ids(2, 10)
+    mask = torch.ones_like(ids)
+    if padded:
+        mask[0, :3] = 0
+    labels = ids.masked_fill(mask == 0, -100)
+    whole = model(ids, attention_mask=mask, labels=labels)
+    kept = model(ids, attention_mask=mask, labels=labels, use_cache=True)
+    assert kept.loss.item() == pytest.approx(whole.loss.item(), rel=1e-5)
+    assert kept.past_key_values.get_seq_length() == 10
+
+    cross_entropy = torch.nn.functional.cross_entropy
+    expected = cross_entropy(whole.logits[:, 6:-1].flatten(0, 1), ids[:, 7:].flatten()).item()
+    for later_mask in (mask,) if padded else (mask, None):
+        cache = model(ids[:, :6], attention_mask=mask[:, :6], use_cache=True).past_key_values
+        later = model(ids[:, 6:], attention_mask=later_mask, labels=ids[:, 6:], past_key_values=cache)
+        assert later.loss.item() == pytest.approx(expected, rel=1e-4)
+        # The embeddings of the text so far are not in a cache.
+        assert getattr(later, "embedding_loss", None) is None
 
 
 @each_causal_case
@@ -158,7 +184,7 @@ def test_hidden_states_and_attentions_have_one_entry_per_real_layer(case: Case):
     if not getattr(model.config, "decoder_self_attention", True):
         layers = model.config.num_encoder_layers
     assert [a.shape for a in output.attentions] == [(2, model.config.num_attention_heads, 7, 7)] * layers
-    logits = model.compute_logits(output.hidden_states[-1])
+    logits = model.lm_head(output.hidden_states[-1])
     torch.testing.assert_close(logits, output.logits)  # the last is what the head reads
     for attention in (*output.attentions, *(getattr(output, "cross_attentions", None) or ())):
         torch.testing.assert_close(attention.sum(-1), torch.ones_like(attention.sum(-1)))

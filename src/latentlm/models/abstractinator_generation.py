@@ -23,6 +23,12 @@ class AbstractinatorGeneration:
         if generation_config.use_cache is not False and model_kwargs.get("past_key_values") is None:
             model_kwargs["past_key_values"] = AbstractinatorCache()
 
+    def init_continuous_batching(self, *args: Any, **kwargs: Any) -> None:
+        raise ValueError(
+            "`generate_batch` keeps the keys and values of equal layers in pages; an Abstractinator remembers windows, "
+            "open segments and codes. Use `generate`, which takes a padded batch."
+        )
+
     @torch.no_grad()
     def generate_bytes(
         self,

@@ -96,12 +96,48 @@ class CausalAttention(nn.Module):
         query, key, value = (self.split_heads(states) for states in (query, key, value))
         if rotary is not None:
             query, key = apply_rotary_pos_emb(query, key, *rotary)
+        kind = self.config._attn_implementation
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)
+        elif (cache := kwargs.pop("cache", None)) is not None:
+            # Here, not in the backend: its heads may be others than the cache's, and are filled below.
+            key, value = update_paged_cache(cache, key, value, self.layer_idx, kwargs)
+            kind = kind.removeprefix("paged|")
         kwargs |= {"dropout": self.config.attention_dropout if self.training else 0.0, "scaling": self.scaling}
-        kind = self.config._attn_implementation
         output, weights = call_backend(self, query, key, value, attention_mask, kind, **kwargs)
         return output.flatten(-2), weights  # (B, T, H, D / H) to (B, T, D)
+
+
+def update_paged_cache(
+    cache,  # transformers' PagedAttentionCache
+    key: torch.Tensor,  # (1, H, T, D / H)
+    value: torch.Tensor,
+    layer_idx: int,
+    kwargs: dict,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Keys and values `(1, H, T_key, D / H)` of all requests in a batch of `generate_batch`, earlier tokens included.
+
+    That cache has one shape for all layers, the self-attention's: heads of other sizes are stored side by side in it,
+    narrower ones with zeros after them.
+    """
+    allocator = cache.layer_to_allocator[layer_idx]
+    shape = (allocator.num_key_value_heads, allocator.head_dim)
+    heads, size = key.shape[1], key.shape[3]
+    missing = shape[0] * shape[1] - heads * size
+    if kwargs.get("block_table") is not None and (heads, size) != shape:
+        raise ValueError(
+            f"The flash kernel of `generate_batch` reads heads of the cache, {shape}, but cache layer {layer_idx} has "
+            f"{(heads, size)} (number, size). Give `ContinuousBatchingConfig(max_blocks_per_request=0)`."
+        )
+
+    def to_cache(states: torch.Tensor) -> torch.Tensor:
+        side_by_side = nn.functional.pad(states.transpose(1, 2).flatten(-2), (0, missing))
+        return side_by_side.unflatten(-1, shape).transpose(1, 2)
+
+    def from_cache(states: torch.Tensor) -> torch.Tensor:
+        return states.transpose(1, 2).flatten(-2)[..., : heads * size].unflatten(-1, (heads, size)).transpose(1, 2)
+
+    return tuple(map(from_cache, cache.update(to_cache(key), to_cache(value), layer_idx, kwargs)))
 
 
 def output_projection(config) -> nn.Linear:

@@ -27,10 +27,10 @@ from .abstractinator_base import (
 from .abstractinator_generation import AbstractinatorGeneration
 from .abstractinator_level import AbstractinatorLevel, Alphabet, Compressed
 from .abstractinator_likelihood import AbstractinatorLikelihood
-from .causal_lm import TransformerPreTrainedModel, shifted
+from .causal_lm import PACKED_CACHE, TransformerPreTrainedModel, pop_shift_labels
 from .causal_stack import CausalStack
 from .configuration_abstractinator import AbstractinatorConfig
-from .positions import check_context
+from .positions import check_context, packs_documents
 from .quantizer import Quantized, Reduce
 from .symbols import SymbolHead
 
@@ -142,7 +142,9 @@ class AbstractinatorModel(AbstractinatorPreTrainedModel):
         length = input_ids.shape[1]
         if position_ids is not None:
             check_context(int(position_ids.max()) + 1, self.config.max_position_embeddings)
-        packed = position_ids is not None and (position_ids[:, 1:] == 0).any()  # nobody continues several documents
+        packed = packs_documents(position_ids, attention_mask, past_key_values)  # nobody continues several documents
+        if packed and past_key_values is not None:
+            raise ValueError(PACKED_CACHE)
         if past_key_values is None and (packed or not use_cache):
             rows, pyramid = self.read(input_ids, attention_mask, position_ids)
             return self.output(rows, pyramid, output_hidden_states)
@@ -361,18 +363,16 @@ class AbstractinatorForCausalLM(
         labels: torch.LongTensor | None = None,  # (B, T), -100 is ignored; position t is scored against label t + 1
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
-        shift_labels: torch.LongTensor | None = None,  # (B, T), instead of labels: already moved by one
         num_items_in_batch: torch.Tensor | int | None = None,
         lm_loss_scale: torch.Tensor | float = 1.0,  # times `lm_loss_weight`: rises in training
         train_codes: bool = True,  # whether what reads codes trains what makes them
         output_hidden_states: bool | None = None,
-        **kwargs: Any,
+        **kwargs: Any,  # also shift_labels (B, T), instead of labels: already moved by one
     ) -> AbstractinatorCausalLMOutput:
         head = self.model.levels[0].head
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
-        if shift_labels is None and labels is not None:
-            shift_labels = shifted(labels)
+        shift_labels = pop_shift_labels(kwargs, labels)
         if shift_labels is None or past_key_values is not None or use_cache:
             outputs = self.model(
                 input_ids,

@@ -160,6 +160,12 @@ class EncodzallForMaskedDenoising(EncodzallPreTrainedModel, GenerationMixin):
     def get_encoder(self, *args, **kwargs) -> nn.Module:
         return self.model
 
+    def init_continuous_batching(self, *args: Any, **kwargs: Any) -> None:
+        raise ValueError(
+            "`generate_batch` continues prompts; here an encoder reads a text first. Use `generate`, which takes a "
+            "padded batch."
+        )
+
     def get_decoder(self) -> nn.Module:
         return self.decoder
 

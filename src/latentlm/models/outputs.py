@@ -68,7 +68,8 @@ class EncoderDecoderCausalLMOutput(CausalLMOutput):
     Args:
         cross_attentions: one `(B, H_cross, T, T)` per decoder layer.
         encoder_last_hidden_state: `(B, T, D)`.
-        embedding_loss: scalar, unweighted; computed wherever labels are given and the configuration asks for it.
+        embedding_loss: scalar, unweighted; computed wherever labels are given and the configuration asks for it, but
+            not where tokens continue a cache, which does not hold the embeddings before them.
     """
 
     cross_attentions: tuple[torch.FloatTensor, ...] | None = None
