@@ -13,6 +13,7 @@ from transformers.utils import can_return_tuple, logging
 from .learned_dropout import SharedMaskAttention, mask_loss_weight
 from .outputs import CausalLMOutput, CausalModelOutput
 from .positions import check_context, resolve_position_ids
+from .refusals import check_filled_cache
 
 logger = logging.get_logger(__name__)
 
@@ -58,6 +59,7 @@ class TransformerPreTrainedModel(PreTrainedModel):
         Raises:
             ValueError: if not exactly one of `input_ids` and `inputs_embeds` is given, or the context is too long.
         """
+        check_filled_cache(past_key_values, self.config)
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Give exactly one of `input_ids` and `inputs_embeds`.")
         if inputs_embeds is None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from transformers.cache_utils import Cache
-from transformers.modeling_outputs import ModelOutput
+from transformers.modeling_outputs import ModelOutput, TokenClassifierOutput
 from transformers.modeling_utils import PreTrainedModel
 
 from .configuration_encodzall import EncodzallConfig
@@ -33,6 +33,7 @@ class EncodzallModelOutput(ModelOutput):
         pooler_output: `(B, D)`, the mean over the words: the embedding of the text.
         word_mask: `(B, S)`, bool, true where there is a word.
         word_positions: `(B, S)`, int64, the place of each word's first byte in the input.
+        word_ids: `(B, T)`, int64, the word of each id, -1 for padding.
         hidden_states, attentions: of Encoder 2, `(B, S, D)` and `(B, H, S, S)` each.
     """
 
@@ -40,6 +41,7 @@ class EncodzallModelOutput(ModelOutput):
     pooler_output: torch.FloatTensor | None = None
     word_mask: torch.BoolTensor | None = None
     word_positions: torch.LongTensor | None = None
+    word_ids: torch.LongTensor | None = None
     hidden_states: tuple[torch.FloatTensor, ...] | None = None
     attentions: tuple[torch.FloatTensor, ...] | None = None
 
@@ -76,6 +78,21 @@ class EncodzallDenoisingOutput(ModelOutput):
     sequence_loss: torch.FloatTensor | None = None
     word_loss: torch.FloatTensor | None = None
     contrastive_loss: torch.FloatTensor | None = None
+
+
+@dataclass
+class EncodzallTokenClassifierOutput(TokenClassifierOutput):
+    """Output of [`EncodzallForTokenClassification`].
+
+    Args:
+        loss: scalar, cross-entropy in nats of the labels that are not -100: their mean, or, where `num_items_in_batch`
+            is given, their sum divided by it.
+        logits: `(B, T, num_labels)`, for each id those of its word; 0 for padding.
+        hidden_states, attentions: of Encoder 2, `(B, S, D)` and `(B, H, S, S)` each.
+        word_logits: `(B, S, num_labels)`, one row per word; the end of the text is the last word.
+    """
+
+    word_logits: torch.FloatTensor | None = None
 
 
 class EncodzallPreTrainedModel(PreTrainedModel):

@@ -61,6 +61,14 @@ def find_words(ids: torch.Tensor, max_word_bytes: int) -> torch.Tensor:
     return (starts | _cuts(ids, starts, max_word_bytes)).cumsum(1) - 1
 
 
+def find_real_words(ids: torch.Tensor, real: torch.Tensor, max_word_bytes: int) -> torch.Tensor:
+    """[`find_words`] of the ids that are real `(B, T)`, counted from each text's first one, wherever padding is and
+    whatever its ids are; -1 for padding."""
+    words = find_words(torch.where(real, ids, FRAME_IDS[0]), max_word_bytes)
+    first = words.gather(1, real.long().argmax(1, keepdim=True))
+    return torch.where(real, words - first, -1)
+
+
 def _cuts(ids: torch.Tensor, starts: torch.Tensor, max_word_bytes: int) -> torch.Tensor:
     """Where words that are too long are cut: before the character that reaches over a multiple of `part`. No part is
     then longer than `part` and the rest of one character."""
