@@ -6,22 +6,44 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import ModelOutput, TokenClassifierOutput
 from transformers.modeling_utils import PreTrainedModel
 
 from .configuration_encodzall import EncodzallConfig
 
-# What sentence-transformers reads beside the model: the embedding of a text is `pooler_output`.
+# What sentence-transformers reads beside the model: the vectors of words, then their mean.
 SENTENCE_TRANSFORMERS_FILES: dict[str, Any] = {
-    "modules.json": [{"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.base.modules.Transformer"}],
+    "modules.json": [
+        {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.base.modules.Transformer"},
+        {"idx": 1, "name": "1", "path": "", "type": "encodzall_base.WordMean"},
+    ],
     "sentence_bert_config.json": {
         "transformer_task": "feature-extraction",
-        "modality_config": {"text": {"method": "forward", "method_output_name": "pooler_output"}},
-        "module_output_name": "sentence_embedding",
+        "modality_config": {"text": {"method": "forward", "method_output_name": "last_hidden_state"}},
+        "module_output_name": "token_embeddings",
     },
     "config_sentence_transformers.json": {"model_type": "SentenceTransformer", "similarity_fn_name": "cosine"},
 }
+
+
+class WordMean(nn.Module):
+    """The module of sentence-transformers after the model: the mean over words, which is `pooler_output`. Its own
+    pooling would count by the mask of the ids."""
+
+    def forward(self, features: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
+        words = features["token_embeddings"]  # (B, S, D), 0 after a text's last word
+        mask = words.any(-1)
+        mean = words.sum(1) / mask.sum(1, keepdim=True)
+        return features | {"attention_mask": mask, "sentence_embedding": mean}
+
+    @classmethod
+    def load(cls, model_name_or_path: str, **kwargs: Any) -> "WordMean":
+        return cls()
+
+    def save(self, output_path: str, **kwargs: Any) -> None:
+        """It has nothing to save."""
 
 
 @dataclass

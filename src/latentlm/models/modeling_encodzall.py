@@ -96,6 +96,7 @@ class EncodzallModel(EncodzallPreTrainedModel):
         input_ids: torch.LongTensor | None = None,  # (B, T)
         attention_mask: torch.Tensor | None = None,  # (B, T), 1 where an id is real; without it, all but padding ids
         word_ids: torch.LongTensor | None = None,  # (B, T), the word of each id in its text; found in the ids if None
+        packing: Packing | None = None,  # of these words; how many there are decides shapes, which export must know
         **kwargs,
     ) -> EncodzallModelOutput:
         """
@@ -106,15 +107,13 @@ class EncodzallModel(EncodzallPreTrainedModel):
         refuse_embeddings(kwargs, NO_EMBEDDINGS)
         check_context(input_ids.shape[1], self.config.max_position_embeddings)
         real = input_ids != self.config.pad_token_id if attention_mask is None else attention_mask.bool()
-        if word_ids is None:
-            word_ids = find_real_words(input_ids, real, self.config.max_word_bytes)
-        word_ids = torch.where(real, word_ids, -1)
-        packing = pack_words(word_ids, self.config.packed_row_length)
-        if not is_torchdynamo_compiling() and len(packing.text.unique()) < len(input_ids):
-            raise ValueError("A text without any id has no words: even the empty text has its end, `eos_token_id`.")
-        words_WD = self.encode_words(input_ids.flatten()[packing.token], packing)
-        memory, word_mask = packing.pad_words(words_WD, len(input_ids))  # (B, S, D), (B, S)
-        positions, _ = packing.pad_words(self.word_starts(packing, input_ids.shape[1], real), len(input_ids))
+        if packing is None:
+            packing = self.pack(input_ids, real, word_ids)
+            words_WD = self.encode_words(input_ids.flatten()[packing.token], packing)
+        else:
+            words_WD = self.encode_packed(input_ids.flatten()[packing.token], packing)
+        memory, word_mask = packing.pad_words(words_WD, input_ids.shape[0])  # (B, S, D), (B, S)
+        positions, _ = packing.pad_words(self.word_starts(packing, input_ids.shape[1], real), input_ids.shape[0])
 
         mask = create_bidirectional_mask(self.config, memory, word_mask)
         rotary = self.rotary(memory, torch.arange(memory.shape[1], device=memory.device).unsqueeze(0))
@@ -127,14 +126,22 @@ class EncodzallModel(EncodzallPreTrainedModel):
             pooler_output=hidden_states.sum(1) / word_mask.sum(1, keepdim=True),
             word_mask=word_mask,
             word_positions=positions,
-            word_ids=word_ids,
+            word_ids=packing.words_of_ids(input_ids),
         )
+
+    def pack(self, input_ids: torch.Tensor, real: torch.Tensor, word_ids: torch.Tensor | None = None) -> Packing:
+        """Where the words of ids `(B, T)` go, of which those count that are `real` `(B, T)`."""
+        if word_ids is None:
+            word_ids = find_real_words(input_ids, real, self.config.max_word_bytes)
+        packing = pack_words(torch.where(real, word_ids, -1), self.config.packed_row_length)
+        if not is_torchdynamo_compiling() and len(packing.text.unique()) < len(input_ids):
+            raise ValueError("A text without any id has no words: even the empty text has its end, `eos_token_id`.")
+        return packing
 
     @staticmethod
     def word_starts(packing: Packing, length: int, real: torch.Tensor) -> torch.Tensor:
         """The place of each word's first id `(W,)`, counted from its text's first id, wherever padding is."""
-        first = packing.token[packing.offset == 0] % length
-        return first - real.long().argmax(1)[packing.text]
+        return packing.first % length - real.long().argmax(1)[packing.text]
 
     def encode_words(self, ids: torch.Tensor, packing: Packing) -> torch.Tensor:
         """Vectors `(W, D)` of packed words from their ids `(N,)`. Without a gradient each distinct word is encoded
