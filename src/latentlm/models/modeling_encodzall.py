@@ -30,7 +30,7 @@ from .encodzall_base import (
 from .encodzall_decoder import EncodzallDecoder
 from .masked_words import MASKS, WordPattern, search_words
 from .positions import check_context
-from .refusals import refuse_embeddings
+from .refusals import WORKS, refuse_embeddings
 from .words import WHITE_SPACE, Packing, find_real_words, pack_words, spell_words
 
 IGNORED = -100
@@ -102,9 +102,11 @@ class EncodzallModel(EncodzallPreTrainedModel):
         """
         Raises:
             ValueError: if a text is longer than `max_position_embeddings`, or has no id at all; if there are embeddings
-                in place of ids.
+                in place of ids, or a cache, as prefix tuning gives one.
         """
         refuse_embeddings(kwargs, NO_EMBEDDINGS)
+        if kwargs.pop("past_key_values", None) is not None:
+            raise ValueError(f"`past_key_values` is given, but the encoders see all words and have no cache. {WORKS}")
         check_context(input_ids.shape[1], self.config.max_position_embeddings)
         real = input_ids != self.config.pad_token_id if attention_mask is None else attention_mask.bool()
         if packing is None:
