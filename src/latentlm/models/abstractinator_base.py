@@ -9,6 +9,7 @@ from transformers.modeling_outputs import ModelOutput
 
 from .abstractinator_level import Compressed, LevelCache
 from .causal_stack import StackCache
+from .refusals import WORKS
 
 
 @dataclass
@@ -93,6 +94,18 @@ class AbstractinatorCache(Cache):
         self.levels: list[LevelCache] = []
         self.top: StackCache | None = None
         self.seen = 0
+
+    @classmethod
+    def check(cls, cache: Cache | None) -> None:
+        """
+        Raises:
+            ValueError: if `cache` is one of another kind, as prefix tuning fills it.
+        """
+        if cache is not None and not isinstance(cache, cls):
+            raise ValueError(
+                f"`past_key_values` is a {type(cache).__name__}, but the Abstractinator has a cache of its own kind, "
+                f"which prefix tuning cannot fill. {WORKS}"
+            )
 
     def __bool__(self) -> bool:
         return True  # also before the first symbol

@@ -16,6 +16,7 @@ from transformers.utils.import_utils import is_tracing
 from .learned_dropout import SharedMaskAttention, mask_loss_weight
 from .outputs import CausalLMOutput, CausalModelOutput
 from .positions import check_context, document_ids, packs_documents, resolve_position_ids
+from .refusals import check_filled_cache
 
 logger = logging.get_logger(__name__)
 
@@ -69,6 +70,7 @@ class TransformerPreTrainedModel(PreTrainedModel):
             ValueError: if not exactly one of `input_ids` and `inputs_embeds` is given, the context is too long, or
                 packed documents come with a cache or with a backend that cannot keep them apart.
         """
+        check_filled_cache(past_key_values, self.config)
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Give exactly one of `input_ids` and `inputs_embeds`.")
         if inputs_embeds is None:

@@ -15,6 +15,7 @@ from .bidirectional_layers import GroupedSelfAttention, MemoryAttention, MemoryD
 from .configuration_encodzall import EncodzallConfig
 from .encodzall_base import EncodzallPreTrainedModel
 from .positions import resolve_position_ids
+from .refusals import check_filled_cache
 from .words import Packing
 
 
@@ -59,6 +60,7 @@ class EncodzallDecoder(EncodzallPreTrainedModel):
         **kwargs,
     ) -> DecoderOutput:
         seen = None if past_key_values is None else past_key_values.self_attention_cache
+        check_filled_cache(seen, self.config)
         mask = create_causal_mask(self.config, inputs_embeds, attention_mask, seen)
         limit = self.config.max_position_embeddings
         positions = resolve_position_ids(inputs_embeds, attention_mask, None, seen, limit)

@@ -32,6 +32,7 @@ from .causal_stack import CausalStack
 from .configuration_abstractinator import AbstractinatorConfig
 from .positions import check_context, packs_documents
 from .quantizer import Quantized, Reduce
+from .refusals import refuse_embeddings
 from .symbols import SymbolHead
 
 IGNORED = -100
@@ -356,7 +357,7 @@ class AbstractinatorForCausalLM(
     @can_return_tuple
     def forward(
         self,
-        input_ids: torch.LongTensor,  # (B, T)
+        input_ids: torch.LongTensor | None = None,  # (B, T)
         attention_mask: torch.Tensor | None = None,  # (B, T_seen)
         position_ids: torch.LongTensor | None = None,  # (B, T), restarting at 0 for each packed document
         past_key_values: AbstractinatorCache | None = None,
@@ -370,6 +371,8 @@ class AbstractinatorForCausalLM(
         **kwargs: Any,  # also shift_labels (B, T), instead of labels: already moved by one
     ) -> AbstractinatorCausalLMOutput:
         head = self.model.levels[0].head
+        refuse_embeddings(kwargs, "segments are found in the symbols, which three embeddings read")
+        AbstractinatorCache.check(past_key_values)
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         shift_labels = pop_shift_labels(kwargs, labels)

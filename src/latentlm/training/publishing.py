@@ -63,6 +63,12 @@ SUFFIXES = (".safetensors", ".py", ".json", ".jinja", ".model")
 NAMES = {CARD_FILE, CURVES_FILE, SEGMENTS_FILE, "merges.txt", "vocab.txt"}
 # What a run and its checkpoints keep for themselves.
 PRIVATE = {ARGUMENTS_FILE, DATA_FILE, ENVIRONMENT_FILE, RESULTS_FILE, MANIFEST, TRAINER_STATE_NAME}
+# The pipeline of transformers that a model is for, by its Auto class.
+PIPELINES = {
+    "AutoModelForCausalLM": "text-generation",
+    "AutoModelForSequenceClassification": "text-classification",
+    "AutoModelForTokenClassification": "token-classification",
+}
 # Recipe fields that say where a run lives and who may write there, not how to repeat it.
 PLACES = {"cache_dir", "push_to_hub"}
 # Weights under other names would be found first by whoever loads the repository.
@@ -230,19 +236,21 @@ def make_card(folder: Path, repo_id: str, tags: list[str], fields: dict[str, Any
     recipe = read_stored_recipe(folder) or {}
     data = read_json(folder / DATA_FILE)
     metrics = read_metrics(folder)
-    heads = [name for name in config.auto_map if name.startswith("AutoModelFor")]
-    auto_class = heads[0] if heads else "AutoModel"
+    head = f".{config.architectures[0]}"
+    auto_class = next((name for name, path in config.auto_map.items() if path.endswith(head)), "AutoModel")
     name = repo_id.rsplit("/", 1)[-1]
     with torch.device("meta"):
         model = getattr(latentlm, config.architectures[0])(config)
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
     context = getattr(config, "max_position_embeddings", None)
+    embeds_texts = (folder / "modules.json").exists()  # what sentence-transformers loads
     base_model = recipe.get("model", {}).get("from_pretrained")
     card_data = {
         "library_name": "transformers",
         "license": "apache-2.0",
-        "pipeline_tag": "text-generation" if auto_class == "AutoModelForCausalLM" else None,
-        "tags": [config.model_type, "latentlm", *tags],
+        "language": "en" if data and is_python_docs(data) else None,
+        "pipeline_tag": PIPELINES.get(auto_class) or ("feature-extraction" if embeds_texts else None),
+        "tags": [config.model_type, "latentlm", *(["sentence-transformers"] if embeds_texts else []), *tags],
         "datasets": hub_names(data.get("dataset"), data.get("validation_dataset")),
         "base_model": hub_names(base_model),
         "model_name": name,
@@ -273,6 +281,11 @@ def make_card(folder: Path, repo_id: str, tags: list[str], fields: dict[str, Any
         recipe=(published_recipe(folder) or "").strip(),
         environment=read_json(folder / ENVIRONMENT_FILE),
     )
+
+
+def is_python_docs(data: dict[str, Any]) -> bool:
+    """Whether all text of a run is the documentation inside Python, the one source whose language is known."""
+    return {data["dataset"], data.get("validation_dataset") or PYTHON_DOCS} == {PYTHON_DOCS}
 
 
 def read_json(path: Path) -> dict[str, Any]:
