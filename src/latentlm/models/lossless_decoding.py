@@ -47,20 +47,22 @@ class LosslessDecoding:
         self.token_names = list(token_names)
         self.token_ids = {name: index for index, name in enumerate(token_names)}
 
-    def _make_room(self, new_tokens: Iterable[str | AddedToken] | None) -> None:
-        """Rename bytes and pieces that are called like one of the new tokens, but stand for something else.
+    def _make_room(self, new_tokens: Iterable[str | AddedToken] | None, special: bool = False) -> None:
+        """Rename those bytes and pieces that are called like a new token, but are not the same.
 
         Raises:
             ValueError: for a text that is such another name.
         """
-        for text in map(str, new_tokens or ()):
+        for token in new_tokens or ():
+            text = str(token)
             if BYTE_NAMES.fullmatch(text):
                 raise ValueError(f"token {text!r} cannot be added: its text is how bytes are called; choose another")
             index = self.token_ids.get(text)
             if index is None:
                 continue
             spelled = self.spell(np.array([index]))
-            if spelled != text.encode("utf-8", "surrogatepass"):
+            # A special token is never plain text, which decoding must not skip.
+            if special or getattr(token, "special", False) or spelled != text.encode("utf-8", "surrogatepass"):
                 name = "".join(f"<0x{byte:02X}>" for byte in spelled)
                 del self.token_ids[text]
                 self.token_ids[name] = index

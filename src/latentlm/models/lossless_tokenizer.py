@@ -98,7 +98,7 @@ class LosslessTokenizer(LosslessDecoding, PreTrainedTokenizer):
         return self.convert_ids_to_tokens(index)
 
     def _add_tokens(self, new_tokens: list[str] | list[AddedToken], special_tokens: bool = False) -> int:
-        self._make_room(new_tokens)
+        self._make_room(new_tokens, special_tokens)
         return super()._add_tokens(new_tokens, special_tokens)
 
     def _update_trie(self, unique_no_split_tokens: list[str] | None = None) -> None:

@@ -93,7 +93,7 @@ class FSQTokenizerFast(FSQTable, LosslessDecoding, PreTrainedTokenizerFast):
         return len(self.get_vocab())
 
     def _add_tokens(self, new_tokens: Sequence[str | AddedToken], special_tokens: bool = False) -> int:
-        self._make_room(new_tokens)
+        self._make_room(new_tokens, special_tokens)
         with self._own_names(self._tokenizer):
             return super()._add_tokens(new_tokens, special_tokens)
 
