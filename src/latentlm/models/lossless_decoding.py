@@ -43,6 +43,14 @@ class LosslessDecoding:
         """The bytes of ids `(N,)`, int64, none of them special or added."""
         raise NotImplementedError
 
+    @classmethod
+    def _from_pretrained(cls, resolved_vocab_files: dict[str, str | None], name: str, *args: Any, **kwargs: Any) -> Any:
+        """Raises OSError for a folder without a tokenizer, where bytes would otherwise be taken for whatever the model
+        was trained on."""
+        if resolved_vocab_files.get("tokenizer_config_file") is None:
+            raise OSError(f"{name} holds no tokenizer: there is no tokenizer_config.json; a run saves one with its model")
+        return super()._from_pretrained(resolved_vocab_files, name, *args, **kwargs)
+
     def _set_names(self, token_names: list[str]) -> None:
         self.token_names = list(token_names)
         self.token_ids = {name: index for index, name in enumerate(token_names)}

@@ -16,8 +16,8 @@ from transformers import AddedToken, BatchEncoding, PreTrainedTokenizer
 from transformers.tokenization_utils_base import PaddingStrategy, TruncationStrategy
 
 from .byte_pieces import bytes_pattern
-from .encodings import Encodings, Offset, Part, Row, build_encoding, missing_spaces
 from .lossless_decoding import LosslessDecoding
+from .row_encodings import Encodings, Offset, Part, Row, build_encoding, missing_spaces
 
 
 class LosslessTokenizer(LosslessDecoding, PreTrainedTokenizer):
