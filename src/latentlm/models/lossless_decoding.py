@@ -48,7 +48,7 @@ class LosslessDecoding:
         """Raises OSError for a folder without a tokenizer, where bytes would otherwise be taken for whatever the model
         was trained on."""
         if resolved_vocab_files.get("tokenizer_config_file") is None:
-            raise OSError(f"{name} holds no tokenizer: there is no tokenizer_config.json; a run saves one with its model")
+            raise OSError(f"{name} holds no tokenizer: tokenizer_config.json is missing; a run saves it with its model")
         return super()._from_pretrained(resolved_vocab_files, name, *args, **kwargs)
 
     def _set_names(self, token_names: list[str]) -> None:
