@@ -54,7 +54,7 @@ def known(encoding: Any) -> dict[str, Any]:
         {"add_special_tokens": False},
         {"text_pair": ["é the", "b", "", "of this"]},
         {"truncation": True, "max_length": 6},
-        {"truncation": "only_second", "max_length": 30, "text_pair": ["one the " * 9] * 4},
+        {"truncation": "only_second", "max_length": 50, "text_pair": ["one the " * 30] * 4},
         {"padding": True},
         {"padding": "max_length", "max_length": 70, "padding_side": "left"},
         {"split_special_tokens": True, "pad_to_multiple_of": 8, "padding": True},
@@ -66,7 +66,7 @@ def test_encodings_in_python_are_those_of_the_fast_tokenizer(options):
     for inputs, more in ((TEXTS, {}), (WORDS, {"is_split_into_words": True})):
         options = dict(options)
         if more and "text_pair" in options:
-            options["text_pair"] = [["é", "the"] * 9, ["of", "Python"] * 9, ["b"] * 30]
+            options["text_pair"] = [["é", "the"] * 30, ["of", "Python"] * 30, ["b"] * 60]
         found, expected = (kind(inputs, return_offsets_mapping=True, **options, **more) for kind in (slow, fast))
         assert dict(found) == dict(expected)
         assert [known(encoding) for encoding in found.encodings] == [known(row) for row in expected.encodings]

@@ -15,7 +15,6 @@ from tokenizers import Encoding, decoders
 from transformers import AddedToken, BatchEncoding, PreTrainedTokenizer
 from transformers.tokenization_utils_base import PaddingStrategy, TruncationStrategy
 
-from .byte_pieces import bytes_pattern
 from .lossless_decoding import LosslessDecoding
 from .row_encodings import Encodings, Offset, Part, Row, build_encoding, missing_spaces
 
@@ -46,8 +45,8 @@ class LosslessTokenizer(LosslessDecoding, PreTrainedTokenizer):
     """
 
     model_input_names = ["input_ids", "attention_mask"]
-    word_pattern: re.Pattern[bytes] = bytes_pattern("words")
-    """Finds the words of plain text, one after the other."""
+    word_pattern: re.Pattern[bytes]
+    """Finds the words of plain text, one after the other, for `find_words`."""
     space_ends_word = False
     """Whether the space between two given words belongs to the first of them, not to the second."""
     name_decoder: Any = decoders.ByteFallback()
