@@ -54,10 +54,11 @@ training:
   sample_prompts: 1
   sample_new_tokens: 2
 """
-CODE = {"attention.py", "causal_lm.py", "configuration_ar_encoder_decoder.py", "configuration_common.py",
-        "configuration_encoder_decoder.py", "configuration_learned_dropout.py", "embedding_loss.py",
-        "encoder_decoder.py", "layers.py", "learned_dropout.py", "lossless_tokenizer.py",
-        "modeling_ar_encoder_decoder.py", "outputs.py", "positions.py", "tokenization_byte.py"}  # fmt: skip
+CODE = {"attention.py", "byte_pieces.py", "causal_lm.py", "configuration_ar_encoder_decoder.py",
+        "configuration_common.py", "configuration_encoder_decoder.py", "configuration_learned_dropout.py",
+        "embedding_loss.py", "encoder_decoder.py", "layers.py", "learned_dropout.py", "lossless_decoding.py",
+        "lossless_tokenizer.py", "modeling_ar_encoder_decoder.py", "outputs.py", "positions.py", "row_encodings.py",
+        "tokenization_byte.py"}  # fmt: skip
 PUBLISHED = CODE | {"config.json", "generation_config.json", "model.safetensors", "tokenizer_config.json",
                     "README.md", "recipe.yaml", "curves.png"}  # fmt: skip
 SECRET = "hf_secret_token_of_the_user"
