@@ -26,7 +26,7 @@ FIXED_OPTIONS: dict[str, tuple[Any, str]] = {
 }
 
 
-@dataclass
+@dataclass(repr=False)  # the one of transformers hides tokens
 class LatentTrainingArguments(TrainingArguments):
     """`TrainingArguments` with the defaults that exact resuming and honest logs need, and sample outputs.
 
@@ -52,6 +52,10 @@ class LatentTrainingArguments(TrainingArguments):
     )
     sample_prompt_tokens: int = field(default=32, metadata={"help": "Longest sample prompt, in tokens."})
     sample_new_tokens: int = field(default=64, metadata={"help": "Tokens that a sample output adds to its prompt."})
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What pickles hold, such as the `training_args.bin` of a plain `Trainer`: all but the token."""
+        return {**self.__dict__, "hub_token": None}
 
     def __post_init__(self):
         if not self.use_cpu and not torch.accelerator.is_available():
@@ -81,7 +85,7 @@ class LatentTrainingArguments(TrainingArguments):
                 raise ValueError(f"{name} is {getattr(self, name)}, but it must be 0 or more.")
 
 
-@dataclass
+@dataclass(repr=False)  # the one of transformers hides tokens
 class AbstractinatorTrainingArguments(LatentTrainingArguments):
     """`LatentTrainingArguments` with what is taken from an earlier stage."""
 
@@ -104,7 +108,7 @@ class AbstractinatorTrainingArguments(LatentTrainingArguments):
             raise ValueError(f"fixed_code_steps is {self.fixed_code_steps}, but it must be 0 or more.")
 
 
-@dataclass
+@dataclass(repr=False)  # the one of transformers hides tokens
 class EncodzallTrainingArguments(LatentTrainingArguments):
     """`LatentTrainingArguments` with the noise that the model learns to repair."""
 
