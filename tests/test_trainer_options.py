@@ -1,6 +1,8 @@
 """What people give to Trainer, given to LatentTrainer and its subclasses: it works as documented, or it is refused."""
 
+import ast
 import inspect
+import re
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from torch.utils.data import Dataset, IterableDataset
 from training_setup import Rows, make_model, make_trainer, metrics_of, weights_of
 from transformers import Trainer, TrainingArguments
 
+from latentlm import training
 from latentlm.training import TRAINERS, LatentTrainer, LatentTrainingArguments
 from latentlm.training.arguments import FIXED_OPTIONS
 
@@ -266,3 +269,36 @@ def test_noise_on_embeddings_has_an_effect(tmp_path, model_type):
         trainer.train()
         losses.append(metrics_of(tmp_path / str(alpha))[0]["loss"])
     assert losses[0] != pytest.approx(losses[1], rel=1e-4)
+
+
+# ---- Private methods of Trainer ----
+
+PRIVATE = {
+    *("_get_dataloader", "_get_output_dir", "_issue_warnings_after_load", "_prepare_inputs", "_run_epoch", "_save"),
+    *("_save_checkpoint", "_set_signature_columns_if_needed"),
+}
+"""Those that the trainers override or call: transformers may change them in any minor release."""
+
+
+def private_names() -> set[str]:
+    """Methods of `Trainer` with a leading underscore that the files of latentlm.training define or use."""
+    trees = [ast.parse(path.read_text(encoding="utf-8")) for path in Path(training.__file__).parent.glob("*.py")]
+    nodes = [node for tree in trees for node in ast.walk(tree)]
+    found = {node.name for node in nodes if isinstance(node, ast.FunctionDef)}
+    found |= {node.attr for node in nodes if isinstance(node, ast.Attribute)}
+    return {name for name in found if re.match("_[^_]", name) and inspect.isfunction(getattr(Trainer, name, None))}
+
+
+def test_the_list_of_private_methods_is_complete():
+    assert private_names() == PRIVATE
+
+
+@pytest.mark.parametrize("name", sorted(PRIVATE))
+def test_trainer_still_has_and_calls_a_private_method(name):
+    """One that is gone, or that nobody calls, would leave what is written here without effect."""
+    assert f"self.{name}(" in inspect.getsource(Trainer)
+    parameters = list(inspect.signature(getattr(Trainer, name)).parameters)
+    for trainer_class in {LatentTrainer, *TRAINERS.values()}:
+        ours = inspect.signature(getattr(trainer_class, name)).parameters
+        passed_on = any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in ours.values())
+        assert passed_on or list(ours) == parameters
