@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from latentlm.training.publishing import PublishError, publish
+from latentlm.training.redaction import redact
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -24,8 +25,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         commit = publish(given.folder, given.repo_id, message=given.message, private=given.private, **fields)
     except PublishError as error:
-        sys.exit(f"latentlm.publish: {error}")
-    print(f"Published: {commit.repo_url}")
+        sys.exit(redact(f"latentlm.publish: {error}"))
+    print(redact(f"Published: {commit.repo_url}"))
 
 
 if __name__ == "__main__":
