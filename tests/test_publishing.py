@@ -60,7 +60,8 @@ training:
 CODE = {"attention.py", "byte_pieces.py", "causal_lm.py", "configuration_ar_encoder_decoder.py",
         "configuration_common.py", "configuration_encoder_decoder.py", "configuration_learned_dropout.py",
         "embedding_loss.py", "encoder_decoder.py", "layers.py", "learned_dropout.py", "lossless_decoding.py",
-        "lossless_tokenizer.py", "modeling_ar_encoder_decoder.py", "outputs.py", "positions.py", "row_encodings.py",
+        "lossless_tokenizer.py", "modeling_ar_encoder_decoder.py", "outputs.py", "positions.py", "refusals.py",
+        "row_encodings.py",
         "tokenization_byte.py"}  # fmt: skip
 PUBLISHED = CODE | {"config.json", "generation_config.json", "model.safetensors", "tokenizer_config.json",
                     "README.md", "recipe.yaml", "curves.png"}  # fmt: skip
