@@ -239,6 +239,14 @@ def test_a_token_cannot_be_called_as_bytes_are(make):
 
 
 @each_tokenizer
+def test_names_and_texts_join_to_a_string(make):
+    """Pipelines hand over words that they have joined before."""
+    tokenizer = make()
+    tokens = tokenizer.tokenize("日本 <eos>")
+    assert tokenizer.convert_tokens_to_string(["naïve words ", *tokens, " more"]) == "naïve words 日本 <eos> more"
+
+
+@each_tokenizer
 def test_negative_ids_are_refused(make):
     tokenizer = make()
     for ids in ([104, -100], np.array([104, -100]), torch.tensor([104, -100]), -100, (-1,)):
