@@ -145,7 +145,18 @@ def test_characters_and_tokens_find_each_other(make):
         assert encoded[0].special_tokens_mask == [int(word is None) for word in encoded.word_ids(0)]
     for single in (tokenizer(texts[0]), tokenizer(texts[0], return_tensors="pt")):
         assert len(single.encodings) == 1 and single.char_to_token(3) == single.encodings[0].char_to_token(3)
+    changed = tokenizer("ab")
+    changed.input_ids.append(7)  # as recipes do with the end of a text
+    assert changed.char_to_token(1) == tokenizer("ab").char_to_token(1)
     assert tokenizer(texts, ["b", "b"]).n_sequences == 2 and batch.n_sequences == 1
+
+
+def test_a_tokenizer_without_bos_frames_nothing():
+    tokenizer = ByteTokenizer(add_eos_token=True)
+    tokenizer.bos_token = None
+    encoded = tokenizer("ab", "c", return_offsets_mapping=True)
+    assert encoded.sequence_ids() == [0, 0, None, 1, None]
+    assert encoded["offset_mapping"] == [(0, 1), (1, 2), (0, 0), (0, 1), (0, 0)]
 
 
 def test_ids_have_no_characters():
@@ -225,6 +236,14 @@ def test_a_token_cannot_be_called_as_bytes_are(make):
     with pytest.raises(ValueError, match="'<0x41>' cannot be added: its text is how bytes are called"):
         tokenizer.add_tokens(["<0x41>"])
     assert tokenizer.decode(tokenizer.encode("<0x41>", add_special_tokens=False)) == "<0x41>"
+
+
+@each_tokenizer
+def test_names_and_texts_join_to_a_string(make):
+    """Pipelines hand over words that they have joined before."""
+    tokenizer = make()
+    tokens = tokenizer.tokenize("日本 <eos>")
+    assert tokenizer.convert_tokens_to_string(["naïve words ", *tokens, " more"]) == "naïve words 日本 <eos> more"
 
 
 @each_tokenizer

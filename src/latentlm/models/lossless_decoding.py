@@ -99,7 +99,13 @@ class LosslessDecoding:
         return names if rows.ndim else names[0]
 
     def convert_tokens_to_string(self, tokens: list[str]) -> str:
-        return self._decode(self.convert_tokens_to_ids(tokens))
+        """Text of tokens by name; what is not called so is text already, as where pipelines join words."""
+        pieces = []
+        for token in tokens:
+            index = self.convert_tokens_to_ids(token)
+            is_text = index is None
+            pieces.append(token.encode("utf-8", "surrogatepass") if is_text else self.decode_bytes([index], False))
+        return b"".join(pieces).decode("utf-8", self.decoding_errors)
 
     def decode_bytes(self, token_ids: Iterable[int], skip_special_tokens: bool = True) -> bytes:
         """The exact bytes that `token_ids` stand for, valid UTF-8 or not.

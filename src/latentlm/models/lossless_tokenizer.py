@@ -16,7 +16,7 @@ from transformers import AddedToken, BatchEncoding, PreTrainedTokenizer
 from transformers.tokenization_utils_base import PaddingStrategy, TruncationStrategy
 
 from .lossless_decoding import LosslessDecoding
-from .row_encodings import Encodings, Offset, Part, Row, build_encoding, missing_spaces
+from .row_encodings import Encodings, Offset, Part, Row, all_ids, build_encoding, missing_spaces
 
 
 class LosslessTokenizer(LosslessDecoding, PreTrainedTokenizer):
@@ -141,7 +141,7 @@ class LosslessTokenizer(LosslessDecoding, PreTrainedTokenizer):
         after = [False] * len(words)
         if self.space_ends_word:
             for index in np.flatnonzero(before):
-                after[max(i for i in range(index) if words[i])] = True
+                after[next(i for i in reversed(range(index)) if words[i])] = True
             before = [False] * len(words)
         parts = []
         for index, word in enumerate(words):
@@ -182,7 +182,7 @@ class LosslessTokenizer(LosslessDecoding, PreTrainedTokenizer):
         if split_special_tokens is None:
             split_special_tokens = self.split_special_tokens
         parts = self._encode_text(text, split_special_tokens)
-        return self.convert_ids_to_tokens([index for part in parts for index in part.ids])
+        return self.convert_ids_to_tokens(all_ids(parts))
 
     def _encode_plus(  # type: ignore[override]  # the base class spells out what goes to `kwargs` here
         self,
@@ -259,7 +259,7 @@ class LosslessTokenizer(LosslessDecoding, PreTrainedTokenizer):
         is_pair = text_pair is not None
         texts = [text, text_pair] if is_pair else [text]
         sources = [self._encode_input(given, split_special_tokens) for given in texts]
-        whole = [[index for part in parts for index in part.ids] for parts in sources]
+        whole = [all_ids(parts) for parts in sources]
         kept, overflowing, too_many = [*whole, None][:2], [], 0
         if truncation_strategy != TruncationStrategy.DO_NOT_TRUNCATE and max_length:
             added = self.num_special_tokens_to_add(is_pair) if add_special_tokens else 0
@@ -284,47 +284,56 @@ class LosslessTokenizer(LosslessDecoding, PreTrainedTokenizer):
         from_right = self.truncation_side == "right"
         lengths = [len(ids) for ids in kept if ids is not None]
         cuts = [slice(n) if from_right else slice(len(ids) - n, None) for ids, n in zip(whole, lengths, strict=True)]
-        around = -1 if add_special_tokens else None
-        sequence = self._frame([0] * lengths[0], [1] * lengths[1] if lengths[1:] else None, around, around)
-        row = Row(prepared["input_ids"], np.array(sequence, dtype=np.int64), list(zip(sources, cuts, strict=True)))
+        row = Row(list(zip(sources, cuts, strict=True)), add_special_tokens)
         if return_offsets_mapping:
             if not row.has_text:
                 raise ValueError("return_offsets_mapping needs text, not ids")
             prepared["offset_mapping"] = self._offsets(row)
         return row, prepared
 
+    def _places(self, row: Row) -> np.ndarray:
+        """The text that each id of the row comes from, 0 or 1; -1 for those around."""
+        texts = [[number] * len(all_ids(parts)[cut]) for number, (parts, cut) in enumerate(row.sources)]
+        around = (-1 if row.framed and token is not None else None for token in (self.bos_token_id, self.eos_token_id))
+        return np.array(self._frame(*[*texts, None][:2], *around), dtype=np.int64)
+
     def _offsets(self, row: Row) -> list[Offset]:
         """The characters of each id, `(0, 0)` for those around the text."""
-        offsets = np.zeros((len(row.ids), 2), dtype=np.int64)
+        places = self._places(row)
+        offsets = np.zeros((len(places), 2), dtype=np.int64)
         for number, (parts, cut) in enumerate(row.sources):
             spans = [span for part in parts for span in part.offsets(self.token_lengths)][cut]
-            offsets[row.sequence == number] = np.array(spans).reshape(-1, 2)
+            offsets[places == number] = np.array(spans).reshape(-1, 2)
         return list(map(tuple, offsets.tolist()))
 
     def _make_encoding(self, row: Row, length: int, padding_side: str) -> Encoding:
         """What a fast tokenizer knows of a row that was padded to `length`."""
-        words: list[int | None] = [None] * len(row.ids)
+        kept = [all_ids(parts)[cut] for parts, cut in row.sources]
+        around = (self.bos_token_id, self.eos_token_id) if row.framed else (None, None)
+        ids = self._frame(*[*kept, None][:2], *around)
+        places = self._places(row)
+        words: list[int | None] = [None] * len(ids)
         ranges = {}
         for number, (parts, cut) in enumerate(row.sources):
-            places = np.flatnonzero(row.sequence == number).tolist()
+            inside = np.flatnonzero(places == number).tolist()
             found = [part.word for part in parts for _ in part.ids]
             if None in found:  # plain text
-                found = self.find_words([index for part in parts for index in part.ids])
-            for place, word in zip(places, found[cut], strict=True):
+                found = self.find_words(all_ids(parts))
+            for place, word in zip(inside, found[cut], strict=True):
                 words[place] = word
-            ranges[str(number)] = {"start": places[0], "end": places[-1] + 1} if places else {"start": 0, "end": 0}
+            ranges[str(number)] = {"start": inside[0], "end": inside[-1] + 1} if inside else {"start": 0, "end": 0}
         encoding = build_encoding(
-            ids=row.ids,
-            type_ids=[0] * len(row.ids),
-            tokens=self.convert_ids_to_tokens(row.ids),
+            ids=ids,
+            type_ids=[0] * len(ids),
+            tokens=self.convert_ids_to_tokens(ids),
             words=words,
             offsets=self._offsets(row),
-            special_tokens_mask=(row.sequence < 0).astype(int).tolist(),
-            attention_mask=[1] * len(row.ids),
+            special_tokens_mask=(places < 0).astype(int).tolist(),
+            attention_mask=[1] * len(ids),
             overflowing=[],
             sequence_ranges=ranges,
         )
-        if length > len(row.ids):
+        if length > len(ids):
             encoding.pad(length, direction=padding_side, pad_id=self.pad_token_id, pad_token=str(self.pad_token))
         return encoding
 
@@ -402,13 +411,10 @@ def split_batch(text: Any, text_pair: Any, is_split_into_words: bool) -> tuple[b
         return True, list(zip(text, text_pair, strict=True))
     rows = []
     for row in text:
-        is_pair = len(row) == 2 and isinstance(row, tuple if is_split_into_words else (list, tuple))
-        if is_pair and all(isinstance(part, (str, list, tuple)) for part in row):
-            rows.append(tuple(row))
-        elif is_split_into_words or isinstance(row, str) or all(isinstance(index, int) for index in row):
-            rows.append((row, None))
-        elif len(row) == 1:
-            rows.append((row[0], None))
-        else:
+        is_row = isinstance(row, (list, tuple)) and not all(isinstance(index, int) for index in row)
+        if is_row and is_split_into_words and not isinstance(row, tuple):
+            is_row = False  # a list holds words
+        if is_row and len(row) > 2:
             raise ValueError(f"expected a text or a pair of texts, got {len(row)} texts")
+        rows.append((*row, None)[:2] if is_row else (row, None))
     return True, rows

@@ -47,18 +47,20 @@ class Row:
     """One encoded text, or pair, before padding.
 
     Attributes:
-        ids: with the tokens around the text.
-        sequence: `(N,)`, the text that each comes from, 0 or 1; -1 for those around.
         sources: the parts of each text, and which of its ids truncation has left.
+        framed: whether tokens are added around the texts.
     """
 
-    ids: list[int]
-    sequence: np.ndarray
     sources: list[tuple[list[Part], slice]]
+    framed: bool
 
     @property
     def has_text(self) -> bool:
         return all(part.start is not None for parts, _ in self.sources for part in parts)
+
+
+def all_ids(parts: list[Part]) -> list[int]:
+    return parts[0].ids if len(parts) == 1 else [index for part in parts for index in part.ids]
 
 
 class Encodings(Sequence[Encoding]):

@@ -90,7 +90,8 @@ class FSQTokenizerFast(FSQTable, LosslessDecoding, PreTrainedTokenizerFast):
     # --- added tokens -----------------------------------------------------------------------------------------------
 
     def __len__(self) -> int:
-        return len(self.get_vocab())
+        count = len(self.token_names)
+        return count + sum(index >= count for index in self.added_tokens_decoder)
 
     def _add_tokens(self, new_tokens: Sequence[str | AddedToken], special_tokens: bool = False) -> int:
         self._make_room(new_tokens, special_tokens)
