@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from architectures import CAUSAL, Architecture, Case, each_causal_architecture, token_ids
+from architectures import CAUSAL, Architecture, Case, each_causal_architecture, each_causal_case, token_ids
 from safetensors.torch import load_file
+from transformers.utils.generic import find_labels
 
 TRAIN = """
 import json, numpy, torch
@@ -124,6 +125,16 @@ def test_compute_metrics_is_given_the_logits_alone(architecture, trained):
     whole = [True, 5, LENGTH, 64]
     assert found["seen"] == [whole] * 3 + [[True, rows, LENGTH, 64] for rows in (2, 2, 1)] + [whole]
     assert 0 <= found["last"]["eval_accuracy"] <= 1
+
+
+@each_causal_case
+def test_trainer_finds_the_labels_and_the_logits(case: Case):
+    """Without training: in every variant, the labels are one column and the logits all that is predicted."""
+    model = case.model()
+    assert find_labels(type(model)) == ["labels"]
+    ids = token_ids(2, 7)
+    output = model(ids, labels=ids)
+    assert set(output) - set(model.config.keys_to_ignore_at_inference) == {"loss", "logits"}
 
 
 @each_causal_architecture
