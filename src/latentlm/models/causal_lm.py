@@ -11,13 +11,13 @@ from transformers.modeling_utils import PreTrainedModel, slice_logits_to_keep
 from transformers.utils import can_return_tuple, logging
 
 from .learned_dropout import SharedMaskAttention, mask_loss_weight
-from .outputs import CausalLMOutput, CausalModelOutput
+from .outputs import CausalLMOutput, CausalModelOutput, TakesCache
 from .positions import check_context, resolve_position_ids
 
 logger = logging.get_logger(__name__)
 
 
-class TransformerPreTrainedModel(PreTrainedModel):
+class TransformerPreTrainedModel(TakesCache, PreTrainedModel):
     """Flags and initialisation: N(0, `initializer_range`), zero biases, and a smaller standard deviation for the
     projections that add to the residual stream (GPT-2, section 2.3)."""
 

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers.cache_utils import Cache
-from transformers.modeling_outputs import ModelOutput
+from transformers.modeling_outputs import ModelOutput, Seq2SeqLMOutput
 from transformers.modeling_utils import PreTrainedModel
 
 from .configuration_encodzall import EncodzallConfig
+from .outputs import TakesCache
 
 # What sentence-transformers reads beside the model: the embedding of a text is `pooler_output`.
 SENTENCE_TRANSFORMERS_FILES: dict[str, Any] = {
@@ -45,7 +45,7 @@ class EncodzallModelOutput(ModelOutput):
 
 
 @dataclass
-class EncodzallDenoisingOutput(ModelOutput):
+class EncodzallDenoisingOutput(Seq2SeqLMOutput):
     """Output of [`EncodzallForMaskedDenoising`].
 
     Args:
@@ -63,22 +63,13 @@ class EncodzallDenoisingOutput(ModelOutput):
         encoder_hidden_states, encoder_attentions: of Encoder 2.
     """
 
-    loss: torch.FloatTensor | None = None
-    logits: torch.FloatTensor | None = None
-    past_key_values: Cache | None = None
-    decoder_hidden_states: tuple[torch.FloatTensor, ...] | None = None
-    decoder_attentions: tuple[torch.FloatTensor, ...] | None = None
-    cross_attentions: tuple[torch.FloatTensor, ...] | None = None
-    encoder_last_hidden_state: torch.FloatTensor | None = None
-    encoder_hidden_states: tuple[torch.FloatTensor, ...] | None = None
-    encoder_attentions: tuple[torch.FloatTensor, ...] | None = None
     word_logits: torch.FloatTensor | None = None
     sequence_loss: torch.FloatTensor | None = None
     word_loss: torch.FloatTensor | None = None
     contrastive_loss: torch.FloatTensor | None = None
 
 
-class EncodzallPreTrainedModel(PreTrainedModel):
+class EncodzallPreTrainedModel(TakesCache, PreTrainedModel):
     config: EncodzallConfig
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
