@@ -4,12 +4,15 @@ python examples/tag_words.py [org/name or run folder] [steps]
 """
 
 import sys
+from pathlib import Path
 from pydoc_data.topics import topics
 
 import torch
 from transformers import AutoModelForTokenClassification, AutoTokenizer, Trainer, TrainingArguments
 
 name = sys.argv[1] if len(sys.argv) > 1 else "runs/encodzall-tiny"
+if name.startswith("runs/") and not Path(name).is_dir():
+    sys.exit(f"There is no {name}: name a model, or make this run as examples/README.md says.")
 steps = int(sys.argv[2]) if len(sys.argv) > 2 else 200
 tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=True)
 lines = [line.strip() for text in topics.values() for line in text.splitlines() if len(line) > 40][:2000]

@@ -1,16 +1,22 @@
 """Generating with a cache equals generating without, in every way of searching; contexts that do not fit are errors."""
 
+import importlib
+from pathlib import Path
+
 import pytest
 import torch
 from architectures import PAD, Case, each_causal_architecture, each_causal_case, randomise, token_ids
 from conftest import REPOSITORY
 from transformers import AutoConfig, AutoModelForCausalLM, TextStreamer, pipeline, set_seed
 from transformers.configuration_utils import get_head_shapes
+from transformers.modeling_outputs import ModelOutput
 from transformers.testing_utils import CaptureLogger
 from transformers.utils import logging
 
+import latentlm
 from latentlm import ByteTokenizer
 
+MODELS = Path(latentlm.__file__).parent / "models"
 NEW = 8
 PROMPT = 6
 
@@ -332,3 +338,29 @@ def test_a_published_configuration_generates(architecture):
         length = long.index(end, 3) + 1 if end in long[3:] else len(long)  # the end itself is kept
         assert short == (long[:length] + [config.pad_token_id] * len(long))[: len(short)]
     assert ended.shape[1] < endless.shape[1] or config.pad_token_id in ended[0]
+
+
+# ---- The cache under both names that transformers has for it ----
+
+
+@each_causal_case
+def test_the_cache_is_taken_under_both_names(case: Case):
+    """`cache` since transformers 5.24; taken for something else, each cached token would see itself alone."""
+    case.skip_if_excepted("cache")
+    model = case.model()
+    ids = token_ids(2, PROMPT)
+    whole = model(ids, use_cache=False).logits[:, -1]
+    for name in ("past_key_values", "cache"):
+        seen = model(ids[:, :-1], use_cache=True).past_key_values
+        torch.testing.assert_close(model(ids[:, -1:], **{name: seen}).logits[:, -1], whole, rtol=1e-4, atol=1e-4)
+
+
+def test_outputs_leave_the_name_of_the_cache_to_transformers():
+    """A field of our own of the old name cannot be filled since 5.24."""
+    modules = [importlib.import_module(f"latentlm.models.{path.stem}") for path in MODELS.glob("*.py")]
+    outputs = {
+        value for module in modules for value in vars(module).values()
+        if isinstance(value, type) and issubclass(value, ModelOutput) and value.__module__ == module.__name__
+    }  # fmt: skip
+    assert len(outputs) > 8
+    assert not [output for output in outputs if "past_key_values" in output.__annotations__]

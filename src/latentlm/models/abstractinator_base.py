@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 from transformers.cache_utils import Cache
-from transformers.modeling_outputs import ModelOutput
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
 from .abstractinator_level import Compressed, LevelCache
 from .causal_stack import StackCache
@@ -13,7 +13,7 @@ from .refusals import WORKS
 
 
 @dataclass
-class AbstractinatorModelOutput(ModelOutput):
+class AbstractinatorModelOutput(BaseModelOutputWithPast):
     """Args:
     last_hidden_state: `(B, T, D)`, from which the first level's head predicts the next symbol; 0 at padding.
     past_key_values: the cache, if one was used.
@@ -21,13 +21,9 @@ class AbstractinatorModelOutput(ModelOutput):
         Not of cached steps.
     """
 
-    last_hidden_state: torch.FloatTensor | None = None
-    past_key_values: "AbstractinatorCache | None" = None
-    hidden_states: tuple[torch.FloatTensor, ...] | None = None
-
 
 @dataclass
-class AbstractinatorCausalLMOutput(ModelOutput):
+class AbstractinatorCausalLMOutput(CausalLMOutputWithPast):
     """Every term is a mean over predicted bytes, or their sum divided by `num_items_in_batch` where that is given; what
     belongs to a segment counts as often as it has predicted bytes.
 
@@ -43,10 +39,6 @@ class AbstractinatorCausalLMOutput(ModelOutput):
         level_losses: with more than one level, the terms of each, as `level_1_vq_loss` and so on.
     """
 
-    loss: torch.FloatTensor | None = None
-    logits: torch.FloatTensor | None = None
-    past_key_values: "AbstractinatorCache | None" = None
-    hidden_states: tuple[torch.FloatTensor, ...] | None = None
     lm_loss: torch.FloatTensor | None = None
     reconstruction_loss: torch.FloatTensor | None = None
     vq_loss: torch.FloatTensor | None = None

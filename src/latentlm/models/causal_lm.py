@@ -14,7 +14,7 @@ from transformers.utils.generic import is_flash_attention_requested
 from transformers.utils.import_utils import is_tracing
 
 from .learned_dropout import SharedMaskAttention, mask_loss_weight
-from .outputs import CausalLMOutput, CausalModelOutput
+from .outputs import CausalLMOutput, CausalModelOutput, TakesCache
 from .positions import check_context, document_ids, packs_documents, resolve_position_ids
 from .refusals import check_filled_cache
 
@@ -26,7 +26,7 @@ PACKED_CACHE = (
 )
 
 
-class TransformerPreTrainedModel(PreTrainedModel):
+class TransformerPreTrainedModel(TakesCache, PreTrainedModel):
     """Flags and initialisation: N(0, `initializer_range`), zero biases, and a smaller standard deviation for the
     projections that add to the residual stream (GPT-2, section 2.3)."""
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers.cache_utils import Cache
-from transformers.modeling_outputs import ModelOutput, TokenClassifierOutput
+from transformers.modeling_outputs import ModelOutput, Seq2SeqLMOutput, TokenClassifierOutput
 from transformers.modeling_utils import PreTrainedModel
 
 from .configuration_encodzall import EncodzallConfig
+from .outputs import TakesCache
 
 # What sentence-transformers reads beside the model: the vectors of words, then their mean.
 SENTENCE_TRANSFORMERS_FILES: dict[str, Any] = {
@@ -69,7 +69,7 @@ class EncodzallModelOutput(ModelOutput):
 
 
 @dataclass
-class EncodzallDenoisingOutput(ModelOutput):
+class EncodzallDenoisingOutput(Seq2SeqLMOutput):
     """Output of [`EncodzallForMaskedDenoising`].
 
     Args:
@@ -87,15 +87,6 @@ class EncodzallDenoisingOutput(ModelOutput):
         encoder_hidden_states, encoder_attentions: of Encoder 2.
     """
 
-    loss: torch.FloatTensor | None = None
-    logits: torch.FloatTensor | None = None
-    past_key_values: Cache | None = None
-    decoder_hidden_states: tuple[torch.FloatTensor, ...] | None = None
-    decoder_attentions: tuple[torch.FloatTensor, ...] | None = None
-    cross_attentions: tuple[torch.FloatTensor, ...] | None = None
-    encoder_last_hidden_state: torch.FloatTensor | None = None
-    encoder_hidden_states: tuple[torch.FloatTensor, ...] | None = None
-    encoder_attentions: tuple[torch.FloatTensor, ...] | None = None
     word_logits: torch.FloatTensor | None = None
     sequence_loss: torch.FloatTensor | None = None
     word_loss: torch.FloatTensor | None = None
@@ -117,7 +108,7 @@ class EncodzallTokenClassifierOutput(TokenClassifierOutput):
     word_logits: torch.FloatTensor | None = None
 
 
-class EncodzallPreTrainedModel(PreTrainedModel):
+class EncodzallPreTrainedModel(TakesCache, PreTrainedModel):
     config: EncodzallConfig
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
