@@ -6,10 +6,14 @@ from fractions import Fraction
 
 import pytest
 import torch
-from architectures import ARCHITECTURES, LEVEL, Case, randomise, token_ids
+from architectures import ARCHITECTURES, LEVEL, Case, gradients, randomise, token_ids
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from latentlm import AbstractinatorConfig, AbstractinatorForCausalLM
+from latentlm.models.abstractinator_base import AbstractinatorCache
 from latentlm.models.abstractinator_generation import CodeSampler
+from latentlm.models.causal_stack import CausalStack
 
 [ROW] = [row for row in ARCHITECTURES if row.config_class is AbstractinatorConfig]
 LONG = {"max_position_embeddings": 4096}
@@ -137,6 +141,89 @@ def test_codes_that_are_shuffled_or_zeroed_say_something_else():
     assert len(set(found.values())) == 3
     own = model.code_lengths(token_ids(2, 30))["level_1"].sum().item()
     assert found["own"] == pytest.approx(own, rel=1e-5)
+
+
+# ---- Losses ----
+
+
+@pytest.mark.parametrize("variant", ["two_levels", "latent", "no_top"])
+def test_losses_are_sums_over_levels_and_reconstruction_a_mean(variant):
+    model = build(variant).train()
+    ids = token_ids(2, 30)
+    output = model(ids, labels=ids)
+    for name in ("reconstruction_loss", "vq_loss", "entropy_loss"):
+        terms = [value.item() for key, value in output.level_losses.items() if key.endswith(name)]
+        assert len(terms) == (1 if variant == "latent" and name == "vq_loss" else 2)  # fsq has none
+        expected = sum(terms) / (len(terms) if name == "reconstruction_loss" else 1)
+        assert output[name].item() == pytest.approx(expected, rel=1e-6), name
+    terms = ("reconstruction_loss", "vq_loss", "entropy_loss", "code_lm_loss", "lm_loss")
+    assert output.loss.item() == pytest.approx(sum(output[name].item() for name in terms if name in output), rel=1e-6)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_labels_give_the_loss_with_a_cache_too(variant):
+    """A new one, an empty one, and one that goes on; the cache then is the one that there is without labels."""
+    model = build(variant)
+    ids = token_ids(2, 24)
+    expected = model(ids, labels=ids)
+    for options in ({"use_cache": True}, {"past_key_values": AbstractinatorCache()}):
+        for now in (model.train(), model.eval()):
+            output = now(ids, labels=ids, **options)
+            assert (output.loss - now(ids, labels=ids).loss).abs() < 1e-5 and output.past_key_values.seen == 24
+            options["past_key_values"] = AbstractinatorCache()
+        assert torch.equal(output.logits, expected.logits)
+    first = model(ids[:, :20], labels=ids[:, :20], use_cache=True)
+    rest = model(ids[:, 20:], labels=ids[:, 20:], past_key_values=first.past_key_values)
+    torch.testing.assert_close(rest.logits, expected.logits[:, 20:], rtol=1e-3, atol=1e-4)
+    nats = torch.nn.functional.cross_entropy(rest.logits[:, :-1].flatten(0, 1), ids[:, 21:].flatten())
+    assert rest.loss.item() == rest.lm_loss.item() == pytest.approx(nats.item(), rel=1e-5)
+    with pytest.raises(ValueError, match="`past_key_values` of 24 ids in training"):
+        model.train()(ids, labels=ids, past_key_values=rest.past_key_values)
+
+
+@pytest.mark.parametrize("window", [None, 7])
+def test_a_stack_remembers_one_symbol_at_a_time_what_it_reads_at_once(window):
+    """Without a window the cache grows twice here, also from where a forward has filled it."""
+    stack = CausalStack(build().config, 2, window).eval()
+    randomise(stack)
+    inputs, rows = torch.randn(2, 150, 32, generator=torch.Generator().manual_seed(0)), torch.arange(2)
+    with torch.no_grad():
+        expected, items, _ = stack(inputs)
+        for start in (0, 60):
+            cache = stack.new_cache(2, inputs)
+            if start:
+                stack.fill_cache(cache, [layer[:, :start] for layer in items], torch.full((2,), start))
+            states = [stack.step(cache, rows, inputs[:, t]) for t in range(start, 150)]
+            torch.testing.assert_close(torch.stack(states, 1), expected[:, start:], rtol=1e-4, atol=1e-4)
+
+
+# ---- Other tools ----
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_output_layer_gives_the_logits_of_the_last_hidden_state(variant):
+    """What TRL's trainers do, which compute the loss by its weight alone."""
+    model = build(variant).train()
+    ids = token_ids(2, 20)
+    output = model(ids, labels=ids)
+    head = model.get_output_embeddings()
+    assert head.bias is None and head.weight.shape == (64, 32)
+    states = model.model(ids, use_cache=False).last_hidden_state
+    torch.testing.assert_close(states @ head.weight.T, output.logits, rtol=1e-4, atol=1e-4)
+    output.lm_loss.backward()
+    expected = gradients(model)
+    logits = model.model(ids, use_cache=False).last_hidden_state[:, :-1] @ head.weight.T
+    torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten()).backward()
+    for name, gradient in gradients(model).items():
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-3, atol=1e-5)
+
+
+def test_a_backend_without_masks_says_so():
+    AttentionInterface.register("maskless", sdpa_attention_forward)
+    model = build()
+    model.set_attn_implementation("maskless")
+    with pytest.raises(ValueError, match=r"`attn_implementation` is 'maskless'.*AttentionMaskInterface"):
+        model(token_ids(1, 9))
 
 
 # ---- Segments ----
@@ -344,10 +431,16 @@ def test_bad_configurations_say_what_is_wrong(fields, message):
 
 
 def test_initial_weights():
+    """What makes codes keeps the size of what it reads; with small weights all vectors become alike."""
     torch.manual_seed(0)
     model = AbstractinatorForCausalLM(
         AbstractinatorConfig(hidden_size=64, initializer_range=0.05, **{"num_top_layers": 2})
     )
+    level = model.model.levels[0]
+    keeping = (level.pooling.kv_proj, level.pooling.out_proj, level.quantizer.down, level.quantizer.up)
+    for module in keeping:
+        assert module.weight.std().item() == pytest.approx(module.in_features**-0.5, rel=0.05)
+    assert level.compressor.layers[0].self_attn.kv_proj.weight.std().item() == pytest.approx(0.05, rel=0.05)
     quantizer = model.model.levels[0].quantizer
     assert quantizer.counts.eq(1).all() and quantizer.codebook.std().item() == pytest.approx(1, rel=0.05)
     assert model.model.levels[0].embedding.table.weight.std().item() == pytest.approx(0.05, rel=0.1)

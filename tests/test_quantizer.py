@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from latentlm.models.quantizer import FSQQuantizer, VectorQuantizer, code_usage
+from latentlm.models import quantizer
+from latentlm.models.quantizer import FSQQuantizer, Statistics, VectorQuantizer, code_usage, prefix_keys
 
 D, K, CODE = 12, 16, 4
 
@@ -28,6 +29,20 @@ def everything(count: int) -> torch.Tensor:
     return torch.ones(count, dtype=torch.bool)
 
 
+def keys_of(given: torch.Tensor) -> torch.Tensor:
+    """Numbers that tell vectors `(..., D)` apart, wherever they are."""
+    return given.detach().contiguous().view(torch.int32).long().sum(-1)
+
+
+def read(module: VectorQuantizer, given: torch.Tensor, real: torch.Tensor | None = None) -> quantizer.Quantized:
+    """A forward that gathers."""
+    return module(given, everything(len(given)) if real is None else real, keys_of(given))
+
+
+def latents_of(module: VectorQuantizer, given: torch.Tensor) -> torch.Tensor:
+    return module.norm(module.down(given)).detach()
+
+
 def state(module: VectorQuantizer) -> dict[str, torch.Tensor]:
     return {name: value.clone() for name, value in module.named_buffers()}
 
@@ -42,8 +57,8 @@ def test_stages_and_averages_equal_loops_written_out():
     codebook, counts, sums = module.codebook.clone(), module.counts.clone(), module.sums.clone()
     for step in range(3):
         given = vectors(20, step)
-        found = module(given, everything(20))
-        latents = module.norm(module.down(given)).detach()
+        found = read(module, given)
+        latents = latents_of(module, given)
         uses, added = torch.zeros_like(counts), torch.zeros_like(sums)
         for row, latent in enumerate(latents):
             rest = latent
@@ -73,9 +88,9 @@ def test_the_codebook_is_used():
     centres = 3 * vectors(48, 7)
     for step in range(60):
         which = torch.randint(0, 48, (256,), generator=torch.Generator().manual_seed(step))
-        found = module(centres[which] + 0.05 * vectors(256, step), everything(256))
+        found = read(module, centres[which] + 0.05 * vectors(256, step))
         module.update()
-        perplexity, _ = code_usage(found.codes[:, 0], 64)
+        perplexity, _ = code_usage(torch.bincount(found.codes[:, 0], minlength=64))
         assert perplexity > 6, step
     assert perplexity > 30
     assert found.loss.mean() < 0.05
@@ -85,10 +100,10 @@ def test_padding_takes_no_part():
     real = torch.rand(6, 5, generator=torch.Generator().manual_seed(2)) < 0.6
     given = vectors(30).view(6, 5, D)
     alone, padded, other = build(reset_after=0.5), build(reset_after=0.5), build(reset_after=0.5)
-    only = alone(given[real], everything(int(real.sum())))
-    first = padded(given, real)
+    only = read(alone, given[real])
+    first = read(padded, given, real)
     changed = torch.where(real.unsqueeze(-1), given, 1e4)
-    second = other(changed, real)
+    second = read(other, changed, real)
     for name in ("vectors", "codes", "loss"):
         assert torch.equal(getattr(first, name), getattr(second, name))
         assert torch.equal(getattr(first, name)[real], getattr(only, name))
@@ -99,49 +114,99 @@ def test_padding_takes_no_part():
     assert_same_state(other, padded, rtol=0, atol=0)
 
 
-def test_micro_batches_and_processes_give_what_one_batch_gives():
-    given = vectors(40)
-    whole, parts = build(reset_after=math.inf), build(reset_after=math.inf)
-    ranks = [build(reset_after=math.inf), build(reset_after=math.inf)]
-    whole(given, everything(40))
+def in_processes(ranks: list[VectorQuantizer], monkeypatch) -> None:
+    """Update the modules as if each were the one of another process."""
+    mine = [module.gathered for module in ranks]
+
+    def together(combine):
+        def collective(values: torch.Tensor) -> torch.Tensor:
+            [name] = {name for one in mine for name, value in vars(one).items() if value is values}
+            return combine([getattr(one, name) for one in mine])
+
+        return collective
+
+    monkeypatch.setattr(quantizer, "all_summed", together(sum))
+    monkeypatch.setattr(quantizer, "all_gathered", together(torch.cat))
+    for module in ranks:
+        module.update()
+
+
+@pytest.mark.parametrize("updates", [0, 1], ids=["first", "later"])
+def test_micro_batches_and_processes_give_what_one_batch_gives(updates, monkeypatch):
+    """Everything: averages, which entries are replaced, and by which vectors. One update, and one more over what it
+    made."""
+    whole, parts, *ranks = (build(updates=updates, reset_after=1, num_codes=32) for _ in range(4))
+    for step in range(2):
+        given = vectors(60, step)
+        before = whole.codebook.clone()
+        read(whole, given)
+        whole.update()
+        for part in given.flip(0).split([10, 20, 7, 23]):
+            read(parts, part)
+        parts.update()
+        for module, part in zip(ranks, (given[:25], given[25:]), strict=True):
+            for micro_batch in part.split(10):
+                read(module, micro_batch)
+        in_processes(ranks, monkeypatch)
+        monkeypatch.undo()
+        for module in (parts, *ranks):
+            assert_same_state(whole, module, rtol=1e-5, atol=1e-6)
+        assert_same_state(*ranks, rtol=0, atol=0)
+        assert ((whole.codebook - before).abs().amax(-1) > 0.1).any()  # some were replaced
+    assert whole.updates == updates + 2
+
+
+def test_a_step_without_vectors_in_one_process(monkeypatch):
+    whole, *ranks = (build() for _ in range(3))
+    read(whole, vectors(30))
     whole.update()
-    for part in given.split(10):
-        parts(part, everything(10))
-    parts.update()
-    for module, part in zip(ranks, given.split(20), strict=True):
-        module(part, everything(20))
-    gathered = [module.gathered for module in ranks]
+    read(ranks[0], vectors(30))
+    ranks[1].gathered = Statistics.empty(ranks[1].codebook)
+    in_processes(ranks, monkeypatch)
     for module in ranks:
-        sums = iter([sum(getattr(s, name) for s in gathered) for name in ("counts", "sums", "recent")])
-        module.update(lambda tensor, sums=sums: next(sums))
-    for module in (parts, *ranks):
         assert_same_state(whole, module, rtol=1e-5, atol=1e-6)
-    assert_same_state(*ranks, rtol=0, atol=0)
 
 
-def test_processes_replace_the_same_entries():
-    ranks = [build(reset_after=0.5), build(reset_after=0.5)]
-    before = ranks[0].codebook.clone()
-    for module, part in zip(ranks, vectors(40).split(20), strict=True):
-        module(part, everything(20))
-    gathered = [module.gathered for module in ranks]
-    for module in ranks:
-        sums = iter([sum(getattr(s, name) for s in gathered) for name in ("counts", "sums", "recent")])
-        module.update(lambda tensor, sums=sums: next(sums))
-    assert_same_state(*ranks, rtol=0, atol=0)
-    assert ((ranks[0].codebook - before).abs().amax(-1) > 0.1).any()
-
-
-def test_unused_entries_become_vectors_of_the_batch():
+def test_unused_entries_become_vectors_of_the_step():
+    """Each another one, by itself and not in a mean or a sum; its average begins anew."""
     module = build(depth=1, num_codes=64, reset_after=1)
     given = vectors(100)
-    latents = module.norm(module.down(given)).detach()
-    used = module(given, everything(100)).codes.unique()
+    latents = latents_of(module, given)
+    used = torch.cat([read(module, part).codes for part in given.split(25)]).unique()
     module.update()
-    found = torch.cdist(module.codebook[0], latents).amin(1)
+    distance, nearest = torch.cdist(module.codebook[0], latents, compute_mode="donot_use_mm_for_euclid_dist").min(1)
     unused = torch.ones(64, dtype=torch.bool).index_fill(0, used, False)
-    assert len(used) < 60 and (found[unused] < 2e-3).all()
-    assert (found[used] > 1e-2).any()  # those that are used only follow
+    assert len(used) < 60 and (distance[unused] < 1e-6).all()
+    assert len(nearest[unused].unique()) == unused.sum()
+    assert (distance[used] > 1e-2).any()  # those that are used only follow
+    assert torch.equal(module.sums[0, unused], module.codebook[0, unused]) and (module.counts[0, unused] == 1).all()
+    assert not module.idle[0].any()
+
+
+def test_vectors_are_chosen_by_what_they_are_and_anew_in_each_step():
+    chosen = {}
+    for updates in (1, 2):
+        for order in (torch.arange(100), torch.arange(100).flip(0)):
+            module = build(depth=1, updates=updates)
+            read(module, vectors(100)[order])
+            rows = module.gathered.recent[:, 0]
+            places = torch.cdist(rows, latents_of(module, vectors(100))).argmin(1).tolist()
+            assert chosen.setdefault(updates, places) == places
+    assert len(chosen[1]) == K and len(set(chosen[1]) & set(chosen[2])) < K / 2
+
+
+def test_vectors_that_are_alike_replace_one_entry():
+    module = build(depth=1, num_codes=64, updates=0)
+    read(module, vectors(3).repeat(20, 1))
+    module.update()
+    assert (torch.cdist(module.codebook[0], latents_of(module, vectors(3))).amin(1) < 2e-3).sum() == 3
+
+
+def test_keys_say_what_a_row_holds_up_to_a_place():
+    rows = torch.tensor([[5, 6, 7, 8], [5, 6, 0, 8], [6, 5, 7, 8]])
+    keys = prefix_keys(rows)
+    assert torch.equal(keys[0, :2], keys[1, :2]) and torch.equal(prefix_keys(rows[:, :3]), keys[:, :3])
+    assert len(keys.unique()) == 3 * 4 - 2
 
 
 def test_codes_keep_their_meaning():
@@ -149,31 +214,34 @@ def test_codes_keep_their_meaning():
     module = build(depth=1, num_codes=64, updates=0)
     centres, shares = 3 * vectors(100, 7), 1 / torch.arange(1, 101)
     held_out = centres[torch.multinomial(shares, 1000, True, generator=torch.Generator().manual_seed(0))]
-    codes = []
     for step in range(600):
         which = torch.multinomial(shares, 40, True, generator=torch.Generator().manual_seed(step))
-        module(centres[which] + 0.05 * vectors(40, step), everything(40))
+        read(module, centres[which] + 0.05 * vectors(40, step))
         module.update()
-        if step in (499, 599):
-            codes.append(module.eval()(held_out, everything(1000)).codes[:, 0])
-            module.train()
-    assert (codes[0] == codes[1]).double().mean() > 0.9
+        if step == 499:
+            codes = module.eval()(held_out, everything(1000)).codes[:, 0]
+            stood_for = module.train().codebook[0, codes]
+    # Averages drift by less than half of this; what takes the place of another entry is several units away.
+    moved = (module.codebook[0, codes] - stood_for).norm(dim=-1)
+    assert (moved < 0.3).double().mean() > 0.97
 
 
 def test_the_first_vectors_are_the_first_codebook():
+    """In several micro-batches too."""
     module = build(updates=0)
     given = vectors(40)
-    latents = module.norm(module.down(given)).detach()
-    module(given, everything(40))
+    for part in given.split(10):
+        read(module, part)
     module.update()
-    assert torch.cdist(module.codebook[0], latents).amin(1).max() < 2e-3
-    assert code_usage(module(given, everything(40)).codes[:, 0], K)[1] == 1
+    assert torch.cdist(module.codebook[0], latents_of(module, given)).amin(1).max() < 2e-3
+    assert code_usage(torch.bincount(read(module, given).codes[:, 0], minlength=K))[1] == 1
 
 
-def test_evaluation_changes_nothing():
-    module = build().eval()
+@pytest.mark.parametrize("keys", [True, False], ids=["evaluation", "no_keys"])
+def test_evaluation_and_forwards_without_keys_change_nothing(keys):
+    module = build().train(not keys)
     before = state(module)
-    module(vectors(9), everything(9))
+    module(vectors(9), everything(9), keys_of(vectors(9)) if keys else None)
     module.update()
     for name, value in state(module).items():
         assert torch.equal(value, before[name])
@@ -183,8 +251,8 @@ def test_evaluation_changes_nothing():
 def test_gradient_checkpointing_counts_once(use_reentrant):
     plain, saved = build(), build()
     given = vectors(9).requires_grad_()
-    plain(given, everything(9)).vectors.sum().backward()
-    checkpoint(lambda v: saved(v, everything(9)).vectors, given, use_reentrant=use_reentrant).sum().backward()
+    read(plain, given).vectors.sum().backward()
+    checkpoint(lambda v: read(saved, v).vectors, given, use_reentrant=use_reentrant).sum().backward()
     assert saved.gathered.counts.sum() == plain.gathered.counts.sum() == 18
 
 
@@ -209,30 +277,53 @@ def test_codes_embed_to_the_vectors_they_came_from(module):
 def test_a_saved_codebook_goes_on_as_if_nothing_had_happened():
     module = build(reset_after=1)
     for step in range(3):
-        module(vectors(30, step), everything(30))
+        read(module, vectors(30, step))
         module.update()
     other = build(reset_after=1)
     other.load_state_dict(copy.deepcopy(module.state_dict()))
     for step in range(3, 6):
         for one in (module, other):
-            one(vectors(30, step), everything(30))
+            read(one, vectors(30, step))
             one.update()
     assert_same_state(module, other, rtol=0, atol=0)
 
 
-def test_autocast_leaves_statistics_alone():
-    module = build()
-    with torch.autocast("cpu", torch.bfloat16):
-        found = module(vectors(9), everything(9))
-    module.update()
-    assert found.loss.dtype == module.codebook.dtype == module.sums.dtype == torch.float32
+CASTS = {
+    "bfloat16": lambda module: module.to(torch.bfloat16),
+    "half": lambda module: module.half(),
+    "as_parts": lambda module: torch.nn.ModuleList([module]).to(dtype=torch.bfloat16)[0],
+    "autocast": lambda module: module,
+}
+
+
+@pytest.mark.parametrize("cast", CASTS)
+def test_statistics_stay_float32(cast):
+    """In 16 bits counts end at 256, what is idle at 8192 or at infinity, and averages of 0.99 do not move."""
+    module = build(depth=1, num_codes=64, reset_after=200)
+    module.counts.fill_(1000 / 3)
+    before = state(module)
+    assert_same_state(module, CASTS[cast](module), rtol=0, atol=0)
+    assert all(torch.equal(value, before[name]) for name, value in module.named_buffers())
+    given = vectors(30).to(module.down.weight.dtype)
+    with torch.autocast("cpu", torch.bfloat16, enabled=cast == "autocast"):
+        for _ in range(500):
+            found = module(given, everything(30), torch.arange(30))
+            module.update()
+    for name in ("codebook", "counts", "sums", "idle"):
+        assert getattr(module, name).dtype == torch.float32, name
+    assert found.loss.dtype == torch.float32 and found.vectors.dtype == (
+        torch.bfloat16 if cast == "autocast" else given.dtype
+    )
+    used = torch.bincount(found.codes[:, 0], minlength=64) > 0
+    assert (module.idle[0][used] == 0).all() and (module.idle[0][~used] < 200 * 64).all()  # the dead were replaced
+    assert module.seen == 500 * 30
 
 
 @pytest.mark.parametrize(("count", "same"), [(0, False), (1, False), (7, True)], ids=["none", "one", "equal"])
 def test_few_rows(count, same):
     module = build(num_codes=64, reset_after=0.05)
     given = vectors(1).expand(count, -1) if same else vectors(count)
-    found = module(given, everything(count))
+    found = read(module, given)
     (found.vectors.sum() + found.loss.sum()).backward()
     module.update()
     assert found.codes.shape == (count, 2) and module.codebook.isfinite().all()
@@ -240,5 +331,6 @@ def test_few_rows(count, same):
 
 
 def test_usage_of_codes():
-    perplexity, used = code_usage(torch.tensor([0, 0, 1, 1, 2, 2, 3, 3]), 8)
+    perplexity, used = code_usage(torch.tensor([2, 2, 2, 2, 0, 0, 0, 0]))
     assert math.isclose(perplexity, 4) and used == 0.5
+    assert code_usage(torch.zeros(8)) == (1, 0)

@@ -37,6 +37,7 @@ class AbstractinatorCausalLMOutput(CausalLMOutputWithPast):
         entropy_loss: nats of the next symbol for the entropy models, the sum over levels.
         code_lm_loss: nats of the next top code; squared error of its vector with the continuous head.
         level_losses: with more than one level, the terms of each, as `level_1_vq_loss` and so on.
+    code_statistics: what [`AbstractinatorLikelihood.code_statistics`] finds, where it is asked for.
     """
 
     lm_loss: torch.FloatTensor | None = None
@@ -45,6 +46,7 @@ class AbstractinatorCausalLMOutput(CausalLMOutputWithPast):
     entropy_loss: torch.FloatTensor | None = None
     code_lm_loss: torch.FloatTensor | None = None
     level_losses: dict[str, torch.FloatTensor] | None = None
+    code_statistics: dict[str, torch.Tensor] | None = None
 
 
 @dataclass

@@ -10,7 +10,8 @@ from transformers import initialization as init
 from .bidirectional_layers import rms_norm
 from .causal_stack import CausalStack, RowState, StackCache
 from .configuration_abstractinator import NUM_SPECIAL_CODES, LevelConfig
-from .quantizer import FSQQuantizer, Quantized, VectorQuantizer
+from .optimizer_steps import follow_optimizer
+from .quantizer import Float32Buffers, FSQQuantizer, Quantized, VectorQuantizer, all_summed
 from .segment_pooling import PoolingState, SegmentPooling
 from .segmentation import SegmentRule, adapt_delta, find_segments, opens_segment, segment_index
 from .symbols import SymbolEmbedding, SymbolHead
@@ -76,9 +77,12 @@ class Segments:
 
     def ending(self, closes: torch.Tensor, size: int) -> torch.Tensor:
         """Whether the end of a text, `(R, T)`, is in each of `size` segments `(R, S)`."""
+        return self.totals(closes.long(), size) > 0
+
+    def totals(self, values: torch.Tensor, size: int) -> torch.Tensor:
+        """The sum of the symbols' values `(R, T)` in each of `size` segments, `(R, S)`."""
         place = torch.where(self.real, self.index[:, :-1], size)
-        ends = torch.zeros(len(closes), size + 1, dtype=torch.long, device=closes.device)
-        return ends.scatter_reduce(1, place, closes.long(), "amax")[:, :size].bool()
+        return values.new_zeros(len(values), size + 1).scatter_add(1, place, values)[:, :size]
 
 
 @dataclass
@@ -93,6 +97,7 @@ class Compressed:
         quantized: after it.
         items: of the layers of entropy model and compressor, for a cache.
         pooled_from: `(R, T, D)`, what was pooled.
+        keys: `(R, S)`, int64, what tells segments apart that are not alike; None where nobody asked.
     """
 
     symbols: torch.Tensor
@@ -102,6 +107,12 @@ class Compressed:
     quantized: Quantized
     items: tuple[list[torch.Tensor], list[torch.Tensor]]
     pooled_from: torch.Tensor
+    keys: torch.Tensor | None
+
+    @property
+    def exists(self) -> torch.Tensor:
+        """`(R, S)` whether a row has so many segments."""
+        return torch.arange(self.vectors.shape[1], device=self.vectors.device) < self.segments.count.unsqueeze(1)
 
     def weights(self, symbol_weights: torch.Tensor) -> torch.Tensor:
         """Weight of each segment `(R, S)`: the sum of those of its symbols, `(R, T)`, of which column t is that of
@@ -180,7 +191,7 @@ class EntropyModel(nn.Module):
         return total
 
 
-class AbstractinatorLevel(nn.Module):
+class AbstractinatorLevel(Float32Buffers):
     def __init__(self, config, level: LevelConfig, alphabet: Alphabet, is_first: bool):
         super().__init__()
         self.config = config
@@ -208,8 +219,8 @@ class AbstractinatorLevel(nn.Module):
         self.expander = CausalStack(config, level.num_expander_layers, level.expander_window, level.lookback)
         self.head = SymbolHead(config, alphabet.num_codes, alphabet.num_digits, alphabet.size)
         if level.target_segment_length is not None:
-            self.register_buffer("delta", torch.full((), float(level.delta)))
-        self.seen = (0.0, 0.0)  # symbols and segments since the last update
+            self.register_buffer("delta", torch.full((), float(level.delta), dtype=torch.float32))
+        self.seen: torch.Tensor | None = None  # symbols and segments since the last update
 
     def initialize_parameters(self) -> None:
         if hasattr(self, "delta"):
@@ -229,6 +240,7 @@ class AbstractinatorLevel(nn.Module):
         vectors: torch.Tensor | None,  # (R, T, D) of the level below, before quantization; None at the first level
         lengths: torch.Tensor,  # (R,)
         closes: torch.Tensor,  # (R, T), whether a symbol ends a text
+        keys: torch.Tensor | None = None,  # (R, T), int64, by which training gathers; None where it does not
     ) -> Compressed:
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.entropy_is_frozen):
             states, entropy_items = self.entropy_model(symbols)
@@ -244,17 +256,25 @@ class AbstractinatorLevel(nn.Module):
         size = max(int(count.max()), 1)
         pooled = self.pooling(hidden_states, index.masked_fill(~segments.real, -1), size)
         exists = torch.arange(size, device=count.device) < count.unsqueeze(1)
-        if self.training and torch.is_grad_enabled():
-            self.seen = (self.seen[0] + lengths.sum(), self.seen[1] + count.sum())
+        keys = None if keys is None else segments.totals(keys, size)
+        gathers = keys is not None and self.training and self.followed.requires_grad
+        if gathers:
+            follow_optimizer(self)
+            seen = torch.stack((lengths.sum(), count.sum()))
+            self.seen = seen if self.seen is None else self.seen + seen
+        quantized = self.quantizer(pooled, exists, keys if gathers else None)
         items = (entropy_items, compressor_items)
-        return Compressed(symbols, segments, states, pooled, self.quantizer(pooled, exists), items, hidden_states)
+        return Compressed(symbols, segments, states, pooled, quantized, items, hidden_states, keys)
 
-    def symbols_of(self, below: Compressed) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """What this level reads of the one below: symbols `(R, S + 1, digits)`, vectors `(R, S + 1, D)`, each with the
-        begin before, and lengths `(R,)`."""
+    def symbols_of(
+        self, below: Compressed
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """What this level reads of the one below: symbols `(R, S + 1, digits)`, vectors `(R, S + 1, D)` and, if there
+        are any, keys `(R, S + 1)`, each with the begin before; and lengths `(R,)`."""
         codes = nn.functional.pad(below.quantized.codes.clamp(min=0), (0, 0, 1, 0), value=self.alphabet.begin)
         begin = self.begin(codes.new_zeros(len(codes), 1)).to(below.vectors.dtype)
-        return codes, torch.cat((begin, below.vectors), 1), below.segments.count + 1
+        keys = None if below.keys is None else nn.functional.pad(below.keys, (1, 0))
+        return codes, torch.cat((begin, below.vectors), 1), below.segments.count + 1, keys
 
     @property
     def entropy_is_frozen(self) -> bool:
@@ -263,13 +283,14 @@ class AbstractinatorLevel(nn.Module):
     def expand(
         self,
         symbols: torch.Tensor,  # (R, T, digits)
-        past: torch.Tensor,  # (R, S, D), true codes
-        current: torch.Tensor,  # (R, S + 1, D), what is known of the segment itself
+        memory: tuple[torch.Tensor, torch.Tensor] | None,  # (R, S, D) past codes, (R, S + 1, D) of the segment itself
         index: torch.Tensor,  # (R, T + 1), the segment of each symbol
     ) -> tuple[torch.Tensor, list[torch.Tensor], list[torch.Tensor]]:
-        """Hidden states `(R, T, D)` from which the head predicts the next symbol, and the layers' items and inputs."""
-        index = index[:, 1:].clamp(max=past.shape[1])
-        return self.expander(self.embedding(symbols), memory=(past, current), memory_segments=index)
+        """Hidden states `(R, T, D)` from which the head predicts the next symbol, and the layers' items and inputs;
+        without memory as with rows of zeros."""
+        if memory is not None:
+            index = index[:, 1:].clamp(max=memory[0].shape[1])
+        return self.expander(self.embedding(symbols), memory=memory, memory_segments=index)
 
     def code_rows(self, vectors: torch.Tensor) -> torch.Tensor:
         """Memory rows of quantized vectors, both `(..., D)`."""
@@ -351,27 +372,30 @@ class AbstractinatorLevel(nn.Module):
 
     # ---- Once per optimizer step ----
 
-    def update(self, reduce=None) -> None:
-        """Apply what the codebook and the running mean of segment lengths have gathered since the last time.
+    @property
+    def followed(self) -> nn.Parameter:
+        """Codebook and delta move where this parameter is trained, when its optimizer takes a step; so not under an
+        adapter, which is saved without them."""
+        return self.memory_norm.weight
 
-        Args:
-            reduce: sums a tensor over processes.
-        """
-        self.quantizer.update(reduce)
+    def update(self) -> None:
+        """Apply what the codebook and the running mean of segment lengths have gathered since the last time, in all
+        processes."""
+        self.quantizer.update()
         if hasattr(self, "delta"):
-            seen = torch.stack([torch.as_tensor(value, dtype=torch.float64) for value in self.seen])
-            symbols, segments = (seen if reduce is None else reduce(seen)).tolist()
+            seen = torch.zeros(2, dtype=torch.long, device=self.delta.device) if self.seen is None else self.seen
+            symbols, segments = all_summed(seen).tolist()
             if segments:
                 self.delta.copy_(adapt_delta(self.delta, symbols / segments, self.level.target_segment_length))
-        self.seen = (0.0, 0.0)
+        self.seen = None
 
 
 class NoQuantizer(nn.Module):
     """Vectors as they are: there are no codes."""
 
-    def forward(self, vectors: torch.Tensor, real: torch.Tensor) -> Quantized:
+    def forward(self, vectors: torch.Tensor, real: torch.Tensor, keys: torch.Tensor | None = None) -> Quantized:
         codes = torch.full((*real.shape, 1), -1, device=real.device)
         return Quantized(vectors, codes, None)
 
-    def update(self, reduce=None) -> None:
+    def update(self) -> None:
         pass

@@ -1,12 +1,26 @@
 """What the Abstractinator's codes cost and say: two-part code lengths, reconstruction from own and other codes."""
 
+from dataclasses import dataclass
+
 import torch
 from torch import nn
 
-from .abstractinator_base import make_rows
+from .abstractinator_base import Pyramid, make_rows
 from .abstractinator_level import Compressed
 
-KNOWN_CODES = ("own", "zeroed", "shuffled")
+
+@dataclass
+class CodeNats:
+    """What codes cost and leave open; float32, with gradients.
+
+    Attributes:
+        levels: `(R, T - 1)` nats of each level's symbols, from the second on, given their codes; None where a pyramid
+            was read without known states.
+        top: `(R, S)` of the top codes, or the errors of their vectors; None without a top model.
+    """
+
+    levels: list[torch.Tensor] | None
+    top: torch.Tensor | None
 
 
 class AbstractinatorLikelihood:
@@ -26,19 +40,11 @@ class AbstractinatorLikelihood:
         Raises:
             ValueError: if there is no top model with a categorical head.
         """
-        if self.model.top is None or self.config.top_head != "categorical":
+        if not self.predicts_codes:
             raise ValueError("Two-part code lengths need a top model with `top_head` 'categorical'.")
-        _, pyramid = self.model.read(input_ids, attention_mask, position_ids, known=True)
-        top = pyramid.levels[-1]
-        exists = top.quantized.codes[..., 0] >= 0
-        nats = torch.zeros(exists.shape, dtype=torch.float64, device=exists.device)
-        codes = self.model.top.losses(
-            pyramid.top_states[:, :-1][exists], top.quantized.codes[exists], top.vectors[exists]
-        )
-        parts = {"codes": nats.masked_scatter(exists, codes.double()).sum(1)}
-        for i, (level, compressed) in enumerate(zip(self.model.levels, pyramid.levels, strict=True)):
-            parts[f"level_{i + 1}"] = row_sums(level.head.losses, pyramid.known_states[i], compressed)
-        return parts
+        nats = self.code_nats(self.model.read(input_ids, attention_mask, position_ids, known=True)[1])
+        parts = {"codes": nats.top} | {f"level_{i}": level for i, level in enumerate(nats.levels, 1)}
+        return {name: values.double().sum(1) for name, values in parts.items()}
 
     @torch.no_grad()
     def reconstruction_nats(
@@ -48,25 +54,79 @@ class AbstractinatorLikelihood:
         position_ids: torch.Tensor | None = None,
     ) -> dict[str, torch.Tensor]:
         """Nats `(R,)` of each document's symbols, from the second on, given the codes of the first level: its `own`,
-        `zeroed` (rows of zeros) or `shuffled` (each segment gets the code of another one). How much do codes say?"""
+        `zeroed` (rows of zeros) or `shuffled` (each segment gets the code of the one that is half the document's
+        segments away). How much do codes say?"""
         rows = make_rows(input_ids, attention_mask, position_ids)
-        compressed, level = self.model.compress_rows(rows.ids, rows.lengths)[0], self.model.levels[0]
-        own = level.code_rows(compressed.quantized.vectors)
-        size = own.shape[1]
-        real = torch.arange(size, device=own.device) < compressed.segments.count.unsqueeze(1)
-        moved = own[real].roll(max(int(real.sum()) // 2, 1), 0)
-        given = (own, torch.zeros_like(own), own.masked_scatter(real.unsqueeze(-1), moved))
+        compressed = self.model.compress_rows(rows.ids, rows.lengths)[0]
+        own = self.model.levels[0].code_rows(compressed.quantized.vectors)
+        found = {"own": self.nats_given(compressed, own)} | self.nats_given_others(compressed, own)
+        return {name: values.double().sum(1) for name, values in found.items()}
+
+    @torch.no_grad()
+    def code_statistics(self, pyramid: Pyramid, nats: CodeNats, scored: torch.Tensor) -> dict[str, torch.Tensor]:
+        """What the codes of a batch are worth, as sums over its documents that add up over batches and processes.
+
+        Args:
+            pyramid: of R documents.
+            nats: of it, with known states.
+            scored: `(R,)`, bool, which documents count.
+
+        Returns:
+            `symbols_L`, `segments_L` and, where there are codes, `codes_L` `(K,)`, how often each one of the first
+            stage is used, of each level L; nats `reconstruction_own`, `_zeroed`, `_shuffled` and, with a categorical
+            top model, `two_part`, as [`reconstruction_nats`] and [`code_lengths`] give them.
+        """
         found = {}
-        for name, known in zip(KNOWN_CODES, given, strict=True):
-            current = nn.functional.pad(known, (0, 0, 0, 1))
-            states, _, _ = level.expand(compressed.symbols, known, current, compressed.segments.index)
-            found[name] = row_sums(level.head.losses, states, compressed)
-        return found
+        for i, (level, compressed) in enumerate(zip(self.model.levels, pyramid.levels, strict=True), 1):
+            found[f"symbols_{i}"] = compressed.segments.lengths[scored].sum()
+            found[f"segments_{i}"] = compressed.segments.count[scored].sum()
+            if level.level.quantizer != "none":
+                codes = compressed.quantized.codes[scored][..., 0].flatten()
+                found[f"codes_{i}"] = torch.bincount(codes[codes >= 0], minlength=level.quantizer.num_codes)
+        own = self.model.levels[0].code_rows(pyramid.levels[0].quantized.vectors)
+        given = {"own": nats.levels[0]} | self.nats_given_others(pyramid.levels[0], own)
+        sums = {f"reconstruction_{name}": values[scored].double().sum() for name, values in given.items()}
+        if self.predicts_codes:
+            sums["two_part"] = sum(values[scored].double().sum() for values in (nats.top, *nats.levels))
+        return found | sums
+
+    @property
+    def predicts_codes(self) -> bool:
+        return self.model.top is not None and self.config.top_head == "categorical"
+
+    def code_nats(self, pyramid: Pyramid) -> CodeNats:
+        model = self.model
+        levels = top = None
+        if pyramid.known_states is not None:
+            parts = zip(model.levels, pyramid.known_states, pyramid.levels, strict=True)
+            levels = [symbol_nats(level.head.losses, states, compressed) for level, states, compressed in parts]
+        if model.top is not None:
+            last = pyramid.levels[-1]
+            exists = last.exists
+            values = model.top.losses(
+                pyramid.top_states[:, :-1][exists], last.quantized.codes[exists], last.vectors[exists]
+            )
+            top = values.new_zeros(exists.shape).masked_scatter(exists, values)
+        return CodeNats(levels, top)
+
+    def nats_given_others(self, compressed: Compressed, own: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Nats `(R, T - 1)` of the first level's symbols given other code rows than their own `(R, S, D)`."""
+        count = compressed.segments.count.unsqueeze(1)
+        moved = (torch.arange(own.shape[1], device=own.device) + count // 2) % count.clamp(min=1)
+        shuffled = own.gather(1, moved.unsqueeze(-1).expand_as(own))
+        return {"zeroed": self.nats_given(compressed, None), "shuffled": self.nats_given(compressed, shuffled)}
+
+    def nats_given(self, compressed: Compressed, rows: torch.Tensor | None) -> torch.Tensor:
+        """Nats `(R, T - 1)` of the first level's symbols given code rows `(R, S, D)`, or rows of zeros."""
+        level = self.model.levels[0]
+        memory = None if rows is None else (rows, nn.functional.pad(rows, (0, 0, 0, 1)))
+        states, _, _ = level.expand(compressed.symbols, memory, compressed.segments.index)
+        return symbol_nats(level.head.losses, states, compressed)
 
 
-def row_sums(losses, states: torch.Tensor, compressed: Compressed) -> torch.Tensor:
-    """The nats of each row's symbols but the first, `(R,)`, float64."""
-    counted = compressed.segments.real[:, 1:]
-    nats = torch.zeros(counted.shape, dtype=torch.float64, device=counted.device)
-    values = losses(states[:, :-1][counted], compressed.symbols[:, 1:][counted])
-    return nats.masked_scatter(counted, values.double()).sum(1)
+def symbol_nats(losses, states: torch.Tensor, compressed: Compressed) -> torch.Tensor:
+    """Nats `(R, T - 1)` of each row's symbols but the first after the states `(R, T, D)` before them; 0 where there is
+    none."""
+    real = compressed.segments.real[:, 1:]
+    values = losses(states[:, :-1][real], compressed.symbols[:, 1:][real])
+    return values.new_zeros(real.shape).masked_scatter(real, values)

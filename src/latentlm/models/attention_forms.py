@@ -16,9 +16,17 @@ def make_mask(config, states: torch.Tensor, num_keys: int, function):
 
     Args:
         function: of broadcastable indices (batch, head, query, key), whether the query sees the key.
+
+    Raises:
+        ValueError: if nothing makes masks for the backend.
     """
-    make = ALL_MASK_ATTENTION_FUNCTIONS[config._attn_implementation]
-    return make(
+    kind = config._attn_implementation
+    if kind not in ALL_MASK_ATTENTION_FUNCTIONS:
+        raise ValueError(
+            f"`attn_implementation` is {kind!r}, for which no mask function is registered, but windows and segments "
+            f"need masks: call `transformers.AttentionMaskInterface.register({kind!r}, function)`."
+        )
+    return ALL_MASK_ATTENTION_FUNCTIONS[kind](
         batch_size=states.shape[0],
         q_length=states.shape[1],
         kv_length=num_keys,
@@ -28,6 +36,13 @@ def make_mask(config, states: torch.Tensor, num_keys: int, function):
         dtype=states.dtype,
         config=config,
     )
+
+
+def step_mask(config, states: torch.Tensor, seen: torch.Tensor):
+    """The mask of single steps `(n, 1, D)` that see what `seen` says, bool `(n, 1, 1, C)`."""
+    if config._attn_implementation in ("eager", "sdpa", "flex_attention"):
+        return seen  # as it is, which costs nothing
+    return make_mask(config, states, seen.shape[-1], lambda batch, head, query, key: seen[batch, 0, query, key])
 
 
 def causal_window(window: int | None):
@@ -103,13 +118,13 @@ class FormAttention(nn.Module):
 
     def attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask) -> torch.Tensor:
         """Queries `(B, H, T, d)`, keys and values `(B, H, T_key, d)` to `(B, T, H * d_value)`; `mask` is the backend's,
-        a [`Band`], None for all that came before, or in cached decoding a bool tensor `(B, 1, T, T_key)`."""
+        a [`Band`], None for all that came before, or that of [`step_mask`]."""
         kind = self.config._attn_implementation
         band = mask if isinstance(mask, Band) else None
         if band is not None:
             query, key, value = band.fold(query).flatten(0, 1), band.fold_keys(key), band.fold_keys(value)
             mask = band.mask
-        elif isinstance(mask, torch.Tensor) and mask.dtype == torch.bool and kind not in ("sdpa", "eager"):
+        elif kind == "flex_attention" and isinstance(mask, torch.Tensor):
             kind = "sdpa"  # single steps, which flex attention cannot do everywhere
         if kind == "eager" and mask is not None and mask.dtype == torch.bool:
             mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill(~mask, torch.finfo(query.dtype).min)

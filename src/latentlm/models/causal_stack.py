@@ -13,7 +13,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from .attention import Rotary
-from .attention_forms import FORMS, Band, RegularAttention, causal_window, look_back, make_mask, same_segment
+from .attention_forms import FORMS, Band, RegularAttention, causal_window, look_back, make_mask, same_segment, step_mask
 from .bidirectional_layers import SwiGLU, rms_norm
 
 
@@ -71,13 +71,12 @@ class StackCache(RowState):
 
 
 class StackLayer(GradientCheckpointingLayer):
-    """h += SelfAttention(RMSNorm(h)); with memory h += RowAttention(RMSNorm(h), rows); h += SwiGLU(RMSNorm(h))."""
+    """h += SelfAttention(RMSNorm(h)); given memory h += RowAttention(RMSNorm(h), rows); h += SwiGLU(RMSNorm(h))."""
 
     def __init__(self, config, reads_memory: bool):
         super().__init__()
         self.self_attn_norm = rms_norm(config)
         self.self_attn = FORMS[config.attention_form](config)
-        self.reads_memory = reads_memory
         if reads_memory:
             self.row_attn_norm = rms_norm(config)
             self.row_attn = RegularAttention(config)
@@ -99,7 +98,7 @@ class StackLayer(GradientCheckpointingLayer):
         normed = self.self_attn_norm(hidden_states)
         items = self.self_attn.items(normed, rotary)
         hidden_states = self.attend(self.self_attn, hidden_states, normed, items, rotary, mask)
-        if self.reads_memory:
+        if memory is not None:
             rows = self.row_attn.items(memory, memory_rotary[1])
             normed = self.row_attn_norm(hidden_states)
             hidden_states = self.attend(self.row_attn, hidden_states, normed, rows, memory_rotary[0], memory_mask)
@@ -251,13 +250,13 @@ class CausalStack(nn.Module):
         rotary = self.rotary(hidden_states, cache.lengths[rows].unsqueeze(1))
         mask = row_mask = row_rotary = None
         if self.lookback is not None:
-            row_mask = self.visible_rows(cache.segments[rows])
+            row_mask = step_mask(self.config, hidden_states, self.visible_rows(cache.segments[rows]))
             row_rotary = self.memory_rotary(hidden_states, cache.segments[rows].unsqueeze(1))
         for i, layer in enumerate(self.layers):
             normed = layer.self_attn_norm(hidden_states)
             items = cache.push(i, rows, layer.self_attn.items(normed, rotary)[:, 0])
             if mask is None:
-                mask = cache.visible(rows, items.shape[1])
+                mask = step_mask(self.config, hidden_states, cache.visible(rows, items.shape[1]))
             hidden_states = layer.attend(layer.self_attn, hidden_states, normed, items, rotary, mask)
             if self.lookback is not None:
                 seen = cache.memory[i]

@@ -175,6 +175,17 @@ class AbstractinatorConfig(PreTrainedConfig):
         return [LevelConfig(**level) for level in self.levels]
 
     @property
+    def base_model_fsdp_plan(self) -> dict[str, str]:
+        """Of layers the feed-forward part alone, which holds most weights: decoding with a cache calls their attention
+        in pieces, and what is sharded is gathered for whole calls."""
+        stacks = ["levels.*.entropy_model.stack", "levels.*.expander"]
+        if any(level["num_compressor_layers"] for level in self.levels):
+            stacks.append("levels.*.compressor")
+        if self.num_top_layers:
+            stacks.append("top.stack")
+        return {f"{stack}.layers.*.mlp": "free_full_weight" for stack in stacks}
+
+    @property
     def num_hidden_layers(self) -> int:
         """Layers on bytes that predict the next one: those of the first expander."""
         return self.levels[0]["num_expander_layers"]

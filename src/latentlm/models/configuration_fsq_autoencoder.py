@@ -43,6 +43,7 @@ class FSQAutoencoderConfig(PreTrainedConfig):
         "margin_loss",
         "code_entropy_loss",
     ]
+    base_model_fsdp_plan = {}  # it is small
 
     vocab_size: int = END_CLASS + 1
     max_chunk_bytes: int = 16

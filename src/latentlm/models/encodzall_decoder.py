@@ -34,6 +34,7 @@ class EncodzallDecoder(EncodzallPreTrainedModel):
         self.dropout = nn.Dropout(config.hidden_dropout)
         self.gradient_checkpointing = False
         self.post_init()
+        self._fsdp_plan = {}  # the configuration's speaks of the encoder
 
     @merge_with_config_defaults
     @capture_outputs

@@ -5,6 +5,7 @@ its symbols one by one, from those before and from memory rows: true codes of th
 itself what the model above predicts of it before it is there. That makes the bytes' distribution a proper one.
 """
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -26,12 +27,12 @@ from .abstractinator_base import (
 )
 from .abstractinator_generation import AbstractinatorGeneration
 from .abstractinator_level import AbstractinatorLevel, Alphabet, Compressed
-from .abstractinator_likelihood import AbstractinatorLikelihood
+from .abstractinator_likelihood import AbstractinatorLikelihood, CodeNats
 from .causal_lm import PACKED_CACHE, TransformerPreTrainedModel, pop_shift_labels
 from .causal_stack import CausalStack
 from .configuration_abstractinator import AbstractinatorConfig
 from .positions import check_context, packs_documents
-from .quantizer import Quantized, Reduce
+from .quantizer import Quantized, in_backward, prefix_keys
 from .refusals import refuse_embeddings
 from .symbols import SymbolHead
 
@@ -99,6 +100,23 @@ class AbstractinatorModel(AbstractinatorPreTrainedModel):
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.levels[0].embedding.table = value
 
+    def resize_token_embeddings(
+        self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
+    ) -> nn.Embedding:
+        """As everywhere, for all that knows the first level's symbols: three embeddings and up to two heads."""
+        level = self.levels[0]
+        for owner in (level.entropy_model.embedding, level.compressor_embedding, level.embedding):
+            owner.table = self._get_resized_embeddings(owner.table, new_num_tokens, pad_to_multiple_of, mean_resizing)
+            owner.num_ids = owner.table.num_embeddings
+        size = level.embedding.num_ids
+        for owner in (level.entropy_model, level):
+            if hasattr(owner, "head"):
+                head = owner.head.out[0]
+                owner.head.out[0] = self._get_resized_lm_head(head, size, mean_resizing=mean_resizing)
+        self.config.vocab_size = self.vocab_size = size
+        level.alphabet = replace(level.alphabet, num_ids=size, num_codes=size)
+        return level.embedding.table
+
     def freeze(self) -> None:
         """Leave alone what the configuration says: entropy models, or all but the top model."""
         frozen = [level.entropy_model for level in self.levels] if self.config.freeze_entropy else []
@@ -114,18 +132,24 @@ class AbstractinatorModel(AbstractinatorPreTrainedModel):
                 level.entropy_model.train(False)
         return self
 
-    def update(self, reduce: Reduce | None = None) -> None:
-        """Once per optimizer step: move codebooks and adapted deltas by what training forwards have gathered.
-
-        Args:
-            reduce: sums a tensor over processes.
-        """
+    def update(self) -> None:
+        """Once per optimizer step: move codebooks and adapted deltas by what training forwards have gathered, in all
+        processes. A step of a torch optimizer that holds the levels' parameters does it; to be called after those of
+        others."""
         for level in self.levels:
-            level.update(reduce)
+            level.update()
+
+    def code_parameters(self) -> Iterator[nn.Parameter]:
+        """What makes codes: all that lies between symbols and quantized vectors."""
+        for level in self.levels:
+            for name in ("compressor_embedding", "begin", "compressor", "pooling", "quantizer"):
+                if hasattr(level, name):
+                    yield from getattr(level, name).parameters()
 
     # ---- Whole rows ----
 
     @merge_with_config_defaults
+    @can_return_tuple
     def forward(
         self,
         input_ids: torch.LongTensor,  # (B, T)
@@ -140,39 +164,57 @@ class AbstractinatorModel(AbstractinatorPreTrainedModel):
         Raises:
             ValueError: if a text is longer than `max_position_embeddings`.
         """
-        length = input_ids.shape[1]
-        if position_ids is not None:
-            check_context(int(position_ids.max()) + 1, self.config.max_position_embeddings)
-        packed = packs_documents(position_ids, attention_mask, past_key_values)  # nobody continues several documents
-        if packed and past_key_values is not None:
-            raise ValueError(PACKED_CACHE)
-        if past_key_values is None and (packed or not use_cache):
-            rows, pyramid = self.read(input_ids, attention_mask, position_ids)
-            return self.output(rows, pyramid, output_hidden_states)
-        cache = AbstractinatorCache() if past_key_values is None else past_key_values
-        check_context(cache.seen + length, self.config.max_position_embeddings)
-        if attention_mask is not None:
-            attention_mask = attention_mask[:, -length:]
-        if cache.seen:
-            real = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-            states = [self.step(cache, ids, now) for ids, now in zip(input_ids.unbind(1), real.unbind(1), strict=True)]
-            states = torch.stack(states, 1)
-        else:
-            rows, pyramid = self.read(input_ids, attention_mask)
-            self.fill_cache(cache, pyramid)
-        cache.seen += length
-        if cache.seen == length:
-            return self.output(rows, pyramid, output_hidden_states, cache)
-        return AbstractinatorModelOutput(last_hidden_state=states, past_key_values=cache)
-
-    def output(
-        self, rows: Rows, pyramid: Pyramid, hidden_states: bool | None, cache: AbstractinatorCache | None = None
-    ) -> AbstractinatorModelOutput:
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        if past_key_values is not None and past_key_values.seen:
+            states = self.continued(past_key_values, input_ids, attention_mask, position_ids)
+            return AbstractinatorModelOutput(last_hidden_state=states, past_key_values=past_key_values)
+        rows, pyramid, cache = self.begun(input_ids, attention_mask, position_ids, past_key_values, use_cache)
         return AbstractinatorModelOutput(
             last_hidden_state=rows.from_rows(pyramid.states[0]),
             past_key_values=cache,
-            hidden_states=tuple(map(rows.from_rows, pyramid.hidden_states)) if hidden_states else None,
+            hidden_states=tuple(map(rows.from_rows, pyramid.hidden_states)) if output_hidden_states else None,
         )
+
+    def begun(
+        self,
+        input_ids: torch.Tensor,  # (B, T)
+        attention_mask: torch.Tensor | None,  # (B, T)
+        position_ids: torch.Tensor | None,  # (B, T)
+        cache: AbstractinatorCache | None,  # empty
+        use_cache: bool | None,
+        **options: Any,  # of `read`
+    ) -> tuple[Rows, Pyramid, AbstractinatorCache | None]:
+        """What [`read`] gives, and the cache that remembers it, if one is given, or asked for and no documents are
+        packed, which nobody continues."""
+        if packs_documents(position_ids, attention_mask, cache):
+            if cache is not None:
+                raise ValueError(PACKED_CACHE)
+        elif cache is None and use_cache:
+            cache = AbstractinatorCache()
+        if cache is None:
+            return *self.read(input_ids, attention_mask, position_ids, **options), None
+        rows, pyramid = self.read(input_ids, attention_mask, **options)
+        self.fill_cache(cache, pyramid)
+        cache.seen = input_ids.shape[1]
+        return rows, pyramid, cache
+
+    def continued(
+        self,
+        cache: AbstractinatorCache,
+        input_ids: torch.Tensor,  # (B, T)
+        attention_mask: torch.Tensor | None,  # (B, T_seen)
+        position_ids: torch.Tensor | None,  # (B, T)
+    ) -> torch.Tensor:
+        """The states `(B, T, D)` of T more ids of each row."""
+        if packs_documents(position_ids, attention_mask, cache):
+            raise ValueError(PACKED_CACHE)
+        length = input_ids.shape[1]
+        check_context(cache.seen + length, self.config.max_position_embeddings)
+        real = torch.ones_like(input_ids) if attention_mask is None else attention_mask[:, -length:]
+        states = [self.step(cache, ids, now) for ids, now in zip(input_ids.unbind(1), real.unbind(1), strict=True)]
+        cache.seen += length
+        return torch.stack(states, 1)
 
     def read(
         self,
@@ -186,23 +228,27 @@ class AbstractinatorModel(AbstractinatorPreTrainedModel):
         longest = input_ids.shape[1] if position_ids is None else int(position_ids.max()) + 1  # of the documents
         check_context(longest, self.config.max_position_embeddings)
         rows = make_rows(input_ids, attention_mask, position_ids)
-        found = self.compress_rows(rows.ids, rows.lengths)
+        gathers = self.training and torch.is_grad_enabled() and not in_backward()
+        found = self.compress_rows(rows.ids, rows.lengths, prefix_keys(rows.ids) if gathers else None)
         if not train_codes:
             for compressed in found:
-                compressed.quantized = compressed.quantized.detach()
+                compressed.quantized = compressed.quantized.with_zero_gradient()
         return rows, self.expand_rows(found, known)
 
-    def compress_rows(self, ids: torch.Tensor, lengths: torch.Tensor) -> list[Compressed]:
-        """Every level's segments and codes of rows of ids `(R, L)`, from the bytes up."""
+    def compress_rows(
+        self, ids: torch.Tensor, lengths: torch.Tensor, keys: torch.Tensor | None = None
+    ) -> list[Compressed]:
+        """Every level's segments and codes of rows of ids `(R, L)`, from the bytes up; by keys `(R, L)` levels gather
+        what moves their codebooks."""
         symbols, vectors, closes = ids.unsqueeze(-1), None, self.ends_text(ids)
         found: list[Compressed] = []
         for level in self.levels:
             if found:
                 below = found[-1]
                 closes = below.segments.ending(closes, below.vectors.shape[1])
-                symbols, vectors, lengths = level.symbols_of(below)
+                symbols, vectors, lengths, keys = level.symbols_of(below)
                 closes = nn.functional.pad(closes, (1, 0))
-            found.append(level.compress(symbols, vectors, lengths, closes))
+            found.append(level.compress(symbols, vectors, lengths, closes, keys))
         return found
 
     def ends_text(self, ids: torch.Tensor) -> torch.Tensor:
@@ -228,7 +274,7 @@ class AbstractinatorModel(AbstractinatorPreTrainedModel):
             if known:  # both in one call
                 current = torch.cat((current, nn.functional.pad(past, (0, 0, 0, 1))))
                 symbols, past, index = (value.repeat(2, *[1] * (value.ndim - 1)) for value in (symbols, past, index))
-            states, items, inputs = level.expand(symbols, past, current, index)
+            states, items, inputs = level.expand(symbols, (past, current), index)
             if known:
                 states, known_states = states.chunk(2)
                 items, inputs = ([value.chunk(2)[0] for value in values] for values in (items, inputs))
@@ -329,25 +375,17 @@ class AbstractinatorForCausalLM(
     def get_input_embeddings(self) -> nn.Module:
         return self.model.get_input_embeddings()
 
-    def get_output_embeddings(self) -> None:
-        return None  # the output layer belongs to the first level
+    def get_output_embeddings(self) -> nn.Module:
+        return self.model.levels[0].head.output_layer
 
-    def resize_token_embeddings(
-        self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
-    ) -> nn.Embedding:
-        """As everywhere, for all that knows the first level's symbols: three embeddings and up to two heads."""
-        level = self.model.levels[0]
-        for owner in (level.entropy_model.embedding, level.compressor_embedding, level.embedding):
-            owner.table = self._get_resized_embeddings(owner.table, new_num_tokens, pad_to_multiple_of, mean_resizing)
-            owner.num_ids = owner.table.num_embeddings
-        size = level.embedding.num_ids
-        for owner in (level.entropy_model, level):
-            if hasattr(owner, "head"):
-                head = owner.head.out[0]
-                owner.head.out[0] = self._get_resized_lm_head(head, size, mean_resizing=mean_resizing)
-        self.config.vocab_size = self.vocab_size = size
-        level.alphabet = replace(level.alphabet, num_ids=size, num_codes=size)
-        return level.embedding.table
+    def set_output_embeddings(self, value: nn.Module) -> None:
+        self.model.levels[0].head.out[0] = value
+
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
+        """As [`AbstractinatorModel.resize_token_embeddings`]."""
+        embedding = self.model.resize_token_embeddings(*args, **kwargs)
+        self.vocab_size = self.config.vocab_size
+        return embedding
 
     def training_statistics(self) -> dict[str, float]:
         """What the trainer logs of the model: the deltas that follow a target length."""
@@ -367,16 +405,19 @@ class AbstractinatorForCausalLM(
         num_items_in_batch: torch.Tensor | int | None = None,
         lm_loss_scale: torch.Tensor | float = 1.0,  # times `lm_loss_weight`: rises in training
         train_codes: bool = True,  # whether what reads codes trains what makes them
+        code_statistics: bool = False,  # whether to find, beside losses, what the codes are worth
         output_hidden_states: bool | None = None,
         **kwargs: Any,  # also shift_labels (B, T), instead of labels: already moved by one
     ) -> AbstractinatorCausalLMOutput:
+        """
+        Raises:
+            ValueError: if a text is longer than `max_position_embeddings`, or if training goes on from a cache.
+        """
         head = self.model.levels[0].head
         refuse_embeddings(kwargs, "segments are found in the symbols, which three embeddings read")
         AbstractinatorCache.check(past_key_values)
-        if output_hidden_states is None:
-            output_hidden_states = self.config.output_hidden_states
         shift_labels = pop_shift_labels(kwargs, labels)
-        if shift_labels is None or past_key_values is not None or use_cache:
+        if shift_labels is None:
             outputs = self.model(
                 input_ids,
                 attention_mask,
@@ -384,27 +425,65 @@ class AbstractinatorForCausalLM(
                 past_key_values,
                 use_cache=use_cache,
                 output_hidden_states=output_hidden_states,
+                return_dict=True,
             )
             kept = slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep)
             logits = head.digit_logits(kept, None, 0)
             return AbstractinatorCausalLMOutput(
                 logits=logits, past_key_values=outputs.past_key_values, hidden_states=outputs.hidden_states
             )
+        if past_key_values is not None and past_key_values.seen:
+            if self.training:
+                raise ValueError(
+                    f"`labels` came with `past_key_values` of {past_key_values.seen} ids in training, but steps with a "
+                    "cache have no gradient: give whole rows and no cache, or call `model.eval()` first."
+                )
+            states = self.model.continued(past_key_values, input_ids, attention_mask, position_ids)
+            logits = head.digit_logits(states, None, 0)
+            loss = self.lm_loss(logits, shift_labels, num_items_in_batch)
+            logits = slice_logits_to_keep(logits, logits_to_keep)
+            return AbstractinatorCausalLMOutput(loss, logits, past_key_values, lm_loss=loss)
         if attention_mask is None and self.config.pad_token_id is not None:
             attention_mask = input_ids != self.config.pad_token_id  # rows of a data set are filled up with it
-        known = not self.training or self.config.reconstruction_loss_weight > 0
-        rows, pyramid = self.model.read(input_ids, attention_mask, position_ids, known, train_codes)
+        rows, pyramid, cache = self.model.begun(
+            input_ids,
+            attention_mask,
+            position_ids,
+            past_key_values,
+            use_cache,
+            known=not self.training or self.config.reconstruction_loss_weight > 0,
+            train_codes=train_codes,
+        )
         logits = head.digit_logits(rows.from_rows(pyramid.states[0]), None, 0)
-        losses = self.losses(rows, pyramid, logits, shift_labels, num_items_in_batch, lm_loss_scale)
-        hidden_states = tuple(map(rows.from_rows, pyramid.hidden_states)) if output_hidden_states else None
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        nats = self.code_nats(pyramid)
+        losses = self.losses(rows, pyramid, nats, logits, shift_labels, num_items_in_batch, lm_loss_scale)
+        if code_statistics:
+            scored = shift_labels.ne(IGNORED).any(1, keepdim=True).expand_as(shift_labels)
+            losses["code_statistics"] = self.code_statistics(pyramid, nats, rows.to_rows(scored, False)[:, 0])
         return AbstractinatorCausalLMOutput(
-            logits=slice_logits_to_keep(logits, logits_to_keep), hidden_states=hidden_states, **losses
+            logits=slice_logits_to_keep(logits, logits_to_keep),
+            past_key_values=cache,
+            hidden_states=tuple(map(rows.from_rows, pyramid.hidden_states)) if output_hidden_states else None,
+            **losses,
+        )
+
+    def lm_loss(
+        self,
+        logits: torch.Tensor,  # (B, T, V)
+        shift_labels: torch.Tensor,  # (B, T)
+        num_items_in_batch: torch.Tensor | int | None,
+    ) -> torch.Tensor:
+        return self.loss_function(
+            logits, None, self.config.vocab_size, num_items_in_batch, shift_labels=shift_labels
         )
 
     def losses(
         self,
         rows: Rows,
         pyramid: Pyramid,
+        nats: CodeNats,
         logits: torch.Tensor,  # (B, T, V)
         shift_labels: torch.Tensor,  # (B, T)
         num_items_in_batch: torch.Tensor | int | None,
@@ -419,9 +498,8 @@ class AbstractinatorForCausalLM(
             name = f"level_{i + 1}_"
             total = weighted_sum(level.entropy_model.losses, compressed.entropy_states, compressed, weights)
             found[f"{name}entropy_loss"] = total / count
-            if pyramid.known_states is not None:
-                total = weighted_sum(level.head.losses, pyramid.known_states[i], compressed, weights)
-                found[f"{name}reconstruction_loss"] = total / count
+            if nats.levels is not None:
+                found[f"{name}reconstruction_loss"] = (nats.levels[i] * weights[:, :-1]).sum() / count
             of_segments = compressed.weights(weights)  # (R, S)
             if compressed.quantized.loss is not None:
                 found[f"{name}vq_loss"] = (compressed.quantized.loss * of_segments).sum() / count
@@ -431,14 +509,9 @@ class AbstractinatorForCausalLM(
             values = [value for key, value in found.items() if key.endswith(name)]
             if values:
                 losses[name] = sum(values) / (len(values) if name == "reconstruction_loss" else 1)
-        if model.top is not None:
-            counted = of_segments > 0
-            values = model.top.losses(
-                pyramid.top_states[:, :-1][counted], compressed.quantized.codes[counted], compressed.vectors[counted]
-            )
-            losses["code_lm_loss"] = (values * of_segments[counted]).sum() / count
-        total = nn.functional.cross_entropy(logits.flatten(0, 1).float(), shift_labels.flatten(), reduction="sum")
-        losses["lm_loss"] = losses["loss"] = total / count
+        if nats.top is not None:
+            losses["code_lm_loss"] = (nats.top * of_segments).sum() / count
+        losses["lm_loss"] = losses["loss"] = self.lm_loss(logits, shift_labels, num_items_in_batch)
         if self.training:
             scale = {"lm_loss": lm_loss_scale}
             weight_of = {

@@ -1,16 +1,15 @@
 """Vectors to discrete codes and back: vector quantization with residual stages, and FSQ behind the same interface."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from transformers import initialization as init
 
 from .fsq import FSQ
-
-Reduce = Callable[[torch.Tensor], torch.Tensor]
 
 
 @dataclass
@@ -25,18 +24,33 @@ class Quantized:
     codes: torch.Tensor
     loss: torch.Tensor | None
 
-    def detach(self) -> "Quantized":
-        return Quantized(self.vectors.detach(), self.codes, None if self.loss is None else self.loss.detach())
+    def with_zero_gradient(self) -> "Quantized":
+        """The same, training nothing. Zero and not missing: DDP waits for the gradient of every parameter."""
+        loss = None if self.loss is None else self.loss.detach() + 0 * self.loss
+        return Quantized(self.vectors.detach() + 0 * self.vectors, self.codes, loss)
 
 
-class VectorQuantizer(nn.Module):
+class Float32Buffers(nn.Module):
+    """Its own buffers stay float32 when the weights become something shorter, in which averages stick and counts
+    end."""
+
+    def _apply(self, fn, recurse: bool = True):
+        before = {name: buffer for name, buffer in self._buffers.items() if buffer.dtype == torch.float32}
+        super()._apply(fn, recurse)
+        for name, buffer in before.items():
+            if self._buffers[name].dtype != torch.float32:
+                self._buffers[name] = buffer.to(self._buffers[name].device)
+        return self
+
+
+class VectorQuantizer(Float32Buffers):
     """Each vector becomes the nearest entry of a codebook (van den Oord et al. 2017, 1711.00937), in a small space
     between two learned projections; stage k quantizes what the stages before left over (Zeghidour et al. 2021,
     2107.03312). The codebook follows by exponential moving averages (1711.00937, appendix A.1); entries that are not
     used are replaced by recent vectors (2107.03312, section III-C).
 
-    In training a forward only gathers statistics. [`update`], once per optimizer step, changes the codebook: the sums
-    over micro-batches and processes give what one big batch would.
+    In training a forward only gathers statistics. [`update`], once per optimizer step, changes the codebook: to what
+    one big batch would make of it, however that was divided into micro-batches and processes.
 
     Args:
         hidden_size: D.
@@ -67,10 +81,11 @@ class VectorQuantizer(nn.Module):
         self.norm = nn.RMSNorm(code_dim)  # vectors and entries have one scale from the first step on
         self.up = nn.Linear(code_dim, hidden_size, bias=False)
         self.down.keeps_scale = self.up.keeps_scale = True
+        uses = torch.ones(depth, num_codes, dtype=torch.float32)  # whatever the default type is while a model is loaded
         self.register_buffer("codebook", spread_values(depth, num_codes, code_dim))
-        self.register_buffer("counts", torch.ones(depth, num_codes))
+        self.register_buffer("counts", uses)
         self.register_buffer("sums", spread_values(depth, num_codes, code_dim))
-        self.register_buffer("idle", torch.full((depth, num_codes), NEVER))  # vectors since the last use
+        self.register_buffer("idle", torch.full_like(uses, NEVER))  # vectors since the last use
         self.register_buffer("seen", torch.zeros((), dtype=torch.long))  # vectors so far
         self.register_buffer("updates", torch.zeros((), dtype=torch.long))
         self.gathered: Statistics | None = None
@@ -84,56 +99,49 @@ class VectorQuantizer(nn.Module):
         init.zeros_(self.seen)
         init.zeros_(self.updates)
 
-    def forward(self, vectors: torch.Tensor, real: torch.Tensor) -> Quantized:
+    def forward(self, vectors: torch.Tensor, real: torch.Tensor, keys: torch.Tensor | None = None) -> Quantized:
         """Args:
         vectors: `(..., D)`.
         real: `(...)`, bool; other rows take no part in anything.
+        keys: `(...)`, int64, what tells vectors apart that are not alike ([`prefix_keys`]): recent ones are chosen by
+            it. In training statistics are gathered where it is given.
         """
         with torch.autocast(vectors.device.type, enabled=False):
             latents = self.norm(self.down(vectors[real].to(self.norm.weight.dtype))).float()  # (N, code_dim)
-        residual, total, codes = latents.detach(), torch.zeros_like(latents), []
-        gather = self.training and not in_backward()
-        statistics = Statistics.empty(self.codebook) if gather else None
+        residual, total, codes, residuals = latents.detach(), torch.zeros_like(latents), [], []
         for stage in range(self.depth):
+            residuals.append(residual)
             code = self.nearest(residual, stage)
-            if statistics is not None:
-                statistics.add(stage, code, residual)
-            entry = self.codebook[stage].float().index_select(0, code)
+            entry = self.codebook[stage].index_select(0, code)
             total, residual = total + entry, residual - entry
             codes.append(code)
-        if statistics is not None:
-            self.gathered = statistics if self.gathered is None else self.gathered + statistics
+        codes = torch.stack(codes, -1)
+        if keys is not None and self.training and not in_backward():
+            found = Statistics.of(self.codebook, codes, torch.stack(residuals, 1), scrambled(keys[real] ^ self.updates))
+            self.gathered = found if self.gathered is None else self.gathered + found
         total = total.detach()
         commitment = (latents - total).square().mean(-1)
         loss = commitment.detach() + self.commitment * commitment
         quantized = self.up((latents + (total - latents).detach()).to(vectors.dtype))
-        return Quantized(
-            scattered(quantized, real, 0), scattered(torch.stack(codes, -1), real, -1), scattered(loss, real, 0)
-        )
+        return Quantized(scattered(quantized, real, 0), scattered(codes, real, -1), scattered(loss, real, 0))
 
     def nearest(self, vectors: torch.Tensor, stage: int) -> torch.Tensor:
         """The entry `(N,)` nearest to each vector `(N, code_dim)`; float32 also under autocast."""
         with torch.autocast(vectors.device.type, enabled=False):
-            codebook = self.codebook[stage].float()
+            codebook = self.codebook[stage]
             return (codebook.square().sum(1) - 2 * vectors @ codebook.T).argmin(1)
 
     def embed(self, codes: torch.Tensor) -> torch.Tensor:
         """The vectors `(..., D)` of codes `(..., depth)`, as a forward gives them."""
-        entries = sum(self.codebook[stage].float()[codes[..., stage]] for stage in range(self.depth))
+        entries = sum(self.codebook[stage][codes[..., stage]] for stage in range(self.depth))
         return self.up(entries.to(self.norm.weight.dtype))
 
     @torch.no_grad()
-    def update(self, reduce: Reduce | None = None) -> None:
-        """Move the codebook by what was gathered since the last update.
-
-        Args:
-            reduce: sums a tensor over processes; all processes end with the same codebook.
-        """
-        statistics = self.gathered or Statistics.empty(self.codebook)
+    def update(self) -> None:
+        """Move the codebook by what all processes have gathered since the last update; it is the same in all."""
+        statistics = (self.gathered or Statistics.empty(self.codebook)).over_processes()
         self.gathered = None
-        counts, sums, recent = statistics.counts, statistics.sums, statistics.recent
-        if reduce is not None:
-            counts, sums, recent = reduce(counts), reduce(sums), reduce(recent)
+        counts, sums = statistics.counts, statistics.sums
         if not counts.any():
             return
         self.counts.mul_(self.decay).add_(counts, alpha=1 - self.decay)
@@ -144,61 +152,89 @@ class VectorQuantizer(nn.Module):
         self.codebook.copy_(self.sums / smoothed.unsqueeze(-1))
         self.idle.copy_(torch.where(counts > 0, 0, self.idle + counts.sum(1, keepdim=True)))
         self.seen += counts[0].sum().long()
-        self.reset(recent)
+        self.reset(statistics.recent[statistics.priorities < NO_VECTOR])
         self.updates += 1
 
     def reset(self, recent: torch.Tensor) -> None:
-        """Replace entries that are hardly used by vectors of the batch, drawn by a seed that resuming continues."""
-        generator = torch.Generator().manual_seed(int(self.updates))
+        """Replace entries that are hardly used, the longest unused first, by recent vectors `(n, depth, code_dim)`,
+        which come in random order; at the first update any entry, so that the first vectors are the first codebook."""
         patience = (self.seen / 4).clamp(min=self.reset_after * self.num_codes)
         for stage in range(self.depth):
-            dead = (
-                ((self.idle[stage] > patience) | (self.updates == 0)).nonzero().squeeze(1)
-            )  # the first vectors are the first codebook
-            rows = recent[stage][recent[stage, :, -1] > 0]
-            if not len(dead) or not len(rows):
-                continue
-            chosen = torch.randperm(len(rows), generator=generator)[: len(dead)].to(rows.device)
-            dead = dead[torch.randperm(len(dead), generator=generator)[: len(chosen)].to(dead.device)]
-            entries = rows[chosen, :-1] / rows[chosen, -1:]  # where processes met in one place, their mean
-            self.codebook[stage, dead] = entries
-            self.counts[stage, dead] = 1.0
-            self.sums[stage, dead] = entries
-            self.idle[stage, dead] = 0
+            replaced = (self.idle[stage] > patience) | (self.updates == 0)
+            entries = recent[: int(replaced.sum()), stage]
+            places = self.idle[stage].argsort(descending=True, stable=True)[: len(entries)]
+            self.codebook[stage, places] = entries
+            self.counts[stage, places] = 1.0
+            self.sums[stage, places] = entries
+            self.idle[stage, places] = 0
 
 
 @dataclass
 class Statistics:
-    """What forwards have gathered: uses `(depth, K)` and sums `(depth, K, code_dim)` of entries, and of recent vectors
-    `(depth, M, code_dim + 1)` the sum and, in the last column, the number in each place."""
+    """What forwards have gathered. Any division of the same vectors into parts adds up to the same.
+
+    Attributes:
+        counts: `(depth, K)` uses of each entry.
+        sums: `(depth, K, code_dim)` of what became each entry.
+        recent: `(M, depth, code_dim)` what each stage read of the M different vectors of the smallest priorities.
+        priorities: `(M,)`, int64, ascending; `NO_VECTOR` where there are fewer than M.
+    """
 
     counts: torch.Tensor
     sums: torch.Tensor
     recent: torch.Tensor
+    priorities: torch.Tensor
 
     @classmethod
     def empty(cls, codebook: torch.Tensor) -> "Statistics":
         depth, num_codes, code_dim = codebook.shape
-        zeros = codebook.new_zeros(depth, num_codes, dtype=torch.float32)
         size = min(num_codes, MOST_RECENT)
-        return cls(zeros, zeros.new_zeros(codebook.shape), zeros.new_zeros(depth, size, code_dim + 1))
+        priorities = torch.full((size,), NO_VECTOR, device=codebook.device)
+        return cls(
+            codebook.new_zeros(depth, num_codes),
+            torch.zeros_like(codebook),
+            codebook.new_zeros(size, depth, code_dim),
+            priorities,
+        )
 
-    def add(self, stage: int, codes: torch.Tensor, vectors: torch.Tensor) -> None:
-        self.counts[stage].index_add_(0, codes, torch.ones_like(codes, dtype=torch.float32))
-        self.sums[stage].index_add_(0, codes, vectors)
-        size = min(self.recent.shape[1], len(vectors))
-        chosen = vectors[torch.arange(size, device=vectors.device) * len(vectors) // max(size, 1)]
-        self.recent[stage, : len(chosen), :-1] = chosen
-        self.recent[stage, : len(chosen), -1] = 1
+    @classmethod
+    def of(
+        cls, codebook: torch.Tensor, codes: torch.Tensor, residuals: torch.Tensor, priorities: torch.Tensor
+    ) -> "Statistics":
+        """Of N vectors: codes `(N, depth)`, what each stage read `(N, depth, code_dim)`, and priorities `(N,)`."""
+        found = cls.empty(codebook)
+        for stage, (code, residual) in enumerate(zip(codes.unbind(1), residuals.unbind(1), strict=True)):
+            found.counts[stage].index_add_(0, code, torch.ones_like(residual[:, 0]))
+            found.sums[stage].index_add_(0, code, residual)
+        recent, priorities = torch.cat((found.recent, residuals)), torch.cat((found.priorities, priorities))
+        return cls(found.counts, found.sums, *chosen(recent, priorities, len(found.priorities)))
 
     def __add__(self, other: "Statistics") -> "Statistics":
-        return Statistics(self.counts + other.counts, self.sums + other.sums, self.recent + other.recent)
+        recent, priorities = torch.cat((self.recent, other.recent)), torch.cat((self.priorities, other.priorities))
+        size = len(self.priorities)
+        return Statistics(
+            self.counts + other.counts, self.sums + other.sums, *chosen(recent, priorities, size)
+        )
+
+    def over_processes(self) -> "Statistics":
+        recent, priorities, size = all_gathered(self.recent), all_gathered(self.priorities), len(self.priorities)
+        return Statistics(all_summed(self.counts), all_summed(self.sums), *chosen(recent, priorities, size))
+
+
+def chosen(recent: torch.Tensor, priorities: torch.Tensor, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The `size` vectors of the smallest priorities, and these; of vectors that are alike one."""
+    priorities, order = priorities.sort(stable=True)
+    again = nn.functional.pad(priorities[1:] == priorities[:-1], (1, 0))
+    priorities, first = priorities.masked_fill(again, NO_VECTOR).sort(stable=True)
+    return recent[order[first[:size]]], priorities[:size]
 
 
 NEVER = 1e30
 """Vectors since the last use of an entry that was not used; finite, so that buffers can be compared."""
 MOST_RECENT = 1024
-"""Vectors of a batch that are kept for replacing entries."""
+"""Vectors of a step that are kept for replacing entries."""
+NO_VECTOR = torch.iinfo(torch.long).max
+"""Priority of a place without vector."""
 
 
 class FSQQuantizer(nn.Module):
@@ -217,7 +253,7 @@ class FSQQuantizer(nn.Module):
     def num_codes(self) -> int:
         return self.fsq.num_codes
 
-    def forward(self, vectors: torch.Tensor, real: torch.Tensor) -> Quantized:
+    def forward(self, vectors: torch.Tensor, real: torch.Tensor, keys: torch.Tensor | None = None) -> Quantized:
         values, index = self.fsq(self.down(vectors))
         quantized = self.up(values.to(vectors.dtype)) * real.unsqueeze(-1)
         codes = index.masked_fill(~real, -1).unsqueeze(-1)
@@ -228,7 +264,7 @@ class FSQQuantizer(nn.Module):
         values = self.fsq.values(self.fsq.digits(codes.squeeze(-1)))
         return self.up(values.to(self.up.weight.dtype))
 
-    def update(self, reduce: Reduce | None = None) -> None:
+    def update(self) -> None:
         pass
 
 
@@ -249,7 +285,42 @@ def in_backward() -> bool:
     return torch._C._current_graph_task_id() != -1
 
 
-def code_usage(codes: torch.Tensor, num_codes: int) -> tuple[float, float]:
-    """Perplexity of the codes `(N,)` of one stage, and the share of the codebook that they use."""
-    shares = torch.bincount(codes, minlength=num_codes).double() / max(len(codes), 1)
+def scrambled(values: torch.Tensor) -> torch.Tensor:
+    """Random-looking numbers in place of others, all int64, one to one (the finalizer of SplitMix64)."""
+    for shift, factor in ((30, -0x40A7B892E31B1A47), (27, -0x6B2FB644ECCEEE15), (31, 1)):
+        values = (values ^ ((values >> shift) & ((1 << (64 - shift)) - 1))) * factor
+    return values
+
+
+def prefix_keys(ids: torch.Tensor) -> torch.Tensor:
+    """A number for each place of rows `(R, T)` that tells what the row holds up to there. Unlike what floating point
+    makes of it, it depends neither on the shape of a batch nor on the place in it."""
+    places = torch.arange(ids.shape[1], device=ids.device)
+    return scrambled((places << 32) + ids).cumsum(1)
+
+
+def processes() -> int:
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def all_summed(values: torch.Tensor) -> torch.Tensor:
+    """The sum over processes."""
+    if processes() > 1:
+        values = values.clone()
+        dist.all_reduce(values)
+    return values
+
+
+def all_gathered(values: torch.Tensor) -> torch.Tensor:
+    """Values `(n, ...)` of all processes, one after the other; n is the same in each."""
+    if processes() == 1:
+        return values
+    parts = [torch.empty_like(values) for _ in range(processes())]
+    dist.all_gather(parts, values.contiguous())
+    return torch.cat(parts)
+
+
+def code_usage(counts: torch.Tensor) -> tuple[float, float]:
+    """Perplexity of the codes of one stage by their counts `(K,)`, and the share of the codebook that they use."""
+    shares = counts.double() / counts.sum().clamp(min=1)
     return math.exp(torch.special.entr(shares).sum().item()), (shares > 0).double().mean().item()

@@ -29,6 +29,24 @@ class SymbolEmbedding(nn.Module):
         return self.up(self.table(symbols + offsets).sum(-2))
 
 
+class LinearProduct(nn.Module):
+    """Two linear maps, one after the other, as the one that they are together: for what reads an output layer's
+    `weight`, whose gradient goes on to both."""
+
+    bias = None
+
+    def __init__(self, first: nn.Linear, second: nn.Linear):
+        super().__init__()
+        self.first, self.second = first, second
+
+    @property
+    def weight(self) -> torch.Tensor:
+        return self.second.weight @ self.first.weight
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.second(self.first(hidden_states))
+
+
 class SymbolHead(nn.Module):
     """Next-symbol distributions: digit k is predicted from the hidden state and the digits before it (RQ-Transformer,
     2203.01941, section 3.2.2, with one linear map per digit in place of a transformer).
@@ -50,6 +68,12 @@ class SymbolHead(nn.Module):
         self.down = nn.ModuleList(down)
         out = [nn.Linear(size or config.hidden_size, num_ids, bias=False) for _ in range(num_digits)]
         self.out = nn.ModuleList(out)
+
+    @property
+    def output_layer(self) -> nn.Module:
+        """From hidden states to logits of the first digit."""
+        down, out = self.down[0], self.out[0]
+        return out if isinstance(down, nn.Identity) else LinearProduct(down, out)
 
     def digit_logits(self, hidden_states: torch.Tensor, known: torch.Tensor | None, k: int) -> torch.Tensor:
         """Logits `(..., num_ids)` of digit k given those before it, `known` `(..., >= k)`."""

@@ -1,7 +1,6 @@
 """Training of the Abstractinator: codebooks, a rising loss, stages, and what its codes are worth."""
 
 import math
-from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +24,14 @@ FIRST_SHARE = 0.02
 """Of `lm_loss_weight`, at the first step; all of it after a tenth of the run."""
 DRAWN_BYTES = 288
 """Of the held-out text in the picture: three lines."""
+PER_BYTE = {f"reconstruction_{name}": f"reconstruction_{name}" for name in ("own", "zeroed", "shuffled")}
+PER_BYTE["two_part"] = "two_part_bits_per_byte"
+"""Nats that an evaluation reports in bits per byte, and as what."""
 
 
 class AbstractinatorTrainer(LatentTrainer):
     """[`LatentTrainer`] for [`AbstractinatorForCausalLM`].
 
-    Once per optimizer step codebooks and adapted deltas are moved by what all micro-batches and processes gathered.
     In the first `fixed_code_steps` what makes codes is not trained by what reads them.
     `load_base_from` and `load_entropy_from` take levels, or their entropy models, from another run. Beside the named
     losses an evaluation adds, for each level L:
@@ -58,7 +59,7 @@ class AbstractinatorTrainer(LatentTrainer):
         if arguments.ddp_broadcast_buffers is None:
             arguments.ddp_broadcast_buffers = False  # codebooks are the same everywhere
         super().__init__(**kwargs)
-        self.add_callback(UpdateCallback(self))
+        self.add_callback(FixedCodes(self))
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any):
         if model.training:
@@ -68,65 +69,50 @@ class AbstractinatorTrainer(LatentTrainer):
             inputs = {**inputs, "lm_loss_scale": torch.tensor(scale, device=self.args.device), "train_codes": trained}
         return super().compute_loss(model, inputs, *args, **kwargs)
 
-    def update(self) -> None:
-        reduce = None
-        if self.args.world_size > 1:
-            reduce = lambda tensor: self.accelerator.reduce(tensor.to(self.args.device))  # noqa: E731
-        self.accelerator.unwrap_model(self.model, keep_torch_compile=False).model.update(reduce)
-
     # ---- Evaluation ----
 
-    def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs) -> EvalLoopOutput:
-        self._sums: dict[str, float] = defaultdict(float)
-        self._codes: dict[str, list[torch.Tensor]] = defaultdict(list)
-        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
-        sums = dict(zip(self._sums, self._sum_over_processes(list(self._sums.values())), strict=True))
-        num_bytes = sums.pop("bytes", 0)
-        metrics = {}
-        for i, level in enumerate(self.accelerator.unwrap_model(self.model).model.levels, 1):
-            segments = max(sums.pop(f"segments_{i}"), 1)
-            metrics[f"level_{i}_length"] = sums.pop(f"symbols_{i}") / segments
-            if self._codes[f"level_{i}"]:
-                codes = self.accelerator.gather_for_metrics(torch.cat(self._codes[f"level_{i}"]))
-                usage = code_usage(codes, level.quantizer.num_codes)
-                metrics[f"level_{i}_perplexity"], metrics[f"level_{i}_codes_used"] = usage
-        if num_bytes:
-            metrics["bytes_per_top_segment"] = num_bytes / segments
-            metrics |= {name: value / math.log(2) / num_bytes for name, value in sums.items()}
-        output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in metrics.items()})
-        return output
+    def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any):
+        return super().prediction_step(model, {**inputs, "code_statistics": True}, *args, **kwargs)
 
-    @torch.no_grad()
     def add_to_evaluation(self, inputs: dict[str, Any], outputs: Any) -> None:
         super().add_to_evaluation(inputs, outputs)
-        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-        ids, labels = inputs["input_ids"], inputs["labels"]
-        kept = (labels != -100).any(1)  # rows that only fill up a batch have no labels
-        if not kept.any():
-            return
-        positions = inputs.get("position_ids")
-        positions = None if positions is None else positions[kept]
-        ids = ids[kept]
-        mask = torch.ones_like(ids) if model.config.pad_token_id is None else ids != model.config.pad_token_id
+        found = {**outputs["code_statistics"]}
         if self.token_bytes is not None:
-            self._sums["bytes"] += self._count_bytes(labels).item()
-        _, pyramid = model.model.read(ids, mask, positions)
-        for i, compressed in enumerate(pyramid.levels, 1):
-            self._sums[f"symbols_{i}"] += compressed.segments.lengths.sum().item()
-            self._sums[f"segments_{i}"] += compressed.segments.count.sum().item()
-            codes = compressed.quantized.codes[..., 0]
-            if model.model.levels[i - 1].level.quantizer != "none":
-                self._codes[f"level_{i}"].append(codes[codes >= 0])
-        for name, nats in model.reconstruction_nats(ids, mask, positions).items():
-            self._sums[f"reconstruction_{name}"] += nats.sum().item()
-        if model.model.top is not None and model.config.top_head == "categorical":
-            nats = sum(model.code_lengths(ids, mask, positions).values())
-            self._sums["two_part_bits_per_byte"] += nats.sum().item()
+            found["bytes"] = self._count_bytes(inputs["labels"])
+        for name, value in found.items():
+            self._code_sums[name] = self._code_sums.get(name, 0) + value.double()
+
+    def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs) -> EvalLoopOutput:
+        self._code_sums: dict[str, torch.Tensor] = {}
+        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        if self._code_sums:
+            flat = torch.cat([value.flatten() for value in self._code_sums.values()])
+            parts = self.accelerator.reduce(flat).split([value.numel() for value in self._code_sums.values()])
+            metrics = self.code_metrics(dict(zip(self._code_sums, parts, strict=True)))
+            output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in metrics.items()})
+        return output
+
+    def code_metrics(self, sums: dict[str, torch.Tensor]) -> dict[str, float]:
+        """What the statistics `(n,)` of a whole evaluation say."""
+        metrics = {}
+        for i in range(1, len(self.model.config.levels) + 1):
+            segments = max(sums[f"segments_{i}"].item(), 1)
+            metrics[f"level_{i}_length"] = sums[f"symbols_{i}"].item() / segments
+            if f"codes_{i}" in sums:
+                usage = code_usage(sums[f"codes_{i}"])
+                metrics[f"level_{i}_perplexity"], metrics[f"level_{i}_codes_used"] = usage
+        if num_bytes := sums["bytes"].item() if "bytes" in sums else 0:
+            metrics["bytes_per_top_segment"] = num_bytes / segments
+            for name in PER_BYTE:
+                if name in sums:
+                    metrics[PER_BYTE[name]] = sums[name].item() / math.log(2) / num_bytes
+        return metrics
 
     def write_samples(self) -> None:
         """Besides, draw where a held-out text is cut."""
         super().write_samples()
-        if not self.is_world_process_zero() or self.is_fsdp_enabled:
+        sharded = self.is_fsdp_enabled or self.is_distributed_loading_by_transformers
+        if sharded or not self.is_world_process_zero():
             return
         for row in self.spread_validation_rows(1):
             data = bytes(i for i in torch.as_tensor(row["input_ids"]).tolist() if i < NUM_BYTES)[:DRAWN_BYTES]
@@ -135,12 +121,18 @@ class AbstractinatorTrainer(LatentTrainer):
                 draw(inspect(model, data), Path(self.args.output_dir) / SEGMENTS_FILE)
 
 
-class UpdateCallback(TrainerCallback):
+class FixedCodes(TrainerCallback):
+    """In the first `fixed_code_steps` leave alone what makes codes. Its gradients are zero then, but an optimizer would
+    still let it decay, and begin its averages with zeros."""
+
     def __init__(self, trainer: AbstractinatorTrainer):
         self.trainer = trainer
 
-    def on_optimizer_step(self, args, state, control, **kwargs):
-        self.trainer.update()
+    def on_pre_optimizer_step(self, args, state, control, **kwargs):
+        if state.global_step < args.fixed_code_steps:
+            model = self.trainer.accelerator.unwrap_model(self.trainer.model, keep_torch_compile=False)
+            for parameter in model.model.code_parameters():
+                parameter.grad = None
 
 
 def load_part(model: nn.Module, folder: Path, field: str, part: str) -> None:
