@@ -493,7 +493,6 @@ ARCHITECTURES = [
             "smaller_vocabulary": "the entropy over fewer symbols cuts elsewhere",
             "near_float32": "where a segment is cut can turn on rounding",
             "torch_compile": "the number of segments is known only when they are cut: not one graph",
-            "trl": "its output layer belongs to the first level",
             "export": "the number of segments is known only when they are cut",
             "attention_outputs": "its layers are those of several stacks with sequences of their own",
         },

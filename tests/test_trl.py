@@ -40,7 +40,6 @@ def make_model(case: Case):
 @each_trl_case
 def test_sft_takes_the_step_of_the_language_model_loss(case: Case, tmp_path, caplog):
     """Texts of unequal lengths, so with padding. What TRL does not train it says before the first step."""
-    case.skip_if_excepted("trl")
     model = make_model(case)
     texts = Dataset.from_dict({"text": ["Hello brave world", "this is it", "x", "and one more"]})
     logging.getLogger("transformers").addHandler(caplog.handler)  # it does not propagate

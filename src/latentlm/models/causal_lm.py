@@ -133,18 +133,13 @@ class TransformerPreTrainedModel(TakesCache, PreTrainedModel):
         super()._validate_generated_length(generation_config, input_ids_length, has_default_max_length)
 
 
-class CausalLMHead:
-    """The forward of every `...ForCausalLM`: goes first among its bases, before the `PreTrainedModel`. The class has
-    `model` and `lm_head`; its further losses come from `extra_losses`."""
-
-    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
-    _fsdp_plan = {"lm_head": "keep_full_weight"}
-    output_class: type[CausalLMOutput] = CausalLMOutput
+class TrainedByOthers:
+    """Says what is left out when TRL replaces the forward; goes before the `PreTrainedModel`."""
 
     @property
     def further_losses(self) -> list[str]:
         """Names of the losses that training adds to `lm_loss`."""
-        return self.config.mask_losses
+        raise NotImplementedError
 
     def __setattr__(self, name: str, value: Any) -> None:
         # TRL's trainers put a forward in place of this one that calls the backbone and knows the next token's loss.
@@ -156,6 +151,19 @@ class CausalLMHead:
                 "out. transformers' own Trainer has them."
             )
         super().__setattr__(name, value)
+
+
+class CausalLMHead(TrainedByOthers):
+    """The forward of every `...ForCausalLM`: goes first among its bases, before the `PreTrainedModel`. The class has
+    `model` and `lm_head`; its further losses come from `extra_losses`."""
+
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
+    _fsdp_plan = {"lm_head": "keep_full_weight"}
+    output_class: type[CausalLMOutput] = CausalLMOutput
+
+    @property
+    def further_losses(self) -> list[str]:
+        return self.config.mask_losses
 
     @can_return_tuple
     def forward(

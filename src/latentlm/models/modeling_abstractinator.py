@@ -28,7 +28,7 @@ from .abstractinator_base import (
 from .abstractinator_generation import AbstractinatorGeneration
 from .abstractinator_level import AbstractinatorLevel, Alphabet, Compressed
 from .abstractinator_likelihood import AbstractinatorLikelihood, CodeNats
-from .causal_lm import PACKED_CACHE, TransformerPreTrainedModel, pop_shift_labels
+from .causal_lm import PACKED_CACHE, TrainedByOthers, TransformerPreTrainedModel, pop_shift_labels
 from .causal_stack import CausalStack
 from .configuration_abstractinator import AbstractinatorConfig
 from .positions import check_context, packs_documents
@@ -365,7 +365,7 @@ class AbstractinatorModel(AbstractinatorPreTrainedModel):
 
 
 class AbstractinatorForCausalLM(
-    AbstractinatorPreTrainedModel, AbstractinatorLikelihood, AbstractinatorGeneration, GenerationMixin
+    TrainedByOthers, AbstractinatorPreTrainedModel, AbstractinatorLikelihood, AbstractinatorGeneration, GenerationMixin
 ):
     def __init__(self, config: AbstractinatorConfig):
         super().__init__(config)
@@ -386,6 +386,16 @@ class AbstractinatorForCausalLM(
         embedding = self.model.resize_token_embeddings(*args, **kwargs)
         self.vocab_size = self.config.vocab_size
         return embedding
+
+    @property
+    def further_losses(self) -> list[str]:
+        used = {
+            "reconstruction_loss": self.config.reconstruction_loss_weight > 0,
+            "vq_loss": any(level.quantizer in ("vq", "rvq") for level in self.config.level_configs),
+            "entropy_loss": True,
+            "code_lm_loss": self.model.top is not None,
+        }
+        return [name for name, is_used in used.items() if is_used]
 
     def training_statistics(self) -> dict[str, float]:
         """What the trainer logs of the model: the deltas that follow a target length."""
