@@ -187,6 +187,7 @@ class AbstractinatorModel(AbstractinatorPreTrainedModel):
     ) -> tuple[Rows, Pyramid, AbstractinatorCache | None]:
         """What [`read`] gives, and the cache that remembers it, if one is given, or asked for and no documents are
         packed, which nobody continues."""
+        self.check_positions(position_ids)
         if packs_documents(position_ids, attention_mask, cache):
             if cache is not None:
                 raise ValueError(PACKED_CACHE)
@@ -207,6 +208,7 @@ class AbstractinatorModel(AbstractinatorPreTrainedModel):
         position_ids: torch.Tensor | None,  # (B, T)
     ) -> torch.Tensor:
         """The states `(B, T, D)` of T more ids of each row."""
+        self.check_positions(position_ids)
         if packs_documents(position_ids, attention_mask, cache):
             raise ValueError(PACKED_CACHE)
         length = input_ids.shape[1]
@@ -215,6 +217,11 @@ class AbstractinatorModel(AbstractinatorPreTrainedModel):
         states = [self.step(cache, ids, now) for ids, now in zip(input_ids.unbind(1), real.unbind(1), strict=True)]
         cache.seen += length
         return torch.stack(states, 1)
+
+    def check_positions(self, position_ids: torch.Tensor | None) -> None:
+        """Raise a ValueError where a document is longer than the context."""
+        if position_ids is not None:
+            check_context(int(position_ids.max()) + 1, self.config.max_position_embeddings)
 
     def read(
         self,
@@ -225,8 +232,9 @@ class AbstractinatorModel(AbstractinatorPreTrainedModel):
         train_codes: bool = True,
     ) -> tuple[Rows, Pyramid]:
         """The batch as rows, and the pyramid above them; with `known` also what expanders say of true codes."""
-        longest = input_ids.shape[1] if position_ids is None else int(position_ids.max()) + 1  # of the documents
-        check_context(longest, self.config.max_position_embeddings)
+        self.check_positions(position_ids)
+        if position_ids is None:
+            check_context(input_ids.shape[1], self.config.max_position_embeddings)
         rows = make_rows(input_ids, attention_mask, position_ids)
         gathers = self.training and torch.is_grad_enabled() and not in_backward()
         found = self.compress_rows(rows.ids, rows.lengths, prefix_keys(rows.ids) if gathers else None)
