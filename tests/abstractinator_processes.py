@@ -20,13 +20,15 @@ from latentlm.training import LatentTrainer
 
 FOLLOWED = [LEVEL | {"target_segment_length": 3.0, "num_codes": 64}, LEVEL | {"num_codes": 64}]
 """Levels all of whose statistics move, with codebooks that a step fills in part."""
-RUNS: dict[str, dict[str, Any]] = {
-    "plain": {"fixed_code_steps": 0},
-    "fixed_codes": {},
-    "checkpointed": {"gradient_checkpointing": True},
-    "reentrant": {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": True}},
-    "fsdp": {"save_only_model": True, "sample_prompts": 1, "sample_new_tokens": 4},
+REENTRANT = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": True}}
+RUNS: dict[str, tuple[int, dict[str, Any]]] = {
+    "plain": (5, {"fixed_code_steps": 0}),
+    "fixed_codes": (3, {}),
+    "checkpointed": (5, {"gradient_checkpointing": True}),
+    "reentrant": (5, REENTRANT),
+    "fsdp": (5, {"save_only_model": True, "sample_prompts": 1, "sample_new_tokens": 4}),
 }
+"""Held-out rows, of which the second process has one or none at all, and training arguments."""
 
 
 def make_model():
@@ -43,14 +45,16 @@ def sharded_model(folder: Path):
     return model
 
 
-def take_steps(folder: Path, model: Any, arguments: dict[str, Any], processes: int) -> LatentTrainer:
+def take_steps(
+    folder: Path, model: Any, held_out: int, arguments: dict[str, Any], processes: int
+) -> LatentTrainer:
     """Two steps of eight rows, with evaluations; weights and metrics are left in `folder`."""
     torch.manual_seed(3)
     trainer = make_trainer(
         folder,
         model,
         train=Rows(16),
-        evaluation=Rows(3, seed=1),
+        evaluation=Rows(held_out, seed=1),
         max_steps=2,
         optim="sgd",
         learning_rate=0.01,
@@ -72,10 +76,10 @@ if __name__ == "__main__":
     dist.init_process_group("gloo")
     assert dist.get_world_size() == 2
     torch.set_num_threads(1)
-    for name, arguments in RUNS.items():
+    for name, run in RUNS.items():
         folder = Path(sys.argv[1]) / name
         model = sharded_model(folder / "saved") if name == "fsdp" else make_model()
-        take_steps(folder, model, arguments, processes=2)
+        take_steps(folder, model, *run, processes=2)
         for tensor in (*model.buffers(), *(p for p in model.parameters() if not isinstance(p, DTensor))):
             parts = [torch.zeros_like(tensor) for _ in range(2)]
             dist.all_gather(parts, tensor.detach())

@@ -380,10 +380,10 @@ def processes(tmp_path_factory) -> Path:
 @pytest.mark.two_process
 @pytest.mark.parametrize("run", RUNS)
 def test_two_processes_train_and_evaluate_as_one_does(processes, tmp_path, run):
-    """DDP, also where nothing trains what makes codes, with checkpointing of both kinds, and FSDP2. Of the three
-    held-out rows one process has none. Compared are the loss of every step, evaluations, and what moves once per step:
-    the first codebooks, what is replaced later, deltas."""
-    take_steps(tmp_path, make_model(), RUNS[run], processes=1)
+    """DDP, also where nothing trains what makes codes, with checkpointing of both kinds, and FSDP2. Compared are
+    the loss of every step, evaluations, and what moves once per step: the first codebooks, what is replaced later,
+    deltas."""
+    take_steps(tmp_path, make_model(), *RUNS[run], processes=1)
     one, two = metrics_of(tmp_path), metrics_of(processes / run)
     assert len(one) == len(two) and any("eval_level_2_perplexity" in entry for entry in one)
     for expected, found in zip(one, two, strict=True):
