@@ -1,6 +1,6 @@
 """Configuration of EncodZall."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig
@@ -109,6 +109,18 @@ class EncodzallConfig(PreTrainedConfig):
             "AutoModelForSeq2SeqLM": "modeling_encodzall.EncodzallForMaskedDenoising",
             "AutoModelForSequenceClassification": "modeling_encodzall.EncodzallForSequenceClassification",
             "AutoModelForTokenClassification": "modeling_encodzall.EncodzallForTokenClassification",
+        }
+
+    @property
+    def custom_pipelines(self) -> dict[str, dict[str, Any]]:
+        """What `pipeline(task, folder, trust_remote_code=True)` runs. Made anew: `pipeline` puts classes into it."""
+        kinds = {
+            "token-classification": ("WordTaggingPipeline", "AutoModelForTokenClassification"),
+            "fill-mask": ("WordFillingPipeline", "AutoModelForSeq2SeqLM"),
+        }
+        return {
+            task: {"impl": f"encodzall_pipelines.{name}", "pt": [auto_class], "type": "text"}
+            for task, (name, auto_class) in kinds.items()
         }
 
     @property

@@ -28,6 +28,7 @@ from .encodzall_base import (
     EncodzallTokenClassifierOutput,
 )
 from .encodzall_decoder import EncodzallDecoder
+from .encodzall_pipelines import WordFillingPipeline, WordTaggingPipeline
 from .masked_words import MASKS, WordPattern, search_words
 from .positions import check_context
 from .refusals import WORKS, refuse_embeddings
@@ -481,4 +482,6 @@ __all__ = [
     "EncodzallForTokenClassification",
     "EncodzallModel",
     "EncodzallPreTrainedModel",
+    "WordFillingPipeline",  # here so that saving copies their file
+    "WordTaggingPipeline",
 ]

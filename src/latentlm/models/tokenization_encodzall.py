@@ -12,7 +12,7 @@ from transformers.utils import logging
 
 from .lossless_tokenizer import LosslessTokenizer
 from .tokenization_byte import BYTE_TOKENS, NUM_BYTES
-from .words import find_words
+from .words import WHITE_SPACE, find_words
 
 SPECIAL_TOKENS = {
     "pad_token": "<pad>",
@@ -97,6 +97,16 @@ class EncodzallTokenizer(LosslessTokenizer):
         on_the_left = (padding_side or self.padding_side) == "left"
         padded["word_ids"] = missing + words if on_the_left else words + missing
         return padded
+
+    def get_special_tokens_mask(
+        self, token_ids_0: list[int], token_ids_1: list[int] | None = None, already_has_special_tokens: bool = False
+    ) -> list[int]:
+        """As everywhere, and 1 for white space: it belongs to the word before, so that a pipeline must not show it as a
+        word of its own, and is never masked."""
+        mask = super().get_special_tokens_mask(token_ids_0, token_ids_1, already_has_special_tokens)
+        framed = already_has_special_tokens
+        ids = token_ids_0 if framed else self.build_inputs_with_special_tokens(token_ids_0, token_ids_1)
+        return [int(flag or id_ in WHITE_SPACE) for flag, id_ in zip(mask, ids, strict=True)]
 
     def save_vocabulary(self, save_directory: str, filename_prefix: str | None = None) -> tuple[str, ...]:
         return ()  # the vocabulary is the 256 bytes
