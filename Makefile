@@ -22,7 +22,7 @@ lint: $(INSTALLED)
 # Installed anew only when the requirements change; an install cut short leaves no stamp and is taken up again.
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[embeddings,eval,peft,tracking,dev]'
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[embeddings,eval,export,peft,tracking,dev]'
 	touch $@
 
 # Trained runs are not touched.

@@ -6,11 +6,14 @@ python examples/classify_texts.py [org/name or run folder] [steps]
 import argparse
 import inspect
 import sys
+from pathlib import Path
 from pydoc_data.topics import topics
 
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, Trainer, TrainingArguments
 
 name = sys.argv[1] if len(sys.argv) > 1 else "runs/encodzall-tiny"
+if name.startswith("runs/") and not Path(name).is_dir():
+    sys.exit(f"There is no {name}: name a model, or make this run as examples/README.md says.")
 steps = int(sys.argv[2]) if len(sys.argv) > 2 else 200
 
 prose = [line for text in topics.values() for line in text.splitlines() if len(line) > 40][:2000]

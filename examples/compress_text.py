@@ -5,11 +5,14 @@ python examples/compress_text.py [org/name or run folder] [TEXT]
 
 import math
 import sys
+from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 name = sys.argv[1] if len(sys.argv) > 1 else "runs/abstractinator-tiny"
+if name.startswith("runs/") and not Path(name).is_dir():
+    sys.exit(f"There is no {name}: name a model, or make this run as examples/README.md says.")
 text = sys.argv[2] if len(sys.argv) > 2 else "Return a new list that holds the items of the sequence, in their order."
 
 tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=True)

@@ -4,10 +4,13 @@ python examples/embed_texts.py [org/name or run folder]
 """
 
 import sys
+from pathlib import Path
 
 from sentence_transformers import SentenceTransformer
 
 name = sys.argv[1] if len(sys.argv) > 1 else "runs/encodzall-tiny-phase-2"
+if name.startswith("runs/") and not Path(name).is_dir():
+    sys.exit(f"There is no {name}: name a model, or make this run as examples/README.md says.")
 model = SentenceTransformer(name, trust_remote_code=True)
 texts = ["The function returns a new list.", "An exception is raised.", "A module is a file of Python code."]
 noisy = ["teh funtion retums a new list", "An excepton is rasied.", "A modul is a flie of python code"]

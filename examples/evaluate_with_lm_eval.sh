@@ -7,5 +7,8 @@
 set -eu
 model=${1:-runs/quickstart}
 [ $# -eq 0 ] || shift
+case $model in
+    runs/*) [ -d "$model" ] || { echo "There is no $model: name a model, or make this run as examples/README.md says." >&2; exit 1; } ;;
+esac
 python -m lm_eval run --model hf --model_args "pretrained=$model,trust_remote_code=True" \
     --include_path "$(dirname "$0")/../eval/tasks" --tasks lambada_openai --limit 100 "$@"

@@ -4,11 +4,14 @@ python examples/generate.py [org/name or run folder] [prompt ...]
 """
 
 import sys
+from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, TextStreamer
 
 name = sys.argv[1] if len(sys.argv) > 1 else "runs/quickstart"
+if name.startswith("runs/") and not Path(name).is_dir():
+    sys.exit(f"There is no {name}: name a model, or make this run as examples/README.md says.")
 prompts = sys.argv[2:] or ["The import statement", "A dictionary"]
 tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=True, padding_side="left")
 model = AutoModelForCausalLM.from_pretrained(name, trust_remote_code=True)

@@ -4,11 +4,14 @@ python examples/generate_from_codes.py [org/name or run folder]
 """
 
 import sys
+from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 name = sys.argv[1] if len(sys.argv) > 1 else "runs/abstractinator-tiny"
+if name.startswith("runs/") and not Path(name).is_dir():
+    sys.exit(f"There is no {name}: name a model, or make this run as examples/README.md says.")
 prompts = ["The function returns", "If the key is"]
 
 tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=True, padding_side="left")

@@ -5,11 +5,14 @@ python examples/load_from_hub.py [org/name or run folder]
 
 import math
 import sys
+from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 name = sys.argv[1] if len(sys.argv) > 1 else "runs/quickstart"
+if name.startswith("runs/") and not Path(name).is_dir():
+    sys.exit(f"There is no {name}: name a model, or make this run as examples/README.md says.")
 # The code in the repository runs on your machine: read it first, and pin what you read with revision="<commit>".
 tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=True)
 model = AutoModelForCausalLM.from_pretrained(name, trust_remote_code=True)

@@ -4,11 +4,15 @@ python examples/repair_texts.py [org/name or run folder of phase 2] [of phase 1]
 """
 
 import sys
+from pathlib import Path
 
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 repairs = sys.argv[1] if len(sys.argv) > 1 else "runs/encodzall-tiny-phase-2"
 fills = sys.argv[2] if len(sys.argv) > 2 else "runs/encodzall-tiny"
+for name in (repairs, fills):
+    if name.startswith("runs/") and not Path(name).is_dir():
+        sys.exit(f"There is no {name}: name a model, or make this run as examples/README.md says.")
 
 tokenizer = AutoTokenizer.from_pretrained(repairs, trust_remote_code=True)
 model = AutoModelForSeq2SeqLM.from_pretrained(repairs, trust_remote_code=True)

@@ -4,35 +4,41 @@ python examples/tag_words.py [org/name or run folder] [steps]
 """
 
 import sys
+from pathlib import Path
 from pydoc_data.topics import topics
 
-import torch
-from transformers import AutoModelForTokenClassification, AutoTokenizer, Trainer, TrainingArguments
+from transformers import AutoModelForTokenClassification, AutoTokenizer, Trainer, TrainingArguments, pipeline
+from transformers.data import DataCollatorForTokenClassification
 
 name = sys.argv[1] if len(sys.argv) > 1 else "runs/encodzall-tiny"
+if name.startswith("runs/") and not Path(name).is_dir():
+    sys.exit(f"There is no {name}: name a model, or make this run as examples/README.md says.")
 steps = int(sys.argv[2]) if len(sys.argv) > 2 else 200
 tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=True)
 lines = [line.strip() for text in topics.values() for line in text.splitlines() if len(line) > 40][:2000]
 
 
-def collate(batch: list[str]) -> dict[str, torch.Tensor]:
-    inputs = tokenizer([text.lower() for text in batch], padding=True, truncation=True, return_tensors="pt")
-    words = inputs["word_ids"]
-    labels = torch.full((len(batch), int(words.max()) + 1), -100)
-    for row, text in enumerate(batch):
-        for word in range(int(words[row].max())):  # the last word is the end of the text
-            first = int((words[row] == word).nonzero()[0])
-            labels[row, word] = int(text.encode()[first : first + 1].isupper())
-    return {**inputs, "labels": labels}
+def encode(line: str) -> dict[str, list[int]]:
+    """The words of a line, each with its label at its first id, and -100 at the others."""
+    words = line.split()
+    encoded = tokenizer([word.lower() for word in words], is_split_into_words=True, truncation=True)
+    labels, previous = [], None
+    for word in encoded.word_ids():  # None at the end of the text
+        labels.append(-100 if word in (None, previous) else int(words[word][0].isupper()))
+        previous = word
+    return {**encoded, "labels": labels}
 
 
-model = AutoModelForTokenClassification.from_pretrained(name, trust_remote_code=True, num_labels=2)
+names = {0: "lower", 1: "capital"}
+model = AutoModelForTokenClassification.from_pretrained(name, trust_remote_code=True, id2label=names)
 arguments = TrainingArguments(
     "runs/tag-words", max_steps=steps, per_device_train_batch_size=16, learning_rate=1e-3, logging_steps=50,
-    save_strategy="no", report_to="none", use_cpu=True, remove_unused_columns=False,
+    save_strategy="no", report_to="none", use_cpu=True,
 )  # fmt: skip
-Trainer(model=model, args=arguments, train_dataset=lines, data_collator=collate).train()
+Trainer(model, arguments, DataCollatorForTokenClassification(tokenizer), [*map(encode, lines)]).train()
+model.save_pretrained("runs/tag-words")
+tokenizer.save_pretrained("runs/tag-words")
 
 text = "this module was written in python by guido. it is short."
-labels = model.eval()(**tokenizer(text, return_tensors="pt")).logits[0].argmax(-1).tolist()
-print(" ".join(w.capitalize() if label else w for w, label in zip(text.split(), labels, strict=False)))
+tag = pipeline("token-classification", "runs/tag-words", trust_remote_code=True, aggregation_strategy="first")
+print(", ".join(f"{part['entity_group']}: {text[part['start'] : part['end']]!r}" for part in tag(text)))

@@ -31,6 +31,7 @@ _CACHES = tempfile.mkdtemp(prefix="latentlm-tests-")
 atexit.register(shutil.rmtree, _CACHES, ignore_errors=True)
 os.environ["HF_HOME"] = f"{_CACHES}/huggingface"
 os.environ["LATENTLM_CACHE"] = f"{_CACHES}/latentlm"
+os.environ["TORCHINDUCTOR_CACHE_DIR"] = f"{_CACHES}/inductor"  # compiled for another CPU, code found there is wrong
 
 
 class MiniHub(NamedTuple):
@@ -95,6 +96,17 @@ def mini_hub(shared_checks: Path, tmp_path: Path) -> Iterator[MiniHub]:
 
 @pytest.fixture
 def run_without_latentlm(tmp_path: Path) -> Callable[..., str]:
+    """[`stranger`] in a folder of the test."""
+    return stranger(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def run_without_latentlm_once(tmp_path_factory) -> Callable[..., str]:
+    """[`stranger`] for a process that several tests look at."""
+    return stranger(tmp_path_factory.mktemp("stranger"))
+
+
+def stranger(parent: Path) -> Callable[..., str]:
     """Runs Python code in a new process that cannot import latentlm and has an empty Hugging Face cache.
 
     Called as `run_without_latentlm(code, *arguments, env=None)`; `arguments` are `sys.argv[1:]` there, `env` is added
@@ -102,7 +114,7 @@ def run_without_latentlm(tmp_path: Path) -> Callable[..., str]:
     """
 
     def run(code: str, *arguments: str | Path, env: Mapping[str, str] | None = None, timeout: float = 300) -> str:
-        folder = Path(tempfile.mkdtemp(prefix="stranger-", dir=tmp_path))
+        folder = Path(tempfile.mkdtemp(prefix="stranger-", dir=parent))
         # An entry of None makes `import latentlm` and `import latentlm.x` raise, however the package is installed.
         blocked = f"import sys\nsys.modules['latentlm'] = None\n{code}"
         done = subprocess.run(

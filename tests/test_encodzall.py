@@ -3,7 +3,7 @@
 import pytest
 import torch
 from architectures import gradients
-from encodzall_setup import BACKENDS, EQUAL, SIZES, TEXTS, build, each_variant, encode, labels_of, tokenizer
+from encodzall_setup import BACKENDS, CLOSE, EQUAL, SIZES, TEXTS, build, each_variant, encode, labels_of, tokenizer
 from torch import nn
 
 from latentlm import (
@@ -61,6 +61,22 @@ def test_gradients_reach_every_parameter_and_every_mask(variant):
     assert not missing
 
 
+@pytest.mark.parametrize("variant", ["default", "grouped", "plain"])
+@pytest.mark.parametrize("scored", [True, False], ids=["labels", "no labels"])
+@pytest.mark.parametrize("weight", [0.25, 0.0])
+def test_every_trainable_parameter_gets_a_gradient(variant, scored, weight, tmp_path):
+    """DDP waits for each of them: where the words have no loss, where a batch has no labels, after loading too."""
+    model = build(variant, word_loss_weight=weight)
+    model.save_pretrained(tmp_path)
+    labels = labels_of() if scored else torch.full_like(labels_of(), -100)
+    for trained in (model, type(model).from_pretrained(tmp_path)):
+        trained.train()(**encode(), labels=labels, num_items_in_batch=9).loss.backward()
+        trainable = {name for name, p in trained.named_parameters() if p.requires_grad}
+        assert trainable == set(gradients(trained))
+        spells = any(name.startswith("word_decoder") for name in trainable)
+        assert spells == (variant == "default" and weight > 0)
+
+
 # ---- What may depend on what ----
 
 
@@ -84,6 +100,38 @@ def test_padding_ids_need_no_mask_and_words_are_found():
     model = build(model_class=EncodzallModel)
     inputs = encode()
     assert torch.equal(model(**inputs).last_hidden_state, model(inputs["input_ids"]).last_hidden_state)
+
+
+LEFT = EncodzallTokenizer(padding_side="left")
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("pad", [256, 0, 32])
+@pytest.mark.parametrize("text_padding", ["right", "left"])
+@pytest.mark.parametrize("label_padding", ["right", "left"])
+def test_no_loss_depends_on_the_side_of_padding_and_words_are_found(text_padding, label_padding, pad):
+    """As code for T5 or ByT5 gives it: ids, mask and labels alone, whatever fills them up."""
+    model = build()
+    expected = model(**encode(), labels=labels_of())
+    inputs = (LEFT if text_padding == "left" else tokenizer)(TEXTS, padding=True, return_tensors="pt")
+    ids, mask = inputs["input_ids"], inputs["attention_mask"]
+    labels = LEFT(TEXTS, padding=True, return_tensors="pt")["input_ids"] if label_padding == "left" else labels_of()
+    labels = labels.masked_fill(labels == 256, -100)
+    found = model(ids.masked_fill(mask == 0, pad), mask, labels=labels)
+    for name in ("sequence_loss", "word_loss"):
+        torch.testing.assert_close(found[name], expected[name], **EQUAL)
+    torch.testing.assert_close(found.logits[labels != -100], expected.logits[labels_of() != -100], **CLOSE)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("pad", [256, 0, 32])
+def test_tags_do_not_depend_on_the_side_of_padding(pad):
+    model = build(model_class=EncodzallForTokenClassification)
+    right, left = encode(), LEFT(TEXTS, padding=True, return_tensors="pt")
+    expected, mask = model(**right), left["attention_mask"]
+    found = model(left["input_ids"].masked_fill(mask == 0, pad), mask)
+    torch.testing.assert_close(found.word_logits, expected.word_logits, **EQUAL)
+    torch.testing.assert_close(found.logits[mask > 0], expected.logits[right["attention_mask"] > 0], **EQUAL)
 
 
 def test_decoders_see_no_future_and_no_other_word():
@@ -120,6 +168,13 @@ def test_the_cache_changes_nothing(variant, options):
     for use_cache in (True, False):
         torch.manual_seed(0)
         outputs.append(model.generate(**encode(), max_length=24, use_cache=use_cache, **options))
+    assert torch.equal(*outputs) and outputs[0].shape[1] > 3
+
+
+def test_the_cache_has_the_layers_of_the_decoder():
+    """They may be more than those over words, which `num_hidden_layers` counts."""
+    model = build(num_context_encoder_layers=1, num_decoder_layers=3, num_key_value_heads=2)
+    outputs = [model.generate(**encode(), max_length=24, use_cache=use_cache) for use_cache in (True, False)]
     assert torch.equal(*outputs) and outputs[0].shape[1] > 3
 
 
@@ -226,11 +281,26 @@ def test_classification_heads():
     pooled = sequence.model(**inputs).pooler_output
     torch.testing.assert_close(output.logits, sequence.classifier.out_proj(pooled))
     torch.testing.assert_close(output.loss, nn.functional.cross_entropy(output.logits, torch.tensor([0, 2])))
-    words = build(model_class=EncodzallForTokenClassification, num_labels=2)
-    labels = torch.tensor([[0, 1, -100, -100], [1, 0, 1, -100]])
-    output = words(**inputs, labels=labels)
-    assert output.logits.shape == (2, 4, 2)
-    torch.testing.assert_close(output.loss, nn.functional.cross_entropy(output.logits.flatten(0, 1), labels.flatten()))
+
+
+def test_an_id_has_the_logits_of_its_word():
+    inputs = encode(["one text", "another text here"])
+    model = build(model_class=EncodzallForTokenClassification, num_labels=2)
+    ids, words = inputs["input_ids"], inputs["word_ids"]
+    labels = torch.full_like(ids, -100)
+    labels[0, [0, 4]] = torch.tensor([0, 1])
+    labels[1, [0, 8, 13]] = torch.tensor([1, 0, 1])
+    output = model(**inputs, labels=labels)
+    assert output.logits.shape == (*ids.shape, 2) and output.word_logits.shape == (2, 4, 2)
+    torch.testing.assert_close(output.word_logits, model.classifier(model.model(**inputs).last_hidden_state))
+    for row, column in (words >= 0).nonzero().tolist():
+        assert torch.equal(output.logits[row, column], output.word_logits[row, words[row, column]])
+    assert not output.logits[words < 0].any()
+    of_words = output.word_logits[[0, 0, 1, 1, 1], [0, 1, 0, 1, 2]]
+    expected = nn.functional.cross_entropy(of_words, torch.tensor([0, 1, 1, 0, 1]))
+    torch.testing.assert_close(output.loss, expected)
+    with pytest.raises(ValueError, match=r"`labels` are \(2, 4\), but must be \(2, 18\)"):
+        model(**inputs, labels=torch.zeros(2, 4).long())
 
 
 OPTIONS = {
@@ -272,6 +342,12 @@ def test_bad_input_is_refused():
         model.model(torch.full((2, 4), 256))
     with pytest.raises(ValueError, match="3 words, the input 4"):
         model(**encode(["a b c"]), labels=labels_of(["a bc"]))
+    with pytest.raises(ValueError, match=r"Give `labels`.*fill_mask"):
+        model(**encode(["a <mask>"]))
+    with pytest.raises(ValueError, match="`inputs_embeds` is given, but words are found"):
+        model.model(inputs_embeds=torch.zeros(1, 4, 64))
+    with pytest.raises(ValueError, match="`decoder_inputs_embeds` is given"):
+        model(**encode(["a"]), decoder_inputs_embeds=torch.zeros(1, 4, 64))
     with pytest.raises(ValueError, match="one text alone"):
         one = build(word_decoder="none", contrastive_loss_weight=1.0)
         one(**encode(["a"]), labels=labels_of(["a"]), clean_input_ids=encode(["a"])["input_ids"])

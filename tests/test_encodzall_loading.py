@@ -8,7 +8,10 @@ from transformers import AutoModel, AutoModelForSeq2SeqLM
 
 from latentlm import (
     EncodzallForMaskedDenoising,
+    EncodzallForSequenceClassification,
+    EncodzallForTokenClassification,
 )
+from latentlm.training.publishing import make_card
 
 # ---- Loading ----
 
@@ -91,12 +94,35 @@ def test_accumulated_micro_batches_are_one_big_batch():
         torch.testing.assert_close(gradient, expected[name], atol=1e-6, rtol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("head", "pipeline"),
+    [
+        (EncodzallForMaskedDenoising, "feature-extraction"),
+        (EncodzallForSequenceClassification, "text-classification"),
+        (EncodzallForTokenClassification, "token-classification"),
+    ],
+)
+def test_a_card_is_about_the_class_that_was_saved(head, pipeline, tmp_path):
+    build(model_class=head).save_pretrained(tmp_path)
+    (tmp_path / "trainer_state.json").write_text('{"log_history": []}')
+    card = make_card(tmp_path, "me/mine", [], {})
+    auto_class = head.__name__.replace("Encodzall", "AutoModel").replace("MaskedDenoising", "Seq2SeqLM")
+    assert f"model = {auto_class}.from_pretrained" in card.text
+    data = card.data.to_dict()
+    assert data["pipeline_tag"] == pipeline and "sentence-transformers" in data["tags"] and "language" not in data
+
+
 EMBED = """
 import sys, torch
 from sentence_transformers import SentenceTransformer
 texts = ["A text, and", "", "   ", "\\ud800 alone", "日本 and more words of a text"]
 model = SentenceTransformer(sys.argv[1], trust_remote_code=True)
-torch.save({size: torch.from_numpy(model.encode(texts, batch_size=size)) for size in (1, 2, 5)}, sys.argv[2])
+vectors = {size: torch.from_numpy(model.encode(texts, batch_size=size)) for size in (1, 2, 5)}
+model.save_pretrained("again")
+again = SentenceTransformer("again", trust_remote_code=True)
+vectors["again"] = torch.from_numpy(again.encode(texts))
+words = {i: words for i, words in enumerate(model.encode(texts, output_value="token_embeddings", batch_size=2))}
+torch.save({"vectors": vectors, "words": words}, sys.argv[2])
 """
 
 
@@ -106,7 +132,9 @@ def test_sentence_transformers_gives_the_same_vectors(saved, run_without_latentl
     run_without_latentlm(EMBED, folder, tmp_path / "vectors")
     texts = ["A text, and", "", "   ", "\ud800 alone", "日本 and more words of a text"]
     with torch.no_grad():
-        expected = AutoModel.from_pretrained(folder)(**encode(texts)).pooler_output
-    vectors = torch.load(tmp_path / "vectors", weights_only=True)
-    for found in vectors.values():
-        torch.testing.assert_close(found, expected, **EQUAL)
+        expected = AutoModel.from_pretrained(folder)(**encode(texts))
+    found = torch.load(tmp_path / "vectors", weights_only=True)
+    for vectors in found["vectors"].values():
+        torch.testing.assert_close(vectors, expected.pooler_output, **EQUAL)
+    for row, words in found["words"].items():  # of the text's words alone, its end the last
+        torch.testing.assert_close(words, expected.last_hidden_state[row, expected.word_mask[row]], **EQUAL)

@@ -9,7 +9,7 @@ import torch
 
 from latentlm import EncodzallTokenizer
 from latentlm.models.words import find_words
-from latentlm.noise import main
+from latentlm.noise import main, read_pairs
 from latentlm.training import PIDCallback
 from latentlm.training.masking import ANY, CONSONANT, NONSPACE, VOWEL, WORD_MASK, mask_texts
 from latentlm.training.noise import KINDS, NoiseTables, check_mixture, corrupt_text, corrupt_texts, default_tables
@@ -165,6 +165,15 @@ def test_noise_hits_as_many_characters_as_it_should():
     kinds = {kind: len(corrupt_text(text, 0.5, 3, {kind: 1.0, "drop": 0.0})[1]) for kind in ("double", "case")}
     assert min(kinds.values()) > 2000
     assert corrupt_text(text, 0.0, 3) == (text, [])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_noise_changes_no_character_behind_the_end(kind):
+    """The last characters match short entries of a table alone."""
+    for text in ("e", "ee", "rn", "a rn"):
+        for key in range(40):
+            _, changed = corrupt_text(text, 1.0, key, {kind: 1.0})
+            assert all(place < len(text) for place in changed)
 
 
 def test_noise_is_reproducible_and_follows_its_key():
@@ -339,6 +348,16 @@ def test_tables_are_learned_from_pairs(tmp_path, capsys):
     assert tables.keyboard == default_tables().keyboard
     noisy, _ = corrupt_text("burn corn barn " * 9, 1.0, 3, {"ocr": 1.0}, tables)
     assert "m" in noisy and set(noisy) == set("burn corn barn m")
+
+
+def test_separators_inside_of_texts_end_no_line(tmp_path):
+    """JSON need not escape them; and white space between its parts may be a carriage return."""
+    texts = [f"a{separator}b" for separator in "\u2028\u2029\x85\x7f"]
+    path = tmp_path / "pairs.jsonl"
+    rows = [json.dumps({"noisy": text, "clean": text, "count": 2}, ensure_ascii=False) for text in texts]
+    lines = [*rows, '{"noisy": "c",\r "clean": ["d"]}\r']
+    path.write_bytes("".join(line + "\n" for line in lines).encode())
+    assert list(read_pairs(path)) == [(text, text, 2.0) for text in texts] + [("c", "d", 1.0)]
 
 
 def test_pairs_that_are_none_are_named(tmp_path):

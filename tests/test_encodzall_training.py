@@ -237,7 +237,10 @@ def test_a_resumed_run_is_the_uninterrupted_one(recipe, tmp_path, options):
     terms = {"sequence_loss", "contrastive_loss"} if options else {"sequence_loss", "word_loss"}
     assert terms | {"eval_bits_per_byte", "eval_exact_words", "noise_strength"} <= names
     assert len({entry["noise_strength"] for entry in entries if "noise_strength" in entry}) > 2
-    assert "model.denoise(" in str(make_card(whole, "me/repairs", [], {}))
+    card = make_card(whole, "me/repairs", [], {})
+    assert "model.denoise(" in str(card)
+    assert card.data.tags == ["encodzall", "latentlm", "sentence-transformers"]
+    assert card.data.pipeline_tag == "feature-extraction" and card.data.language == "en"
     main(["--resume_from_checkpoint", str(whole / "checkpoint-3"), "--output_dir", str(resumed)])
     assert metrics_of(resumed) == entries
     assert (resumed / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
@@ -259,7 +262,10 @@ def test_the_second_phase_goes_on_from_the_first(recipe, tmp_path, capsys):
     assert (config["word_decoder"], config["contrastive_loss_weight"]) == ("none", 0.5)
 
 
-@pytest.mark.parametrize("options", [[], REALISTIC], ids=["masks", "realistic"])
+NO_WORD_LOSS = ["--word_loss_weight", "0.0", "--gradient_checkpointing", "true"]
+
+
+@pytest.mark.parametrize("options", [[], REALISTIC, NO_WORD_LOSS], ids=["masks", "realistic", "no word loss"])
 def test_two_processes_equal_one(recipe, tmp_path, options):
     options = [*options, "--hidden_dropout", "0.0", "--max_steps", "4", "--sample_prompts", "0", "--output_dir"]
     main([str(recipe), *options, str(tmp_path / "one")])

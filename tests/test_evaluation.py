@@ -11,19 +11,30 @@ from pathlib import Path
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 pytest.importorskip("lm_eval", reason="needs the eval extra: pip install 'latentlm[eval]'")
 evaluate = pytest.importorskip("evaluate", reason="needs the eval extra: pip install 'latentlm[eval]'")
 
 import lm_eval.tasks
 from lm_eval import simple_evaluate
+from lm_eval.api.instance import Instance
+from lm_eval.api.registry import get_model
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from lm_eval.tasks._yaml_loader import load_yaml
 
-from latentlm import FSQConfig, FSQForCausalLM, FSQTokenizerFast
+from latentlm import (
+    ByteTokenizer,
+    DecoderOnlyConfig,
+    DecoderOnlyForCausalLM,
+    FSQConfig,
+    FSQForCausalLM,
+    FSQTokenizer,
+    FSQTokenizerFast,
+)
+from latentlm.data.tokenizers import train_bpe
 from latentlm.evaluation import task_folder
 from latentlm.evaluation.__main__ import DEFAULT_TASKS, main, parse_arguments
 
@@ -362,12 +373,19 @@ def test_command_line_leaves_the_users_choices_alone(tmp_path, monkeypatch):
     assert (arguments.tasks, arguments.include_path) == (["piqa", "copa"], [ours, "mine"])
     assert arguments.batch_size == "4"
     assert parse_arguments(["--model", "hf"]).tasks == list(DEFAULT_TASKS)  # lm-eval inserts "run"
+    for flags in ([], ["--model", "hf"], ["--model", "huggingface"]):
+        assert parse_arguments(["run", "--tasks", "piqa", *flags]).model == "hf-one-begin"
+    assert parse_arguments(["run", "--model", "encodzall"]).model == "encodzall"
     assert parse_arguments(["ls", "tasks"]).include_path == [ours]
 
     config = tmp_path / "config.yaml"
     config.write_text("tasks: [copa]\ninclude_path: theirs\n")
     arguments = parse_arguments(["run", "--config", str(config)])
     assert (arguments.tasks, arguments.include_path) == (None, [ours, "theirs"])  # lm-eval reads the tasks there
+    assert arguments.model == "hf-one-begin"
+    config.write_text("model: encodzall\n")
+    assert parse_arguments(["run", "--config", str(config)]).model is None  # and the model
+    assert parse_arguments(["run", "--config", str(config), "--model", "hf"]).model == "hf-one-begin"
     with pytest.raises(SystemExit, match=r"Config file not found"):
         main(["run", "--config", str(tmp_path / "absent.yaml")])
 
@@ -388,6 +406,79 @@ def test_bits_per_byte_is_exact():
 def test_bits_per_byte_refuses(nats, sizes, message):
     with pytest.raises(ValueError, match=message):
         evaluate.load(str(METRIC)).compute(nats=nats, bytes=sizes)
+
+
+# --- whole texts begin once -------------------------------------------------------------------------------------------
+
+TEXTS = ("", "a", "The quick brown fox jumps over the dog.", "Zoë 日本語\n\n", "long " * 60)
+CONTEXT = 48
+
+
+def causal_model(kind: str) -> tuple[torch.nn.Module, PreTrainedTokenizerBase]:
+    """A small model with random weights, and a tokenizer that puts `<bos>` before a text."""
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": CONTEXT}
+    torch.manual_seed(0)
+    if kind.startswith("fsq"):
+        tokenizer_class = FSQTokenizerFast if kind == "fsq" else FSQTokenizer
+        tokenizer = tokenizer_class.from_pretrained(HUB_CONFIGS / "fsq-tokenizer-tiny")
+        model_class, config_class = FSQForCausalLM, FSQConfig
+        sizes["autoencoder"] = tokenizer.autoencoder_config
+    else:
+        tokenizer = ByteTokenizer() if kind == "bytes" else train_bpe(TEXTS, 300)
+        model_class, config_class = DecoderOnlyForCausalLM, DecoderOnlyConfig
+    special = {name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
+    model = model_class(config_class(vocab_size=len(tokenizer), initializer_range=0.5, **sizes, **special)).eval()
+    if kind.startswith("fsq"):
+        model.load_tokenizer(tokenizer)
+    return model, tokenizer
+
+
+def score_of_text(model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, text: str) -> float:
+    """log P(text | begin), in stretches of the model's context, the last of which looks back as far as it can."""
+    tokens = tokenizer(text, add_special_tokens=False).input_ids
+    ids, total = [tokenizer.bos_token_id, *tokens], 0.0
+    for start in range(0, len(tokens), CONTEXT):
+        end = min(start + CONTEXT, len(tokens))
+        with torch.no_grad():
+            scores = model(torch.tensor([ids[max(end - CONTEXT, 0) : end]])).logits[0].double().log_softmax(-1)
+        total += sum(scores[i - end, token].item() for i, token in enumerate(tokens[start:end], start))
+    return total
+
+
+def requests_of(kind: str, arguments: list[tuple]) -> list[Instance]:
+    return [Instance(request_type=kind, doc={}, arguments=given, idx=0) for given in arguments]
+
+
+@pytest.mark.parametrize("kind", ["bytes", "bpe", "fsq", "fsq_slow"])
+def test_scores_are_sums_of_log_probabilities(kind, data, tmp_path):
+    model, tokenizer = causal_model(kind)
+    lm = get_model("hf-one-begin")(pretrained=model, tokenizer=tokenizer, batch_size=2, device="cpu")
+
+    rolling = requests_of("loglikelihood_rolling", [(text,) for text in TEXTS])
+    expected = [score_of_text(model, tokenizer, text) for text in TEXTS]
+    assert lm.loglikelihood_rolling(rolling) == pytest.approx(expected, rel=1e-5)
+
+    pairs = [("The quick", " fox"), ("", " fox"), ("Zoë 日本語", " dog")]
+    found = [score for score, _ in lm.loglikelihood(requests_of("loglikelihood", pairs))]
+    direct = [score_of_text(model, tokenizer, a + b) - score_of_text(model, tokenizer, a) for a, b in pairs]
+    assert found == pytest.approx(direct, rel=1e-4)
+
+    manager = TaskManager(include_path=task_folder(), include_defaults=False, metadata={"pretrained": "RUN"})
+    results = simple_evaluate(lm, tasks=["wikitext"], task_manager=manager, bootstrap_iters=0, log_samples=False)
+    pages = [row["page"] for row in DOCUMENTS["wiki.valid.pages.jsonl"]]
+    detokenize = load_yaml(STOCK / STOCK_FILES["wikitext"])["doc_to_target"]
+    nats = -sum(score_of_text(model, tokenizer, detokenize({"page": page})) for page in pages)
+    bits = nats / math.log(2) / sum(len(page.encode()) for page in pages)
+    assert results["results"]["wikitext"]["bits_per_byte,none"] == pytest.approx(bits, rel=1e-5)
+
+    # lm-eval's own model gives whole texts the same scores with add_bos_token=False, which is not right for pairs.
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    plain = HFLM(pretrained=str(tmp_path), trust_remote_code=True, add_bos_token=False, batch_size=2, device="cpu")
+    assert plain.loglikelihood_rolling(rolling) == pytest.approx(expected, rel=1e-5)
+    # If this fails, lm-eval counts the begin token no longer as text, and `hf-one-begin` can go.
+    plain = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=2, device="cpu")
+    assert plain.loglikelihood_rolling(rolling) != pytest.approx(expected, rel=1e-3)
 
 
 # --- the FSQ tokenizer and its language model -------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import runpy
 import subprocess
 import sys
@@ -207,3 +208,27 @@ def test_fine_tuning(run_example, encodzall_folder, name, tmp_path, monkeypatch)
     monkeypatch.chdir(tmp_path)
     last = run_example(name, encodzall_folder, 2).strip().splitlines()[-1]
     assert "item.reset()" in last or "guido" in last.lower()
+
+
+WITH_A_MODEL = ("classify_texts.py", "compress_text.py", "embed_texts.py", "evaluate_with_lm_eval.sh", "generate.py",
+                "generate_from_codes.py", "load_from_hub.py", "repair_texts.py", "tag_words.py")  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WITH_A_MODEL)
+@pytest.mark.parametrize("arguments", [[], ["runs/mine"]], ids=["default", "given"])
+def test_a_run_that_is_not_there_is_no_name_on_the_hub(name, arguments, run_example, tmp_path, monkeypatch):
+    if name == "embed_texts.py":
+        pytest.importorskip("sentence_transformers")
+    monkeypatch.chdir(tmp_path)
+    message = "There is no runs/.*: name a model, or make this run as examples/README.md says"
+    if name.endswith(".py"):
+        with pytest.raises(SystemExit, match=message):
+            run_example(name, *arguments)
+    else:
+        done = subprocess.run([str(EXAMPLES / name), *arguments], capture_output=True, text=True)
+        assert done.returncode == 1 and re.match(message, done.stderr)
+
+
+def test_every_example_that_takes_a_run_is_among_them():
+    texts = {path.name: path.read_text(encoding="utf-8") for path in EXAMPLES.iterdir() if path.is_file()}
+    assert {name for name, text in texts.items() if "org/name or run folder" in text} == set(WITH_A_MODEL)

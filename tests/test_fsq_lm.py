@@ -1,5 +1,7 @@
 """The language model on codes: embeddings, heads and losses against loops; what is frozen; the table of a tokenizer."""
 
+import copy
+
 import pytest
 import torch
 from architectures import ARCHITECTURES, AUTOENCODER, Case, randomise, token_ids
@@ -34,9 +36,10 @@ def digits_of(index: int, levels=(8, 8, 5)) -> list[int]:
 def test_an_embedding_is_the_row_and_the_network_of_the_code():
     model = case_model()
     embedding = model.embedding
-    found = embedding(torch.arange(64))
+    rows = model.get_input_embeddings()
+    found = rows(torch.arange(64))
     for token in range(64):
-        expected = embedding.weight[token]
+        expected = rows.weight[token]
         if token < 60:  # the last four are special: they have no code
             digits = digits_of(token * 7 % 100)
             values = [2 * d / (n - 1) - 1 for d, n in zip(digits, (8, 8, 5), strict=True)]
@@ -47,7 +50,8 @@ def test_an_embedding_is_the_row_and_the_network_of_the_code():
 def test_new_models_start_neighbouring_codes_near_each_other():
     torch.manual_seed(0)
     model = FSQForCausalLM(FSQConfig(**ROW.sizes | {"hidden_size": 128, "intermediate_size": 128}))
-    vectors = model.embedding(torch.arange(56)).reshape(7, 8, -1)  # the values of the first digit, the rest alike
+    # The values of the first digit, the rest alike.
+    vectors = model.get_input_embeddings()(torch.arange(56)).reshape(7, 8, -1)
     near = (vectors[:, 1:] - vectors[:, :-1]).norm(dim=-1).mean()
     far = (vectors[:, 5:] - vectors[:, :-5]).norm(dim=-1).mean()
     assert near < 0.9 * far
@@ -56,9 +60,10 @@ def test_new_models_start_neighbouring_codes_near_each_other():
 def test_the_factorised_head_adds_the_logits_of_the_digits():
     model = case_model("factorised")
     hidden = torch.randn(3, 32)
-    columns = model.lm_head(hidden)
+    columns = hidden @ model.lm_head.columns.T
     assert columns.shape == (3, 8 + 8 + 5 + 4)
-    logits = model.compute_logits(hidden)
+    logits = model.lm_head(hidden)
+    torch.testing.assert_close(logits, hidden @ model.lm_head.weight.T)
     for token in range(64):
         if token < 60:
             first, second, third = digits_of(token * 7 % 100)
@@ -66,6 +71,52 @@ def test_the_factorised_head_adds_the_logits_of_the_digits():
         else:
             expected = columns[:, 21 + token - 60]
         torch.testing.assert_close(logits[:, token], expected)
+
+
+def test_the_factorised_head_keeps_its_table_until_codes_change(monkeypatch):
+    model = case_model("factorised")
+    head, builds = model.lm_head, []
+    build = head.build_digit_table
+    monkeypatch.setattr(head, "build_digit_table", lambda: builds.append(1) or build())
+    ids = token_ids(2, 5)
+    with torch.inference_mode():
+        model.generate(ids, max_new_tokens=8, do_sample=False)
+    labelled = model.train()(ids, labels=ids)
+    labelled.loss.backward()  # a table that was built in inference mode would not let it
+    assert len(builds) == 1
+    assert torch.equal(head.digit_table(), build())
+
+    codes = model.embedding.codes
+    changes = {
+        "in place": lambda: codes.copy_(codes.flip(0)),
+        "one token": lambda: codes.__setitem__(3, 99),
+        "a tokenizer's": lambda: model.embedding.set_table(
+            torch.arange(10), torch.ones(10, 4, dtype=torch.uint8), torch.ones(10, dtype=torch.long)
+        ),
+        "a loaded state": lambda: model.load_state_dict(case_model("factorised").state_dict()),
+        "a size": lambda: model.embedding.resize_table(62),
+        "another tensor": lambda: setattr(model.embedding, "codes", torch.arange(62) % 7),
+        "the dtype": lambda: model.double(),
+    }
+    for count, (name, change) in enumerate(changes.items(), 2):
+        before = head.digit_table()
+        change()
+        model(ids.clamp(max=61))
+        assert torch.equal(head.digit_table(), build().to(head.columns.dtype)), name
+        assert not torch.equal(head.digit_table(), before.float()) or name == "the dtype"
+        assert len(builds) == count, name
+
+
+def test_copies_and_loaded_models_have_their_own_tables(tmp_path):
+    """The head and the rows refer to a module that is the whole model's."""
+    model = case_model("factorised")
+    model(token_ids(1, 4))
+    model.save_pretrained(tmp_path)
+    for other in (copy.deepcopy(model), FSQForCausalLM.from_pretrained(tmp_path)):
+        assert other.lm_head.beside[0] is other.embedding is other.model.embed_tokens.beside[0]
+        other.embedding.codes.copy_(other.embedding.codes.flip(0))
+        assert torch.equal(other.lm_head.digit_table(), other.lm_head.build_digit_table())
+        assert not torch.equal(other.lm_head.digit_table(), model.lm_head.digit_table())
 
 
 def test_spelling_is_scored_byte_by_byte():

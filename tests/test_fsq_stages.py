@@ -105,7 +105,7 @@ for name in sys.argv[1:]:
     tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=True)
     model = AutoModelForCausalLM.from_pretrained(name, trust_remote_code=True)
     ids = tokenizer("The documentation", return_tensors="pt").input_ids
-    assert (model.model.embed_tokens.codes.numpy() == tokenizer.codes).all()
+    assert (model.model.code_embedding.codes.numpy() == tokenizer.codes).all()
     print(type(tokenizer).__name__, tokenizer.decode(model.generate(ids, max_new_tokens=8, do_sample=False)[0]))
 """
 
@@ -159,7 +159,7 @@ def test_the_rebuilt_table_has_new_codes_and_the_old_ids(stages):
     # Where no code had to move, the model's embeddings are what joint training gave them.
     joint = FSQForCausalLM.from_pretrained(stages / "joint")
     kept = torch.tensor([index for index in range(396) if index not in new.vocabulary.moved])
-    torch.testing.assert_close(model.embedding(kept), joint.embedding(kept), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(model.model.embed_ids(kept), joint.model.embed_ids(kept), rtol=1e-4, atol=1e-5)
 
 
 def test_unigram_costs_are_those_of_the_pieces_text(stages, text, tmp_path, capsys):  # noqa: F811

@@ -1,16 +1,22 @@
 """Generating with a cache equals generating without, in every way of searching; contexts that do not fit are errors."""
 
+import importlib
+from pathlib import Path
+
 import pytest
 import torch
 from architectures import PAD, Case, each_causal_architecture, each_causal_case, randomise, token_ids
 from conftest import REPOSITORY
 from transformers import AutoConfig, AutoModelForCausalLM, TextStreamer, pipeline, set_seed
 from transformers.configuration_utils import get_head_shapes
+from transformers.modeling_outputs import ModelOutput
 from transformers.testing_utils import CaptureLogger
 from transformers.utils import logging
 
+import latentlm
 from latentlm import ByteTokenizer
 
+MODELS = Path(latentlm.__file__).parent / "models"
 NEW = 8
 PROMPT = 6
 
@@ -133,8 +139,34 @@ def test_generation_goes_on_from_a_given_cache(case: Case):
     ids = token_ids(2, PROMPT)
     options = {"do_sample": False, "return_dict_in_generate": True}
     first = model.generate(ids, max_new_tokens=3, **options)
+    options["attention_mask"] = torch.ones_like(first.sequences)  # one of the generated tokens may be the padding
     second = model.generate(first.sequences, max_new_tokens=NEW - 3, past_key_values=first.past_key_values, **options)
     assert torch.equal(second.sequences, model.generate(ids, max_new_tokens=NEW, do_sample=False))
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@each_causal_case
+def test_labels_with_a_cache(case: Case, padded: bool):
+    """The loss of a text whose cache is kept, and of its continuation, with the mask of all tokens or none."""
+    model = case.model()
+    ids = token_ids(2, 10)
+    mask = torch.ones_like(ids)
+    if padded:
+        mask[0, :3] = 0
+    labels = ids.masked_fill(mask == 0, -100)
+    whole = model(ids, attention_mask=mask, labels=labels)
+    kept = model(ids, attention_mask=mask, labels=labels, use_cache=True)
+    assert kept.loss.item() == pytest.approx(whole.loss.item(), rel=1e-5)
+    assert kept.past_key_values.get_seq_length() == 10
+
+    cross_entropy = torch.nn.functional.cross_entropy
+    expected = cross_entropy(whole.logits[:, 6:-1].flatten(0, 1), ids[:, 7:].flatten()).item()
+    for later_mask in (mask,) if padded else (mask, None):
+        cache = model(ids[:, :6], attention_mask=mask[:, :6], use_cache=True).past_key_values
+        later = model(ids[:, 6:], attention_mask=later_mask, labels=ids[:, 6:], past_key_values=cache)
+        assert later.loss.item() == pytest.approx(expected, rel=1e-4)
+        # The embeddings of the text so far are not in a cache.
+        assert getattr(later, "embedding_loss", None) is None
 
 
 @each_causal_case
@@ -158,7 +190,7 @@ def test_hidden_states_and_attentions_have_one_entry_per_real_layer(case: Case):
     if not getattr(model.config, "decoder_self_attention", True):
         layers = model.config.num_encoder_layers
     assert [a.shape for a in output.attentions] == [(2, model.config.num_attention_heads, 7, 7)] * layers
-    logits = model.compute_logits(output.hidden_states[-1])
+    logits = model.lm_head(output.hidden_states[-1])
     torch.testing.assert_close(logits, output.logits)  # the last is what the head reads
     for attention in (*output.attentions, *(getattr(output, "cross_attentions", None) or ())):
         torch.testing.assert_close(attention.sum(-1), torch.ones_like(attention.sum(-1)))
@@ -306,3 +338,29 @@ def test_a_published_configuration_generates(architecture):
         length = long.index(end, 3) + 1 if end in long[3:] else len(long)  # the end itself is kept
         assert short == (long[:length] + [config.pad_token_id] * len(long))[: len(short)]
     assert ended.shape[1] < endless.shape[1] or config.pad_token_id in ended[0]
+
+
+# ---- The cache under both names that transformers has for it ----
+
+
+@each_causal_case
+def test_the_cache_is_taken_under_both_names(case: Case):
+    """`cache` since transformers 5.24; taken for something else, each cached token would see itself alone."""
+    case.skip_if_excepted("cache")
+    model = case.model()
+    ids = token_ids(2, PROMPT)
+    whole = model(ids, use_cache=False).logits[:, -1]
+    for name in ("past_key_values", "cache"):
+        seen = model(ids[:, :-1], use_cache=True).past_key_values
+        torch.testing.assert_close(model(ids[:, -1:], **{name: seen}).logits[:, -1], whole, rtol=1e-4, atol=1e-4)
+
+
+def test_outputs_leave_the_name_of_the_cache_to_transformers():
+    """A field of our own of the old name cannot be filled since 5.24."""
+    modules = [importlib.import_module(f"latentlm.models.{path.stem}") for path in MODELS.glob("*.py")]
+    outputs = {
+        value for module in modules for value in vars(module).values()
+        if isinstance(value, type) and issubclass(value, ModelOutput) and value.__module__ == module.__name__
+    }  # fmt: skip
+    assert len(outputs) > 8
+    assert not [output for output in outputs if "past_key_values" in output.__annotations__]

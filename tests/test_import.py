@@ -128,3 +128,35 @@ def test_models_is_flat():
     folder = MODELS[0].parent
     assert [path.name for path in folder.iterdir() if path.is_dir() and path.name != "__pycache__"] == []
     assert (folder / "__init__.py").read_text().strip() == ""
+
+
+POSIX_ONLY = ("resource", "fcntl", "pwd", "grp", "termios", "tty", "pty", "syslog", "posix", "_posixsubprocess")
+IMPORT_ALL = """
+import importlib, pkgutil, sys
+from pathlib import Path
+
+# What others import is theirs, and chosen by `sys.platform`.
+import accelerate, datasets, matplotlib.pyplot, torch, transformers.trainer, huggingface_hub.hf_api, rich.progress
+try:
+    import evaluate, lm_eval._cli, lm_eval.models.huggingface
+except ImportError:
+    pass
+
+for name in sys.argv[1:]:
+    sys.modules[name] = None  # importing it raises ImportError
+import latentlm
+
+for module in pkgutil.walk_packages(latentlm.__path__, "latentlm."):
+    if "evaluation" in module.name and "lm_eval" not in sys.modules:
+        continue
+    importlib.import_module(module.name)
+from latentlm.training.run_folder import peak_memory
+print(peak_memory(torch.device("cpu")))
+"""
+
+
+def test_every_module_is_imported_where_posix_has_nothing():
+    """As on Windows; the peak memory of a run is then unknown."""
+    done = subprocess.run([sys.executable, "-c", IMPORT_ALL, *POSIX_ONLY], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "None"

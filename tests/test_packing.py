@@ -3,6 +3,7 @@
 import pytest
 import torch
 from architectures import (
+    CAUSAL,
     Case,
     each_causal_architecture,
     each_causal_case,
@@ -36,13 +37,94 @@ def test_packed_documents_do_not_see_each_other(case: Case, mode: str, backend: 
     assert not torch.allclose(packed, model(ids, **options).logits, atol=1e-2)  # packing matters here
 
 
+def padded_rows() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Token ids, mask and positions `(2, 10)`: documents of 4 and 3 tokens, padded on the left and between them, and of
+    2 and 6, padded on the right."""
+    mask = torch.tensor([[0, 0, 1, 1, 1, 1, 0, 1, 1, 1], [1, 1, 1, 1, 1, 1, 1, 1, 0, 0]])
+    positions = torch.tensor([[0, 0, 0, 1, 2, 3, 0, 0, 1, 2], [0, 1, 0, 1, 2, 3, 4, 5, 0, 0]])
+    return token_ids(2, 10) * mask, mask, positions
+
+
+PADDED_DOCUMENTS = [(0, slice(2, 6)), (0, slice(7, 10)), (1, slice(0, 2)), (1, slice(2, 8))]
+
+
+@pytest.mark.parametrize("backend", ["eager", "sdpa"])
+@each_causal_case
+def test_a_mask_of_ones_lets_no_packed_document_see_another(case: Case, backend: str):
+    """Every collator that pads gives one."""
+    model = case.model(backend)
+    ids, positions, _, _ = packed_row()
+    packed = model(ids, position_ids=positions, attention_mask=torch.ones_like(ids))
+    torch.testing.assert_close(packed.logits, model(ids, position_ids=positions).logits, rtol=1e-5, atol=2e-5)
+    assert packed.past_key_values is None  # nobody continues several documents
+
+
+@pytest.mark.parametrize("mode", ["train", "eval"])
+@each_causal_case
+def test_packed_and_padded_documents_are_separate(case: Case, mode: str):
+    """Logits, every term of the loss, and gradients."""
+    model = case.model().train(mode == "train")
+    ids, mask, positions = padded_rows()
+    labels = ids.masked_fill((positions == 0) | (mask == 0), -100)
+    packed = model(ids, attention_mask=mask, position_ids=positions, labels=labels)
+    packed.loss.backward()
+    found = gradients(model)
+    total = dict.fromkeys(loss_terms(packed), 0.0)
+    for row, place in PADDED_DOCUMENTS:
+        document = ids[row : row + 1, place]
+        alone = model(document, labels=document, num_items_in_batch=(labels != -100).sum())
+        torch.testing.assert_close(packed.logits[row : row + 1, place], alone.logits, rtol=1e-5, atol=2e-5)
+        alone.loss.backward()
+        for name, value in loss_terms(alone).items():
+            total[name] += value.item()
+    assert {name: value.item() for name, value in loss_terms(packed).items()} == pytest.approx(total, rel=1e-4)
+    for name, gradient in gradients(model).items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-3, atol=1e-5)
+
+
+@each_causal_architecture
+def test_packed_documents_are_not_continued_from_a_cache(architecture):
+    model = Case(architecture, architecture.typical).model()
+    ids, mask, positions = padded_rows()
+    cache = model(ids[:, :1], use_cache=True).past_key_values
+    with pytest.raises(ValueError, match="`past_key_values` is given: a cache cannot tell them apart"):
+        model(ids, attention_mask=mask, position_ids=positions, past_key_values=cache)
+    left_padded = mask.new_tensor([[0, 0, 0, 1, 1], [1, 1, 1, 1, 1]])  # one document each, with zeros before it
+    places = (left_padded.cumsum(-1) - 1).clamp(min=0)
+    output = model(ids[:, :5], attention_mask=left_padded, position_ids=places, use_cache=True)
+    assert output.past_key_values is not None
+
+
+@pytest.mark.parametrize(
+    ("rows", "padding", "works"), [(1, False, True), (1, True, False), (2, False, False)], ids=["row", "padded", "rows"]
+)
+def test_flash_attention_packs_one_row_without_padding(rows: int, padding: bool, works: bool):
+    """Only the mask is made: flash attention takes the documents from `position_ids`, where nothing else is given."""
+    config = Case(CAUSAL[0], "default").config()
+    config._attn_implementation = "flash_attention_2"
+    model_class = CAUSAL[0].model_class
+    positions = torch.tensor([[0, 1, 2, 0, 1]]).expand(rows, -1)
+    mask = torch.ones_like(positions)
+    if padding:
+        mask = mask.index_fill(1, torch.tensor([4]), 0)
+    for given in (mask, None)[: 1 if padding else 2]:
+        arguments = (config, torch.zeros(rows, 5, 32), given, None, positions)
+        if works:
+            assert model_class.create_packed_mask(*arguments) is None
+        else:
+            with pytest.raises(ValueError, match="`attn_implementation` 'flash_attention_2' keeps documents"):
+                model_class.create_packed_mask(*arguments)
+
+
 def assert_flex_equals_eager(case: Case) -> None:
     case.skip_if_excepted("flex_attention")
     ids, positions, _, _ = packed_row()
-    with torch.no_grad():  # forward only: on CPU flex has no backward
-        packed = case.model("flex_attention")(ids, position_ids=positions).logits
     expected = case.model("eager")(ids, position_ids=positions).logits
-    torch.testing.assert_close(packed, expected, rtol=1e-5, atol=2e-5)
+    model = case.model("flex_attention")
+    for mask in (None, torch.ones_like(ids)):
+        with torch.no_grad():  # forward only: on CPU flex has no backward
+            packed = model(ids, position_ids=positions, attention_mask=mask).logits
+        torch.testing.assert_close(packed, expected, rtol=1e-5, atol=2e-5)
 
 
 @each_causal_case

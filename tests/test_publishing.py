@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,10 @@ from conftest import REPOSITORY
 from huggingface_hub import ModelCard
 from safetensors.torch import save_file
 from training_setup import make_trainer, metrics_of
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
+from latentlm import EncodzallConfig, EncodzallForMaskedDenoising, EncodzallTokenizer, FSQTokenizer, FSQTokenizerFast
+from latentlm.data.tokenizers import train_bpe
 from latentlm.publish import main as publish_main
 from latentlm.train import main as train_main
 from latentlm.training import LatentTrainer, load_recipe, publishing
@@ -54,10 +57,12 @@ training:
   sample_prompts: 1
   sample_new_tokens: 2
 """
-CODE = {"attention.py", "causal_lm.py", "configuration_ar_encoder_decoder.py", "configuration_common.py",
-        "configuration_encoder_decoder.py", "configuration_learned_dropout.py", "embedding_loss.py",
-        "encoder_decoder.py", "layers.py", "learned_dropout.py", "lossless_tokenizer.py",
-        "modeling_ar_encoder_decoder.py", "outputs.py", "positions.py", "tokenization_byte.py"}  # fmt: skip
+CODE = {"attention.py", "byte_pieces.py", "causal_lm.py", "configuration_ar_encoder_decoder.py",
+        "configuration_common.py", "configuration_encoder_decoder.py", "configuration_learned_dropout.py",
+        "embedding_loss.py", "encoder_decoder.py", "layers.py", "learned_dropout.py", "lossless_decoding.py",
+        "lossless_tokenizer.py", "modeling_ar_encoder_decoder.py", "outputs.py", "positions.py", "refusals.py",
+        "row_encodings.py",
+        "tokenization_byte.py"}  # fmt: skip
 PUBLISHED = CODE | {"config.json", "generation_config.json", "model.safetensors", "tokenizer_config.json",
                     "README.md", "recipe.yaml", "curves.png"}  # fmt: skip
 SECRET = "hf_secret_token_of_the_user"
@@ -177,6 +182,85 @@ def test_nothing_of_the_machine_is_published(run):
         for word in (SECRET, PLACE, "private/", str(run.parent), str(Path.home()) + "/"):
             assert word.encode() not in content, f"{name} holds {word}"
     assert SECRET not in (run / "recipe.yaml").read_text()
+
+
+def test_what_else_lies_in_the_folder_is_not_published(run):
+    """Files are published by their names, not by their kind."""
+    strangers = ["notes.json", "wandb.json", "credentials.py", "secret.model", "private.jinja", "vocab.txt",
+                 "merges.txt", "spiece.model", "other.safetensors", "model-00001-of-00002.safetensors",
+                 "modeling_other.py", "tokenization_encodzall.py", "optimizer.pt", ".env"]  # fmt: skip
+    for name in strangers:
+        (run / name).write_text("a stranger")
+    (run / "folder.json").mkdir()
+    write_card(run, "org/name")
+    assert set(published_files(run)) == PUBLISHED
+    assert set(published_files(run / "checkpoint-2")) == PUBLISHED - {"README.md", "curves.png"}
+
+
+def save_bpe(folder: Path) -> None:
+    tokenizer = train_bpe(["some words of a text"], 300)
+    tokenizer.chat_template = "{{ messages }}"
+    tokenizer.save_pretrained(folder)
+
+
+def save_fsq(folder: Path, tokenizer_class=FSQTokenizerFast) -> None:
+    tokenizer_class.from_pretrained(REPOSITORY / "hub_configs" / "fsq-tokenizer-tiny").save_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    ("save", "files"),
+    [
+        (save_bpe, {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}),
+        (save_fsq, {"tokenizer.json", "fsq_vocabulary.json", "fsq_autoencoder.safetensors", "tokenization_fsq.py"}),
+        (partial(save_fsq, tokenizer_class=FSQTokenizer), {"fsq_vocabulary.json", "fsq_autoencoder.safetensors"}),
+        (EncodzallTokenizer().save_pretrained, {"tokenizer_config.json", "tokenization_encodzall.py", "words.py"}),
+    ],
+    ids=["bpe", "fsq", "fsq_slow", "encodzall"],
+)
+def test_every_file_that_a_tokenizer_saves_is_published(run, save, files):
+    (run / "tokenizer_config.json").unlink()
+    before = {path.name for path in run.iterdir()}
+    save(run)
+    saved = {path.name for path in run.iterdir()} - before
+    assert files <= saved | before
+    assert saved <= set(published_files(run))
+    shutil.copytree(run, run.parent / "copy")
+    for path in (run.parent / "copy").iterdir():
+        if path.is_file() and path.name not in published_files(run):
+            path.unlink()
+    text = "Words – of a text."
+    for folder in (run, run.parent / "copy"):
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
+        assert tokenizer.decode(tokenizer(text).input_ids, skip_special_tokens=True) == text
+
+
+def test_weights_in_parts_are_published(run):
+    model = AutoModelForCausalLM.from_pretrained(run)
+    (run / "model.safetensors").unlink()
+    model.save_pretrained(run, max_shard_size="20KB")
+    parts = {path.name for path in run.glob("model-*.safetensors")}
+    assert len(parts) > 1 and parts | {"model.safetensors.index.json"} <= set(published_files(run))
+
+
+def test_what_cannot_be_published_whole_says_so(run):
+    config = json.loads((run / "tokenizer_config.json").read_text())
+    (run / "tokenizer_config.json").write_text(json.dumps(config | {"tokenizer_class": "SomebodysTokenizer"}))
+    with pytest.raises(PublishError, match="names the tokenizer SomebodysTokenizer, which neither latentlm nor"):
+        published_files(run)
+    (run / "tokenizer_config.json").write_text(json.dumps(config))
+    (run / "attention.py").unlink()
+    with pytest.raises(PublishError, match=r"attention\.py is missing, which an `auto_map` in .* needs"):
+        published_files(run)
+
+
+def test_what_sentence_transformers_reads_is_published(tmp_path):
+    EncodzallForMaskedDenoising(
+        EncodzallConfig(hidden_size=16, num_attention_heads=2, intermediate_size=16, max_position_embeddings=128)
+    ).save_pretrained(tmp_path)
+    saved = {path.name for path in tmp_path.iterdir()}
+    assert {"modules.json", "sentence_bert_config.json", "modeling_encodzall.py"} <= saved == set(
+        published_files(tmp_path)
+    )
 
 
 def test_the_published_recipe_describes_the_same_run(run):

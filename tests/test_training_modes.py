@@ -15,7 +15,7 @@ from architectures import (
     token_ids,
     typical_causal_case,
 )
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import TorchAoConfig
 
@@ -241,6 +241,37 @@ def test_lora_trains_the_adapter_alone_and_merges(case: Case, tmp_path):
     adapted.save_pretrained(tmp_path)
     assert (tmp_path / "adapter_model.safetensors").is_file()
     torch.testing.assert_close(adapted.merge_and_unload()(ids).logits, after, rtol=1e-4, atol=1e-4)
+
+
+@each_causal_case
+def test_trainable_tokens(case: Case):
+    """PEFT looks rows up by itself: a new adapter changes nothing, a trained one is what it is when merged."""
+    model = case.model()
+    ids = token_ids(2, 10)
+    before = model(ids).logits.detach()
+    options = {"target_modules": "all-linear", "trainable_token_indices": ids[0, :3].tolist()}
+    adapted = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **options))
+    torch.testing.assert_close(adapted.eval()(input_ids=ids).logits, before, rtol=1e-5, atol=case.tolerance)
+    adapted.train()(input_ids=ids, labels=ids).lm_loss.backward()
+    trained = {name: p for name, p in adapted.named_parameters() if "trainable_tokens_delta" in name}
+    assert trained and all(p.grad.abs().sum() > 0 for p in trained.values())
+    torch.optim.SGD(trained.values(), lr=1.0).step()
+    after = adapted.eval()(input_ids=ids).logits.detach()
+    assert not torch.allclose(after, before, atol=1e-3)
+    torch.testing.assert_close(adapted.merge_and_unload()(ids).logits, after, rtol=1e-4, atol=1e-4)
+
+
+@each_causal_case
+def test_prompt_tuning_embeds_tokens_as_the_model_does(case: Case):
+    case.skip_if_excepted("inputs_embeds")
+    model = case.model()
+    ids = token_ids(2, 10)
+    embeddings = model.get_input_embeddings()
+    tuned = get_peft_model(model, PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4)).eval()
+    assert tuned.word_embeddings is embeddings
+    embedded = torch.cat((tuned.get_prompt(batch_size=2), embeddings(ids)), 1)
+    logits = tuned(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
+    torch.testing.assert_close(logits, model(inputs_embeds=embedded).logits, rtol=1e-5, atol=1e-5)
 
 
 @each_causal_case

@@ -203,6 +203,16 @@ def test_replicated_and_sharded_steps_equal_one_process(processes, tmp_path, kin
 
 
 @pytest.mark.two_process
+def test_metrics_and_predictions_of_two_processes_get_each_row_once(processes, tmp_path):
+    facts = json.loads((processes / "evaluation" / "facts.json").read_text())
+    assert facts.keys() == {"rows", "few", "stream"}
+    for name, found in facts.items():
+        alone = make_trainer(tmp_path, make_model(), evaluation=Rows(len(found["expected"]))).evaluate()
+        assert found["seen"] == found["expected"], name
+        assert found["losses"] == pytest.approx(2 * [alone["eval_loss"]], rel=1e-6), name
+
+
+@pytest.mark.two_process
 def test_two_processes_resume_exactly(processes):
     assert metrics_of(processes / "again") == metrics_of(processes / "whole")
     assert (processes / "whole" / "checkpoint-4" / "rng_state_1.pth").exists()

@@ -3,6 +3,7 @@
 training_processes.py FOLDER
 """
 
+import json
 import sys
 import time
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch.distributed.tensor import DTensor
-from training_setup import MASKED, Rows, make_model, make_trainer
+from training_setup import MASKED, Rows, Stream, make_model, make_trainer
 from transformers.distributed import DistributedConfig
 
 import latentlm
@@ -62,6 +63,30 @@ def run_resumed(folder: Path) -> None:
         trainer.train(resume_from_checkpoint=checkpoint)
 
 
+def run_evaluation(folder: Path) -> None:
+    """What `compute_metrics` and `predict` get: each row once, also where one process has none in its last batch."""
+    folder.mkdir(exist_ok=True)
+    facts = {}
+    for name, count, evaluation in (("rows", 11, Rows), ("few", 10, Rows), ("stream", 11, lambda n: Stream(Rows(n)))):
+        rows = Rows(count)
+        trainer = make_trainer(
+            folder / name,
+            make_model(),
+            evaluation=evaluation(count),
+            options={"compute_metrics": lambda p: {"rows": len(p.predictions), "first": p.label_ids[:, 1].tolist()}},
+        )
+        predicted = trainer.predict(trainer.eval_dataset)
+        assert predicted.label_ids.tolist() == [row["labels"].tolist() for row in rows.rows]
+        metrics = trainer.evaluate()
+        facts[name] = {
+            "expected": [int(row["labels"][1]) for row in rows.rows],
+            "seen": metrics["eval_first"],
+            "losses": [metrics["eval_loss"], predicted.metrics["test_loss"]],
+        }
+    if dist.get_rank() == 0:
+        (folder / "facts.json").write_text(json.dumps(facts))
+
+
 if __name__ == "__main__":
     dist.init_process_group("gloo")
     assert dist.get_world_size() == 2
@@ -70,6 +95,7 @@ if __name__ == "__main__":
     run_ddp(folder / "ddp")
     run_fsdp(folder / "fsdp")
     run_resumed(folder)
+    run_evaluation(folder / "evaluation")
     dist.barrier()
     time.sleep(1)  # gloo's threads release their last tensors; destroying the group before hangs
     dist.destroy_process_group()

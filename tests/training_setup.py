@@ -63,8 +63,14 @@ def make_model(dropout: float = 0.0, **fields: Any) -> torch.nn.Module:
 
 
 def make_trainer(
-    folder: Path, model: Any = None, train: Dataset | None = None, evaluation: Dataset | None = None, **arguments: Any
+    folder: Path,
+    model: Any = None,
+    train: Dataset | None = None,
+    evaluation: Dataset | None = None,
+    options: dict[str, Any] | None = None,
+    **arguments: Any,
 ) -> LatentTrainer:
+    """A trainer in `folder`, with more `options` of the constructor and `arguments` of the training."""
     defaults = {
         "output_dir": str(folder),
         "max_steps": 4,
@@ -84,6 +90,7 @@ def make_trainer(
         eval_dataset=Rows(11, seed=1) if evaluation is None else evaluation,
         processing_class=latentlm.ByteTokenizer(),
         token_bytes=TOKEN_BYTES,
+        **options or {},
     )
 
 

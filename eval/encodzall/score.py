@@ -74,7 +74,7 @@ def read_pairs(data: Path, texts: int) -> dict[str, tuple[list[str], list[str]]]
     """Noisy and clean texts by kind, spread over each file."""
 
     def rows(name: str, noisy: str, clean: str) -> tuple[list[str], list[str]]:
-        lines = (data / "noise" / name).read_text(encoding="utf-8").splitlines()
+        lines = (data / "noise" / name).read_bytes().rstrip(b"\n").split(b"\n")
         chosen = [json.loads(lines[i * len(lines) // texts]) for i in range(texts)]
         first = [row[clean] if isinstance(row[clean], str) else row[clean][0] for row in chosen]
         return [row[noisy] for row in chosen], first

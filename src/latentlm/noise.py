@@ -29,16 +29,18 @@ def read_pairs(path: Path) -> Iterator[tuple[str, str, float]]:
     Raises:
         ValueError: naming the line that holds no pair.
     """
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        try:
-            row = json.loads(line)
-            noisy = next(row[name] for name in NOISY if name in row)
-            clean = next(row[name] for name in CLEAN if name in row)
-            yield noisy, clean if isinstance(clean, str) else clean[0], float(row.get("count", 1))
-        except (ValueError, TypeError, StopIteration, IndexError) as error:
-            raise ValueError(
-                f"{path}, line {number}: no pair of {', '.join(NOISY)} and {', '.join(CLEAN)} in {line[:80]!r}."
-            ) from error
+    with open(path, "rb") as lines:  # they end at "\n" alone: other separators may stand in a text
+        for number, line in enumerate(lines, 1):
+            try:
+                row = json.loads(line.decode("utf-8"))
+                noisy = next(row[name] for name in NOISY if name in row)
+                clean = next(row[name] for name in CLEAN if name in row)
+                yield noisy, clean if isinstance(clean, str) else clean[0], float(row.get("count", 1))
+            except (ValueError, TypeError, StopIteration, IndexError) as error:
+                shown = line[:80].decode("utf-8", "replace")
+                raise ValueError(
+                    f"{path}, line {number}: no pair of {', '.join(NOISY)} and {', '.join(CLEAN)} in {shown!r}."
+                ) from error
 
 
 def replacements(noisy: str, clean: str) -> Iterator[tuple[str, str]]:

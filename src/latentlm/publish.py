@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from latentlm.training.publishing import PublishError, publish
+from latentlm.training.redaction import redact
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -18,12 +19,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("repo_id", help="organisation/name, or name for your own account; created if needed")
     parser.add_argument("--private", action="store_true", default=None, help="create the repository as a private one")
     parser.add_argument("--message", default="Publish with latentlm", help="commit message")
+    parser.add_argument("--language", help="of the text, for the card: `en`; known of the documentation inside Python")
     given = parser.parse_args(arguments)
+    fields = {} if given.language is None else {"language": given.language}
     try:
-        commit = publish(given.folder, given.repo_id, message=given.message, private=given.private)
+        commit = publish(given.folder, given.repo_id, message=given.message, private=given.private, **fields)
     except PublishError as error:
-        sys.exit(f"latentlm.publish: {error}")
-    print(f"Published: {commit.repo_url}")
+        sys.exit(redact(f"latentlm.publish: {error}"))
+    print(redact(f"Published: {commit.repo_url}"))
 
 
 if __name__ == "__main__":

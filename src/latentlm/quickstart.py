@@ -17,6 +17,7 @@ from transformers import TrainerCallback
 
 from latentlm.train import parse_command_line, train
 from latentlm.training import CheckpointError, Recipe, RecipeError, load_recipe
+from latentlm.training.redaction import redact
 
 RECIPE = Path("hub_configs") / "ar-encoder-decoder-tiny" / "recipe.yaml"
 OUTPUT_DIR = "runs/quickstart"
@@ -126,7 +127,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         train_for(recipe, minutes)
         generate_without_latentlm(recipe.training.output_dir, prompt)
     except (RecipeError, CheckpointError, OSError) as error:
-        sys.exit(f"latentlm.quickstart: {error}")
+        sys.exit(redact(f"latentlm.quickstart: {error}"))
     except KeyboardInterrupt:
         sys.exit("latentlm.quickstart: interrupted. The same command continues from the last checkpoint.")
 

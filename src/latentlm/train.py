@@ -28,6 +28,7 @@ from latentlm.training import (
 )
 from latentlm.training.checkpoints import checkpoint_step
 from latentlm.training.publishing import PublishError
+from latentlm.training.redaction import redact
 from latentlm.training.run_folder import (
     check_data,
     find_start,
@@ -121,7 +122,7 @@ def train(recipe: Recipe, callbacks: Sequence[TrainerCallback] = ()) -> LatentTr
     if recipe.training.push_to_hub:
         commit = trainer.push_to_hub()
         if commit is not None:
-            print(f"Published: {commit.repo_url}")
+            print(redact(f"Published: {commit.repo_url}"))
     # Also lets gloo's threads release their last tensors: a process group that is destroyed before hangs (the
     # destructor holds Python's lock, which those threads wait for).
     trainer.accelerator.wait_for_everyone()
@@ -155,7 +156,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         recipe = recipe_from_command_line(arguments)
         trainer = train(recipe)
     except (RecipeError, CheckpointError, CodeCollapseError, PublishError) as error:
-        sys.exit(f"latentlm.train: {error}")
+        sys.exit(redact(f"latentlm.train: {error}"))
     trainer.end()
 
 

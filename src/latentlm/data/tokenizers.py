@@ -1,5 +1,6 @@
 """Tokenizers for a corpus: bytes, a byte-level BPE trained on it, or a pretrained one; and what their tokens weigh."""
 
+import copy
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
@@ -10,6 +11,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
+from ..models.lossless_decoding import LosslessDecoding
 from ..models.lossless_tokenizer import LosslessTokenizer
 from ..models.tokenization_byte import ByteTokenizer
 from ..models.tokenization_fsq_fast import FSQTokenizerFast
@@ -73,10 +75,13 @@ def load_bpe(folder: Path) -> PreTrainedTokenizerFast:
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     """Changes with anything that changes the ids of a text."""
-    if tokenizer.is_fast:
-        description = tokenizer.backend_tokenizer.to_str()
-    else:
+    if isinstance(tokenizer, LosslessTokenizer) or not tokenizer.is_fast:
         description = json.dumps([type(tokenizer).__name__, sorted(tokenizer.get_vocab().items())])
+    else:
+        backend = copy.deepcopy(tokenizer.backend_tokenizer)
+        backend.no_truncation()  # what the last call asked for
+        backend.no_padding()
+        description = backend.to_str()
     special = [tokenizer.bos_token_id, tokenizer.eos_token_id]
     return hashlib.sha256(f"{special}{description}".encode()).hexdigest()
 
@@ -157,7 +162,7 @@ def token_bytes(tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
 
 
 def _decoder_kind(tokenizer: PreTrainedTokenizerBase) -> str | None:
-    if isinstance(tokenizer, LosslessTokenizer):
+    if isinstance(tokenizer, LosslessDecoding):
         return "lossless"
     if not tokenizer.is_fast:
         return None

@@ -15,11 +15,14 @@ from latentlm.evaluation import (
     task_folder,
 )
 
+# lm-eval's names of its `hf` model, which scores the begin token of a whole text as if it were text.
+HF_NAMES = ("hf", "hf-auto", "huggingface")
 DEFAULT_TASKS = ("lambada_openai", "hellaswag", "arc_easy")
 
 
 def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
-    """lm-eval's parsed arguments, with our task folder included and, for `run`, the default tasks filled in.
+    """lm-eval's parsed arguments, with our task folder included and, for `run`, the default tasks filled in and
+    `hf-one-begin` in place of `hf`.
 
     What the user gives wins: `--tasks` (or `tasks` in the file of `--config`) over the default tasks, and the task
     files in the user's `include_path` over ours of the same name.
@@ -34,8 +37,11 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         from lm_eval.config.evaluate_config import EvaluatorConfig
 
         file = EvaluatorConfig.load_yaml_config(arguments.config)
-    if arguments.command == "run" and not arguments.tasks and not file.get("tasks"):
-        arguments.tasks = list(DEFAULT_TASKS)
+    if arguments.command == "run":
+        if not arguments.tasks and not file.get("tasks"):
+            arguments.tasks = list(DEFAULT_TASKS)
+        if (arguments.model or file.get("model", "hf")) in HF_NAMES:
+            arguments.model = "hf-one-begin"
     included = arguments.include_path or file.get("include_path") or []
     # lm-eval lets later folders override earlier ones, and takes a list although its flag makes one path.
     arguments.include_path = [str(task_folder()), *([included] if isinstance(included, str) else included)]

@@ -2,14 +2,15 @@
 
 import torch
 from lm_eval.api.registry import register_model
-from lm_eval.models.huggingface import HFLM
 from tqdm import tqdm
 
 import latentlm  # noqa: F401  (registers the architecture)
 
+from .causal import OneBeginLM
+
 
 @register_model("abstractinator")
-class AbstractinatorLM(HFLM):
+class AbstractinatorLM(OneBeginLM):
     """An Abstractinator with a categorical top model.
 
     The score of a continuation is the two-part code length of the context, less that of context and continuation, in
@@ -23,8 +24,6 @@ class AbstractinatorLM(HFLM):
     def _loglikelihood_tokens(self, requests, disable_tqdm: bool = False, override_bs: int | None = None):
         texts = []
         for _, context, continuation in requests:
-            if context == continuation[:1] == [self.prefix_token_id]:
-                continuation = continuation[1:]  # a whole text, to which lm-eval and the tokenizer both give a begin
             whole = (context + continuation)[-self.max_length :]
             # The receiver knows the first id; without a context that is the first of the continuation.
             texts += [whole, whole[: max(len(whole) - len(continuation), 1)]]

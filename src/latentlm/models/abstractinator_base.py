@@ -5,14 +5,15 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 from transformers.cache_utils import Cache
-from transformers.modeling_outputs import ModelOutput
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
 from .abstractinator_level import Compressed, LevelCache
 from .causal_stack import StackCache
+from .refusals import WORKS
 
 
 @dataclass
-class AbstractinatorModelOutput(ModelOutput):
+class AbstractinatorModelOutput(BaseModelOutputWithPast):
     """Args:
     last_hidden_state: `(B, T, D)`, from which the first level's head predicts the next symbol; 0 at padding.
     past_key_values: the cache, if one was used.
@@ -20,13 +21,9 @@ class AbstractinatorModelOutput(ModelOutput):
         Not of cached steps.
     """
 
-    last_hidden_state: torch.FloatTensor | None = None
-    past_key_values: "AbstractinatorCache | None" = None
-    hidden_states: tuple[torch.FloatTensor, ...] | None = None
-
 
 @dataclass
-class AbstractinatorCausalLMOutput(ModelOutput):
+class AbstractinatorCausalLMOutput(CausalLMOutputWithPast):
     """Every term is a mean over predicted bytes, or their sum divided by `num_items_in_batch` where that is given; what
     belongs to a segment counts as often as it has predicted bytes.
 
@@ -43,10 +40,6 @@ class AbstractinatorCausalLMOutput(ModelOutput):
     code_statistics: what [`AbstractinatorLikelihood.code_statistics`] finds, where it is asked for.
     """
 
-    loss: torch.FloatTensor | None = None
-    logits: torch.FloatTensor | None = None
-    past_key_values: "AbstractinatorCache | None" = None
-    hidden_states: tuple[torch.FloatTensor, ...] | None = None
     lm_loss: torch.FloatTensor | None = None
     reconstruction_loss: torch.FloatTensor | None = None
     vq_loss: torch.FloatTensor | None = None
@@ -95,6 +88,18 @@ class AbstractinatorCache(Cache):
         self.levels: list[LevelCache] = []
         self.top: StackCache | None = None
         self.seen = 0
+
+    @classmethod
+    def check(cls, cache: Cache | None) -> None:
+        """
+        Raises:
+            ValueError: if `cache` is one of another kind, as prefix tuning fills it.
+        """
+        if cache is not None and not isinstance(cache, cls):
+            raise ValueError(
+                f"`past_key_values` is a {type(cache).__name__}, but the Abstractinator has a cache of its own kind, "
+                f"which prefix tuning cannot fill. {WORKS}"
+            )
 
     def __bool__(self) -> bool:
         return True  # also before the first symbol

@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from transformers.generation import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from .abstractinator_base import AbstractinatorCache
 from .positions import check_context
@@ -20,8 +21,16 @@ class AbstractinatorGeneration:
                 f"`cache_implementation` is {generation_config.cache_implementation!r}, but an Abstractinator has a "
                 "cache of its own kind: leave it out."
             )
-        if generation_config.use_cache is not False and model_kwargs.get("past_key_values") is None:
-            model_kwargs["past_key_values"] = AbstractinatorCache()
+        # As the outputs of the installed transformers call it.
+        name = "cache" if "cache" in BaseModelOutputWithPast.__dataclass_fields__ else "past_key_values"
+        if generation_config.use_cache is not False and model_kwargs.get(name) is None:
+            model_kwargs[name] = AbstractinatorCache()
+
+    def init_continuous_batching(self, *args: Any, **kwargs: Any) -> None:
+        raise ValueError(
+            "`generate_batch` keeps the keys and values of equal layers in pages; an Abstractinator remembers windows, "
+            "open segments and codes. Use `generate`, which takes a padded batch."
+        )
 
     @torch.no_grad()
     def generate_bytes(

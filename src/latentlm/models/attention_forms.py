@@ -6,9 +6,8 @@ Each form makes one flat item per symbol, all that a cache has to keep, and unfo
 import torch
 from torch import nn
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from .attention import Rotary, eager_attention_forward
+from .attention import Rotary, call_backend
 from .bidirectional_layers import rotate
 
 
@@ -129,10 +128,9 @@ class FormAttention(nn.Module):
             kind = "sdpa"  # single steps, which flex attention cannot do everywhere
         if kind == "eager" and mask is not None and mask.dtype == torch.bool:
             mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill(~mask, torch.finfo(query.dtype).min)
-        backend = ALL_ATTENTION_FUNCTIONS.get_interface(kind, eager_attention_forward)
         dropout = self.config.attention_dropout if self.training else 0.0
-        causal = mask is None
-        output, _ = backend(self, query, key, value, mask, dropout=dropout, scaling=self.scaling, is_causal=causal)
+        kwargs = {"dropout": dropout, "scaling": self.scaling, "is_causal": mask is None}
+        output, _ = call_backend(self, query, key, value, mask, kind, **kwargs)
         if band is not None:
             output = band.unfold(output)
         return self.o_proj(output.flatten(-2))

@@ -4,10 +4,9 @@ import torch
 from torch import nn
 from transformers.cache_utils import EncoderDecoderCache
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import eager_attention_forward, rotate_half
 
-from .attention import Rotary
+from .attention import Rotary, call_backend
 
 
 def rotate(states: torch.Tensor, rotary: Rotary) -> torch.Tensor:
@@ -39,12 +38,11 @@ class GroupedAttention(nn.Module):
         return states.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
 
     def attend(self, query, key, value, attention_mask, **kwargs) -> tuple[torch.Tensor, torch.Tensor | None]:
-        kind = self.config._attn_implementation
-        backend = ALL_ATTENTION_FUNCTIONS.get_interface(kind, eager_attention_forward)
-        dropout = self.config.attention_dropout if self.training else 0.0
         kwargs.setdefault("is_causal", self.is_causal)
-        output, weights = backend(
-            self, query, key, value, attention_mask, dropout=dropout, scaling=self.scaling, **kwargs
+        kwargs |= {"dropout": self.config.attention_dropout if self.training else 0.0, "scaling": self.scaling}
+        kind = self.config._attn_implementation
+        output, weights = call_backend(
+            self, query, key, value, attention_mask, kind, eager=eager_attention_forward, **kwargs
         )
         return self.o_proj(output.flatten(-2)), weights
 

@@ -1,6 +1,7 @@
 """What the causal language models share: initialisation, how a forward begins, the head and its named losses."""
 
 import math
+from typing import Any
 
 import torch
 from torch import nn
@@ -9,15 +10,23 @@ from transformers.cache_utils import Cache, DynamicCache
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_utils import PreTrainedModel, slice_logits_to_keep
 from transformers.utils import can_return_tuple, logging
+from transformers.utils.generic import is_flash_attention_requested
+from transformers.utils.import_utils import is_tracing
 
 from .learned_dropout import SharedMaskAttention, mask_loss_weight
-from .outputs import CausalLMOutput, CausalModelOutput
-from .positions import check_context, resolve_position_ids
+from .outputs import CausalLMOutput, CausalModelOutput, TakesCache
+from .positions import check_context, document_ids, packs_documents, resolve_position_ids
+from .refusals import check_filled_cache
 
 logger = logging.get_logger(__name__)
 
+PACKED_CACHE = (
+    "`position_ids` pack several documents into a row, and `past_key_values` is given: a cache cannot tell them apart. "
+    "Leave the cache out, or give each document a row of its own."
+)
 
-class TransformerPreTrainedModel(PreTrainedModel):
+
+class TransformerPreTrainedModel(TakesCache, PreTrainedModel):
     """Flags and initialisation: N(0, `initializer_range`), zero biases, and a smaller standard deviation for the
     projections that add to the residual stream (GPT-2, section 2.3)."""
 
@@ -55,21 +64,55 @@ class TransformerPreTrainedModel(PreTrainedModel):
         """How every forward begins: token embeddings `(B, T, D)`, the causal mask of the backend, positions
         `(B or 1, T)`, and the cache to fill.
 
+        Packed documents get no cache: nobody continues several of them.
+
         Raises:
-            ValueError: if not exactly one of `input_ids` and `inputs_embeds` is given, or the context is too long.
+            ValueError: if not exactly one of `input_ids` and `inputs_embeds` is given, the context is too long, or
+                packed documents come with a cache or with a backend that cannot keep them apart.
         """
+        check_filled_cache(past_key_values, self.config)
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Give exactly one of `input_ids` and `inputs_embeds`.")
         if inputs_embeds is None:
-            inputs_embeds = self.get_input_embeddings()(input_ids)
-        # Before a cache is made: with an empty one, masking_utils would no longer keep packed documents apart.
-        mask = create_causal_mask(self.config, inputs_embeds, attention_mask, past_key_values, position_ids)
+            inputs_embeds = self.embed_ids(input_ids)
+        packed = packs_documents(position_ids, attention_mask, past_key_values)
+        make_mask = self.create_packed_mask if packed else create_causal_mask
+        mask = make_mask(self.config, inputs_embeds, attention_mask, past_key_values, position_ids)
         positions = resolve_position_ids(
             inputs_embeds, attention_mask, position_ids, past_key_values, self.config.max_position_embeddings
         )
-        if use_cache and past_key_values is None:
+        if use_cache and past_key_values is None and not packed:
             past_key_values = DynamicCache(config=self.config)
         return inputs_embeds, mask, positions, past_key_values
+
+    def embed_ids(self, input_ids: torch.LongTensor) -> torch.Tensor:
+        """Token embeddings `(B, T, D)`."""
+        return self.get_input_embeddings()(input_ids)
+
+    @staticmethod
+    def create_packed_mask(config, inputs_embeds, attention_mask, past_key_values, position_ids):
+        """[`create_causal_mask`] that keeps documents apart. By itself it does so without an attention mask alone."""
+        if past_key_values is not None:
+            raise ValueError(PACKED_CACHE)
+        together = None
+        if is_flash_attention_requested(config):
+            # It takes no mask, and cuts where positions restart; compiled code cannot look whether they do.
+            if not is_tracing(position_ids):
+                if len(inputs_embeds) > 1 or not (attention_mask is None or attention_mask.all()):
+                    raise ValueError(
+                        f"`attn_implementation` {config._attn_implementation!r} keeps documents that `position_ids` "
+                        "pack apart in a batch of one row without padding alone. Flatten the batch, or use 'sdpa'."
+                    )
+                attention_mask = None
+        elif attention_mask is not None:
+            documents = document_ids(position_ids, attention_mask).expand(len(inputs_embeds), -1)
+
+            def together(batch, head, query, key):
+                return documents[batch, query] == documents[batch, key]
+
+        return create_causal_mask(
+            config, inputs_embeds, attention_mask, past_key_values, position_ids, and_mask_function=together
+        )
 
     def shared_mask_attention(self, layer_idx: int) -> SharedMaskAttention | None:
         """The attention on the input embeddings that decides the masks of all layers, if the configuration asks for
@@ -90,13 +133,37 @@ class TransformerPreTrainedModel(PreTrainedModel):
         super()._validate_generated_length(generation_config, input_ids_length, has_default_max_length)
 
 
-class CausalLMHead:
+class TrainedByOthers:
+    """Says what is left out when TRL replaces the forward; goes before the `PreTrainedModel`."""
+
+    @property
+    def further_losses(self) -> list[str]:
+        """Names of the losses that training adds to `lm_loss`."""
+        raise NotImplementedError
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # TRL's trainers put a forward in place of this one that calls the backbone and knows the next token's loss.
+        function = getattr(value, "__func__", value)
+        replaced = name == "forward" and "fused_lm_head" in (getattr(function, "__kwdefaults__", None) or ())
+        if replaced and self.further_losses:
+            logger.warning(
+                f"TRL trains with `lm_loss` alone: {', '.join(self.further_losses)} of {type(self).__name__} are left "
+                "out. transformers' own Trainer has them."
+            )
+        super().__setattr__(name, value)
+
+
+class CausalLMHead(TrainedByOthers):
     """The forward of every `...ForCausalLM`: goes first among its bases, before the `PreTrainedModel`. The class has
     `model` and `lm_head`; its further losses come from `extra_losses`."""
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
     _fsdp_plan = {"lm_head": "keep_full_weight"}
     output_class: type[CausalLMOutput] = CausalLMOutput
+
+    @property
+    def further_losses(self) -> list[str]:
+        return self.config.mask_losses
 
     @can_return_tuple
     def forward(
@@ -109,15 +176,15 @@ class CausalLMHead:
         labels: torch.LongTensor | None = None,  # (B, T), -100 is ignored; position t is scored against label t + 1
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
-        shift_labels: torch.LongTensor | None = None,  # (B, T), instead of labels: already moved by one
         num_items_in_batch: torch.Tensor | int | None = None,
         training_step: torch.Tensor | None = None,  # scalar; where scheduled loss weights are, at their end if None
-        **kwargs,
+        **kwargs,  # also shift_labels (B, T), instead of labels: already moved by one
     ) -> CausalLMOutput:
-        if shift_labels is None and labels is not None:
-            shift_labels = shifted(labels)
+        shift_labels = pop_shift_labels(kwargs, labels)
         if shift_labels is not None and use_cache is None:
             use_cache = False  # nobody continues from a training batch
+        # Asked before the forward, which fills the cache.
+        continued = shift_labels is not None and past_key_values is not None and past_key_values.get_seq_length() > 0
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -127,13 +194,15 @@ class CausalLMHead:
             use_cache=use_cache,
             **kwargs,
         )
-        logits = self.compute_logits(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))  # (B, T, V)
+        logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))  # (B, T, V)
         losses = {}
         if shift_labels is not None:
             losses["loss"] = losses["lm_loss"] = self.loss_function(
                 logits, labels, self.config.vocab_size, num_items_in_batch, shift_labels=shift_labels
             )
-            token_mask = attention_mask if attention_mask is None or attention_mask.ndim == 2 else None
+            token_mask = None
+            if attention_mask is not None and attention_mask.ndim == 2:
+                token_mask = attention_mask[:, -shift_labels.shape[1] :]
             terms = self.extra_losses(
                 outputs,
                 input_ids=input_ids,
@@ -141,6 +210,7 @@ class CausalLMHead:
                 position_ids=position_ids,
                 shift_labels=shift_labels,
                 training_step=training_step,
+                continued=continued,
             )
             for name, (values_BT, weight) in terms.items():
                 losses[name] = mean_over_predicted(values_BT, shift_labels, num_items_in_batch)
@@ -149,21 +219,50 @@ class CausalLMHead:
         shared = {name: value for name, value in outputs.items() if name in self.output_class.__dataclass_fields__}
         return self.output_class(logits=logits, **shared, **losses)
 
-    def compute_logits(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return self.lm_head(hidden_states)
+    def generate_batch(self, inputs, generation_config=None, *args, **kwargs):
+        """That of transformers (continuous batching), which would only put these errors into its results.
+
+        Raises:
+            ValueError: if a context would be too long, or masks have more values than the cache of that method.
+        """
+        config, limits = self.config, self.generation_config if generation_config is None else generation_config
+        new_tokens = kwargs.get("max_new_tokens") or limits.max_new_tokens or 1
+        check_context(max(map(len, inputs), default=0) + new_tokens, config.max_position_embeddings)
+        if config.learned_dropout != "none" and config.mask_size > config.hidden_size:
+            raise ValueError(
+                f"`learned_dropout_groups` is {config.mask_size}, but `generate_batch` has a cache of `hidden_size` "
+                f"{config.hidden_size} values per token and layer. Use `generate`."
+            )
+        return super().generate_batch(inputs, generation_config, *args, **kwargs)
+
+    @staticmethod
+    def create_masks_for_generate(config, inputs_embeds, attention_mask, past_key_values, position_ids=None, **kwargs):
+        """One mask for all layers, though the configuration has `layer_types`."""
+        return create_causal_mask(config, inputs_embeds, attention_mask, past_key_values, position_ids)
 
     def extra_losses(
-        self, outputs: CausalModelOutput, training_step: torch.Tensor | None, **inputs: torch.Tensor | None
+        self, outputs: CausalModelOutput, training_step: torch.Tensor | None, **inputs: torch.Tensor | bool | None
     ) -> dict[str, tuple[torch.Tensor, torch.Tensor | float]]:
         """Values `(B, T)` and weight of every named loss beside `lm_loss`.
 
         `inputs` are `input_ids` (None where embeddings were given), `token_mask` (1 where a token is real),
-        `position_ids` and `shift_labels` (the next tokens), each `(B, T)` or, but for the last, None.
+        `position_ids` and `shift_labels` (the next tokens), each `(B, T)` or, but for the last, None; and `continued`,
+        whether earlier tokens are in a cache.
         """
         return {
             name: (outputs.mask_penalties[..., k], mask_loss_weight(self.config, name, training_step))
             for k, name in enumerate(self.config.mask_losses)
         }
+
+
+def pop_shift_labels(kwargs: dict, labels: torch.Tensor | None) -> torch.Tensor | None:
+    """The label of the next token at every position `(B, T)`: `shift_labels` of a forward, or its `labels`, moved.
+
+    `shift_labels` is no parameter of a forward: Trainer takes every one whose name contains "label" for a column that
+    a batch must have, and evaluates without a loss where one is missing.
+    """
+    shift_labels = kwargs.pop("shift_labels", None)
+    return shifted(labels) if shift_labels is None and labels is not None else shift_labels
 
 
 def shifted(labels: torch.Tensor) -> torch.Tensor:

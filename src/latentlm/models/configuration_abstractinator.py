@@ -111,7 +111,16 @@ class AbstractinatorConfig(PreTrainedConfig):
     """
 
     model_type = "abstractinator"
-    keys_to_ignore_at_inference = ["past_key_values"]
+    # What `compute_metrics` of a Trainer is not given: it expects the logits alone.
+    keys_to_ignore_at_inference = [
+        "past_key_values",
+        "lm_loss",
+        "reconstruction_loss",
+        "vq_loss",
+        "entropy_loss",
+        "code_lm_loss",
+        "level_losses",
+    ]
 
     vocab_size: int = 259
     hidden_size: int = 256

@@ -26,7 +26,8 @@ class TransformerConfig(PreTrainedConfig):
         attention_dropout: dropout on attention probabilities.
     """
 
-    keys_to_ignore_at_inference = ["past_key_values"]
+    # What `compute_metrics` of a Trainer is not given: it expects the logits alone.
+    keys_to_ignore_at_inference = ["past_key_values", "lm_loss"]
     base_model_fsdp_plan = {
         "embed_tokens": "free_full_weight",
         "layers.*": "free_full_weight",

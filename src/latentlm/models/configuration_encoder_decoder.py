@@ -34,6 +34,11 @@ class EncoderDecoderConfig(LearnedDropoutConfig):
         embedding_loss_kernel_size: taps of the `"convolution"`.
     """
 
+    keys_to_ignore_at_inference = [
+        *LearnedDropoutConfig.keys_to_ignore_at_inference,
+        "encoder_last_hidden_state",
+        "embedding_loss",
+    ]
     base_model_fsdp_plan = {
         "embed_tokens": "free_full_weight",
         "encoder_layers.*": "free_full_weight",

@@ -1,6 +1,6 @@
 """Configuration of EncodZall."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig
@@ -43,7 +43,21 @@ class EncodzallConfig(PreTrainedConfig):
     """
 
     model_type = "encodzall"
-    keys_to_ignore_at_inference = ["past_key_values"]
+    keys_to_ignore_at_inference = [  # all but the logits, so that they alone reach `compute_metrics`
+        "past_key_values",
+        "hidden_states",
+        "attentions",
+        "decoder_hidden_states",
+        "decoder_attentions",
+        "cross_attentions",
+        "encoder_last_hidden_state",
+        "encoder_hidden_states",
+        "encoder_attentions",
+        "word_logits",
+        "sequence_loss",
+        "word_loss",
+        "contrastive_loss",
+    ]
     attribute_map = {"num_hidden_layers": "num_context_encoder_layers"}
     base_model_fsdp_plan = {
         "embed_tokens": "free_full_weight",
@@ -96,6 +110,28 @@ class EncodzallConfig(PreTrainedConfig):
             "AutoModelForSequenceClassification": "modeling_encodzall.EncodzallForSequenceClassification",
             "AutoModelForTokenClassification": "modeling_encodzall.EncodzallForTokenClassification",
         }
+
+    @property
+    def custom_pipelines(self) -> dict[str, dict[str, Any]]:
+        """What `pipeline(task, folder, trust_remote_code=True)` runs. Made anew: `pipeline` puts classes into it."""
+        kinds = {
+            "token-classification": ("WordTaggingPipeline", "AutoModelForTokenClassification"),
+            "fill-mask": ("WordFillingPipeline", "AutoModelForSeq2SeqLM"),
+        }
+        return {
+            task: {"impl": f"encodzall_pipelines.{name}", "pt": [auto_class], "type": "text"}
+            for task, (name, auto_class) in kinds.items()
+        }
+
+    @property
+    def per_layer_config(self) -> list["EncodzallConfig"]:
+        """One configuration per *cache* layer: those of the sequence decoder."""
+        return [self] * self.num_decoder_layers
+
+    @per_layer_config.setter
+    def per_layer_config(self, value: None) -> None:
+        if value is not None:
+            raise ValueError(f"`per_layer_config` is derived from the other fields and cannot be set, got {value!r}.")
 
     def validate_vocabulary(self) -> None:
         if self.vocab_size != VOCAB_SIZE:

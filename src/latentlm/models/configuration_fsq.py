@@ -32,6 +32,12 @@ class FSQConfig(DecoderOnlyConfig):
 
     model_type = "fsq"
 
+    keys_to_ignore_at_inference = [
+        *DecoderOnlyConfig.keys_to_ignore_at_inference,
+        "byte_loss",
+        "reconstruction_loss",
+    ]
+
     vocab_size: int = 32768
     autoencoder: dict[str, Any] | None = None
     num_special_tokens: int = 4

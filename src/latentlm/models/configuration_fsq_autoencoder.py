@@ -36,6 +36,13 @@ class FSQAutoencoderConfig(PreTrainedConfig):
     """
 
     model_type = "fsq_autoencoder"
+    keys_to_ignore_at_inference = [  # all but the logits, so that they alone reach `compute_metrics`
+        "code_index",
+        "code_values",
+        "reconstruction_loss",
+        "margin_loss",
+        "code_entropy_loss",
+    ]
     base_model_fsdp_plan = {}  # it is small
 
     vocab_size: int = END_CLASS + 1

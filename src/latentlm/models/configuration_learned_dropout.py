@@ -35,6 +35,12 @@ class LearnedDropoutConfig(TransformerConfig):
         mask_l1_loss: mean of M^2 / 2 (`"squared"`) or of M (`"absolute"`).
     """
 
+    keys_to_ignore_at_inference = [
+        *TransformerConfig.keys_to_ignore_at_inference,
+        "mask_entropy_loss",
+        "mask_l1_loss",
+    ]
+
     learned_dropout: Literal["none", "bernoulli", "sigmoid", "sigmoid_detached"] = "none"
     learned_dropout_input: Literal["hidden_state", "embedding"] = "hidden_state"
     learned_dropout_detach: bool = False
@@ -83,6 +89,14 @@ class LearnedDropoutConfig(TransformerConfig):
             masks = 1 if self.learned_dropout_input == "embedding" else self.num_learned_dropouts
         mask_config = self.with_heads(self.num_mask_heads, self.mask_size)
         return self.attention_configs + [mask_config] * masks
+
+    @property
+    def layer_types(self) -> list[str]:
+        """The kind of every *cache* layer, by which `generate_batch` allocates its cache."""
+        return ["full_attention"] * len(self.per_layer_config)
+
+    def validate_layer_type(self) -> None:
+        """Cache layers are not counted by `num_hidden_layers`."""
 
     @per_layer_config.setter
     def per_layer_config(self, value: None) -> None:

@@ -209,9 +209,13 @@ class EncoderDecoderForCausalLM(CausalLMHead, EncoderDecoderPreTrainedModel, Gen
             self.embedding_loss = EmbeddingLoss(config)
         self.post_init()
 
-    def extra_losses(self, outputs, token_mask, position_ids, **inputs):
+    @property
+    def further_losses(self) -> list[str]:
+        return [*super().further_losses, *(["embedding_loss"] if self.config.embedding_loss != "none" else [])]
+
+    def extra_losses(self, outputs, token_mask, position_ids, continued, **inputs):
         losses = super().extra_losses(outputs, **inputs)
-        if self.config.embedding_loss != "none":
+        if self.config.embedding_loss != "none" and not continued:  # a cache does not hold the embeddings before it
             if position_ids is None and token_mask is not None:
                 position_ids = (token_mask.long().cumsum(-1) - 1).clamp(min=0)
             disaffinity_BT = self.embedding_loss(

@@ -6,22 +6,44 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers.cache_utils import Cache
-from transformers.modeling_outputs import ModelOutput
+from torch import nn
+from transformers.modeling_outputs import ModelOutput, Seq2SeqLMOutput, TokenClassifierOutput
 from transformers.modeling_utils import PreTrainedModel
 
 from .configuration_encodzall import EncodzallConfig
+from .outputs import TakesCache
 
-# What sentence-transformers reads beside the model: the embedding of a text is `pooler_output`.
+# What sentence-transformers reads beside the model: the vectors of words, then their mean.
 SENTENCE_TRANSFORMERS_FILES: dict[str, Any] = {
-    "modules.json": [{"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.base.modules.Transformer"}],
+    "modules.json": [
+        {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.base.modules.Transformer"},
+        {"idx": 1, "name": "1", "path": "", "type": "encodzall_base.WordMean"},
+    ],
     "sentence_bert_config.json": {
         "transformer_task": "feature-extraction",
-        "modality_config": {"text": {"method": "forward", "method_output_name": "pooler_output"}},
-        "module_output_name": "sentence_embedding",
+        "modality_config": {"text": {"method": "forward", "method_output_name": "last_hidden_state"}},
+        "module_output_name": "token_embeddings",
     },
     "config_sentence_transformers.json": {"model_type": "SentenceTransformer", "similarity_fn_name": "cosine"},
 }
+
+
+class WordMean(nn.Module):
+    """The module of sentence-transformers after the model: the mean over words, which is `pooler_output`. Its own
+    pooling would count by the mask of the ids."""
+
+    def forward(self, features: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
+        words = features["token_embeddings"]  # (B, S, D), 0 after a text's last word
+        mask = words.any(-1)
+        mean = words.sum(1) / mask.sum(1, keepdim=True)
+        return features | {"attention_mask": mask, "sentence_embedding": mean}
+
+    @classmethod
+    def load(cls, model_name_or_path: str, **kwargs: Any) -> "WordMean":
+        return cls()
+
+    def save(self, output_path: str, **kwargs: Any) -> None:
+        """It has nothing to save."""
 
 
 @dataclass
@@ -33,6 +55,7 @@ class EncodzallModelOutput(ModelOutput):
         pooler_output: `(B, D)`, the mean over the words: the embedding of the text.
         word_mask: `(B, S)`, bool, true where there is a word.
         word_positions: `(B, S)`, int64, the place of each word's first byte in the input.
+        word_ids: `(B, T)`, int64, the word of each id, -1 for padding.
         hidden_states, attentions: of Encoder 2, `(B, S, D)` and `(B, H, S, S)` each.
     """
 
@@ -40,12 +63,13 @@ class EncodzallModelOutput(ModelOutput):
     pooler_output: torch.FloatTensor | None = None
     word_mask: torch.BoolTensor | None = None
     word_positions: torch.LongTensor | None = None
+    word_ids: torch.LongTensor | None = None
     hidden_states: tuple[torch.FloatTensor, ...] | None = None
     attentions: tuple[torch.FloatTensor, ...] | None = None
 
 
 @dataclass
-class EncodzallDenoisingOutput(ModelOutput):
+class EncodzallDenoisingOutput(Seq2SeqLMOutput):
     """Output of [`EncodzallForMaskedDenoising`].
 
     Args:
@@ -63,22 +87,28 @@ class EncodzallDenoisingOutput(ModelOutput):
         encoder_hidden_states, encoder_attentions: of Encoder 2.
     """
 
-    loss: torch.FloatTensor | None = None
-    logits: torch.FloatTensor | None = None
-    past_key_values: Cache | None = None
-    decoder_hidden_states: tuple[torch.FloatTensor, ...] | None = None
-    decoder_attentions: tuple[torch.FloatTensor, ...] | None = None
-    cross_attentions: tuple[torch.FloatTensor, ...] | None = None
-    encoder_last_hidden_state: torch.FloatTensor | None = None
-    encoder_hidden_states: tuple[torch.FloatTensor, ...] | None = None
-    encoder_attentions: tuple[torch.FloatTensor, ...] | None = None
     word_logits: torch.FloatTensor | None = None
     sequence_loss: torch.FloatTensor | None = None
     word_loss: torch.FloatTensor | None = None
     contrastive_loss: torch.FloatTensor | None = None
 
 
-class EncodzallPreTrainedModel(PreTrainedModel):
+@dataclass
+class EncodzallTokenClassifierOutput(TokenClassifierOutput):
+    """Output of [`EncodzallForTokenClassification`].
+
+    Args:
+        loss: scalar, cross-entropy in nats of the labels that are not -100: their mean, or, where `num_items_in_batch`
+            is given, their sum divided by it.
+        logits: `(B, T, num_labels)`, for each id those of its word; 0 for padding.
+        hidden_states, attentions: of Encoder 2, `(B, S, D)` and `(B, H, S, S)` each.
+        word_logits: `(B, S, num_labels)`, one row per word; the end of the text is the last word.
+    """
+
+    word_logits: torch.FloatTensor | None = None
+
+
+class EncodzallPreTrainedModel(TakesCache, PreTrainedModel):
     config: EncodzallConfig
     base_model_prefix = "model"
     supports_gradient_checkpointing = True

@@ -1,12 +1,10 @@
 """The decoders of EncodZall: of a text from its memory, of words from one vector each."""
 
-from dataclasses import dataclass
-
 import torch
 from torch import nn
 from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
 from transformers.masking_utils import create_bidirectional_mask, create_causal_mask, packed_sequence_mask_function
-from transformers.modeling_outputs import ModelOutput
+from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
@@ -15,16 +13,8 @@ from .bidirectional_layers import GroupedSelfAttention, MemoryAttention, MemoryD
 from .configuration_encodzall import EncodzallConfig
 from .encodzall_base import EncodzallPreTrainedModel
 from .positions import resolve_position_ids
+from .refusals import check_filled_cache
 from .words import Packing
-
-
-@dataclass
-class DecoderOutput(ModelOutput):
-    last_hidden_state: torch.FloatTensor | None = None
-    past_key_values: Cache | None = None
-    hidden_states: tuple[torch.FloatTensor, ...] | None = None
-    attentions: tuple[torch.FloatTensor, ...] | None = None
-    cross_attentions: tuple[torch.FloatTensor, ...] | None = None
 
 
 class EncodzallDecoder(EncodzallPreTrainedModel):
@@ -58,8 +48,9 @@ class EncodzallDecoder(EncodzallPreTrainedModel):
         past_key_values: Cache | None = None,
         use_cache: bool | None = None,
         **kwargs,
-    ) -> DecoderOutput:
+    ) -> BaseModelOutputWithPastAndCrossAttentions:
         seen = None if past_key_values is None else past_key_values.self_attention_cache
+        check_filled_cache(seen, self.config)
         mask = create_causal_mask(self.config, inputs_embeds, attention_mask, seen)
         limit = self.config.max_position_embeddings
         positions = resolve_position_ids(inputs_embeds, attention_mask, None, seen, limit)
@@ -82,7 +73,9 @@ class EncodzallDecoder(EncodzallPreTrainedModel):
                 past_key_values=past_key_values,
                 **kwargs,
             )
-        return DecoderOutput(last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values)
+        return BaseModelOutputWithPastAndCrossAttentions(
+            last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values
+        )
 
     def spell(self, embeddings: torch.Tensor, packing: Packing, words: torch.Tensor) -> torch.Tensor:
         """Hidden states `(N, D)` of packed tokens, embedded `(N, D)`, each of which sees its own word `(W, D)` and the

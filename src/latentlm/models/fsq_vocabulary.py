@@ -3,7 +3,7 @@
 import hashlib
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property, lru_cache
 from itertools import chain
 from pathlib import Path
@@ -75,6 +75,10 @@ class FSQVocabulary:
         if self.codes.min() < 0 or self.codes.max() >= math.prod(self.levels):
             raise ValueError(f"codes must lie between 0 and {math.prod(self.levels) - 1}, as levels {self.levels} say")
 
+    def __getstate__(self) -> dict[str, Any]:
+        """The fields alone: what is made from them at first use must change neither copies nor fingerprints."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
     @property
     def size(self) -> int:
         """Number of ids, special tokens included."""
@@ -94,6 +98,28 @@ class FSQVocabulary:
     def lengths(self) -> np.ndarray:
         """Bytes of each spelling, int64."""
         return np.array([len(spelling) for spelling in self.spellings], dtype=np.int64)
+
+    @cached_property
+    def segmenter(self) -> "Segmenter":
+        return Segmenter(self, cache_size=1 << 16)
+
+    @cached_property
+    def network(self) -> Any:
+        """The [`FSQAutoencoderModel`] that gave the codes, in evaluation mode.
+
+        Raises:
+            ValueError: if the table has no weights of it.
+        """
+        if self.weights is None:
+            raise ValueError(f"this tokenizer has no {AUTOENCODER_FILE}: only mode='table' works")
+        from safetensors.torch import load
+
+        from .configuration_fsq_autoencoder import FSQAutoencoderConfig
+        from .modeling_fsq_autoencoder import FSQAutoencoderModel
+
+        model = FSQAutoencoderModel(FSQAutoencoderConfig(**self.autoencoder))
+        model.load_state_dict(load(self.weights))
+        return model.eval()
 
     def to_json(self) -> str:
         content = {
@@ -163,25 +189,20 @@ class Segmenter:
 
     def __init__(self, vocabulary: FSQVocabulary, cache_size: int, neural: bool = False, autoencoder: Any = None):
         self.vocabulary = vocabulary
-        self.pattern = bytes_pattern(vocabulary.boundary)
         self.cache_size = cache_size
+        self.neural = neural
+        self.autoencoder = autoencoder if neural else None
+        self.pattern = bytes_pattern(vocabulary.boundary)
         self.ids = {spelling: index for index, spelling in enumerate(vocabulary.spellings)}
         self.costs = vocabulary.costs
-        self.autoencoder = autoencoder if neural else None
         # What may be used: in neural mode it grows with what the network was seen to get right.
         self.usable = dict(list(self.ids.items())[:NUM_BYTES]) if neural else self.ids
         self.tried: set[bytes] = set()
-        self._remember()
+        self.cached = lru_cache(cache_size)(self.segment) if cache_size else self.segment
 
-    def _remember(self) -> None:
-        self.cached = lru_cache(self.cache_size)(self.segment) if self.cache_size else self.segment
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "cached"}  # it cannot be pickled
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._remember()
+    def __reduce__(self) -> tuple:
+        """What was seen and tried stays behind: it changes speed alone."""
+        return Segmenter, (self.vocabulary, self.cache_size, self.neural, self.autoencoder)
 
     def __call__(self, data: bytes) -> list[int]:
         """The ids of any byte string."""
@@ -246,7 +267,6 @@ class Segmenter:
             return
         import torch
 
-        self.tried.update(new)
         chunks, lengths = (torch.from_numpy(part) for part in spelling_table(new))
         codes = self.autoencoder.encode(chunks, lengths)
         decoded, decoded_lengths = self.autoencoder.decode(codes)
@@ -255,6 +275,7 @@ class Segmenter:
         ):
             if code == self.vocabulary.codes[self.ids[piece]] and bytes(spelled[:length]) == piece:
                 self.usable[piece] = self.ids[piece]
+        self.tried.update(new)  # only now: another thread takes what was tried for settled
 
 
 def spelling_table(spellings: list[bytes]) -> tuple[np.ndarray, np.ndarray]:

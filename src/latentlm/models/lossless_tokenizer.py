@@ -1,31 +1,25 @@
 """What the tokenizers share that lose nothing of any text: everything goes through its bytes."""
 
-import codecs
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from itertools import groupby
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+from tokenizers import Encoding, decoders
 from transformers import AddedToken, BatchEncoding, PreTrainedTokenizer
 from transformers.tokenization_utils_base import PaddingStrategy, TruncationStrategy
 
-Offset = tuple[int, int]
+from .lossless_decoding import LosslessDecoding
+from .row_encodings import Encodings, Offset, Part, Row, all_ids, build_encoding, missing_spaces
 
 
-def _keep_surrogates_or_replace(error: UnicodeError) -> tuple[str | bytes, int]:
-    """Codec error handler: an encoded lone surrogate comes back as it was, any other invalid byte becomes U+FFFD."""
-    try:
-        return codecs.lookup_error("surrogatepass")(error)
-    except UnicodeError:
-        return codecs.replace_errors(error)
-
-
-codecs.register_error("latentlm.surrogates_or_replace", _keep_surrogates_or_replace)
-
-
-class LosslessTokenizer(PreTrainedTokenizer):
+class LosslessTokenizer(LosslessDecoding, PreTrainedTokenizer):
     """A tokenizer of bytes, as Python; not one by itself.
 
     - Every `str` survives `decode(encode(text))`, lone surrogates included (encoded as three bytes each, Python's
@@ -34,8 +28,11 @@ class LosslessTokenizer(PreTrainedTokenizer):
       cannot be printed; `decode(ids, errors="replace")` always can.
     - Special tokens written out in a text (`"<eos>"`) become that token, as everywhere in transformers;
       `split_special_tokens=True` (in a call or in the constructor) reads them as plain text.
-    - `return_offsets_mapping=True` gives each token's `(start, end)` in characters; the tokens that share a character
+    - Encodings know words and characters as those of fast tokenizers do (`word_ids()`, `char_to_token()`, …), and
+      `return_offsets_mapping=True` gives each token's `(start, end)` in characters; the tokens that share a character
       all have its span.
+    - Words that are given apart (`is_split_into_words=True`) stay apart: a space goes between two of them unless there
+      is white space already. Offsets are then relative to each word, and do not cover that space.
     - Ids beyond the vocabulary (of a model whose embedding is rounded up) decode to nothing.
 
     Args:
@@ -48,6 +45,12 @@ class LosslessTokenizer(PreTrainedTokenizer):
     """
 
     model_input_names = ["input_ids", "attention_mask"]
+    word_pattern: re.Pattern[bytes]
+    """Finds the words of plain text, one after the other, for `find_words`."""
+    space_ends_word = False
+    """Whether the space between two given words belongs to the first of them, not to the second."""
+    name_decoder: Any = decoders.ByteFallback()
+    """Of the library `tokenizers`: what names of tokens mean. Here `"<0x61>"` is a byte."""
 
     def __init__(
         self,
@@ -58,8 +61,8 @@ class LosslessTokenizer(PreTrainedTokenizer):
         add_eos_token: bool,
         **kwargs: Any,
     ) -> None:
-        self.token_names = token_names
-        self.token_ids = {name: index for index, name in enumerate(token_names)}
+        self._set_names(token_names)
+        self._make_room([*special_tokens.values(), *kwargs.get("added_tokens_decoder", {}).values()])
         self.token_lengths = token_lengths
         self.special_names = tuple(special_tokens)
         self.add_bos_token = add_bos_token
@@ -77,17 +80,25 @@ class LosslessTokenizer(PreTrainedTokenizer):
         """Ids without those of tokens added later, which `len(tokenizer)` counts too."""
         return len(self.token_names) + len(self.special_names)
 
-    def get_vocab(self) -> dict[str, int]:
-        return self.token_ids | self._added_tokens_encoder
+    @property
+    def is_fast(self) -> bool:
+        """True: what pipelines and collators mean by it is that encodings know words and characters."""
+        return True
+
+    @property
+    def backend_tokenizer(self) -> SimpleNamespace:
+        """What `generate(stop_strings=…)` looks for, to compare bytes instead of characters."""
+        return SimpleNamespace(decoder=self.name_decoder, normalizer=None)
 
     def _convert_token_to_id(self, token: str) -> int | None:
         return self.token_ids.get(token)
 
     def _convert_id_to_token(self, index: int) -> str:
-        return self.token_names[index] if 0 <= index < len(self.token_names) else ""
+        return self.convert_ids_to_tokens(index)
 
-    def convert_tokens_to_string(self, tokens: list[str]) -> str:
-        return self._decode(self.convert_tokens_to_ids(tokens))
+    def _add_tokens(self, new_tokens: list[str] | list[AddedToken], special_tokens: bool = False) -> int:
+        self._make_room(new_tokens, special_tokens)
+        return super()._add_tokens(new_tokens, special_tokens)
 
     def _update_trie(self, unique_no_split_tokens: list[str] | None = None) -> None:
         """Called whenever tokens were added: compile the pattern that finds them in a text, the longest first."""
@@ -106,120 +117,225 @@ class LosslessTokenizer(PreTrainedTokenizer):
         """The ids of any byte string, without special tokens: `decode_bytes` gives exactly `data` back."""
         raise NotImplementedError
 
-    def _encode_text(
-        self, text: str, split_special_tokens: bool = False, with_offsets: bool = False
-    ) -> tuple[list[int], list[Offset]]:
-        """Ids of `text`, special tokens in it recognised unless split, and (if asked for) a character span per id."""
-        ids: list[int] = []
-        offsets: list[Offset] = []
+    def _encode_text(self, text: str, split_special_tokens: bool) -> list[Part]:
+        """`text` in parts; special and added tokens in it are recognised unless split."""
+        parts = []
 
         def add_plain(start: int, end: int) -> None:
-            data = text[start:end].encode("utf-8", "surrogatepass")
-            plain = self.encode_bytes(data)
-            ids.extend(plain)
-            if with_offsets and plain:
-                offsets.extend(character_spans(data, self.token_lengths[plain], start))
+            if start < end:
+                data = text[start:end].encode("utf-8", "surrogatepass")
+                parts.append(Part(self.encode_bytes(data), data, start, end))
 
         position = 0
         for match in () if split_special_tokens else self._added_tokens_pattern.finditer(text):
             add_plain(position, match.start())
-            ids.append(self._added_tokens_encoder[match[match.lastindex]])
-            offsets.append(match.span(match.lastindex))
+            token = self._added_tokens_encoder[match[match.lastindex]]
+            parts.append(Part([token], None, *match.span(match.lastindex)))
             position = match.end()
         add_plain(position, len(text))
-        return ids, offsets
+        return parts
+
+    def _encode_words(self, words: Sequence[str], split_special_tokens: bool) -> list[Part]:
+        """The parts of each word in turn, with spaces between words."""
+        before = missing_spaces(words)
+        after = [False] * len(words)
+        if self.space_ends_word:
+            for index in np.flatnonzero(before):
+                after[next(i for i in reversed(range(index)) if words[i])] = True
+            before = [False] * len(words)
+        parts = []
+        for index, word in enumerate(words):
+            spaced = " " * before[index] + word + " " * after[index]
+            for part in self._encode_text(spaced, split_special_tokens):
+                start, end = part.start - before[index], part.end - before[index]
+                parts.append(replace(part, start=start, end=end, word=index, word_length=len(word)))
+        return parts
+
+    def _encode_input(self, given: Any, split_special_tokens: bool) -> list[Part]:
+        """The parts of a text, of words, or of ids."""
+        if isinstance(given, str):
+            return self._encode_text(given, split_special_tokens)
+        if isinstance(given, (list, tuple)):
+            if all(isinstance(word, str) for word in given):
+                return self._encode_words(given, split_special_tokens)
+            if all(isinstance(index, int) for index in given):
+                return [Part(list(given))]
+        raise ValueError(f"expected a string, a list of strings or a list of ids, got {type(given).__name__}")
+
+    def find_words(self, ids: list[int]) -> list[int]:
+        """The word of each id, none of them added around a text; a special or added token is a word by itself."""
+        words: list[int] = []
+        count = 0
+        for is_plain, run in groupby(ids, lambda index: index < len(self.token_names)):
+            run = np.array(list(run))
+            if is_plain:
+                ends = np.cumsum([len(word) for word in self.word_pattern.findall(self.spell(run))])
+                places = np.searchsorted(ends, np.cumsum(self.token_lengths[run]))
+            else:
+                ends = places = np.arange(len(run))
+            words.extend((count + places).tolist())
+            count += len(ends)
+        return words
 
     def tokenize(self, text: str, split_special_tokens: bool | None = None, **kwargs: Any) -> list[str]:
         """The tokens of `text` by name (`"<0x61>"` for `"a"`), without those added around it."""
         if split_special_tokens is None:
             split_special_tokens = self.split_special_tokens
-        return self.convert_ids_to_tokens(self._encode_text(text, split_special_tokens)[0])
+        parts = self._encode_text(text, split_special_tokens)
+        return self.convert_ids_to_tokens(all_ids(parts))
 
     def _encode_plus(  # type: ignore[override]  # the base class spells out what goes to `kwargs` here
         self,
         text: Any,
         text_pair: Any = None,
         *,
-        add_special_tokens: bool = True,
         padding_strategy: PaddingStrategy = PaddingStrategy.DO_NOT_PAD,
-        truncation_strategy: TruncationStrategy = TruncationStrategy.DO_NOT_TRUNCATE,
         max_length: int | None = None,
-        stride: int = 0,
+        is_split_into_words: bool = False,
         pad_to_multiple_of: int | None = None,
         padding_side: str | None = None,
         return_tensors: Any = None,
         return_attention_mask: bool | None = None,
-        return_overflowing_tokens: bool = False,
-        return_offsets_mapping: bool = False,
         return_length: bool = False,
-        split_special_tokens: bool | None = None,
         **kwargs: Any,
     ) -> BatchEncoding:
-        """One text (or pair) through buffers instead of one Python string per token; adds the offsets that the Python
-        tokenizers of transformers silently leave out. Batches come back here one by one; ids and words go to the base.
-        """
-        if split_special_tokens is None:
-            split_special_tokens = self.split_special_tokens
-        if not isinstance(text, str) or kwargs.get("sanitize_control_tokens"):
-            holds_text = isinstance(text, (list, tuple)) and not (text and isinstance(text[0], int))
-            if return_offsets_mapping and (kwargs.get("is_split_into_words") or not holds_text):
-                raise ValueError("return_offsets_mapping needs plain strings, not ids or text split into words")
+        """One text or many, or pairs, through buffers instead of one Python string per token."""
+        if kwargs.get("sanitize_control_tokens"):
             return super()._encode_plus(
                 text,
                 text_pair,
-                add_special_tokens=add_special_tokens,
                 padding_strategy=padding_strategy,
-                truncation_strategy=truncation_strategy,
                 max_length=max_length,
-                stride=stride,
                 pad_to_multiple_of=pad_to_multiple_of,
                 padding_side=padding_side,
                 return_tensors=return_tensors,
                 return_attention_mask=return_attention_mask,
-                return_overflowing_tokens=return_overflowing_tokens,
-                return_offsets_mapping=return_offsets_mapping,
                 return_length=return_length,
-                split_special_tokens=split_special_tokens,
                 **kwargs,
             )
-
-        ids, offsets = self._encode_text(text, split_special_tokens, return_offsets_mapping)
-        pair_ids = pair_offsets = None
-        if text_pair is not None:
-            pair_ids, pair_offsets = self._encode_text(text_pair, split_special_tokens, return_offsets_mapping)
-
-        encoding = self.prepare_for_model(
-            ids,
-            pair_ids,
-            add_special_tokens=add_special_tokens,
-            truncation=truncation_strategy.value,
-            max_length=max_length,
-            stride=stride,
-            return_attention_mask=False,
-            return_overflowing_tokens=return_overflowing_tokens,
-            return_token_type_ids=kwargs.get("return_token_type_ids"),
-            return_special_tokens_mask=kwargs.get("return_special_tokens_mask", False),
-            verbose=kwargs.get("verbose", True),
-        )
-        if return_offsets_mapping:
-            added = self.num_special_tokens_to_add(pair=pair_ids is not None) if add_special_tokens else 0
-            too_many = len(ids) + len(pair_ids or []) + added - len(encoding["input_ids"])
-            offsets, pair_offsets, _ = self.truncate_sequences(
-                offsets, pair_offsets, too_many, truncation_strategy, stride
-            )
-            none = (0, 0) if add_special_tokens else None
-            encoding["offset_mapping"] = self._frame(offsets, pair_offsets, none, none)
-        encoding = self.pad(
-            encoding,
+        if return_tensors and kwargs.get("return_overflowing_tokens"):
+            raise ValueError("return_overflowing_tokens gives lists of any length: return_tensors must be None")
+        is_batch, texts = split_batch(text, text_pair, is_split_into_words)
+        encoded = [self._encode_row(first, second, max_length=max_length, **kwargs) for first, second in texts]
+        columns = {name: [row[name] for _, row in encoded] for name in (encoded[0][1] if encoded else ())}
+        padded = self.pad(
+            columns if is_batch else {name: column[0] for name, column in columns.items()},
             padding=padding_strategy.value,
             max_length=max_length,
             pad_to_multiple_of=pad_to_multiple_of,
             padding_side=padding_side,
             return_attention_mask=return_attention_mask,
         )
+        rows = padded["input_ids"] if is_batch else [padded["input_ids"]]
         if return_length:
-            encoding["length"] = len(encoding["input_ids"])
-        return BatchEncoding(encoding.data, tensor_type=return_tensors, prepend_batch_axis=True)
+            padded["length"] = [len(ids) for ids in rows] if is_batch else len(rows[0])
+        encodings = None
+        if all(row.has_text for row, _ in encoded):
+            side = padding_side or self.padding_side
+            make = partial(self._make_encoding, padding_side=side)
+            encodings = Encodings(partial(make, row, len(ids)) for (row, _), ids in zip(encoded, rows, strict=True))
+        is_pair = any(second is not None for _, second in texts)
+        return BatchEncoding(
+            dict(padded), encodings, return_tensors, prepend_batch_axis=not is_batch, n_sequences=1 + is_pair
+        )
+
+    def _encode_row(
+        self,
+        text: Any,
+        text_pair: Any,
+        *,
+        max_length: int | None,
+        add_special_tokens: bool = True,
+        truncation_strategy: TruncationStrategy = TruncationStrategy.DO_NOT_TRUNCATE,
+        stride: int = 0,
+        split_special_tokens: bool | None = None,
+        return_overflowing_tokens: bool = False,
+        return_offsets_mapping: bool = False,
+        **kwargs: Any,
+    ) -> tuple[Row, dict[str, Any]]:
+        """One text, or pair, without padding: where its ids come from, and what the encoding holds."""
+        if split_special_tokens is None:
+            split_special_tokens = self.split_special_tokens
+        is_pair = text_pair is not None
+        texts = [text, text_pair] if is_pair else [text]
+        sources = [self._encode_input(given, split_special_tokens) for given in texts]
+        whole = [all_ids(parts) for parts in sources]
+        kept, overflowing, too_many = [*whole, None][:2], [], 0
+        if truncation_strategy != TruncationStrategy.DO_NOT_TRUNCATE and max_length:
+            added = self.num_special_tokens_to_add(is_pair) if add_special_tokens else 0
+            too_many = sum(map(len, whole)) + added - max_length
+        if too_many > 0:
+            if return_overflowing_tokens and is_pair and truncation_strategy == TruncationStrategy.LONGEST_FIRST:
+                raise ValueError("return_overflowing_tokens for pairs needs truncation 'only_first' or 'only_second'")
+            *kept, overflowing = self.truncate_sequences(*kept, too_many, truncation_strategy, stride)
+        prepared = self.prepare_for_model(
+            *kept,
+            add_special_tokens=add_special_tokens,
+            truncation=False,
+            max_length=max_length,
+            return_attention_mask=False,
+            return_token_type_ids=kwargs.get("return_token_type_ids"),
+            return_special_tokens_mask=kwargs.get("return_special_tokens_mask", False),
+            verbose=kwargs.get("verbose", True),
+        ).data
+        if return_overflowing_tokens and overflowing:
+            prepared |= {"overflowing_tokens": overflowing, "num_truncated_tokens": too_many}
+
+        from_right = self.truncation_side == "right"
+        lengths = [len(ids) for ids in kept if ids is not None]
+        cuts = [slice(n) if from_right else slice(len(ids) - n, None) for ids, n in zip(whole, lengths, strict=True)]
+        row = Row(list(zip(sources, cuts, strict=True)), add_special_tokens)
+        if return_offsets_mapping:
+            if not row.has_text:
+                raise ValueError("return_offsets_mapping needs text, not ids")
+            prepared["offset_mapping"] = self._offsets(row)
+        return row, prepared
+
+    def _places(self, row: Row) -> np.ndarray:
+        """The text that each id of the row comes from, 0 or 1; -1 for those around."""
+        texts = [[number] * len(all_ids(parts)[cut]) for number, (parts, cut) in enumerate(row.sources)]
+        around = (-1 if row.framed and token is not None else None for token in (self.bos_token_id, self.eos_token_id))
+        return np.array(self._frame(*[*texts, None][:2], *around), dtype=np.int64)
+
+    def _offsets(self, row: Row) -> list[Offset]:
+        """The characters of each id, `(0, 0)` for those around the text."""
+        places = self._places(row)
+        offsets = np.zeros((len(places), 2), dtype=np.int64)
+        for number, (parts, cut) in enumerate(row.sources):
+            spans = [span for part in parts for span in part.offsets(self.token_lengths)][cut]
+            offsets[places == number] = np.array(spans).reshape(-1, 2)
+        return list(map(tuple, offsets.tolist()))
+
+    def _make_encoding(self, row: Row, length: int, padding_side: str) -> Encoding:
+        """What a fast tokenizer knows of a row that was padded to `length`."""
+        kept = [all_ids(parts)[cut] for parts, cut in row.sources]
+        around = (self.bos_token_id, self.eos_token_id) if row.framed else (None, None)
+        ids = self._frame(*[*kept, None][:2], *around)
+        places = self._places(row)
+        words: list[int | None] = [None] * len(ids)
+        ranges = {}
+        for number, (parts, cut) in enumerate(row.sources):
+            inside = np.flatnonzero(places == number).tolist()
+            found = [part.word for part in parts for _ in part.ids]
+            if None in found:  # plain text
+                found = self.find_words(all_ids(parts))
+            for place, word in zip(inside, found[cut], strict=True):
+                words[place] = word
+            ranges[str(number)] = {"start": inside[0], "end": inside[-1] + 1} if inside else {"start": 0, "end": 0}
+        encoding = build_encoding(
+            ids=ids,
+            type_ids=[0] * len(ids),
+            tokens=self.convert_ids_to_tokens(ids),
+            words=words,
+            offsets=self._offsets(row),
+            special_tokens_mask=(places < 0).astype(int).tolist(),
+            attention_mask=[1] * len(ids),
+            overflowing=[],
+            sequence_ranges=ranges,
+        )
+        if length > len(ids):
+            encoding.pad(length, direction=padding_side, pad_id=self.pad_token_id, pad_token=str(self.pad_token))
+        return encoding
 
     def _frame(self, first: list, second: list | None, bos: Any, eos: Any) -> list:
         """`first` (and `second`), each between `bos` and `eos` where these are added (None: never)."""
@@ -256,49 +372,6 @@ class LosslessTokenizer(PreTrainedTokenizer):
             padded["offset_mapping"] = missing + offsets if on_the_left else offsets + missing
         return padded
 
-    # --- ids to text ------------------------------------------------------------------------------------------------
-
-    def decode_bytes(self, token_ids: Iterable[int], skip_special_tokens: bool = True) -> bytes:
-        """The exact bytes that `token_ids` stand for, valid UTF-8 or not.
-
-        Special tokens are left out, or written as their text with `skip_special_tokens=False`.
-
-        Raises:
-            ValueError: for a negative id, such as the -100 of ignored labels.
-        """
-        ids = np.asarray(token_ids.tolist() if hasattr(token_ids, "tolist") else list(token_ids), dtype=np.int64)
-        if ids.size and ids.min() < 0:
-            raise ValueError(f"token ids must not be negative, got {ids.min()} (ignored labels must be removed first)")
-        is_plain = ids < len(self.token_names)
-        if is_plain.all():
-            return self.spell(ids)
-        pieces: list[bytes] = []
-        position = 0
-        for other in np.flatnonzero(~is_plain):
-            pieces.append(self.spell(ids[position:other]))
-            token = self._added_tokens_decoder.get(int(ids[other]))
-            if token is not None and not (skip_special_tokens and token.special):
-                pieces.append(token.content.encode("utf-8", "surrogatepass"))
-            position = other + 1
-        pieces.append(self.spell(ids[position:]))
-        return b"".join(pieces)
-
-    def spell(self, ids: np.ndarray) -> bytes:
-        """The bytes of ids `(N,)`, int64, none of them special or added."""
-        raise NotImplementedError
-
-    def _decode(
-        self,
-        token_ids: int | list[int],
-        skip_special_tokens: bool = False,
-        clean_up_tokenization_spaces: bool | None = None,
-        errors: str = "latentlm.surrogates_or_replace",
-        **kwargs: Any,
-    ) -> str:
-        """Text of `token_ids`; `errors` names the codec's error handler. Spaces are never cleaned up."""
-        ids = [token_ids] if isinstance(token_ids, int) else token_ids
-        return self.decode_bytes(ids, skip_special_tokens).decode("utf-8", errors)
-
     # --- saving -----------------------------------------------------------------------------------------------------
 
     def _save_pretrained(
@@ -321,9 +394,27 @@ def add_to_config(file_names: tuple[str, ...], fields: dict[str, Any]) -> None:
     config_file.write_text(text + "\n", encoding="utf-8")
 
 
-def character_spans(data: bytes, lengths: np.ndarray, start: int) -> Iterator[Offset]:
-    """The span in characters of each token; `lengths` `(N,)` are their bytes, `data` begins at character `start`."""
-    opens_character = (np.frombuffer(data, np.uint8) & 0xC0) != 0x80  # not a continuation byte
-    character = np.cumsum(opens_character) - 1 + start  # of each byte
-    ends = np.cumsum(lengths)
-    return zip(character[ends - lengths].tolist(), (character[ends - 1] + 1).tolist(), strict=True)
+def split_batch(text: Any, text_pair: Any, is_split_into_words: bool) -> tuple[bool, list[tuple[Any, Any]]]:
+    """Whether these are many texts, and each with its pair (or None); as transformers tells them apart.
+
+    Raises:
+        ValueError: if texts and pairs are not equally many, or a row is neither a text nor a pair.
+    """
+    first = text[0] if isinstance(text, (list, tuple)) and text else None
+    if not isinstance(text, (list, tuple)) or isinstance(first, (str if is_split_into_words else int)):
+        return False, [(text, text_pair)]
+    if is_split_into_words and first is None:
+        return False, [(text, text_pair)]
+    if text_pair is not None:
+        if not isinstance(text_pair, (list, tuple)) or len(text_pair) != len(text):
+            raise ValueError("where `text` is a batch, `text_pair` must be one of the same length")
+        return True, list(zip(text, text_pair, strict=True))
+    rows = []
+    for row in text:
+        is_row = isinstance(row, (list, tuple)) and not all(isinstance(index, int) for index in row)
+        if is_row and is_split_into_words and not isinstance(row, tuple):
+            is_row = False  # a list holds words
+        if is_row and len(row) > 2:
+            raise ValueError(f"expected a text or a pair of texts, got {len(row)} texts")
+        rows.append((*row, None)[:2] if is_row else (row, None))
+    return True, rows

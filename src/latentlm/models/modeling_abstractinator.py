@@ -28,11 +28,12 @@ from .abstractinator_base import (
 from .abstractinator_generation import AbstractinatorGeneration
 from .abstractinator_level import AbstractinatorLevel, Alphabet, Compressed
 from .abstractinator_likelihood import AbstractinatorLikelihood, CodeNats
-from .causal_lm import TransformerPreTrainedModel, shifted
+from .causal_lm import PACKED_CACHE, TrainedByOthers, TransformerPreTrainedModel, pop_shift_labels
 from .causal_stack import CausalStack
 from .configuration_abstractinator import AbstractinatorConfig
-from .positions import check_context
+from .positions import check_context, packs_documents
 from .quantizer import Quantized, in_backward, prefix_keys
+from .refusals import refuse_embeddings
 from .symbols import SymbolHead
 
 IGNORED = -100
@@ -166,7 +167,7 @@ class AbstractinatorModel(AbstractinatorPreTrainedModel):
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         if past_key_values is not None and past_key_values.seen:
-            states = self.continued(past_key_values, input_ids, attention_mask)
+            states = self.continued(past_key_values, input_ids, attention_mask, position_ids)
             return AbstractinatorModelOutput(last_hidden_state=states, past_key_values=past_key_values)
         rows, pyramid, cache = self.begun(input_ids, attention_mask, position_ids, past_key_values, use_cache)
         return AbstractinatorModelOutput(
@@ -184,11 +185,13 @@ class AbstractinatorModel(AbstractinatorPreTrainedModel):
         use_cache: bool | None,
         **options: Any,  # of `read`
     ) -> tuple[Rows, Pyramid, AbstractinatorCache | None]:
-        """What [`read`] gives, and the cache that remembers it, if one is given or asked for."""
-        if position_ids is not None:
-            check_context(int(position_ids.max()) + 1, self.config.max_position_embeddings)
-        packed = position_ids is not None and (position_ids[:, 1:] == 0).any()  # nobody continues several documents
-        if cache is None and use_cache and not packed:
+        """What [`read`] gives, and the cache that remembers it, if one is given, or asked for and no documents are
+        packed, which nobody continues."""
+        self.check_positions(position_ids)
+        if packs_documents(position_ids, attention_mask, cache):
+            if cache is not None:
+                raise ValueError(PACKED_CACHE)
+        elif cache is None and use_cache:
             cache = AbstractinatorCache()
         if cache is None:
             return *self.read(input_ids, attention_mask, position_ids, **options), None
@@ -198,15 +201,27 @@ class AbstractinatorModel(AbstractinatorPreTrainedModel):
         return rows, pyramid, cache
 
     def continued(
-        self, cache: AbstractinatorCache, input_ids: torch.Tensor, attention_mask: torch.Tensor | None
+        self,
+        cache: AbstractinatorCache,
+        input_ids: torch.Tensor,  # (B, T)
+        attention_mask: torch.Tensor | None,  # (B, T_seen)
+        position_ids: torch.Tensor | None,  # (B, T)
     ) -> torch.Tensor:
         """The states `(B, T, D)` of T more ids of each row."""
+        self.check_positions(position_ids)
+        if packs_documents(position_ids, attention_mask, cache):
+            raise ValueError(PACKED_CACHE)
         length = input_ids.shape[1]
         check_context(cache.seen + length, self.config.max_position_embeddings)
         real = torch.ones_like(input_ids) if attention_mask is None else attention_mask[:, -length:]
         states = [self.step(cache, ids, now) for ids, now in zip(input_ids.unbind(1), real.unbind(1), strict=True)]
         cache.seen += length
         return torch.stack(states, 1)
+
+    def check_positions(self, position_ids: torch.Tensor | None) -> None:
+        """Raise a ValueError where a document is longer than the context."""
+        if position_ids is not None:
+            check_context(int(position_ids.max()) + 1, self.config.max_position_embeddings)
 
     def read(
         self,
@@ -217,8 +232,9 @@ class AbstractinatorModel(AbstractinatorPreTrainedModel):
         train_codes: bool = True,
     ) -> tuple[Rows, Pyramid]:
         """The batch as rows, and the pyramid above them; with `known` also what expanders say of true codes."""
-        longest = input_ids.shape[1] if position_ids is None else int(position_ids.max()) + 1  # of the documents
-        check_context(longest, self.config.max_position_embeddings)
+        self.check_positions(position_ids)
+        if position_ids is None:
+            check_context(input_ids.shape[1], self.config.max_position_embeddings)
         rows = make_rows(input_ids, attention_mask, position_ids)
         gathers = self.training and torch.is_grad_enabled() and not in_backward()
         found = self.compress_rows(rows.ids, rows.lengths, prefix_keys(rows.ids) if gathers else None)
@@ -357,7 +373,7 @@ class AbstractinatorModel(AbstractinatorPreTrainedModel):
 
 
 class AbstractinatorForCausalLM(
-    AbstractinatorPreTrainedModel, AbstractinatorLikelihood, AbstractinatorGeneration, GenerationMixin
+    TrainedByOthers, AbstractinatorPreTrainedModel, AbstractinatorLikelihood, AbstractinatorGeneration, GenerationMixin
 ):
     def __init__(self, config: AbstractinatorConfig):
         super().__init__(config)
@@ -379,6 +395,16 @@ class AbstractinatorForCausalLM(
         self.vocab_size = self.config.vocab_size
         return embedding
 
+    @property
+    def further_losses(self) -> list[str]:
+        used = {
+            "reconstruction_loss": self.config.reconstruction_loss_weight > 0,
+            "vq_loss": any(level.quantizer in ("vq", "rvq") for level in self.config.level_configs),
+            "entropy_loss": True,
+            "code_lm_loss": self.model.top is not None,
+        }
+        return [name for name, is_used in used.items() if is_used]
+
     def training_statistics(self) -> dict[str, float]:
         """What the trainer logs of the model: the deltas that follow a target length."""
         levels = enumerate(self.model.levels, 1)
@@ -387,28 +413,28 @@ class AbstractinatorForCausalLM(
     @can_return_tuple
     def forward(
         self,
-        input_ids: torch.LongTensor,  # (B, T)
+        input_ids: torch.LongTensor | None = None,  # (B, T)
         attention_mask: torch.Tensor | None = None,  # (B, T_seen)
         position_ids: torch.LongTensor | None = None,  # (B, T), restarting at 0 for each packed document
         past_key_values: AbstractinatorCache | None = None,
         labels: torch.LongTensor | None = None,  # (B, T), -100 is ignored; position t is scored against label t + 1
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
-        shift_labels: torch.LongTensor | None = None,  # (B, T), instead of labels: already moved by one
         num_items_in_batch: torch.Tensor | int | None = None,
         lm_loss_scale: torch.Tensor | float = 1.0,  # times `lm_loss_weight`: rises in training
         train_codes: bool = True,  # whether what reads codes trains what makes them
         code_statistics: bool = False,  # whether to find, beside losses, what the codes are worth
         output_hidden_states: bool | None = None,
-        **kwargs: Any,
+        **kwargs: Any,  # also shift_labels (B, T), instead of labels: already moved by one
     ) -> AbstractinatorCausalLMOutput:
         """
         Raises:
             ValueError: if a text is longer than `max_position_embeddings`, or if training goes on from a cache.
         """
         head = self.model.levels[0].head
-        if shift_labels is None and labels is not None:
-            shift_labels = shifted(labels)
+        refuse_embeddings(kwargs, "segments are found in the symbols, which three embeddings read")
+        AbstractinatorCache.check(past_key_values)
+        shift_labels = pop_shift_labels(kwargs, labels)
         if shift_labels is None:
             outputs = self.model(
                 input_ids,
@@ -430,7 +456,7 @@ class AbstractinatorForCausalLM(
                     f"`labels` came with `past_key_values` of {past_key_values.seen} ids in training, but steps with a "
                     "cache have no gradient: give whole rows and no cache, or call `model.eval()` first."
                 )
-            states = self.model.continued(past_key_values, input_ids, attention_mask)
+            states = self.model.continued(past_key_values, input_ids, attention_mask, position_ids)
             logits = head.digit_logits(states, None, 0)
             loss = self.lm_loss(logits, shift_labels, num_items_in_batch)
             logits = slice_logits_to_keep(logits, logits_to_keep)

@@ -11,7 +11,7 @@ from torch import nn
 from transformers.cache_utils import Cache
 from transformers.generation import GenerationMixin
 from transformers.masking_utils import create_bidirectional_mask, packed_sequence_mask_function
-from transformers.modeling_outputs import SequenceClassifierOutput, TokenClassifierOutput
+from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from transformers.utils import can_return_tuple, is_torchdynamo_compiling
@@ -21,13 +21,21 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 from .bidirectional_layers import BidirectionalLayer, GroupedSelfAttention, rms_norm
 from .configuration_encodzall import EncodzallConfig
 from .contrastive import ranking_loss
-from .encodzall_base import EncodzallDenoisingOutput, EncodzallModelOutput, EncodzallPreTrainedModel
+from .encodzall_base import (
+    EncodzallDenoisingOutput,
+    EncodzallModelOutput,
+    EncodzallPreTrainedModel,
+    EncodzallTokenClassifierOutput,
+)
 from .encodzall_decoder import EncodzallDecoder
+from .encodzall_pipelines import WordFillingPipeline, WordTaggingPipeline
 from .masked_words import MASKS, WordPattern, search_words
 from .positions import check_context
-from .words import WHITE_SPACE, Packing, find_words, pack_words, spell_words
+from .refusals import WORKS, refuse_embeddings
+from .words import WHITE_SPACE, Packing, find_real_words, pack_words, spell_words
 
 IGNORED = -100
+NO_EMBEDDINGS = "words are found, packed and compared by their bytes"
 
 
 class WordPooling(nn.Module):
@@ -86,25 +94,29 @@ class EncodzallModel(EncodzallPreTrainedModel):
     @capture_outputs
     def forward(
         self,
-        input_ids: torch.LongTensor,  # (B, T)
+        input_ids: torch.LongTensor | None = None,  # (B, T)
         attention_mask: torch.Tensor | None = None,  # (B, T), 1 where an id is real; without it, all but padding ids
         word_ids: torch.LongTensor | None = None,  # (B, T), the word of each id in its text; found in the ids if None
+        packing: Packing | None = None,  # of these words; how many there are decides shapes, which export must know
         **kwargs,
     ) -> EncodzallModelOutput:
         """
         Raises:
-            ValueError: if a text is longer than `max_position_embeddings`, or has no id at all.
+            ValueError: if a text is longer than `max_position_embeddings`, or has no id at all; if there are embeddings
+                in place of ids, or a cache, as prefix tuning gives one.
         """
+        refuse_embeddings(kwargs, NO_EMBEDDINGS)
+        if kwargs.pop("past_key_values", None) is not None:
+            raise ValueError(f"`past_key_values` is given, but the encoders see all words and have no cache. {WORKS}")
         check_context(input_ids.shape[1], self.config.max_position_embeddings)
-        if word_ids is None:
-            word_ids = find_words(input_ids, self.config.max_word_bytes)
         real = input_ids != self.config.pad_token_id if attention_mask is None else attention_mask.bool()
-        packing = pack_words(torch.where(real, word_ids, -1), self.config.packed_row_length)
-        if not is_torchdynamo_compiling() and len(packing.text.unique()) < len(input_ids):
-            raise ValueError("A text without any id has no words: even the empty text has its end, `eos_token_id`.")
-        words_WD = self.encode_words(input_ids.flatten()[packing.token], packing)
-        memory, word_mask = packing.pad_words(words_WD, len(input_ids))  # (B, S, D), (B, S)
-        positions, _ = packing.pad_words(self.word_starts(packing, input_ids.shape[1], real), len(input_ids))
+        if packing is None:
+            packing = self.pack(input_ids, real, word_ids)
+            words_WD = self.encode_words(input_ids.flatten()[packing.token], packing)
+        else:
+            words_WD = self.encode_packed(input_ids.flatten()[packing.token], packing)
+        memory, word_mask = packing.pad_words(words_WD, input_ids.shape[0])  # (B, S, D), (B, S)
+        positions, _ = packing.pad_words(self.word_starts(packing, input_ids.shape[1], real), input_ids.shape[0])
 
         mask = create_bidirectional_mask(self.config, memory, word_mask)
         rotary = self.rotary(memory, torch.arange(memory.shape[1], device=memory.device).unsqueeze(0))
@@ -117,13 +129,22 @@ class EncodzallModel(EncodzallPreTrainedModel):
             pooler_output=hidden_states.sum(1) / word_mask.sum(1, keepdim=True),
             word_mask=word_mask,
             word_positions=positions,
+            word_ids=packing.words_of_ids(input_ids),
         )
+
+    def pack(self, input_ids: torch.Tensor, real: torch.Tensor, word_ids: torch.Tensor | None = None) -> Packing:
+        """Where the words of ids `(B, T)` go, of which those count that are `real` `(B, T)`."""
+        if word_ids is None:
+            word_ids = find_real_words(input_ids, real, self.config.max_word_bytes)
+        packing = pack_words(torch.where(real, word_ids, -1), self.config.packed_row_length)
+        if not is_torchdynamo_compiling() and len(packing.text.unique()) < len(input_ids):
+            raise ValueError("A text without any id has no words: even the empty text has its end, `eos_token_id`.")
+        return packing
 
     @staticmethod
     def word_starts(packing: Packing, length: int, real: torch.Tensor) -> torch.Tensor:
         """The place of each word's first id `(W,)`, counted from its text's first id, wherever padding is."""
-        first = packing.token[packing.offset == 0] % length
-        return first - real.long().argmax(1)[packing.text]
+        return packing.first % length - real.long().argmax(1)[packing.text]
 
     def encode_words(self, ids: torch.Tensor, packing: Packing) -> torch.Tensor:
         """Vectors `(W, D)` of packed words from their ids `(N,)`. Without a gradient each distinct word is encoded
@@ -156,17 +177,33 @@ class EncodzallForMaskedDenoising(EncodzallPreTrainedModel, GenerationMixin):
             self.word_decoder = EncodzallDecoder(config, one_word=True)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
+        self.train()
+
+    def train(self, mode: bool = True) -> "EncodzallForMaskedDenoising":
+        """As everywhere. A word decoder without a loss is frozen here, since DDP would wait for its gradient: loading
+        forgets what is frozen, but ends with `eval()`."""
+        if self.config.word_decoder == "own" and not self.config.word_loss_weight:
+            self.word_decoder.requires_grad_(False)
+        return super().train(mode)
 
     def get_encoder(self, *args, **kwargs) -> nn.Module:
         return self.model
+
+    def init_continuous_batching(self, *args: Any, **kwargs: Any) -> None:
+        raise ValueError(
+            "`generate_batch` continues prompts; here an encoder reads a text first. Use `generate`, which takes a "
+            "padded batch."
+        )
 
     def get_decoder(self) -> nn.Module:
         return self.decoder
 
     def prepare_decoder_input_ids_from_labels(self, labels: torch.Tensor) -> torch.Tensor:
-        """Labels `(B, T)` moved right by one, after `decoder_start_token_id`."""
-        ids = labels.masked_fill(labels == IGNORED, self.config.pad_token_id)
-        return nn.functional.pad(ids[:, :-1], (1, 0), value=self.config.decoder_start_token_id)
+        """Labels `(B, T)` moved right by one, after `decoder_start_token_id` where the text begins."""
+        real = labels != IGNORED
+        ids = torch.where(real, labels, self.config.pad_token_id)
+        ids = nn.functional.pad(ids[:, :-1], (1, 0), value=self.config.pad_token_id)
+        return ids.scatter(1, real.long().argmax(1, keepdim=True), self.config.decoder_start_token_id)
 
     @can_return_tuple
     def forward(
@@ -179,7 +216,7 @@ class EncodzallForMaskedDenoising(EncodzallPreTrainedModel, GenerationMixin):
         encoder_outputs: EncodzallModelOutput | None = None,
         past_key_values: Cache | None = None,
         labels: torch.LongTensor | None = None,  # (B, T), the clean text with its end; -100 is ignored
-        label_word_ids: torch.LongTensor | None = None,  # (B, T), words of the clean text; found in it if None
+        target_word_ids: torch.LongTensor | None = None,  # (B, T), words of the clean text; found in it if None
         clean_input_ids: torch.LongTensor | None = None,  # (B, T_clean), for the contrastive loss
         use_cache: bool | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
@@ -187,8 +224,15 @@ class EncodzallForMaskedDenoising(EncodzallPreTrainedModel, GenerationMixin):
     ) -> EncodzallDenoisingOutput:
         """
         Raises:
-            ValueError: if the word decoder has to spell other words than the encoder has read: their numbers differ.
+            ValueError: if the word decoder has to spell other words than the encoder has read: their numbers differ;
+                if there is nothing for the sequence decoder to read, or embeddings in place of ids.
         """
+        refuse_embeddings(kwargs, NO_EMBEDDINGS)
+        if labels is None and decoder_input_ids is None:
+            raise ValueError(
+                "Give `labels` (the clean text) or `decoder_input_ids`; `denoise` and `generate` make the latter, "
+                "`fill_mask` fills masked words, and `model.model` (AutoModel) is the encoders alone."
+            )
         if encoder_outputs is None:
             encoder_outputs = self.model(input_ids, attention_mask, word_ids, **kwargs)
         elif not isinstance(encoder_outputs, EncodzallModelOutput):
@@ -197,6 +241,9 @@ class EncodzallForMaskedDenoising(EncodzallPreTrainedModel, GenerationMixin):
         if labels is not None and decoder_input_ids is None:
             decoder_input_ids = self.prepare_decoder_input_ids_from_labels(labels)
             use_cache = bool(use_cache)
+        if labels is not None and decoder_attention_mask is None and past_key_values is None:
+            # A collator may pad labels on the left.
+            decoder_attention_mask = (decoder_input_ids != self.config.pad_token_id).cumsum(1) > 0
         decoded = self.decoder(
             self.model.embed_tokens(decoder_input_ids),
             memory,
@@ -216,7 +263,7 @@ class EncodzallForMaskedDenoising(EncodzallPreTrainedModel, GenerationMixin):
             total = nn.functional.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), reduction="sum")
             losses["sequence_loss"] = total / count
             if config.word_decoder != "none" and config.word_loss_weight:
-                losses["word_loss"], word_logits = self.word_loss(memory, word_mask, labels, label_word_ids, count)
+                losses["word_loss"], word_logits = self.word_loss(memory, word_mask, labels, target_word_ids, count)
             if config.contrastive_loss_weight and clean_input_ids is not None:
                 clean = self.model(clean_input_ids).pooler_output
                 ranking = ranking_loss(
@@ -245,7 +292,7 @@ class EncodzallForMaskedDenoising(EncodzallPreTrainedModel, GenerationMixin):
         memory: torch.Tensor,
         word_mask: torch.Tensor,
         labels: torch.Tensor,
-        label_word_ids: torch.Tensor | None,
+        target_word_ids: torch.Tensor | None,
         count: torch.Tensor | int,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Focal cross-entropy of every word's bytes and end, and their logits `(N, V)`.
@@ -254,17 +301,18 @@ class EncodzallForMaskedDenoising(EncodzallPreTrainedModel, GenerationMixin):
         """
         real = labels != IGNORED
         ids = torch.where(real, labels, self.config.pad_token_id)
-        if label_word_ids is None:
-            label_word_ids = find_words(ids, self.config.max_word_bytes)
-        packing = pack_words(torch.where(real, label_word_ids, -1), self.config.packed_row_length)
+        if target_word_ids is None:
+            target_word_ids = find_real_words(ids, real, self.config.max_word_bytes)
+        packing = pack_words(torch.where(real, target_word_ids, -1), self.config.packed_row_length)
         expected = word_mask[real.any(1)].sum()  # rows that only fill up a batch have no labels
         if not is_torchdynamo_compiling() and packing.num_words != expected:
             raise ValueError(
                 f"The labels have {packing.num_words} words, the input {expected}: the word decoder needs the same. "
-                "Give `word_ids` and `label_word_ids` that agree, or set `word_loss_weight` to 0."
+                "Give `word_ids` and `target_word_ids` that agree, or set `word_loss_weight` to 0."
             )
         if packing.num_words == 0:
-            return memory.sum() * 0, memory.new_zeros(0, self.config.vocab_size)
+            unused = [memory] if self.config.word_decoder == "shared" else [memory, *self.word_decoder.parameters()]
+            return sum(values.sum() * 0 for values in unused), memory.new_zeros(0, self.config.vocab_size)
         words = memory[packing.text, packing.index]  # (W, D)
         logits, targets, spelling = self.spell_words(words, spell_words(ids.flatten()[packing.token], packing))
         values = nn.functional.cross_entropy(logits.float(), targets, reduction="none")  # (N,)
@@ -368,22 +416,27 @@ class EncodzallForSequenceClassification(EncodzallPreTrainedModel):
     @can_return_tuple
     def forward(
         self,
-        input_ids: torch.LongTensor,
+        input_ids: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
         word_ids: torch.LongTensor | None = None,
-        labels: torch.Tensor | None = None,  # (B,) classes, or (B, num_labels) values
+        labels: torch.Tensor | None = None,  # (B,) classes or values, or (B, num_labels) values
+        num_items_in_batch: torch.Tensor | int | None = None,  # labels of all micro-batches and processes
         **kwargs,
     ) -> SequenceClassifierOutput:
         outputs = self.model(input_ids, attention_mask, word_ids, **kwargs)
         logits = self.classifier(outputs.pooler_output)
         loss = None
         if labels is not None:
-            loss = self.loss_function(labels=labels, pooled_logits=logits, config=self.config)
+            loss = self.loss_function(labels, logits, self.config, num_items_in_batch=num_items_in_batch)
+            # transformers' losses of values are means, whatever the number of items.
+            if num_items_in_batch is not None and self.config.problem_type != "single_label_classification":
+                loss = loss * labels.numel() / num_items_in_batch
         return SequenceClassifierOutput(loss, logits, outputs.hidden_states, outputs.attentions)
 
 
 class EncodzallForTokenClassification(EncodzallPreTrainedModel):
-    """Logits `(B, S, num_labels)`, one row per word; the end of the text is the last word."""
+    """A label for each word. Logits `(B, T, num_labels)` and labels are per id, as collators, metrics and pipelines
+    have them: an id has the logits of its word. `word_logits` are per word; the end of the text is the last one."""
 
     def __init__(self, config: EncodzallConfig):
         super().__init__(config)
@@ -395,16 +448,32 @@ class EncodzallForTokenClassification(EncodzallPreTrainedModel):
     @can_return_tuple
     def forward(
         self,
-        input_ids: torch.LongTensor,
+        input_ids: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
         word_ids: torch.LongTensor | None = None,
-        labels: torch.LongTensor | None = None,  # (B, S), -100 is ignored
+        labels: torch.LongTensor | None = None,  # (B, T), of one id of each word or of all of them; -100 is ignored
+        num_items_in_batch: torch.Tensor | int | None = None,  # labels of all micro-batches and processes
         **kwargs,
-    ) -> TokenClassifierOutput:
+    ) -> EncodzallTokenClassifierOutput:
+        """
+        Raises:
+            ValueError: if there is not one label per id.
+        """
         outputs = self.model(input_ids, attention_mask, word_ids, **kwargs)
-        logits = self.classifier(outputs.last_hidden_state)
-        loss = None if labels is None else self.loss_function(logits, labels, self.config)
-        return TokenClassifierOutput(loss, logits, outputs.hidden_states, outputs.attentions)
+        word_logits = self.classifier(outputs.last_hidden_state)  # (B, S, num_labels)
+        word_of_id = outputs.word_ids.clamp(min=0).unsqueeze(-1).expand(-1, -1, self.num_labels)
+        logits = word_logits.gather(1, word_of_id) * (outputs.word_ids >= 0).unsqueeze(-1)
+        loss = None
+        if labels is not None:
+            if labels.shape != input_ids.shape:
+                raise ValueError(
+                    f"`labels` are {tuple(labels.shape)}, but must be {tuple(input_ids.shape)}, as `input_ids`: "
+                    "each word's label at its first id, -100 at the others."
+                )
+            loss = self.loss_function(logits, labels, self.config, num_items_in_batch=num_items_in_batch)
+        return EncodzallTokenClassifierOutput(
+            loss, logits, outputs.hidden_states, outputs.attentions, word_logits=word_logits
+        )
 
 
 __all__ = [
@@ -413,4 +482,6 @@ __all__ = [
     "EncodzallForTokenClassification",
     "EncodzallModel",
     "EncodzallPreTrainedModel",
+    "WordFillingPipeline",  # here so that saving copies their file
+    "WordTaggingPipeline",
 ]

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from transformers import initialization as init
 from transformers.generation import GenerationMixin
+from transformers.utils.import_utils import is_tracing
 
 from .causal_lm import CausalLMHead
 from .configuration_fsq import FSQConfig
@@ -30,16 +31,17 @@ class FSQCausalLMOutput(CausalLMOutput):
     reconstruction_loss: torch.FloatTensor | None = None
 
 
-class CodeEmbedding(nn.Embedding):
-    """Rows of tokens plus a small network of the values of their codes, so that tokens of neighbouring codes (similar
-    spellings) start near each other. V is the vocabulary, n the dimensions of a code, C the bytes of a chunk.
+class CodeEmbedding(nn.Module):
+    """What the codes of tokens say: a small network of their values, added to the rows of tokens so that neighbouring
+    codes (similar spellings) start near each other. V is the vocabulary, n the dimensions of a code, C the bytes of a
+    chunk.
 
     Buffers, all parts of a checkpoint: `codes` `(V,)`, code index of each token, -1 without one; `chunks` `(V, C)`,
     uint8, and `lengths` `(V,)`, the bytes that it stands for.
     """
 
     def __init__(self, config: FSQConfig):
-        super().__init__(config.vocab_size, config.hidden_size)
+        super().__init__()
         autoencoder = config.autoencoder_config
         self.num_coded = config.vocab_size - config.num_special_tokens
         self.max_chunk_bytes = autoencoder.max_chunk_bytes
@@ -54,12 +56,12 @@ class CodeEmbedding(nn.Embedding):
             )
         else:
             self.code_network = None
-        for name, values in self.default_table().items():
+        for name, values in self.default_table(config.vocab_size).items():
             self.register_buffer(name, values)
 
-    def default_table(self, device: torch.device | None = None) -> dict[str, torch.Tensor]:
+    def default_table(self, size: int, device: torch.device | None = None) -> dict[str, torch.Tensor]:
         """Without a tokenizer the code of a token is its id, and its text the one byte `id mod 256`."""
-        ids = torch.arange(self.num_embeddings, device=device)
+        ids = torch.arange(size, device=device)
         coded = ids < self.num_coded
         first = ids.where(coded, 0) % 256
         return {
@@ -69,7 +71,7 @@ class CodeEmbedding(nn.Embedding):
         }
 
     def initialize_parameters(self) -> None:
-        for name, values in self.default_table(self.codes.device).items():
+        for name, values in self.default_table(len(self.codes), self.codes.device).items():
             init.copy_(getattr(self, name), values)
         if self.code_network is not None:  # keeps the variance of the values
             init.normal_(self.code_network[0].weight, std=self.code_network[0].in_features ** -0.5)
@@ -106,8 +108,8 @@ class CodeEmbedding(nn.Embedding):
         batches = (self.codes >= 0).nonzero().squeeze(1).split(4096)
         return torch.cat([self.autoencoder.encode(*self.spelling(batch)) for batch in batches])
 
-    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
-        rows = super().forward(input_ids)
+    def forward(self, input_ids: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        """The rows of tokens `(..., D)`, and what their codes add."""
         if self.code_network is None:
             return rows
         flat = input_ids.flatten()
@@ -125,6 +127,72 @@ class CodeEmbedding(nn.Embedding):
         return nn.functional.cross_entropy(logits.transpose(1, 2).float(), targets, reduction="none").sum(-1)
 
 
+class TokenEmbedding(nn.Embedding):
+    """Rows of tokens; whoever calls it gets them with what codes add, as inputs of the model.
+
+    The model asks for `rows_only` and adds the rest itself: PEFT puts layers in place of this one that look rows up
+    without calling it.
+    """
+
+    def __init__(self, config: FSQConfig, code_embedding: CodeEmbedding):
+        super().__init__(config.vocab_size, config.hidden_size)
+        self.beside = (code_embedding,)  # a tuple: it is a module of the model, not of this one
+
+    def forward(self, input_ids: torch.Tensor, rows_only: bool = False) -> torch.Tensor:
+        rows = super().forward(input_ids)
+        return rows if rows_only else self.beside[0](input_ids, rows)
+
+
+class FactorisedHead(nn.Module):
+    """One logit for each value of each digit and for each special token; a token's is the sum over its digits.
+
+    `weight` is that of the linear layer that would give the same logits, for tools that multiply by it themselves.
+    """
+
+    bias = None
+
+    def __init__(self, config: FSQConfig, code_embedding: CodeEmbedding):
+        super().__init__()
+        self.beside = (code_embedding,)  # a tuple: it is a module of the model, not of this one
+        self.std = config.initializer_range
+        width = sum(code_embedding.fsq.levels) + config.num_special_tokens
+        self.columns = nn.Parameter(torch.empty(width, config.hidden_size))
+        self.built: tuple[torch.Tensor, tuple, torch.Tensor] | None = None  # codes, their version, the table of them
+
+    def initialize_parameters(self) -> None:
+        init.normal_(self.columns, std=self.std)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return nn.functional.linear(nn.functional.linear(hidden_states, self.columns), self.digit_table())
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """`(V, D)`"""
+        return self.digit_table() @ self.columns
+
+    def digit_table(self) -> torch.Tensor:
+        """`(V, sum(levels) + specials)`: which columns add up to a token's logit. Kept until codes change."""
+        codes, place = self.beside[0].codes, (self.columns.device, self.columns.dtype)
+        if is_tracing(codes) or codes.is_inference():  # neither has a version to look at
+            return self.build_digit_table().to(*place)
+        version = (codes._version, *place)
+        if self.built is None or self.built[0] is not codes or self.built[1] != version:
+            with torch.inference_mode(False), torch.no_grad():
+                self.built = (codes, version, self.build_digit_table().to(*place))
+        return self.built[2]
+
+    def build_digit_table(self) -> torch.Tensor:
+        codes, fsq = self.beside[0].codes, self.beside[0].fsq
+        offsets = torch.tensor([0, *fsq.levels[:-1]], device=codes.device).cumsum(0)
+        columns = fsq.digits(codes.clamp(min=0)) + offsets  # (V, n)
+        coded = (codes >= 0).unsqueeze(1)
+        width = sum(fsq.levels)
+        digits = torch.zeros(len(codes), width, device=codes.device).scatter(1, columns, 1.0) * coded
+        special = torch.arange(len(self.columns) - width, device=codes.device)
+        rank = (codes < 0).long().cumsum(0) - 1
+        return torch.cat((digits, (rank.unsqueeze(1) == special) & ~coded), dim=1)
+
+
 class FSQPreTrainedModel(DecoderOnlyPreTrainedModel):
     config: FSQConfig
 
@@ -137,8 +205,9 @@ class FSQPreTrainedModel(DecoderOnlyPreTrainedModel):
         if self.config.head == "factorised" and new_num_tokens not in (None, self.config.vocab_size):
             raise ValueError("`head` 'factorised' has a column for each digit, none for tokens that are added.")
         embedding = super().resize_token_embeddings(new_num_tokens, *args, **kwargs)
-        embedding.resize_table(embedding.num_embeddings)
-        self.config.num_special_tokens = int((embedding.codes < 0).sum())
+        code_embedding = self.base_model.code_embedding
+        code_embedding.resize_table(embedding.num_embeddings)
+        self.config.num_special_tokens = int((code_embedding.codes < 0).sum())
         return embedding
 
 
@@ -146,15 +215,22 @@ class FSQModel(FSQPreTrainedModel, DecoderOnlyModel):
     """The decoder-only transformer without head, on codes."""
 
     def build_embedding(self, config: FSQConfig) -> nn.Embedding:
-        return CodeEmbedding(config)
+        code_embedding = CodeEmbedding(config)
+        # The rows first: PEFT takes the first parameter with a row per token for the embedding.
+        self.embed_tokens = TokenEmbedding(config, code_embedding)
+        self.code_embedding = code_embedding
+        return self.embed_tokens
+
+    def embed_ids(self, input_ids: torch.LongTensor) -> torch.Tensor:
+        return self.code_embedding(input_ids, self.embed_tokens(input_ids, rows_only=True))
 
     @torch.no_grad()
     def load_tokenizer(self, tokenizer) -> None:
         """Take codes and bytes, and, where the model holds the autoencoder, its weights from an `FSQTokenizer`."""
         chunks, lengths = (torch.as_tensor(part) for part in tokenizer.piece_table())
-        self.embed_tokens.set_table(torch.as_tensor(tokenizer.codes), chunks, lengths)
+        self.code_embedding.set_table(torch.as_tensor(tokenizer.codes), chunks, lengths)
         if self.config.has_autoencoder:
-            self.embed_tokens.autoencoder.load_state_dict(tokenizer.autoencoder.state_dict())
+            self.code_embedding.autoencoder.load_state_dict(tokenizer.autoencoder.state_dict())
 
 
 class FSQForCausalLM(CausalLMHead, FSQPreTrainedModel, GenerationMixin):
@@ -165,8 +241,7 @@ class FSQForCausalLM(CausalLMHead, FSQPreTrainedModel, GenerationMixin):
         self.model = FSQModel(config)
         if config.head == "factorised":
             self._tied_weights_keys = {}
-            columns = sum(self.embedding.fsq.levels) + config.num_special_tokens
-            self.lm_head = nn.Linear(config.hidden_size, columns, bias=False)
+            self.lm_head = FactorisedHead(config, self.embedding)
         else:
             self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         if config.byte_loss_weight:
@@ -176,7 +251,7 @@ class FSQForCausalLM(CausalLMHead, FSQPreTrainedModel, GenerationMixin):
 
     @property
     def embedding(self) -> CodeEmbedding:
-        return self.model.embed_tokens
+        return self.model.code_embedding
 
     def freeze(self) -> None:
         """Leave those parts of the autoencoder without gradients that this configuration does not train."""
@@ -189,21 +264,10 @@ class FSQForCausalLM(CausalLMHead, FSQPreTrainedModel, GenerationMixin):
         """Take codes, bytes and autoencoder from an `FSQTokenizer`."""
         self.model.load_tokenizer(tokenizer)
 
-    def compute_logits(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        logits = self.lm_head(hidden_states)
-        return logits @ self.digit_table().to(logits.dtype).T if self.config.head == "factorised" else logits
-
-    def digit_table(self) -> torch.Tensor:
-        """`(V, sum(levels) + specials)`: which columns of the factorised head add up to a token's logit."""
-        codes, fsq = self.embedding.codes, self.embedding.fsq
-        offsets = torch.tensor([0, *fsq.levels[:-1]], device=codes.device).cumsum(0)
-        columns = fsq.digits(codes.clamp(min=0)) + offsets  # (V, n)
-        coded = (codes >= 0).unsqueeze(1)
-        width = sum(fsq.levels)
-        digits = torch.zeros(len(codes), width, device=codes.device).scatter(1, columns, 1.0) * coded
-        special = torch.arange(self.config.num_special_tokens, device=codes.device)
-        rank = (codes < 0).long().cumsum(0) - 1
-        return torch.cat((digits, (rank.unsqueeze(1) == special) & ~coded), dim=1)
+    @property
+    def further_losses(self) -> list[str]:
+        own = {"byte_loss": self.config.byte_loss_weight, "reconstruction_loss": self.config.joint}
+        return [*super().further_losses, *(name for name, used in own.items() if used)]
 
     def extra_losses(self, outputs, input_ids, shift_labels, **inputs):
         losses = super().extra_losses(outputs, **inputs)

@@ -1,10 +1,21 @@
 """Model outputs. A field whose name ends in `_loss` is a named loss: trainers log every such field by themselves."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformers.cache_utils import Cache
-from transformers.modeling_outputs import BaseModelOutputWithPast, ModelOutput
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+
+
+class TakesCache:
+    """Goes before `PreTrainedModel` among the bases: transformers 5.24 gives models `cache`, where it gave them
+    `past_key_values` before. Outputs that inherit from those of transformers know both names."""
+
+    def __call__(self, *args: Any, cache: Cache | None = None, **kwargs: Any) -> Any:
+        if cache is not None:
+            kwargs["past_key_values"] = cache
+        return super().__call__(*args, **kwargs)
 
 
 @dataclass
@@ -21,7 +32,7 @@ class CausalModelOutput(BaseModelOutputWithPast):
 
 
 @dataclass
-class CausalLMOutput(ModelOutput):
+class CausalLMOutput(CausalLMOutputWithPast):
     """Output of a causal language model.
 
     Args:
@@ -36,11 +47,6 @@ class CausalLMOutput(ModelOutput):
         mask_l1_loss: scalar, M^2 / 2 or M of these masks, unweighted; None where its weight is 0.
     """
 
-    loss: torch.FloatTensor | None = None
-    logits: torch.FloatTensor | None = None
-    past_key_values: Cache | None = None
-    hidden_states: tuple[torch.FloatTensor, ...] | None = None
-    attentions: tuple[torch.FloatTensor, ...] | None = None
     lm_loss: torch.FloatTensor | None = None
     mask_entropy_loss: torch.FloatTensor | None = None
     mask_l1_loss: torch.FloatTensor | None = None
@@ -68,7 +74,8 @@ class EncoderDecoderCausalLMOutput(CausalLMOutput):
     Args:
         cross_attentions: one `(B, H_cross, T, T)` per decoder layer.
         encoder_last_hidden_state: `(B, T, D)`.
-        embedding_loss: scalar, unweighted; computed wherever labels are given and the configuration asks for it.
+        embedding_loss: scalar, unweighted; computed wherever labels are given and the configuration asks for it, but
+            not where tokens continue a cache, which does not hold the embeddings before them.
     """
 
     cross_attentions: tuple[torch.FloatTensor, ...] | None = None

@@ -4,6 +4,7 @@ import torch
 from torch import nn
 from transformers.cache_utils import Cache
 from transformers.utils import is_torchdynamo_compiling
+from transformers.utils.import_utils import is_tracing
 
 from .layers import layer_norm
 
@@ -34,6 +35,37 @@ def resolve_position_ids(
         # Padding before the first token gets position 0; nothing attends to it.
         return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -length:]
     return (torch.arange(length, device=inputs_embeds.device) + seen).unsqueeze(0)
+
+
+def document_ids(
+    position_ids: torch.Tensor,  # (B or 1, T), restarting at 0 for each packed document
+    attention_mask: torch.Tensor | None,  # (B, T_seen)
+) -> torch.Tensor:
+    """Which document of its row each token belongs to, `(B or 1, T)`: one begins at every real token at position 0."""
+    return document_begins(position_ids, attention_mask).cumsum(-1)
+
+
+def document_begins(position_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+    begins = position_ids == 0
+    return begins if attention_mask is None else begins & attention_mask[:, -position_ids.shape[1] :].bool()
+
+
+def packs_documents(
+    position_ids: torch.Tensor | None, attention_mask: torch.Tensor | None, past_key_values: Cache | None
+) -> bool:
+    """Whether a row holds several documents: a real token at position 0 comes after another real token. A mask
+    `(B, 1, T, T)` says by itself what sees what. Compiled code cannot look: there, all that is not cached may."""
+    if position_ids is None or position_ids.shape[1] == 1:
+        return False
+    if attention_mask is not None and len(attention_mask.shape) != 2:
+        return False
+    if is_tracing(position_ids):
+        return past_key_values is None
+    begins = document_begins(position_ids, attention_mask)
+    if attention_mask is None:
+        return bool(begins[:, 1:].any())
+    real = attention_mask[:, -position_ids.shape[1] :].bool()
+    return bool((begins & (real.cumsum(-1) > 1)).any())
 
 
 def check_context(length: int, max_position_embeddings: int) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from transformers import AddedToken
 
+from .byte_pieces import bytes_pattern
 from .lossless_tokenizer import LosslessTokenizer
 
 NUM_BYTES = 256
@@ -26,6 +27,7 @@ class ByteTokenizer(LosslessTokenizer):
     """
 
     vocab_files_names: dict[str, str] = {}
+    word_pattern = bytes_pattern("words")
 
     def __init__(
         self,

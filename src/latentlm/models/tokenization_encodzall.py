@@ -12,7 +12,7 @@ from transformers.utils import logging
 
 from .lossless_tokenizer import LosslessTokenizer
 from .tokenization_byte import BYTE_TOKENS, NUM_BYTES
-from .words import find_words
+from .words import WHITE_SPACE, find_words
 
 SPECIAL_TOKENS = {
     "pad_token": "<pad>",
@@ -32,8 +32,9 @@ class EncodzallTokenizer(LosslessTokenizer):
     """Bytes with their words; see [`LosslessTokenizer`] for what it promises of any text.
 
     Encoding gives `input_ids`, `attention_mask` and `word_ids` (from 0 on; -1 for padding). The end of the text is a
-    word of its own, so that the empty text has one too. Truncation leaves out whole words at the end, and says how
-    many.
+    word of its own, so that the empty text has one too. The method `word_ids()` of an encoding counts the words of the
+    text alone, or those given with `is_split_into_words=True`, as everywhere in transformers. Truncation leaves out
+    whole words at the end, and says how many.
 
     Args:
         max_word_bytes: longer words are cut, not inside of a character.
@@ -43,6 +44,7 @@ class EncodzallTokenizer(LosslessTokenizer):
 
     vocab_files_names: dict[str, str] = {}
     model_input_names = ["input_ids", "attention_mask", "word_ids"]
+    space_ends_word = True  # as in `find_words`
 
     def __init__(
         self, max_word_bytes: int = 16, add_bos_token: bool = False, add_eos_token: bool = True, **kwargs: Any
@@ -74,17 +76,15 @@ class EncodzallTokenizer(LosslessTokenizer):
     ) -> tuple[list, list | None, list]:
         """Leaves out whole words of a single text, at least `num_tokens_to_remove` ids; pairs are cut as usual."""
         if pair_ids is None and num_tokens_to_remove > 0 and self.truncation_side == "right" and ids:
-            if isinstance(ids[0], int):
-                words = self.find_words(ids)
-                room = max(len(ids) - num_tokens_to_remove, 0)
-                # A first word that does not fit is cut all the same: an empty text would say nothing.
-                kept = next((n for n in range(room, 0, -1) if words[n] != words[n - 1]), room)
-                self._kept = kept
-                logger.warning(
-                    f"A text of {words[-1] + 1:,} words is longer than the model holds: "
-                    f"the last {words[-1] + 1 - (words[kept - 1] + 1 if kept else 0):,} are left out."
-                )
-            num_tokens_to_remove = len(ids) - self._kept  # of the offsets, which follow the ids
+            words = self.find_words(ids)
+            room = max(len(ids) - num_tokens_to_remove, 0)
+            # A first word that does not fit is cut all the same: an empty text would say nothing.
+            kept = next((n for n in range(room, 0, -1) if words[n] != words[n - 1]), room)
+            logger.warning(
+                f"A text of {words[-1] + 1:,} words is longer than the model holds: "
+                f"the last {words[-1] + 1 - (words[kept - 1] + 1 if kept else 0):,} are left out."
+            )
+            num_tokens_to_remove = len(ids) - kept
         return super().truncate_sequences(ids, pair_ids, num_tokens_to_remove, truncation_strategy, stride)
 
     def _pad(self, encoded_inputs: Any, *args: Any, padding_side: str | None = None, **kwargs: Any) -> dict:
@@ -97,6 +97,16 @@ class EncodzallTokenizer(LosslessTokenizer):
         on_the_left = (padding_side or self.padding_side) == "left"
         padded["word_ids"] = missing + words if on_the_left else words + missing
         return padded
+
+    def get_special_tokens_mask(
+        self, token_ids_0: list[int], token_ids_1: list[int] | None = None, already_has_special_tokens: bool = False
+    ) -> list[int]:
+        """As everywhere, and 1 for white space: it belongs to the word before, so that a pipeline must not show it as a
+        word of its own, and is never masked."""
+        mask = super().get_special_tokens_mask(token_ids_0, token_ids_1, already_has_special_tokens)
+        framed = already_has_special_tokens
+        ids = token_ids_0 if framed else self.build_inputs_with_special_tokens(token_ids_0, token_ids_1)
+        return [int(flag or id_ in WHITE_SPACE) for flag, id_ in zip(mask, ids, strict=True)]
 
     def save_vocabulary(self, save_directory: str, filename_prefix: str | None = None) -> tuple[str, ...]:
         return ()  # the vocabulary is the 256 bytes

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from tokenizers import decoders
 from transformers import AddedToken
 
 from .fsq_vocabulary import AUTOENCODER_FILE, VOCABULARY_FILE, FSQVocabulary, Segmenter, spelling_table
@@ -17,7 +18,6 @@ class FSQTable:
     """What both FSQ tokenizers know beside their ids: goes first among the bases. `vocabulary` is set by the class."""
 
     vocabulary: FSQVocabulary
-    _autoencoder: Any = None
 
     @classmethod
     def from_vocabulary(cls, vocabulary: FSQVocabulary, **kwargs: Any) -> Any:
@@ -56,18 +56,11 @@ class FSQTable:
         Raises:
             ValueError: if the tokenizer was saved without it.
         """
-        if self._autoencoder is None:
-            if self.vocabulary.weights is None:
-                raise ValueError(f"this tokenizer has no {AUTOENCODER_FILE}: only mode='table' works")
-            from safetensors.torch import load
+        return self.vocabulary.network
 
-            from .configuration_fsq_autoencoder import FSQAutoencoderConfig
-            from .modeling_fsq_autoencoder import FSQAutoencoderModel
-
-            model = FSQAutoencoderModel(FSQAutoencoderConfig(**self.vocabulary.autoencoder))
-            model.load_state_dict(load(self.vocabulary.weights))
-            self._autoencoder = model.eval()
-        return self._autoencoder
+    def spell(self, ids: np.ndarray) -> bytes:
+        spellings = self.vocabulary.spellings
+        return b"".join([spellings[index] for index in ids.tolist()])
 
     @property
     def saved_framing(self) -> dict[str, Any]:
@@ -106,6 +99,7 @@ class FSQTokenizer(FSQTable, LosslessTokenizer):
     """
 
     vocab_files_names = {"vocab_file": VOCABULARY_FILE, "autoencoder_file": AUTOENCODER_FILE}
+    name_decoder = decoders.ByteLevel()
 
     def __init__(
         self,
@@ -131,6 +125,7 @@ class FSQTokenizer(FSQTable, LosslessTokenizer):
         self.mode = mode
         neural = mode == "neural"
         self.segmenter = Segmenter(self.vocabulary, cache_size, neural, self.autoencoder if neural else None)
+        self.word_pattern = self.segmenter.pattern
         super().__init__(
             self.vocabulary.names,
             self.vocabulary.lengths,
@@ -143,10 +138,6 @@ class FSQTokenizer(FSQTable, LosslessTokenizer):
 
     def encode_bytes(self, data: bytes) -> list[int]:
         return self.segmenter(data)
-
-    def spell(self, ids: np.ndarray) -> bytes:
-        spellings = self.vocabulary.spellings
-        return b"".join([spellings[index] for index in ids.tolist()])
 
 
 def resolve_framing(
@@ -170,7 +161,7 @@ def load_vocabulary(
     """
     vocabulary = FSQVocabulary.load(vocab_file, autoencoder_file)
     for name, token in special_tokens.items():
-        if str(token).encode() in vocabulary.pieces:
+        if str(token).encode() in vocabulary.pieces or str(token) in vocabulary.names:
             raise ValueError(f"{name} {str(token)!r} is also a piece of {vocab_file}; choose another text for it")
     return vocabulary
 

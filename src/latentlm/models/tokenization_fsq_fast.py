@@ -1,19 +1,28 @@
 """`FSQTokenizerFast`: the same ids as [`FSQTokenizer`], from a `tokenizer.json`."""
 
-from collections.abc import Iterable
+import json
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from tokenizers import AddedToken as FastAddedToken
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-from transformers import AddedToken, PreTrainedTokenizerFast
+from tokenizers import Encoding, Regex, Tokenizer, decoders, models, pre_tokenizers
+from transformers import AddedToken, BatchEncoding, PreTrainedTokenizerFast
 
 from .byte_pieces import text_pattern
-from .fsq_vocabulary import AUTOENCODER_FILE, NUM_BYTES, VOCABULARY_FILE, FSQVocabulary, Segmenter
-from .lossless_tokenizer import add_to_config
+from .fsq_vocabulary import AUTOENCODER_FILE, NUM_BYTES, VOCABULARY_FILE, FSQVocabulary
+from .lossless_decoding import LosslessDecoding
+from .lossless_tokenizer import add_to_config, split_batch
+from .row_encodings import build_encoding, missing_spaces
 from .tokenization_fsq import SPECIAL_TOKENS, FSQTable, FSQTokenizer, load_vocabulary, resolve_framing
 
+_BACKEND_IN_USE = threading.RLock()
+"""A call of a fast tokenizer first sets its backend's truncation and padding: no other call may come in between."""
 
-class FSQTokenizerFast(FSQTable, PreTrainedTokenizerFast):
+
+class FSQTokenizerFast(FSQTable, LosslessDecoding, PreTrainedTokenizerFast):
     """A Unigram model with equal scores is exactly the program for the fewest tokens, with the same rule among equals;
     a table with costs gives it scores.
 
@@ -29,7 +38,7 @@ class FSQTokenizerFast(FSQTable, PreTrainedTokenizerFast):
     }
     slow_tokenizer_class = FSQTokenizer
     model_input_names = ["input_ids", "attention_mask"]
-    _segmenter: Segmenter | None = None
+    decoding_errors = "replace"  # as Rust, whose strings hold no surrogates
 
     def __init__(
         self,
@@ -47,16 +56,19 @@ class FSQTokenizerFast(FSQTable, PreTrainedTokenizerFast):
     ) -> None:
         special_tokens = dict(zip(SPECIAL_TOKENS, (pad_token, bos_token, eos_token, mask_token), strict=True))
         self.vocabulary = load_vocabulary(vocab_file, autoencoder_file, special_tokens)
-        backend = {"tokenizer_file": tokenizer_file}
+        self.token_lengths = self.vocabulary.lengths
+        self._set_names(self.vocabulary.names)
+        # Not as `tokenizer_object`, of which transformers makes a copy by way of its JSON: see `_load_backend`.
         if tokenizer_file is None:
-            backend = {"tokenizer_object": build_backend(self.vocabulary, special_tokens)}
+            self._tokenizer = build_backend(self.vocabulary, special_tokens)
+        else:
+            self._tokenizer = self._load_backend(Path(tokenizer_file).read_text(encoding="utf-8"))
         add_bos_token, add_eos_token = resolve_framing(add_bos_token, add_eos_token, framing)
         kwargs.setdefault("clean_up_tokenization_spaces", False)
         super().__init__(
             vocab_file=vocab_file,
             add_bos_token=add_bos_token,
             add_eos_token=add_eos_token,
-            **backend,
             **special_tokens,
             **kwargs,
         )
@@ -75,29 +87,108 @@ class FSQTokenizerFast(FSQTable, PreTrainedTokenizerFast):
         files = super()._save_pretrained(save_directory, file_names, *args, **kwargs)
         return files + self.save_vocabulary(save_directory)
 
+    # --- added tokens -----------------------------------------------------------------------------------------------
+
+    def __len__(self) -> int:
+        count = len(self.token_names)
+        return count + sum(index >= count for index in self.added_tokens_decoder)
+
+    def _add_tokens(self, new_tokens: Sequence[str | AddedToken], special_tokens: bool = False) -> int:
+        self._make_room(new_tokens, special_tokens)
+        with self._own_names(self._tokenizer):
+            return super()._add_tokens(new_tokens, special_tokens)
+
+    @contextmanager
+    def _own_names(self, backend: Tokenizer) -> Iterator[None]:
+        """The backend gives a new token the id that its model has for this name: show it our names, not the alphabet,
+        which it needs for encoding."""
+        if self.token_names == self.vocabulary.names:
+            yield
+            return
+        model = backend.model
+        backend.model = models.Unigram([(name, 0.0) for name in self.token_names])
+        try:
+            yield
+        finally:
+            backend.model = model
+
+    def _load_backend(self, text: str) -> Tokenizer:
+        """The backend that wrote `text`. Its added tokens are added anew: by itself it would take some for bytes that
+        are called the same."""
+        content = json.loads(text)
+        saved = sorted(content["added_tokens"], key=lambda token: token.pop("id"))
+        backend = Tokenizer.from_str(json.dumps(content | {"added_tokens": []}))
+        added = [AddedToken(**token) for token in saved]
+        self._make_room(added)
+        with self._own_names(backend):
+            backend.add_tokens(added)
+        return backend
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_tokenizer": self._tokenizer.to_str()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._tokenizer = self._load_backend(state["_tokenizer"])
+
+    def _convert_token_to_id_with_added_voc(self, token: str) -> int | None:
+        index = self.token_ids.get(token)  # bytes that had to be renamed are here alone
+        return super()._convert_token_to_id_with_added_voc(token) if index is None else index
+
+    # --- text to ids and back ---------------------------------------------------------------------------------------
+
     def encode_bytes(self, data: bytes) -> list[int]:
         """The ids of any byte string, without special tokens: `decode_bytes` gives exactly `data` back."""
-        if self._segmenter is None:
-            self._segmenter = Segmenter(self.vocabulary, cache_size=1 << 16)
-        return self._segmenter(data)
+        return self.vocabulary.segmenter(data)
 
-    def decode_bytes(self, token_ids: Iterable[int], skip_special_tokens: bool = True) -> bytes:
-        """The exact bytes that `token_ids` stand for, valid UTF-8 or not; special tokens are left out, or written as
-        their text with `skip_special_tokens=False`.
+    def tokenize(
+        self, text: str, pair: str | None = None, add_special_tokens: bool = False, **kwargs: Any
+    ) -> list[str]:
+        encoding = self(text, pair, add_special_tokens=add_special_tokens, **kwargs)
+        return self.convert_ids_to_tokens(encoding.input_ids)
 
-        Raises:
-            ValueError: for a negative id, such as the -100 of ignored labels.
-        """
-        spellings, added = self.vocabulary.spellings, self.added_tokens_decoder
-        pieces = []
-        for index in token_ids.tolist() if hasattr(token_ids, "tolist") else token_ids:
-            if index < 0:
-                raise ValueError(f"token ids must not be negative, got {index} (ignored labels must be removed first)")
-            if index < len(spellings):
-                pieces.append(spellings[index])
-            elif index in added and not (skip_special_tokens and added[index].special):
-                pieces.append(added[index].content.encode())
-        return b"".join(pieces)
+    def _encode_plus(
+        self,
+        text: Any,
+        text_pair: Any = None,
+        *,
+        is_split_into_words: bool = False,
+        return_tensors: Any = None,
+        **kwargs: Any,
+    ) -> BatchEncoding:
+        """Of one call at a time. A space goes between words that are given apart, as in [`LosslessTokenizer`]."""
+        if not is_split_into_words:
+            with _BACKEND_IN_USE:
+                return super()._encode_plus(text, text_pair, return_tensors=return_tensors, **kwargs)
+        is_batch, rows = split_batch(text, text_pair, is_split_into_words)
+        rows = [[words for words in row if words is not None] for row in rows]
+        spaces = [[missing_spaces(words) for words in row] for row in rows]
+        spaced = [
+            [[" " * space + word for word, space in zip(*both, strict=True)] for both in zip(row, missing, strict=True)]
+            for row, missing in zip(rows, spaces, strict=True)
+        ]
+        given = [tuple(row) if len(row) == 2 else row[0] for row in spaced] if is_batch else spaced[0][0]
+        pair = spaced[0][1] if not is_batch and text_pair is not None else None
+        with _BACKEND_IN_USE:
+            found = super()._encode_plus(given, pair, is_split_into_words=True, **kwargs)
+        samples = found.get("overflow_to_sample_mapping", range(len(rows)))
+        encodings = [
+            without_spaces(encoding, spaces[sample]) for encoding, sample in zip(found.encodings, samples, strict=True)
+        ]
+        is_row = not is_batch and not kwargs.get("return_overflowing_tokens")
+        if "offset_mapping" in found:
+            offsets = [encoding.offsets for encoding in encodings]
+            found["offset_mapping"] = offsets[0] if is_row else offsets
+        return BatchEncoding(found.data, encodings, return_tensors, prepend_batch_axis=is_row)
+
+
+def without_spaces(encoding: Encoding, spaces: list[list[bool]]) -> Encoding:
+    """Offsets relative to the words as they were given; `spaces` says for each text which had a space put before."""
+    fields = json.loads(encoding.__getstate__())
+    for i, (sequence, word) in enumerate(zip(encoding.sequence_ids, encoding.word_ids, strict=True)):
+        if word is not None and spaces[sequence][word]:
+            fields["offsets"][i] = [max(place - 1, 0) for place in fields["offsets"][i]]
+    return build_encoding(**fields | {"overflowing": []})
 
 
 def build_pre_tokenizer(boundary: str) -> pre_tokenizers.PreTokenizer:

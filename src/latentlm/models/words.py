@@ -61,6 +61,14 @@ def find_words(ids: torch.Tensor, max_word_bytes: int) -> torch.Tensor:
     return (starts | _cuts(ids, starts, max_word_bytes)).cumsum(1) - 1
 
 
+def find_real_words(ids: torch.Tensor, real: torch.Tensor, max_word_bytes: int) -> torch.Tensor:
+    """[`find_words`] of the ids that are real `(B, T)`, counted from each text's first one, wherever padding is and
+    whatever its ids are; -1 for padding."""
+    words = find_words(torch.where(real, ids, FRAME_IDS[0]), max_word_bytes)
+    first = words.gather(1, real.long().argmax(1, keepdim=True))
+    return torch.where(real, words - first, -1)
+
+
 def _cuts(ids: torch.Tensor, starts: torch.Tensor, max_word_bytes: int) -> torch.Tensor:
     """Where words that are too long are cut: before the character that reaches over a multiple of `part`. No part is
     then longer than `part` and the rest of one character."""
@@ -83,20 +91,22 @@ class Packing:
         word: `(N,)` the word that each belongs to, 0 to W - 1 in the order of texts.
         offset: `(N,)` position in its word.
         slot: `(N,)` place in the rows, flattened.
-        num_rows, row_length: of the rows.
         text, index: `(W,)` the text of each word, and its position in there.
         lengths: `(W,)` tokens of each.
+        num_rows, row_length: of the rows.
+        longest: words of the longest text, gaps in its positions counted.
     """
 
     token: torch.Tensor
     word: torch.Tensor
     offset: torch.Tensor
     slot: torch.Tensor
-    num_rows: int
-    row_length: int
     text: torch.Tensor
     index: torch.Tensor
     lengths: torch.Tensor
+    num_rows: int
+    row_length: int
+    longest: int
 
     def to_rows(self, values: torch.Tensor, fill: float = 0) -> torch.Tensor:
         """Values `(N, ...)` of the tokens laid into their rows `(rows, R, ...)`."""
@@ -119,15 +129,25 @@ class Packing:
 
     @property
     def num_words(self) -> int:
-        return len(self.lengths)
+        return self.lengths.shape[0]  # `len` would be a constant where the model is exported
+
+    @property
+    def first(self) -> torch.Tensor:
+        """Place `(W,)` of each word's first token, as in `token`."""
+        return self.token[self.lengths.cumsum(0) - self.lengths]
 
     def pad_words(self, values: torch.Tensor, num_texts: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Values `(W, D)` of the words as `(B, S, D)`, 0 after a text's last word, and the mask `(B, S)` of words."""
-        most = int(self.index.max()) + 1 if self.num_words else 1
-        place = self.text * most + self.index
-        padded = values.new_zeros((num_texts * most, *values.shape[1:])).index_copy(0, place, values)
-        mask = torch.zeros(num_texts * most, dtype=torch.bool, device=values.device).index_fill(0, place, True)
-        return padded.unflatten(0, (num_texts, most)), mask.unflatten(0, (num_texts, most))
+        place = self.text * self.longest + self.index
+        shape = (num_texts, self.longest)
+        padded = values.new_zeros((num_texts * self.longest, *values.shape[1:])).index_copy(0, place, values)
+        mask = torch.zeros(num_texts * self.longest, dtype=torch.bool, device=values.device)
+        return padded.unflatten(0, shape), mask.index_fill(0, place, True).unflatten(0, shape)
+
+    def words_of_ids(self, ids: torch.Tensor) -> torch.Tensor:
+        """The word of each id `(B, T)`, -1 where it has none."""
+        words = torch.full_like(ids, -1).flatten().index_copy(0, self.token, self.index[self.word])
+        return words.view_as(ids)
 
 
 def pack_words(word_ids: torch.Tensor, row_length: int) -> Packing:
@@ -167,11 +187,12 @@ def pack_words(word_ids: torch.Tensor, row_length: int) -> Packing:
         word=word,
         offset=offset,
         slot=(row * row_length + column)[word] + offset,
-        num_rows=len(row_starts),
-        row_length=row_length,
         text=text_of_token[first],
         index=index_of_token[first],
         lengths=lengths,
+        num_rows=len(row_starts),
+        row_length=row_length,
+        longest=int(index_of_token.max()) + 1 if len(lengths) else 1,
     )
 
 

@@ -15,6 +15,7 @@ from latentlm.inspect import draw, inspect
 from latentlm.models.quantizer import code_usage
 from latentlm.models.words import NUM_BYTES
 
+from .arguments import AbstractinatorTrainingArguments
 from .recipe import RecipeError
 from .run_folder import SEGMENTS_FILE
 from .trainer import LatentTrainer
@@ -45,7 +46,10 @@ class AbstractinatorTrainer(LatentTrainer):
         RecipeError: if what is to be loaded is not there, before the first step.
     """
 
+    arguments_class = AbstractinatorTrainingArguments
+
     def __init__(self, **kwargs: Any):
+        self._check_arguments(kwargs)
         arguments, model = kwargs["args"], kwargs["model"]
         if arguments.load_base_from:
             load_part(model, Path(arguments.load_base_from), "load_base_from", "model.levels.")

@@ -1,6 +1,7 @@
 """The training section of a recipe: transformers' `TrainingArguments` and fields of our own."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from transformers import TrainingArguments
@@ -13,9 +14,19 @@ from .pid import PIDCallback
 logger = logging.get_logger(__name__)
 
 NOISES = ("mask", "realistic")
+# Options of Trainer that would have no effect here, or a wrong one: what they must be, and why.
+FIXED_OPTIONS: dict[str, tuple[Any, str]] = {
+    "label_smoothing_factor": (0, "the models compute their own named losses and know no label smoothing"),
+    "average_tokens_across_devices": (True, "then processes with fewer tokens would weigh more"),
+    "label_names": (None, "labels are read from the field `labels` alone"),
+    "use_liger_kernel": (False, "there are no Liger kernels for these models"),
+    "auto_find_batch_size": (False, "a batch that did not fit would leave its traces in logs and codebooks"),
+    "enable_jit_checkpoint": (False, "a run that stops in the midst of a step would not resume exactly"),
+    "eval_use_gather_object": (False, "predictions are gathered as tensors, padded to one length"),
+}
 
 
-@dataclass
+@dataclass(repr=False)  # the one of transformers hides tokens
 class LatentTrainingArguments(TrainingArguments):
     """`TrainingArguments` with the defaults that exact resuming and honest logs need, and sample outputs.
 
@@ -42,6 +53,10 @@ class LatentTrainingArguments(TrainingArguments):
     sample_prompt_tokens: int = field(default=32, metadata={"help": "Longest sample prompt, in tokens."})
     sample_new_tokens: int = field(default=64, metadata={"help": "Tokens that a sample output adds to its prompt."})
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What pickles hold, such as the `training_args.bin` of a plain `Trainer`: all but the token."""
+        return {**self.__dict__, "hub_token": None}
+
     def __post_init__(self):
         if not self.use_cpu and not torch.accelerator.is_available():
             self.use_cpu = True
@@ -50,15 +65,18 @@ class LatentTrainingArguments(TrainingArguments):
             # Without a launcher transformers falls back to DataParallel, which loses the named losses.
             logger.warning(f"Training on one of {self.n_gpu} GPUs; `accelerate launch -m latentlm.train` uses all.")
             self._n_gpu = 1
-        if self.label_smoothing_factor:
+        for name, (value, reason) in FIXED_OPTIONS.items():
+            if getattr(self, name) != value:
+                raise ValueError(f"{name} is {getattr(self, name)!r}, but {reason}; it must be {value!r}.")
+        if "loss" in self.include_for_metrics:
             raise ValueError(
-                f"label_smoothing_factor is {self.label_smoothing_factor}, but the models compute their own named "
-                "losses and know no label smoothing; it must be 0."
+                "include_for_metrics holds 'loss', but rows have no loss of their own; leave it out, the evaluation "
+                "reports the exact means."
             )
-        if not self.average_tokens_across_devices:
+        if self.batch_eval_metrics and "inputs" in self.include_for_metrics:
             raise ValueError(
-                "average_tokens_across_devices is false, but then processes with fewer tokens would weigh more; "
-                "it must be true."
+                "include_for_metrics holds 'inputs', but with batch_eval_metrics these would be the inputs of one "
+                "process beside the predictions of all; leave one of the two out."
             )
         if self.push_to_hub and self.hub_strategy != HubStrategy.END:
             raise ValueError(f"hub_strategy is {self.hub_strategy.value!r}, but a run is published once: use 'end'.")
@@ -67,7 +85,7 @@ class LatentTrainingArguments(TrainingArguments):
                 raise ValueError(f"{name} is {getattr(self, name)}, but it must be 0 or more.")
 
 
-@dataclass
+@dataclass(repr=False)  # the one of transformers hides tokens
 class AbstractinatorTrainingArguments(LatentTrainingArguments):
     """`LatentTrainingArguments` with what is taken from an earlier stage."""
 
@@ -90,7 +108,7 @@ class AbstractinatorTrainingArguments(LatentTrainingArguments):
             raise ValueError(f"fixed_code_steps is {self.fixed_code_steps}, but it must be 0 or more.")
 
 
-@dataclass
+@dataclass(repr=False)  # the one of transformers hides tokens
 class EncodzallTrainingArguments(LatentTrainingArguments):
     """`LatentTrainingArguments` with the noise that the model learns to repair."""
 
@@ -114,6 +132,11 @@ class EncodzallTrainingArguments(LatentTrainingArguments):
 
     def __post_init__(self):
         super().__post_init__()
+        if self.neftune_noise_alpha is not None:
+            raise ValueError(
+                f"neftune_noise_alpha is {self.neftune_noise_alpha}, but NEFTune knows embeddings (B, T, H) alone, and "
+                "those of packed words are (N, H); it must be None."
+            )
         if self.noise not in NOISES:
             raise ValueError(f"noise is {self.noise!r}, but must be one of {', '.join(NOISES)}.")
         if not 0 <= self.noise_eval_strength <= 1:

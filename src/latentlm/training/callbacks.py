@@ -138,7 +138,8 @@ class ConsoleProgress(TrainerCallback):
             shown = [
                 f"{name.removeprefix('eval_')} {value:.4f}"
                 for name, value in logs.items()
-                if name.startswith("eval_") and name not in hidden
+                # What compute_metrics returns may be anything.
+                if name.startswith("eval_") and name not in hidden and isinstance(value, int | float)
             ]
             self.print(f"step {state.global_step} evaluation: " + "  ".join(shown))
             return

@@ -39,7 +39,7 @@ def write_manifest(folder: Path, facts: dict[str, Any]) -> None:
     """List the files of `folder` with their sizes in bytes, after making sure that they are on the disk."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     for path in files:
-        with open(path, "rb") as file:
+        with open(path, "r+b") as file:  # Windows syncs only what may be written to
             os.fsync(file.fileno())
     sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
     write_atomically(folder / MANIFEST, json.dumps({**facts, "files": sizes}, indent=2) + "\n")

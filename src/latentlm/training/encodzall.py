@@ -11,6 +11,7 @@ from transformers import AutoModelForSeq2SeqLM
 from transformers.trainer_utils import EvalLoopOutput
 
 from ..models.words import FRAME_IDS, find_words
+from .arguments import EncodzallTrainingArguments
 from .callbacks import SAMPLES_FILE, append_line
 from .masking import CorruptedBatch, mask_texts
 from .noise import MIXTURE, NoiseTables, corrupt_texts, default_tables
@@ -34,6 +35,7 @@ class EncodzallTrainer(LatentTrainer):
     """
 
     auto_class = AutoModelForSeq2SeqLM
+    arguments_class = EncodzallTrainingArguments
 
     def __init__(self, **kwargs: Any):
         super().__init__(**kwargs)

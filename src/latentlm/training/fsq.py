@@ -83,8 +83,8 @@ class FSQTrainer(ParallelEncoderDecoderTrainer):
     """
 
     def __init__(self, **kwargs: Any):
-        kwargs["model"].freeze()
         super().__init__(**kwargs)
+        self.model.freeze()
         self._first_entropy = self.code_statistics()["code_entropy"] if self._config.joint else None
 
     def _training_logs(self) -> dict[str, float]:

@@ -124,7 +124,7 @@ def replacement(
     letter = text[hit]
     following = text[hit + 1] if hit + 1 < len(text) else ""
     if kind in choices:
-        for length in range(LONGEST_KEY, 0, -1):
+        for length in range(min(LONGEST_KEY, len(text) - hit), 0, -1):
             entry = choices[kind].get(text[hit : hit + length])
             if entry is not None:
                 return length, chance.choices(*entry)[0]

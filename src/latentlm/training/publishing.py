@@ -1,7 +1,7 @@
 """Publishing a run: which of its files go to the Hub, its model card, and the push.
 
-Published are weights (safetensors), code, tokenizer, configurations, the card, the recipe and the curves; never a
-pickle, a checkpoint, a log, or a path of this machine.
+Published are weights (safetensors), code, tokenizer, configurations, the card, the recipe and the figures, each by its
+name; never a pickle, a checkpoint, a log, a path of this machine, or whatever else lies in the folder.
 """
 
 import json
@@ -28,15 +28,25 @@ from huggingface_hub.errors import EntryNotFoundError, HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, PreTrainedConfig
+from transformers.dynamic_module_utils import get_relative_import_files
+from transformers.models.auto.tokenization_auto import tokenizer_class_from_name
+from transformers.tokenization_utils_base import (
+    ADDED_TOKENS_FILE,
+    CHAT_TEMPLATE_FILE,
+    FULL_TOKENIZER_FILE,
+    SPECIAL_TOKENS_MAP_FILE,
+    TOKENIZER_CONFIG_FILE,
+)
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 import latentlm
+from latentlm.data.chunks import PIECES_FILE
 from latentlm.data.sources import FORMATS, PYTHON_DOCS
+from latentlm.models.encodzall_base import SENTENCE_TRANSFORMERS_FILES
 
 from .callbacks import METRICS_FILE
 from .checkpoints import (
-    ARGUMENTS_FILE,
     CHECKPOINT_NAME,
     MANIFEST,
     find_missing,
@@ -44,11 +54,11 @@ from .checkpoints import (
     write_atomically,
 )
 from .recipe import RECIPE_FILE
+from .redaction import redact
 from .run_folder import (
     CURVES_FILE,
     DATA_FILE,
     ENVIRONMENT_FILE,
-    RESULTS_FILE,
     SEGMENTS_FILE,
     plot_curves,
     read_metrics,
@@ -59,10 +69,19 @@ CARD_FILE = "README.md"
 TEMPLATE = Path(__file__).with_name("model_card.md")
 # A card without this line is the user's own and stays as it is.
 MARKER = "<!-- Written by latentlm, anew at each push. Delete this line to keep your own changes. -->"
-SUFFIXES = (".safetensors", ".py", ".json", ".jinja", ".model")
-NAMES = {CARD_FILE, CURVES_FILE, SEGMENTS_FILE, "merges.txt", "vocab.txt"}
-# What a run and its checkpoints keep for themselves.
-PRIVATE = {ARGUMENTS_FILE, DATA_FILE, ENVIRONMENT_FILE, RESULTS_FILE, MANIFEST, TRAINER_STATE_NAME}
+# The pipeline of transformers that a model is for, by its Auto class.
+PIPELINES = {
+    "AutoModelForCausalLM": "text-generation",
+    "AutoModelForSequenceClassification": "text-classification",
+    "AutoModelForTokenClassification": "token-classification",
+}
+# What is published if it is there, beside weights, code and the tokenizer's own files.
+NAMES = {CONFIG_NAME, GENERATION_CONFIG_NAME, CARD_FILE, CURVES_FILE, SEGMENTS_FILE, PIECES_FILE}
+NAMES |= SENTENCE_TRANSFORMERS_FILES.keys()
+# What a tokenizer of any class may save.
+TOKENIZER_FILES = {
+    *(TOKENIZER_CONFIG_FILE, SPECIAL_TOKENS_MAP_FILE, ADDED_TOKENS_FILE, FULL_TOKENIZER_FILE, CHAT_TEMPLATE_FILE)
+}
 # Recipe fields that say where a run lives and who may write there, not how to repeat it.
 PLACES = {"cache_dir", "push_to_hub"}
 # Weights under other names would be found first by whoever loads the repository.
@@ -98,7 +117,7 @@ def publish(
     repo_id = create_repository(folder, repo_id, private, token)
     write_card(folder, repo_id, **card_fields)
     files = published_files(folder)
-    with explained(folder, repo_id):
+    with explained(folder, repo_id, token):
         api = HfApi(token=token)
         try:
             present = api.list_repo_files(repo_id, revision=revision)
@@ -112,19 +131,19 @@ def publish(
 
 def create_repository(folder: Path, repo_id: str, private: bool | None = None, token: str | None = None) -> str:
     """Make sure that the repository is there and may be written to; returns its full id."""
-    with explained(folder, repo_id):
+    with explained(folder, repo_id, token):
         if (token or get_token()) is None:
             raise ValueError("there is no token; log in with `hf auth login` or set HF_TOKEN to a write token")
         return HfApi(token=token).create_repo(repo_id, private=private, exist_ok=True).repo_id
 
 
 @contextmanager
-def explained(folder: Path, repo_id: str) -> Iterator[None]:
+def explained(folder: Path, repo_id: str, token: str | None) -> Iterator[None]:
     """Turn what goes wrong on the way to the Hub into a message that says what to do."""
     try:
         yield
     except Exception as error:  # of the system, of huggingface_hub, of whichever HTTP library it uses
-        reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+        reason = redact(" ".join(str(error).split()).rstrip("."), token) or type(error).__name__
         raise PublishError(
             f"{repo_id} was not published: {reason}. Whatever {folder} holds is untouched; "
             f"a finished run is pushed with: python -m latentlm.publish {folder} {repo_id}"
@@ -140,12 +159,8 @@ def check_complete(folder: Path) -> None:
         raise PublishError(f"checkpoint {folder} is not complete: {damage}.")
     if not any((folder / name).exists() for name in (METRICS_FILE, TRAINER_STATE_NAME)):
         raise PublishError(f"{folder} is neither a run folder (it has no {METRICS_FILE}) nor a checkpoint.")
-    try:
-        index = folder / SAFE_WEIGHTS_INDEX_NAME
-        shards = set(json.loads(index.read_text())["weight_map"].values()) if index.exists() else {SAFE_WEIGHTS_NAME}
-    except (ValueError, KeyError) as error:
-        raise PublishError(f"{index} is damaged: {error}.") from error
-    for name in ("config.json", *sorted(shards)):
+    shards = weight_files(folder) - {SAFE_WEIGHTS_INDEX_NAME}
+    for name in (CONFIG_NAME, *sorted(shards)):
         if not (folder / name).exists():
             checkpoint = last_complete_checkpoint(folder)
             hint = f" The run is not finished; its last checkpoint can be published: {checkpoint}" if checkpoint else ""
@@ -159,18 +174,52 @@ def check_complete(folder: Path) -> None:
 
 def published_files(folder: Path) -> dict[str, Path | bytes]:
     """What the repository of a run or checkpoint consists of: name and file, or content where it is not the file's."""
-    files: dict[str, Path | bytes] = {
-        path.name: path
-        for path in sorted(folder.iterdir())
-        if path.is_file()
-        and (path.suffix in SUFFIXES or path.name in NAMES)
-        and path.name not in PRIVATE
-        and not path.name.startswith(".")
-    }
+    names = NAMES | weight_files(folder) | tokenizer_files(folder) | code_files(folder)
+    files: dict[str, Path | bytes] = {name: folder / name for name in sorted(names) if (folder / name).is_file()}
     if recipe := published_recipe(folder):
         header = "# The recipe of this model: python -m latentlm.train recipe.yaml\n"
         files[RECIPE_FILE] = (header + recipe).encode()
     return files
+
+
+def weight_files(folder: Path) -> set[str]:
+    """The weights: one file, or an index and what it names."""
+    index = folder / SAFE_WEIGHTS_INDEX_NAME
+    if not index.exists():
+        return {SAFE_WEIGHTS_NAME}
+    try:
+        return {index.name, *json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()}
+    except (ValueError, KeyError) as error:
+        raise PublishError(f"{index} is damaged: {error}.") from error
+
+
+def tokenizer_files(folder: Path) -> set[str]:
+    """What the class of the saved tokenizer, fast or slow, reads; nothing if there is none."""
+    name = read_json(folder / TOKENIZER_CONFIG_FILE).get("tokenizer_class")
+    if name is None:
+        return set()
+    candidates = (name, f"{name}Fast")
+    classes = [getattr(latentlm, name, None) or tokenizer_class_from_name(name) for name in candidates]
+    if not any(classes):
+        raise PublishError(
+            f"{folder / TOKENIZER_CONFIG_FILE} names the tokenizer {name}, which neither latentlm nor transformers "
+            "has, so which files it reads is not known; train with a tokenizer of one of these two."
+        )
+    return TOKENIZER_FILES.union(*(known.vocab_files_names.values() for known in classes if known is not None))
+
+
+def code_files(folder: Path) -> set[str]:
+    """The code that model and tokenizer name in their `auto_map`, and what it imports."""
+    modules = set()
+    for name in (CONFIG_NAME, TOKENIZER_CONFIG_FILE):
+        for references in read_json(folder / name).get("auto_map", {}).values():
+            for reference in references if isinstance(references, list) else [references]:
+                if reference and "--" not in reference:  # with `--` it lies in another repository
+                    modules.add(folder / f"{reference.split('.')[0]}.py")
+    try:
+        return {Path(file).name for module in modules for file in (module, *get_relative_import_files(module))}
+    except FileNotFoundError as error:
+        raise PublishError(f"{error.filename} is missing, which an `auto_map` in {folder} needs.") from error
 
 
 def published_recipe(folder: Path) -> str | None:
@@ -230,19 +279,21 @@ def make_card(folder: Path, repo_id: str, tags: list[str], fields: dict[str, Any
     recipe = read_stored_recipe(folder) or {}
     data = read_json(folder / DATA_FILE)
     metrics = read_metrics(folder)
-    heads = [name for name in config.auto_map if name.startswith("AutoModelFor")]
-    auto_class = heads[0] if heads else "AutoModel"
+    head = f".{config.architectures[0]}"
+    auto_class = next((name for name, path in config.auto_map.items() if path.endswith(head)), "AutoModel")
     name = repo_id.rsplit("/", 1)[-1]
     with torch.device("meta"):
         model = getattr(latentlm, config.architectures[0])(config)
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
     context = getattr(config, "max_position_embeddings", None)
+    embeds_texts = (folder / "modules.json").exists()  # what sentence-transformers loads
     base_model = recipe.get("model", {}).get("from_pretrained")
     card_data = {
         "library_name": "transformers",
         "license": "apache-2.0",
-        "pipeline_tag": "text-generation" if auto_class == "AutoModelForCausalLM" else None,
-        "tags": [config.model_type, "latentlm", *tags],
+        "language": "en" if data and is_python_docs(data) else None,
+        "pipeline_tag": PIPELINES.get(auto_class) or ("feature-extraction" if embeds_texts else None),
+        "tags": [config.model_type, "latentlm", *(["sentence-transformers"] if embeds_texts else []), *tags],
         "datasets": hub_names(data.get("dataset"), data.get("validation_dataset")),
         "base_model": hub_names(base_model),
         "model_name": name,
@@ -273,6 +324,11 @@ def make_card(folder: Path, repo_id: str, tags: list[str], fields: dict[str, Any
         recipe=(published_recipe(folder) or "").strip(),
         environment=read_json(folder / ENVIRONMENT_FILE),
     )
+
+
+def is_python_docs(data: dict[str, Any]) -> bool:
+    """Whether all text of a run is the documentation inside Python, the one source whose language is known."""
+    return {data["dataset"], data.get("validation_dataset") or PYTHON_DOCS} == {PYTHON_DOCS}
 
 
 def read_json(path: Path) -> dict[str, Any]:

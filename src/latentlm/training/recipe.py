@@ -32,6 +32,7 @@ from latentlm.data import ChunkConfig, DataConfig, TextConfig
 from latentlm.data.config import SourceConfig
 
 from .arguments import AbstractinatorTrainingArguments, EncodzallTrainingArguments, LatentTrainingArguments
+from .redaction import HIDDEN, SECRET_NAME, URL_USER, redact
 
 RECIPE_FILE = "recipe.yaml"
 SECTIONS = ("model", "data", "training")
@@ -92,7 +93,7 @@ class Recipe:
     training: LatentTrainingArguments
     model_type: str
     from_pretrained: str | None
-    training_fields: dict[str, Any]
+    training_fields: dict[str, Any] = dataclasses.field(repr=False)  # the token is among them
     max_position_embeddings: int | None
     generation: GenerationConfig | None = None
 
@@ -188,6 +189,8 @@ def load_recipe(path: str | Path, overrides: dict[str, Any] | None = None) -> Re
             for other in MODEL_SOURCES:
                 recipe["model"].pop(other, None)
             recipe["model"][name.removeprefix("model.")] = str(overrides.pop(name))
+    for name in MODEL_SOURCES:
+        check_no_user("model", name, recipe["model"].get(name))
     folder_fields, model_type, source_folder = resolve_architecture(recipe["model"], path.parent)
     from_pretrained = recipe["model"].pop("from_pretrained", None)
     recipe["model"].pop("config", None), recipe["model"].pop("model_type", None)
@@ -205,6 +208,9 @@ def load_recipe(path: str | Path, overrides: dict[str, Any] | None = None) -> Re
     for name, value in overrides.items():
         section, field = find_section(name, fields)
         recipe[section][field] = parse_override(section, field, value, fields[section])
+    for section in SECTIONS:
+        for name, value in recipe[section].items():
+            check_no_user(section, name, value)
 
     tokenizer = recipe["data"].get("tokenizer")
     if isinstance(tokenizer, str) and (path.parent / tokenizer).is_dir():
@@ -374,6 +380,15 @@ def parse_override(section: str, name: str, value: Any, known: dict[str, Any]) -
     return check_field(section, name, value, known)
 
 
+def check_no_user(section: str, name: str, value: Any) -> None:
+    """Raise if there is a URL with a user or a password, which the run would store and publish."""
+    if name != "document_start" and URL_USER.search(str(value)):  # that one is a pattern
+        raise RecipeError(
+            f"{section}.{name} holds a user or a password in a URL ({redact(str(value))} without it), and a run stores "
+            "its recipe; log in with `hf auth login`, or download the file and name it."
+        )
+
+
 def check_field(section: str, name: str, value: Any, known: dict[str, Any]) -> Any:
     """The value, if it has the field's type; an integer passes for a float."""
     if name not in known:
@@ -391,8 +406,9 @@ def check_field(section: str, name: str, value: Any, known: dict[str, Any]) -> A
         if str(error).startswith("Unsupported type"):
             return value
         expected = annotation.__name__ if isinstance(annotation, type) else str(annotation).replace("typing.", "")
+        shown = HIDDEN if SECRET_NAME.search(name) else repr(value)
         raise RecipeError(
-            f"{section}.{name} is {value!r} ({type(value).__name__}), but it must be {expected}."
+            f"{section}.{name} is {shown} ({type(value).__name__}), but it must be {expected}."
         ) from error
     return value
 

@@ -3,7 +3,6 @@
 import importlib.metadata
 import json
 import platform
-import resource
 import shlex
 import subprocess
 import sys
@@ -18,6 +17,7 @@ from transformers.utils import logging
 
 import latentlm
 
+from .arguments import LatentTrainingArguments
 from .callbacks import METRICS_FILE
 from .checkpoints import (
     CheckpointError,
@@ -28,6 +28,7 @@ from .checkpoints import (
     write_atomically,
 )
 from .recipe import RECIPE_FILE, Recipe, RecipeError
+from .redaction import redact_command
 
 if TYPE_CHECKING:  # the trainer publishes run folders, so it imports this
     from .trainer import LatentTrainer
@@ -159,16 +160,17 @@ def open_run_folder(
     write_atomically(run_folder / DATA_FILE, json.dumps(info, indent=2) + "\n")
     for name, path in (files or {}).items():
         write_atomically(run_folder / name, path.read_text(encoding="utf-8"))
-    environment = describe_environment(recipe.training.seed, processes, device)
+    environment = describe_environment(recipe.training, processes, device)
     write_atomically(run_folder / ENVIRONMENT_FILE, json.dumps(environment, indent=2) + "\n")
 
 
-def describe_environment(seed: int, processes: int, device: torch.device) -> dict[str, Any]:
-    """Versions, revision, command and machine of this run."""
+def describe_environment(arguments: LatentTrainingArguments, processes: int, device: torch.device) -> dict[str, Any]:
+    """Versions, revision, command and machine of this run, without what is secret."""
+    command = redact_command([Path(sys.executable).name, *sys.orig_argv[1:]], arguments.hub_token)
     return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": shlex.join([Path(sys.executable).name, *sys.orig_argv[1:]]),
-        "seed": seed,
+        "command": shlex.join(command),
+        "seed": arguments.seed,
         "processes": processes,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "machine": platform.platform(),
@@ -195,20 +197,27 @@ def git_revision() -> str | None:
 
 def write_results(trainer: "LatentTrainer") -> None:
     """What a table of results needs besides the metrics: size, time and peak memory of the process that finished."""
-    device = trainer.args.device
-    if device.type == "cuda":
-        peak_memory = torch.cuda.max_memory_allocated(device)
-    else:  # kilobytes on Linux, bytes on macOS
-        peak_memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     history = trainer.state.log_history
     results = {
         "steps": trainer.state.global_step,
         "parameters": trainer.accelerator.unwrap_model(trainer.model).num_parameters(),
         "training_seconds": next((e["training_seconds"] for e in reversed(history) if "loss" in e), 0.0),
-        "peak_memory_bytes": peak_memory,
+        "peak_memory_bytes": peak_memory(trainer.args.device),
         **next((entry for entry in reversed(history) if "eval_loss" in entry), {}),
     }
     write_atomically(Path(trainer.args.output_dir) / RESULTS_FILE, json.dumps(results, indent=2) + "\n")
+
+
+def peak_memory(device: torch.device) -> int | None:
+    """Most bytes that this process has held on `device`; `None` where the system does not say."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource  # not on Windows
+    except ImportError:
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes on macOS, kilobytes on Linux
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def read_metrics(run_folder: Path) -> list[dict[str, Any]]:

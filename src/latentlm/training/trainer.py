@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import recursively_apply
 from huggingface_hub import CommitInfo
 from rich.console import Console
 from torch import nn
@@ -24,6 +25,7 @@ from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import EvalLoopOutput, has_length
 from transformers.utils import logging
 
+from .arguments import LatentTrainingArguments
 from .callbacks import SAMPLES_FILE, ConsoleProgress, ExactLogging, MetricsFile, append_line
 from .checkpoints import (
     ARGUMENTS_FILE,
@@ -46,6 +48,8 @@ logger = logging.get_logger(__name__)
 
 # Files of the run folder that every checkpoint repeats, so that it can be resumed without anything else.
 RUN_FILES = ("recipe.yaml", "environment.json", "data.json", SEGMENTS_FILE)
+# Label of all positions in rows that only fill up the last batches of an evaluation; the model never sees it.
+FILLER = -101
 
 
 class LatentTrainer(Trainer):
@@ -54,23 +58,33 @@ class LatentTrainer(Trainer):
     In training a term is the micro-batch's share (its sum divided by `num_items_in_batch`), so the logged value is the
     sum over micro-batches and processes, averaged over the optimizer steps since the last log. In evaluation it is the
     exact mean over the whole set; `eval_loss` is the task loss alone (`lm_loss`), and `eval_bits_per_byte` divides its
-    sum by the bytes of the predicted text.
+    sum by the bytes of the predicted text. `compute_metrics` and `predict` get each row once.
 
     Args:
         token_bytes: `(V,)` UTF-8 bytes that each token id stands for, 0 for special tokens; without it nothing is
             reported per byte.
-        kwargs: everything `Trainer` takes. `args` is a [`LatentTrainingArguments`].
+        kwargs: everything `Trainer` takes but `model_init`. `args` is a [`LatentTrainingArguments`]. The outputs that
+            `compute_loss_func` gets hold the model's own losses: what it returns is trained on and logged as `loss`,
+            they are logged beside it, and evaluations report them alone.
+
+    Raises:
+        ValueError: for what would silently have no effect, before anything is built.
     """
 
     # What builds the model of a recipe; trainers of other heads name another Auto class.
     auto_class = AutoModelForCausalLM
+    arguments_class = LatentTrainingArguments
 
     def __init__(self, *, token_bytes: np.ndarray | None = None, **kwargs):
+        self._check_arguments(kwargs)
         kwargs.setdefault("data_collator", default_data_collator)
         self._use_cache = getattr(kwargs["model"].config, "use_cache", None)
         super().__init__(**kwargs)
         if self._use_cache is None:
             del self.model.config.use_cache  # Trainer adds it, also to a model that knows no cache
+        for name, size in (("cp_size", self.get_cp_size()), ("sp_size", self.get_sp_size())):
+            if size > 1:
+                raise ValueError(f"parallelism_config: {name} is {size}, but rows are not divided here; it must be 1.")
         if self.is_distributed_loading_by_transformers and self.model.all_tied_weights_keys:
             vocab_size, parts = self.model.config.vocab_size, self.args.world_size
             if vocab_size % parts:
@@ -92,6 +106,20 @@ class LatentTrainer(Trainer):
         self._evaluation_sums: dict[str, float] = {}
         self._prompts: list[torch.Tensor] | None = None
         self._start_interval()
+
+    @classmethod
+    def _check_arguments(cls, kwargs: dict[str, Any]) -> None:
+        if kwargs.get("model_init") is not None or kwargs.get("model") is None:
+            raise ValueError(
+                "model_init would build the model anew when training starts, without what its trainer has prepared, so "
+                "it is not taken (nor is hyperparameter_search, which needs it); give a `model`, and one run for each "
+                "set of hyperparameters."
+            )
+        if not isinstance(args := kwargs.get("args"), cls.arguments_class):
+            raise ValueError(
+                f"args is {type(args).__name__}, but {cls.__name__} reads fields of {cls.arguments_class.__name__}; "
+                "give these."
+            )
 
     # ---- Optimizer ----
 
@@ -175,6 +203,8 @@ class LatentTrainer(Trainer):
             for name, share in named_losses(outputs).items():
                 self._shares[name] = self._shares.get(name, 0) + share.detach()
         loss = outputs["loss"]
+        if self.compute_loss_func is not None:
+            loss = self.compute_loss_func(outputs, inputs["labels"], num_items_in_batch=num_items_in_batch)
         if num_items_in_batch is not None:
             # DDP averages gradients over processes, but shares add up. Not in place: a term may be the same tensor.
             loss = loss * (self.accelerator.num_processes // self.get_tp_size())
@@ -211,23 +241,36 @@ class LatentTrainer(Trainer):
     # ---- Evaluation ----
 
     def _get_dataloader(self, dataset, description, batch_size, *args, **kwargs):
-        if kwargs.get("dataloader_key"):  # evaluation: each row counts once, whatever the number of processes
+        if not kwargs.get("is_training"):  # each row counts once, whatever the number of processes
             dataset = fill_rounds(dataset, batch_size * self.args.world_size)
-        elif kwargs.get("is_training") and isinstance(dataset, IterableDataset):
+        elif isinstance(dataset, IterableDataset):
             dataset = EndlessStream(dataset)
         return super()._get_dataloader(dataset, description, batch_size, *args, **kwargs)
 
     def prediction_step(
         self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
     ) -> tuple[None, torch.Tensor | None, torch.Tensor | None]:
-        """Add one batch to the sums of the evaluation: each term over its tokens, tokens and bytes."""
-        inputs = self._prepare_inputs(inputs)
+        """Add one batch to the sums of the evaluation: each term over its tokens, rows, tokens and bytes."""
+        if inputs.get("labels") is None:
+            raise ValueError(
+                f"the rows to evaluate have no `labels`, only {', '.join(inputs)}; add them (equal to input_ids for a "
+                "language model), or call the model itself for its outputs."
+            )
+        filler = inputs["labels"] == FILLER
+        real = ~filler.any(-1).to(self.args.device)
+        inputs = self._prepare_inputs({**inputs, "labels": inputs["labels"].masked_fill(filler, -100)})
         with torch.no_grad(), self.compute_loss_context_manager():
             outputs = model(**inputs, num_items_in_batch=1)
+        self._evaluation_sums["rows"] += real.sum().item()
         self.add_to_evaluation(inputs, outputs)
         if prediction_loss_only:
             return None, None, None
+        self._real_rows = self.accelerator.gather(real)
         return None, outputs["logits"], inputs["labels"]
+
+    def _gather_real_rows(self, data: Any) -> Any:
+        """Gather tensors `(B, …)` that belong to the last batch from all processes, without rows that only fill it."""
+        return recursively_apply(lambda rows: rows[self._real_rows], self.accelerator.gather(data))
 
     def add_to_evaluation(self, inputs: dict[str, Any], outputs: Any) -> None:
         sums = self._evaluation_sums
@@ -240,15 +283,16 @@ class LatentTrainer(Trainer):
 
     def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs) -> EvalLoopOutput:
         self._evaluation_sums = defaultdict(float)
+        self.gather_function = self._gather_real_rows  # for this loop: Trainer sets its own again when it is done
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         totals = self._sum_over_processes(list(self._evaluation_sums.values()))
         sums = dict(zip(self._evaluation_sums, totals, strict=True))
-        tokens, num_bytes = sums.pop("tokens"), sums.pop("bytes", 0)
+        rows, tokens, num_bytes = sums.pop("rows"), sums.pop("tokens"), sums.pop("bytes", 0)
         if tokens:
             output.metrics.update({f"{metric_key_prefix}_{name}": value / tokens for name, value in sums.items()})
         if num_bytes:
             output.metrics[f"{metric_key_prefix}_bits_per_byte"] = sums["loss"] / math.log(2) / num_bytes
-        return output
+        return output._replace(num_samples=int(rows))
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
         metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
@@ -477,15 +521,15 @@ def named_losses(outputs: Any) -> dict[str, torch.Tensor]:
 
 
 def fill_rounds(rows: Dataset, multiple: int) -> Dataset:
-    """`rows`, followed by rows without labels until processes share them evenly.
+    """`rows`, followed by rows labelled [`FILLER`] until processes share them evenly.
 
     Otherwise the last round of batches would repeat rows of the first one.
     """
     return FilledStream(rows, multiple) if isinstance(rows, IterableDataset) else FilledRows(rows, multiple)
 
 
-def without_labels(row: dict[str, Any]) -> dict[str, Any]:
-    return {**row, "labels": torch.full_like(torch.as_tensor(row["labels"]), -100)}
+def as_filler(row: dict[str, Any]) -> dict[str, Any]:
+    return {**row, "labels": torch.full_like(torch.as_tensor(row["labels"]), FILLER)} if "labels" in row else row
 
 
 class FilledRows(Dataset):
@@ -496,7 +540,7 @@ class FilledRows(Dataset):
         return math.ceil(len(self.rows) / self.multiple) * self.multiple
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return self.rows[index] if index < len(self.rows) else without_labels(self.rows[0])
+        return self.rows[index] if index < len(self.rows) else as_filler(self.rows[0])
 
 
 class FilledStream(IterableDataset):
@@ -509,7 +553,7 @@ class FilledStream(IterableDataset):
             count += 1
             yield row
         for _ in range(-count % self.multiple):
-            yield without_labels(row)
+            yield as_filler(row)
 
 
 class EndlessStream(IterableDataset):

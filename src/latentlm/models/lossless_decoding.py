@@ -1,0 +1,172 @@
+"""From ids back to bytes and text, and how tokens are called: for tokenizers whose tokens stand for bytes."""
+
+import codecs
+import re
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from transformers import AddedToken
+
+BYTE_NAMES = re.compile("(?:<0x[0-9A-F]{2}>)+")
+
+
+def _keep_surrogates_or_replace(error: UnicodeError) -> tuple[str | bytes, int]:
+    """Codec error handler: an encoded lone surrogate comes back as it was, any other invalid byte becomes U+FFFD."""
+    try:
+        return codecs.lookup_error("surrogatepass")(error)
+    except UnicodeError:
+        return codecs.replace_errors(error)
+
+
+codecs.register_error("latentlm.surrogates_or_replace", _keep_surrogates_or_replace)
+
+
+class LosslessDecoding:
+    """Goes before the tokenizer class of transformers, Python's or that of `tokenizers`.
+
+    An added token always stands for its own text. If that is also what other bytes are called ("é" is the byte 0xE9 in
+    the alphabet of GPT-2), the token gets an id of its own all the same, and the bytes another name, `"<0xE9>"`.
+
+    Attributes:
+        token_names: how the ids from 0 on are called; special and added tokens follow.
+        token_ids: the same, by name.
+        token_lengths: bytes that each of them stands for, int64.
+    """
+
+    token_names: list[str]
+    token_ids: dict[str, int]
+    token_lengths: np.ndarray
+    decoding_errors = "latentlm.surrogates_or_replace"
+
+    def spell(self, ids: np.ndarray) -> bytes:
+        """The bytes of ids `(N,)`, int64, none of them special or added."""
+        raise NotImplementedError
+
+    @classmethod
+    def _from_pretrained(cls, resolved_vocab_files: dict[str, str | None], name: str, *args: Any, **kwargs: Any) -> Any:
+        """Raises OSError for a folder without a tokenizer, where bytes would otherwise be taken for whatever the model
+        was trained on."""
+        if resolved_vocab_files.get("tokenizer_config_file") is None:
+            raise OSError(f"{name} holds no tokenizer: tokenizer_config.json is missing; a run saves it with its model")
+        return super()._from_pretrained(resolved_vocab_files, name, *args, **kwargs)
+
+    def _set_names(self, token_names: list[str]) -> None:
+        self.token_names = list(token_names)
+        self.token_ids = {name: index for index, name in enumerate(token_names)}
+
+    def _make_room(self, new_tokens: Iterable[str | AddedToken] | None, special: bool = False) -> None:
+        """Rename those bytes and pieces that are called like a new token, but are not the same.
+
+        Raises:
+            ValueError: for a text that is such another name.
+        """
+        for token in new_tokens or ():
+            text = str(token)
+            if BYTE_NAMES.fullmatch(text):
+                raise ValueError(f"token {text!r} cannot be added: its text is how bytes are called; choose another")
+            index = self.token_ids.get(text)
+            if index is None:
+                continue
+            spelled = self.spell(np.array([index]))
+            # A special token is never plain text, which decoding must not skip.
+            if special or getattr(token, "special", False) or spelled != text.encode("utf-8", "surrogatepass"):
+                name = "".join(f"<0x{byte:02X}>" for byte in spelled)
+                del self.token_ids[text]
+                self.token_ids[name] = index
+                self.token_names[index] = name
+
+    def get_vocab(self) -> dict[str, int]:
+        return self.token_ids | self.added_tokens_encoder
+
+    def convert_ids_to_tokens(self, ids: Any, skip_special_tokens: bool = False) -> str | list[str]:
+        """How `ids` are called; `""` for an id beyond the vocabulary.
+
+        Raises:
+            ValueError: for a negative id.
+        """
+        rows = check_ids(ids)
+        added = self.added_tokens_decoder
+        skipped = set(self.all_special_ids) if skip_special_tokens and rows.ndim else ()
+        names = []
+        for index in np.atleast_1d(rows).tolist():
+            if index in skipped:
+                continue
+            if index in added:
+                names.append(added[index].content)
+            else:
+                names.append(self.token_names[index] if index < len(self.token_names) else "")
+        return names if rows.ndim else names[0]
+
+    def convert_tokens_to_string(self, tokens: list[str]) -> str:
+        """Text of tokens by name; what is not called so is text already, as where pipelines join words."""
+        pieces = []
+        for token in tokens:
+            index = self.convert_tokens_to_ids(token)
+            is_text = index is None
+            pieces.append(token.encode("utf-8", "surrogatepass") if is_text else self.decode_bytes([index], False))
+        return b"".join(pieces).decode("utf-8", self.decoding_errors)
+
+    def decode_bytes(self, token_ids: Iterable[int], skip_special_tokens: bool = True) -> bytes:
+        """The exact bytes that `token_ids` stand for, valid UTF-8 or not.
+
+        Special tokens are left out, or written as their text with `skip_special_tokens=False`.
+
+        Raises:
+            ValueError: for a negative id, such as the -100 of ignored labels.
+        """
+        ids = check_ids(token_ids)
+        is_plain = ids < len(self.token_names)
+        if is_plain.all():
+            return self.spell(ids)
+        added = self.added_tokens_decoder
+        pieces: list[bytes] = []
+        position = 0
+        for other in np.flatnonzero(~is_plain):
+            pieces.append(self.spell(ids[position:other]))
+            token = added.get(int(ids[other]))
+            if token is not None and not (skip_special_tokens and token.special):
+                pieces.append(token.content.encode("utf-8", "surrogatepass"))
+            position = other + 1
+        pieces.append(self.spell(ids[position:]))
+        return b"".join(pieces)
+
+    def _decode(
+        self,
+        token_ids: int | list[int],
+        skip_special_tokens: bool = False,
+        clean_up_tokenization_spaces: bool | None = None,
+        errors: str | None = None,
+        **kwargs: Any,
+    ) -> str:
+        """Text of `token_ids`; `errors` names the codec's error handler. Spaces are never cleaned up."""
+        data = self.decode_bytes(np.atleast_1d(check_ids(token_ids)), skip_special_tokens)
+        return data.decode("utf-8", errors or self.decoding_errors)
+
+    def apply_chat_template(self, *args: Any, **kwargs: Any) -> Any:
+        """As everywhere in transformers, but the mask of the assistant's tokens takes in the last character's bytes."""
+        found = super().apply_chat_template(*args, **kwargs)
+        if kwargs.get("return_assistant_tokens_mask"):
+            masks = found["assistant_masks"]
+            rows = [masks] if isinstance(next(iter(masks), 0), int) else masks
+            for row, encoding in zip(rows, found.encodings, strict=True):
+                spans = encoding.offsets
+                for i in range(1, len(spans)):
+                    shares_character = spans[i - 1][0] <= spans[i][0] < min(spans[i - 1][1], spans[i][1])
+                    if row[i - 1] and shares_character:
+                        row[i] = 1
+        return found
+
+
+def check_ids(token_ids: Any) -> np.ndarray:
+    """Ids as int64.
+
+    Raises:
+        ValueError: if one is negative.
+    """
+    if hasattr(token_ids, "tolist"):
+        token_ids = token_ids.tolist()
+    ids = np.asarray(token_ids if isinstance(token_ids, int) else list(token_ids), dtype=np.int64)
+    if ids.size and ids.min() < 0:
+        raise ValueError(f"token ids must not be negative, got {ids.min()} (ignored labels must be removed first)")
+    return ids

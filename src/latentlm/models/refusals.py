@@ -1,0 +1,44 @@
+"""What is given to a forward by tools that know other models, and cannot work here: refused before it goes wrong."""
+
+from typing import Any
+
+from transformers.cache_utils import Cache, DynamicCache
+from transformers.configuration_utils import PreTrainedConfig
+from transformers.utils import is_torchdynamo_compiling
+
+WORKS = "Adapters inside of layers, such as LoRA, work."
+
+
+def refuse_embeddings(kwargs: dict[str, Any], reason: str) -> None:
+    """Take the embeddings out of a forward's keyword arguments, where PEFT passes them as None.
+
+    Raises:
+        ValueError: if there are any, as prompt tuning and P-tuning make them.
+    """
+    for name in ("inputs_embeds", "decoder_inputs_embeds"):
+        if kwargs.pop(name, None) is not None:
+            ids = name.replace("inputs_embeds", "input_ids")
+            raise ValueError(
+                f"`{name}` is given, but {reason}: give `{ids}`. Prompt tuning and P-tuning have no ids for their "
+                f"virtual tokens. {WORKS}"
+            )
+
+
+def check_filled_cache(past_key_values: Cache | None, config: PreTrainedConfig) -> None:
+    """Check a cache that prefix tuning has filled with keys and values.
+
+    Raises:
+        ValueError: if a layer is missing or has another number of heads.
+    """
+    if type(past_key_values) is not DynamicCache or is_torchdynamo_compiling():
+        return
+    found = [layer.keys.shape[1] for layer in past_key_values.layers if layer.is_initialized]
+    if not found:
+        return
+    heads = [getattr(layer, "num_key_value_heads", layer.num_attention_heads) for layer in config.per_layer_config]
+    if found[: len(heads)] != heads:
+        raise ValueError(
+            f"`past_key_values` has {len(found)} layers, of {found} heads, but this model's cache has {len(heads)}, of "
+            f"{heads} heads. Prefix tuning makes all layers alike: it fits a model whose heads are equal, with "
+            f"`PrefixTuningConfig(num_layers={len(heads)})`. {WORKS}"
+        )

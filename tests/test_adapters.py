@@ -1,0 +1,135 @@
+"""PEFT on every architecture: each kind of adapter trains and generates, or is refused with the reason."""
+
+import copy
+
+import encodzall_setup
+import pytest
+import torch
+from architectures import CAUSAL, Case, token_ids
+from peft import LoraConfig, PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig, TaskType, get_peft_model
+
+from latentlm import EncodzallForSequenceClassification, EncodzallForTokenClassification, EncodzallModel
+
+NO_IDS = "Prompt tuning and P-tuning have no ids"
+OWN_CACHE = "has a cache of its own kind"
+UNEQUAL = r"layers, of \[2, 2, 2, 2\] heads, but this model's cache has 6, of \[2, 2, 2, 4, 2, 4\]"
+KINDS = {
+    "lora": LoraConfig(r=4, target_modules="all-linear"),
+    "prompt": PromptTuningConfig(num_virtual_tokens=3),
+    "p-tuning": PromptEncoderConfig(num_virtual_tokens=3),
+    "prefix": PrefixTuningConfig(num_virtual_tokens=3),
+}
+# Why an architecture cannot have an adapter: rows of docs/limits.md.
+REFUSED = {
+    ("abstractinator", "prompt"): NO_IDS,
+    ("abstractinator", "p-tuning"): NO_IDS,
+    ("abstractinator", "prefix"): OWN_CACHE,
+    ("ar_encoder_decoder", "prefix"): UNEQUAL,
+    ("parallel_encoder_decoder", "prefix"): UNEQUAL,
+    ("encodzall", "prompt"): NO_IDS,
+    ("encodzall", "p-tuning"): NO_IDS,
+}
+ARCHITECTURES = {row.name: row for row in CAUSAL}
+each_kind = pytest.mark.parametrize("kind", KINDS)
+
+
+def adapt(model: torch.nn.Module, kind: str, task: str, **fields):
+    torch.manual_seed(0)
+    config = copy.deepcopy(KINDS[kind])
+    config.task_type = TaskType(task)
+    for name, value in fields.items():
+        setattr(config, name, value)
+    return get_peft_model(model, config).train()
+
+
+def assert_trains_and_generates(adapted, inputs: dict[str, torch.Tensor], labels: torch.Tensor) -> None:
+    """Every weight of the adapter gets a gradient, which moves the loss; generation is the greedy path of the
+    forward."""
+    optimizer = torch.optim.SGD([p for p in adapted.parameters() if p.requires_grad], lr=0.1)
+    losses = []
+    for _ in range(3):
+        loss = adapted(**inputs, labels=labels).loss
+        loss.backward()
+        missing = [name for name, p in adapted.named_parameters() if p.requires_grad and p.grad is None]
+        assert not missing
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+    adapted.eval()
+    generated = adapted.generate(**inputs, max_new_tokens=5, do_sample=False)
+    with torch.no_grad():
+        if adapted.config.is_encoder_decoder:
+            logits = adapted(**inputs, decoder_input_ids=generated[:, :-1]).logits
+        else:
+            seen = generated[:, :-1]
+            logits = adapted(input_ids=seen, attention_mask=torch.ones_like(seen)).logits
+    assert torch.equal(logits[:, -5:].argmax(-1), generated[:, -5:])
+
+
+@each_kind
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_adapters_of_causal_models(name, kind):
+    case = Case(ARCHITECTURES[name], "default")
+    adapted = adapt(case.model(), kind, "CAUSAL_LM")
+    ids = token_ids(2, 8)
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    if reason := REFUSED.get((name, kind)):
+        with pytest.raises(ValueError, match=reason):
+            adapted(**inputs, labels=ids)
+        return
+    assert_trains_and_generates(adapted, inputs, ids)
+
+
+@each_kind
+def test_adapters_of_the_denoising_model(kind):
+    model = encodzall_setup.build(num_decoder_layers=1)
+    model.generation_config.eos_token_id = None  # so that generation has a known length
+    adapted = adapt(model, kind, "SEQ_2_SEQ_LM", **({"num_layers": 1} if kind == "prefix" else {}))
+    inputs = encodzall_setup.encode(["some words", "of a text"])
+    labels = encodzall_setup.labels_of(["some words", "of a text"])
+    if reason := REFUSED.get(("encodzall", kind)):
+        with pytest.raises(ValueError, match=reason):
+            adapted(**inputs, labels=labels)
+        return
+    assert_trains_and_generates(adapted, dict(inputs), labels)
+
+
+@pytest.mark.parametrize("name", ["ar_encoder_decoder", "parallel_encoder_decoder"])
+def test_prefix_tuning_fits_where_all_heads_are_equal(name):
+    case = Case(ARCHITECTURES[name], "default")
+    adapted = adapt(case.model(num_cross_attention_heads=2), "prefix", "CAUSAL_LM", num_layers=6)
+    ids = token_ids(2, 8)
+    assert_trains_and_generates(adapted, {"input_ids": ids, "attention_mask": torch.ones_like(ids)}, ids)
+
+
+def test_prefix_tuning_of_masks_is_refused():
+    """LearnedDropout has attentions, and so layers of the cache, of its own."""
+    adapted = adapt(Case(ARCHITECTURES["decoder_only"], "learned_dropout").model(), "prefix", "CAUSAL_LM")
+    ids = token_ids(2, 8)
+    with pytest.raises(ValueError, match=r"has 2 layers, of \[2, 2\] heads, but this model's cache has 4"):
+        adapted(input_ids=ids, attention_mask=torch.ones_like(ids))
+
+
+@pytest.mark.parametrize(
+    ("model_class", "task"),
+    [
+        (EncodzallModel, "FEATURE_EXTRACTION"),
+        (EncodzallForSequenceClassification, "SEQ_CLS"),
+        (EncodzallForTokenClassification, "TOKEN_CLS"),
+    ],
+)
+@each_kind
+def test_adapters_of_the_encoders(model_class, task, kind):
+    model = encodzall_setup.build(model_class=model_class, num_labels=2)
+    inputs = encodzall_setup.encode(["some words", "of a text"])
+    labels = {"SEQ_CLS": torch.tensor([0, 1]), "TOKEN_CLS": torch.ones_like(inputs["input_ids"])}.get(task)
+    given = dict(inputs) if labels is None else {**inputs, "labels": labels}
+    adapted = adapt(model, kind, task)
+    if kind == "lora":
+        output = adapted(**given)
+        (output.pooler_output.square().mean() if labels is None else output.loss).backward()
+        assert all(p.grad is not None for p in adapted.parameters() if p.requires_grad)
+    else:  # the encoders have no cache that a prefix could fill
+        with pytest.raises(ValueError, match="past.key.values" if kind == "prefix" else NO_IDS):
+            adapted(**given)

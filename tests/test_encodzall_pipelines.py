@@ -1,0 +1,136 @@
+"""Tagging words with EncodZall as with a BERT: words in, words out, with the tools of transformers."""
+
+import json
+import math
+
+import encodzall_setup
+import pytest
+import torch
+from encodzall_setup import EQUAL, tokenizer
+from torch import nn
+from transformers import DataCollatorForTokenClassification, pipeline
+from transformers.pipelines.base import PipelineException
+
+from latentlm import EncodzallForTokenClassification
+from latentlm.models.encodzall_pipelines import WordTaggingPipeline
+
+LABELS = ["O", "B-PER", "I-PER", "B-LOC"]
+WORDS = ["Guido", "van", "Rossum", "visits", "Köln", "日本"]
+TAGS = ["B-PER", "I-PER", "I-PER", "O", "B-LOC", "B-LOC"]
+TEXT = " ".join(WORDS)
+ENTITIES = [("PER", "Guido van Rossum"), ("LOC", "Köln"), ("LOC", "日本")]
+
+
+class Tags(nn.Module):
+    """A head that gives the words of `WORDS`, in their order, the labels of `TAGS`."""
+
+    def forward(self, words: torch.Tensor) -> torch.Tensor:
+        wanted = torch.tensor([LABELS.index(tag) for tag in [*TAGS, "O"]])  # the last word is the end of the text
+        return 9.0 * nn.functional.one_hot(wanted, len(LABELS)).float().expand(len(words), -1, -1)
+
+
+@pytest.fixture
+def tagger() -> EncodzallForTokenClassification:
+    names = dict(enumerate(LABELS))
+    model = encodzall_setup.build(
+        model_class=EncodzallForTokenClassification, id2label=names, label2id={name: i for i, name in names.items()}
+    )
+    model.classifier = Tags()
+    return model
+
+
+@pytest.mark.parametrize("strategy", ["first", "max", "average"])
+@pytest.mark.parametrize("space", [" ", "  ", "\n", " \t"])
+def test_the_pipeline_shows_whole_words_with_offsets(tagger, strategy, space):
+    kinds = {"tokenizer": tokenizer, "pipeline_class": WordTaggingPipeline}
+    tag = pipeline("token-classification", tagger, aggregation_strategy=strategy, **kinds)
+    text = space.join(WORDS)
+    [given] = tag(WORDS, is_split_into_words=True)
+    for found, whole, between in ((tag(text), text, space), (given, TEXT, " ")):
+        shown = [(part["entity_group"], whole[part["start"] : part["end"]]) for part in found]
+        assert shown == [(label, words.replace(" ", between)) for label, words in ENTITIES]
+        assert all(part["score"] > 0.99 for part in found)
+    assert [part["word"] for part in tag("Guido van Rossum visits Köln 日本")][1:] == ["Köln", "日本"]
+
+
+@pytest.mark.filterwarnings("ignore:Tokenizer does not support real words")
+def test_the_stock_pipeline_is_right_for_words_in_ascii_between_spaces(tagger):
+    """As far as it goes: docs/limits.md."""
+    tag = pipeline("token-classification", tagger, tokenizer=tokenizer, aggregation_strategy="first")
+    text = "Guido van Rossum visits Koln Rome"
+    shown = [(part["entity_group"], text[part["start"] : part["end"]]) for part in tag(text)]
+    assert shown == [("PER", "Guido van Rossum"), ("LOC", "Koln"), ("LOC", "Rome")]
+
+
+def test_masked_words_are_filled_by_a_pipeline(tmp_path):
+    model = encodzall_setup.build()
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    [[words]] = model.fill_mask(["the c<vowel>t  sat"], tokenizer, top_k=3)
+    fill = pipeline("fill-mask", str(tmp_path), trust_remote_code=True)
+    expected = [
+        {
+            "score": pytest.approx(math.exp(score), rel=1e-4),
+            "token": [*word.encode()],
+            "token_str": word,
+            "sequence": f"the {word}  sat",
+        }
+        for word, score in words
+    ]
+    assert fill("the c<vowel>t  sat", top_k=3) == expected
+    first, second = fill("a<any> and <mask>", top_k=2)
+    assert first[0]["sequence"] == f"{first[0]['token_str']} and <mask>"
+    assert second[1]["sequence"] == f"a<any> and {second[1]['token_str']}"
+    assert len(fill(["<mask>", "so <mask>"])) == 2
+    with pytest.raises(PipelineException, match="no mask in 'nothing'"):
+        fill("nothing")
+    fill.model.save_pretrained(tmp_path / "again")  # `pipeline` leaves no classes in the configuration
+
+
+STRANGER = """
+import json, sys
+from transformers import pipeline
+tag = pipeline("token-classification", sys.argv[1], trust_remote_code=True, aggregation_strategy="first")
+print(json.dumps([part["word"] for part in tag("é e\\nè")]))
+"""
+
+
+def test_a_saved_tagger_brings_its_pipeline(tmp_path, run_without_latentlm):
+    labels = {0: "B-ONE", 1: "B-OTHER"}  # each word is then shown by itself
+    encodzall_setup.build(model_class=EncodzallForTokenClassification, id2label=labels).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    assert json.loads(run_without_latentlm(STRANGER, tmp_path)) == ["é", "e", "è"]
+
+
+def test_single_ids_are_shown_with_the_tag_of_their_word(tagger):
+    found = pipeline("token-classification", tagger, tokenizer=tokenizer, ignore_labels=[])(TEXT)
+    tags = [tag for word, tag in zip(WORDS, TAGS, strict=True) for _ in word.encode()]  # not of the space between
+    assert [part["entity"] for part in found] == tags
+
+
+def test_white_space_is_marked_as_no_word_of_its_own():
+    encoded = tokenizer(" a\tb <mask>", return_special_tokens_mask=True)
+    assert encoded["special_tokens_mask"] == [1, 0, 1, 0, 1, 0, 1]
+    mask = tokenizer.get_special_tokens_mask([256, *b"a b", 258], already_has_special_tokens=True)
+    assert mask == [1, 0, 1, 0, 1]
+
+
+def test_the_usual_recipe_trains_on_the_first_id_of_each_word():
+    """Words in, `word_ids()` of the encoding, -100 at all but the first id of each, the stock collator: the loss is the
+    mean over the words, and the words are the model's."""
+    sentences = [(WORDS, TAGS), (["a", "longwordthatiscut"], ["B-LOC", "O"])]
+    rows = []
+    for words, tags in sentences:
+        encoded = tokenizer(words, is_split_into_words=True)
+        previous, labels = None, []
+        for word in encoded.word_ids():
+            labels.append(-100 if word is None or word == previous else LABELS.index(tags[word]))
+            previous = word
+        assert sum(label != -100 for label in labels) == len(words)
+        rows.append({**encoded, "labels": labels})
+    model = encodzall_setup.build(model_class=EncodzallForTokenClassification, num_labels=len(LABELS))
+    batch = DataCollatorForTokenClassification(tokenizer)(rows)
+    output = model(**batch)
+    wanted = torch.tensor([LABELS.index(tag) for _, tags in sentences for tag in tags])
+    of_words = torch.cat((output.word_logits[0, :6], output.word_logits[1, :2]))  # "longwordthatiscut" is cut in two
+    torch.testing.assert_close(output.loss, nn.functional.cross_entropy(of_words, wanted), **EQUAL)

@@ -1,0 +1,304 @@
+"""What people give to Trainer, given to LatentTrainer and its subclasses: it works as documented, or it is refused."""
+
+import ast
+import inspect
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from architectures import ARCHITECTURES, Case, token_ids
+from encodzall_setup import build as build_encodzall
+from test_encodzall_training import rows_of as encodzall_rows
+from test_fsq_training import CHUNKS
+from test_fsq_training import rows_of as chunk_rows
+from test_fsq_training import small as small_autoencoder
+from torch import nn
+from torch.utils.data import Dataset, IterableDataset
+from training_setup import Rows, make_model, make_trainer, metrics_of, weights_of
+from transformers import Trainer, TrainingArguments
+
+from latentlm import training
+from latentlm.training import TRAINERS, LatentTrainer, LatentTrainingArguments
+from latentlm.training.arguments import FIXED_OPTIONS
+
+TEXTS = ["Words of a text.", "Some more of them.", "a", "The last words are here."]
+
+
+class TokenRows(Dataset):
+    """Rows of 12 ids for the tiny models of the table; one has no label at all."""
+
+    def __init__(self, count: int):
+        self.ids = token_ids(count, 12, seed=3)
+        self.labels = self.ids.clone()
+        self.labels[1] = -100
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        return {"input_ids": self.ids[index], "labels": self.labels[index]}
+
+
+class Streamed(IterableDataset):
+    def __init__(self, rows: Dataset):
+        self.rows = rows
+
+    def __iter__(self):
+        return (self.rows[index] for index in range(len(self.rows)))
+
+
+def model_and_rows(model_type: str) -> tuple[nn.Module, Dataset]:
+    if model_type == "encodzall":
+        return build_encodzall(), encodzall_rows(TEXTS)
+    if model_type == "fsq_autoencoder":
+        return small_autoencoder(), chunk_rows(CHUNKS, [1] * len(CHUNKS))
+    architecture = next(row for row in ARCHITECTURES if row.name == model_type)
+    return Case(architecture, architecture.typical).model(), TokenRows(5)
+
+
+def trainer_for(folder: Path, model: nn.Module, options: dict[str, Any] | None = None, **arguments: Any) -> Trainer:
+    trainer_class = TRAINERS[model.config.model_type]
+    defaults = {"output_dir": str(folder), "sample_prompts": 0, "disable_tqdm": True, "report_to": "none"}
+    return trainer_class(model=model, args=trainer_class.arguments_class(**defaults | arguments), **options or {})
+
+
+def labels_of(rows: Dataset) -> np.ndarray:
+    return np.stack([np.asarray(rows[index]["labels"]) for index in range(len(rows))])
+
+
+# ---- Each row once ----
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["rows", "stream"])
+@pytest.mark.parametrize("model_type", TRAINERS)
+def test_metrics_and_predictions_get_each_row_once(tmp_path, model_type, stream):
+    model, rows = model_and_rows(model_type)
+    seen = []
+
+    def compute_metrics(prediction) -> dict[str, float]:
+        seen.append(prediction)
+        return {"rows": len(prediction.predictions)}
+
+    given = Streamed(rows) if stream else rows
+    for batch in (2, 3, 8):  # of 4 or 5 rows: the last batch is full, partly filled, or the only one
+        options = {"eval_dataset": given, "compute_metrics": compute_metrics}
+        trainer = trainer_for(tmp_path, model, options, per_device_eval_batch_size=batch)
+        metrics = trainer.evaluate()
+        output = trainer.predict(given)
+        assert metrics["eval_rows"] == output.metrics["test_rows"] == len(rows)
+        assert metrics["eval_loss"] == pytest.approx(output.metrics["test_loss"], rel=1e-5)
+        np.testing.assert_array_equal(seen[-1].label_ids, labels_of(rows))
+        np.testing.assert_array_equal(seen[-2].label_ids, labels_of(rows))
+        assert output.predictions.shape[0] == len(rows)
+        assert metrics["eval_samples_per_second"] / metrics["eval_steps_per_second"] == pytest.approx(
+            len(rows) / -(-len(rows) // batch), rel=0.02
+        )
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"eval_accumulation_steps": 1},
+        {"eval_do_concat_batches": False},
+        {"batch_eval_metrics": True},
+        {"include_for_metrics": ["inputs"]},
+        {"dataloader_drop_last": True},
+    ],
+    ids=str,
+)
+def test_options_of_the_evaluation_loop(tmp_path, arguments):
+    """With each of them, `compute_metrics` and `preprocess_logits_for_metrics` see the rows that are there."""
+    rows, found = Rows(11, seed=1), []
+
+    def compute_metrics(prediction, compute_result: bool = True) -> dict[str, float]:
+        found.append(prediction)
+        parts = [np.concatenate(p) if isinstance(p, list) else np.asarray(p) for p in prediction]
+        return {"right": float((parts[0][:, :-1] == parts[1][:, 1:]).sum()), "rows": len(parts[0])}
+
+    options = {
+        "compute_metrics": compute_metrics,
+        "preprocess_logits_for_metrics": lambda logits, labels: logits.argmax(-1),
+    }
+    model = make_model()
+    trainer = make_trainer(tmp_path, model, evaluation=rows, options=options, **arguments)
+    metrics = trainer.evaluate()
+    with torch.no_grad():
+        batch = torch.stack([rows[i]["input_ids"] for i in range(11)])
+        predictions = model(batch).logits.argmax(-1)
+    labels = torch.stack([rows[i]["labels"] for i in range(11)])
+    if trainer.args.batch_eval_metrics:
+        assert [len(prediction.predictions) for prediction in found] == [4, 4, 3]
+        predictions, labels = predictions[8:], labels[8:]
+    assert metrics["eval_rows"] == len(labels)
+    assert metrics["eval_right"] == (predictions[:, :-1] == labels[:, 1:]).sum()
+    if trainer.args.include_for_metrics:
+        np.testing.assert_array_equal(found[0].inputs, batch)
+
+
+def test_rows_without_labels_are_refused(tmp_path):
+    rows = [{"input_ids": torch.arange(10)} for _ in range(3)]
+    with pytest.raises(ValueError, match="the rows to evaluate have no `labels`, only input_ids"):
+        make_trainer(tmp_path).predict(rows)
+
+
+# ---- Arguments of the constructor ----
+
+WORKS = {
+    *("model", "args", "data_collator", "train_dataset", "eval_dataset", "processing_class", "callbacks"),
+    *("compute_loss_func", "compute_metrics", "preprocess_logits_for_metrics"),
+    *("optimizers", "optimizer_cls_and_kwargs"),
+}
+"""Tested in this file, or by every test that trains."""
+
+
+def test_every_argument_of_trainer_is_known():
+    """A new one has to be tried: it works, or it is refused."""
+    assert set(inspect.signature(Trainer.__init__).parameters) == WORKS | {"self", "model_init"}
+
+
+@pytest.mark.parametrize("model_type", TRAINERS)
+def test_arguments_that_would_be_passed_over_are_refused(tmp_path, model_type):
+    model, _ = model_and_rows(model_type)
+    trainer_class = TRAINERS[model_type]
+    arguments = trainer_class.arguments_class(str(tmp_path), report_to="none")
+    with pytest.raises(ValueError, match="model_init would build the model anew"):
+        trainer_class(model_init=lambda: model, args=arguments)
+    for wrong in (None, TrainingArguments(str(tmp_path), report_to="none", use_cpu=True)):
+        with pytest.raises(ValueError, match=f"args is .* reads fields of {trainer_class.arguments_class.__name__}"):
+            trainer_class(model=model, args=wrong)
+
+
+def test_context_parallel_evaluations_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(LatentTrainer, "get_cp_size", lambda self: 2)
+    with pytest.raises(ValueError, match="cp_size is 2"):
+        make_trainer(tmp_path)
+
+
+@pytest.mark.parametrize("model_type", TRAINERS)
+def test_compute_loss_func_is_what_is_trained_on(tmp_path, model_type):
+    """Twice the model's loss in place of it: twice the gradient, with the model's own terms logged beside."""
+    model, rows = model_and_rows(model_type)
+    start = {name: value.clone() for name, value in model.state_dict().items()}
+    logs, moved = {}, {}
+
+    def twice(outputs, labels, num_items_in_batch=None) -> torch.Tensor:
+        assert labels.shape[0] == 2 and num_items_in_batch > 0
+        return 2 * outputs["loss"]
+
+    for name, function in (("own", None), ("twice", twice)):
+        model.load_state_dict(start)
+        trainer = trainer_for(
+            tmp_path / name, model, {"train_dataset": rows, "compute_loss_func": function},
+            max_steps=1, logging_steps=1,
+            per_device_train_batch_size=2, gradient_accumulation_steps=2, optim="sgd", learning_rate=1e-3,
+            max_grad_norm=0.0, save_strategy="no", lr_scheduler_type="constant",
+        )  # fmt: skip
+        before = weights_of(trainer)
+        trainer.train()
+        moved[name] = torch.cat([(value - before[name]).flatten() for name, value in weights_of(trainer).items()])
+        logs[name] = metrics_of(tmp_path / name)[0]
+    torch.testing.assert_close(moved["twice"], 2 * moved["own"], rtol=1e-2, atol=1e-6)
+    assert moved["own"].norm() > 0
+    assert logs["twice"]["loss"] == pytest.approx(2 * logs["own"]["loss"], rel=1e-5)
+    for name in logs["own"]:
+        if name.endswith("_loss"):
+            assert logs["twice"][name] == pytest.approx(logs["own"][name], rel=1e-5)
+
+
+def test_the_given_optimizer_and_schedule_are_used(tmp_path):
+    for number, given in enumerate(("optimizers", "optimizer_cls_and_kwargs")):
+        model = make_model()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.25)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
+        options = {
+            "optimizers": {"optimizers": (optimizer, schedule)},
+            "optimizer_cls_and_kwargs": {"optimizer_cls_and_kwargs": (torch.optim.SGD, {"lr": 0.25})},
+        }
+        trainer = make_trainer(
+            tmp_path / str(number), model, options=options[given], max_steps=1, lr_scheduler_type="constant"
+        )
+        trainer.train()
+        assert isinstance(trainer.optimizer.optimizer, torch.optim.SGD)
+        assert trainer.state.log_history[0]["learning_rate"] == 0.25
+
+
+# ---- Options of the training arguments ----
+
+REFUSED = [
+    ({"label_smoothing_factor": 0.1}, "label_smoothing_factor is 0.1, but .* it must be 0"),
+    ({"average_tokens_across_devices": False}, "average_tokens_across_devices is False, but .* it must be True"),
+    ({"label_names": ["input_ids"]}, r"label_names is \['input_ids'\], but .* it must be None"),
+    ({"use_liger_kernel": True}, "use_liger_kernel is True, but .* it must be False"),
+    ({"auto_find_batch_size": True}, "auto_find_batch_size is True, but .* it must be False"),
+    ({"enable_jit_checkpoint": True}, "enable_jit_checkpoint is True, but .* it must be False"),
+    ({"eval_use_gather_object": True}, "eval_use_gather_object is True, but .* it must be False"),
+    ({"include_for_metrics": ["loss"]}, "include_for_metrics holds 'loss'"),
+    ({"include_for_metrics": ["inputs"], "batch_eval_metrics": True}, "include_for_metrics holds 'inputs'"),
+]
+
+
+@pytest.mark.parametrize(("fields", "message"), REFUSED, ids=lambda value: str(value))
+def test_options_without_effect_are_refused(tmp_path, fields, message):
+    with pytest.raises(ValueError, match=message):
+        LatentTrainingArguments(str(tmp_path), **fields)
+
+
+def test_every_fixed_option_is_tried():
+    assert FIXED_OPTIONS.keys() <= {name for fields, _ in REFUSED for name in fields}
+
+
+@pytest.mark.parametrize("model_type", TRAINERS)
+def test_noise_on_embeddings_has_an_effect(tmp_path, model_type):
+    """NEFTune hooks the module that `get_input_embeddings` names: that one must be called."""
+    model, rows = model_and_rows(model_type)
+    start = {name: value.clone() for name, value in model.state_dict().items()}
+    losses = []
+    if model_type == "encodzall":
+        with pytest.raises(ValueError, match="neftune_noise_alpha is 50"):
+            trainer_for(tmp_path, model, neftune_noise_alpha=50.0)
+        return
+    for alpha in (None, 50.0):
+        model.load_state_dict(start)
+        trainer = trainer_for(
+            tmp_path / str(alpha), model, {"train_dataset": rows}, max_steps=1, logging_steps=1, save_strategy="no",
+            neftune_noise_alpha=alpha,
+        )  # fmt: skip
+        trainer.train()
+        losses.append(metrics_of(tmp_path / str(alpha))[0]["loss"])
+    assert losses[0] != pytest.approx(losses[1], rel=1e-4)
+
+
+# ---- Private methods of Trainer ----
+
+PRIVATE = {
+    *("_get_dataloader", "_get_output_dir", "_issue_warnings_after_load", "_prepare_inputs", "_run_epoch", "_save"),
+    *("_save_checkpoint", "_set_signature_columns_if_needed"),
+}
+"""Those that the trainers override or call: transformers may change them in any minor release."""
+
+
+def private_names() -> set[str]:
+    """Methods of `Trainer` with a leading underscore that the files of latentlm.training define or use."""
+    trees = [ast.parse(path.read_text(encoding="utf-8")) for path in Path(training.__file__).parent.glob("*.py")]
+    nodes = [node for tree in trees for node in ast.walk(tree)]
+    found = {node.name for node in nodes if isinstance(node, ast.FunctionDef)}
+    found |= {node.attr for node in nodes if isinstance(node, ast.Attribute)}
+    return {name for name in found if re.match("_[^_]", name) and inspect.isfunction(getattr(Trainer, name, None))}
+
+
+def test_the_list_of_private_methods_is_complete():
+    assert private_names() == PRIVATE
+
+
+@pytest.mark.parametrize("name", sorted(PRIVATE))
+def test_trainer_still_has_and_calls_a_private_method(name):
+    """One that is gone, or that nobody calls, would leave what is written here without effect."""
+    assert f"self.{name}(" in inspect.getsource(Trainer)
+    parameters = list(inspect.signature(getattr(Trainer, name)).parameters)
+    for trainer_class in {LatentTrainer, *TRAINERS.values()}:
+        ours = inspect.signature(getattr(trainer_class, name)).parameters
+        passed_on = any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in ours.values())
+        assert passed_on or list(ours) == parameters
