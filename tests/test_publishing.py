@@ -360,7 +360,8 @@ def test_cards_of_the_published_folders(folder):
     card = ModelCard.load(folder / CARD_FILE)
     config = AutoConfig.from_pretrained(folder)
     assert card.data.library_name == "transformers" and card.data.license == "apache-2.0"
-    assert card.data.tags == [config.model_type, "latentlm"]
+    embeds = ["sentence-transformers"] if config.model_type == "encodzall" else []
+    assert card.data.tags == [config.model_type, "latentlm", *embeds]
     heads = [head for head in (AutoModelForCausalLM, AutoModelForSeq2SeqLM) if head.__name__ in config.auto_map]
     auto_class = heads[0] if heads else AutoModel
     with torch.device("meta"):

@@ -111,8 +111,7 @@ class AbstractinatorModel(AbstractinatorPreTrainedModel):
         size = level.embedding.num_ids
         for owner in (level.entropy_model, level):
             if hasattr(owner, "head"):
-                head = owner.head.out[0]
-                owner.head.out[0] = self._get_resized_lm_head(head, size, mean_resizing=mean_resizing)
+                owner.head.resize(lambda layer: self._get_resized_lm_head(layer, size, mean_resizing=mean_resizing))
         self.config.vocab_size = self.vocab_size = size
         level.alphabet = replace(level.alphabet, num_ids=size, num_codes=size)
         return level.embedding.table
@@ -384,7 +383,7 @@ class AbstractinatorForCausalLM(
         return self.model.get_input_embeddings()
 
     def get_output_embeddings(self) -> nn.Module:
-        return self.model.levels[0].head.output_layer
+        return self.model.levels[0].head.out[0]
 
     def set_output_embeddings(self, value: nn.Module) -> None:
         self.model.levels[0].head.out[0] = value

@@ -12,9 +12,9 @@ class TakesCache:
     """Goes before `PreTrainedModel` among the bases: transformers 5.24 gives models `cache`, where it gave them
     `past_key_values` before. Outputs that inherit from those of transformers know both names."""
 
-    def __call__(self, *args: Any, cache: Cache | None = None, **kwargs: Any) -> Any:
-        if cache is not None:
-            kwargs["past_key_values"] = cache
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(kwargs.get("cache"), Cache):  # the paged one of `generate_batch` is none, and has that name only
+            kwargs["past_key_values"] = kwargs.pop("cache")
         return super().__call__(*args, **kwargs)
 
 

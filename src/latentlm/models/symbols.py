@@ -1,5 +1,7 @@
 """Symbols of an alphabet, of one digit or several: their embedding, and the distribution of the next one."""
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 
@@ -35,9 +37,10 @@ class LinearProduct(nn.Module):
 
     bias = None
 
-    def __init__(self, first: nn.Linear, second: nn.Linear):
+    def __init__(self, in_features: int, size: int, out_features: int):
         super().__init__()
-        self.first, self.second = first, second
+        self.first = nn.Linear(in_features, size, bias=False)
+        self.second = nn.Linear(size, out_features, bias=False)
 
     @property
     def weight(self) -> torch.Tensor:
@@ -64,22 +67,25 @@ class SymbolHead(nn.Module):
         if num_digits > 1:
             self.digits = SymbolEmbedding(config, num_ids, num_digits, size)
             self.norm = rms_norm(config)
-        down = [nn.Linear(config.hidden_size, size, bias=False) if size else nn.Identity() for _ in range(num_digits)]
-        self.down = nn.ModuleList(down)
-        out = [nn.Linear(size or config.hidden_size, num_ids, bias=False) for _ in range(num_digits)]
-        self.out = nn.ModuleList(out)
+        width = config.hidden_size
+        self.out = nn.ModuleList(
+            LinearProduct(width, size, num_ids) if size else nn.Linear(width, num_ids, bias=False)
+            for _ in range(num_digits)
+        )
 
-    @property
-    def output_layer(self) -> nn.Module:
-        """From hidden states to logits of the first digit."""
-        down, out = self.down[0], self.out[0]
-        return out if isinstance(down, nn.Identity) else LinearProduct(down, out)
+    def resize(self, resized: Callable[[nn.Linear], nn.Linear]) -> None:
+        """Replace the layer that has an output for each id of the first digit."""
+        layer = self.out[0]
+        if isinstance(layer, LinearProduct):
+            layer.second = resized(layer.second)
+        else:
+            self.out[0] = resized(layer)
 
     def digit_logits(self, hidden_states: torch.Tensor, known: torch.Tensor | None, k: int) -> torch.Tensor:
         """Logits `(..., num_ids)` of digit k given those before it, `known` `(..., >= k)`."""
         if k:
             hidden_states = hidden_states + self.norm(self.digits(known, k))
-        return self.out[k](self.down[k](hidden_states))
+        return self.out[k](hidden_states)
 
     def losses(self, hidden_states: torch.Tensor, symbols: torch.Tensor) -> torch.Tensor:
         """Cross-entropy in nats `(n,)`, float32, of symbols `(n, digits)` that follow hidden states `(n, D)`."""
