@@ -228,6 +228,21 @@ def test_the_loop_moves_the_strength_by_the_loss_on_corrupted_bytes(tmp_path):
     assert {"noise_set_point", "noise_error", "noise_p", "noise_i", "noise_d", "noise_saturated"} <= entry.keys()
 
 
+def test_micro_batches_move_the_loop_as_one_batch_does(tmp_path):
+    texts = ["some words here", "and others", "a third text", "x"]
+    states = []
+    for size in (4, 1):
+        options = {"per_device_train_batch_size": size, "gradient_accumulation_steps": 4 // size, "max_steps": 3}
+        options |= {"noise_set_point": 5.0, "noise_strength": 0.5, "learning_rate": 0.0}
+        trainer = make_trainer(tmp_path / str(size), build(), texts, **options)
+        trainer.train()
+        states.append(trainer.pid.state()["attributes"])
+    whole, parts = states
+    assert parts["strength"] == pytest.approx(whole["strength"], rel=1e-4) != 0.5
+    assert parts["mean"] == pytest.approx(whole["mean"], rel=1e-4)
+    assert parts["errors"] == pytest.approx(whole["errors"], rel=1e-4)
+
+
 @pytest.mark.parametrize("options", [[], REALISTIC], ids=["masks", "realistic"])
 def test_a_resumed_run_is_the_uninterrupted_one(recipe, tmp_path, options):
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"

@@ -13,6 +13,8 @@ from architectures import (
     typical_causal_case,
 )
 
+from latentlm.models.positions import packs_documents
+
 LENGTHS = [5, 1, 3, 8]
 
 
@@ -57,6 +59,24 @@ def test_a_mask_of_ones_lets_no_packed_document_see_another(case: Case, backend:
     packed = model(ids, position_ids=positions, attention_mask=torch.ones_like(ids))
     torch.testing.assert_close(packed.logits, model(ids, position_ids=positions).logits, rtol=1e-5, atol=2e-5)
     assert packed.past_key_values is None  # nobody continues several documents
+
+
+@pytest.mark.parametrize(
+    ("positions", "mask", "packs"),
+    [
+        ([0, 0], [1, 1], True),  # documents of one token
+        ([0, 1, 0], [1, 1, 1], True),
+        ([0, 1, 0], [1, 1, 0], False),  # padding
+        ([0, 0, 1], [0, 1, 1], False),
+        ([3, 4, 5], [1, 1, 1], False),
+        ([3, 0, 1], [1, 1, 1], True),  # the end of a document that began before
+    ],
+)
+def test_a_document_begins_where_a_real_token_follows_another_at_position_0(positions, mask, packs):
+    positions, mask = torch.tensor([positions]), torch.tensor([mask])
+    assert packs_documents(positions, mask, None) == packs
+    if mask.all():
+        assert packs_documents(positions, None, None) == packs
 
 
 @pytest.mark.parametrize("mode", ["train", "eval"])
