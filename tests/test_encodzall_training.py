@@ -228,6 +228,15 @@ def test_the_loop_moves_the_strength_by_the_loss_on_corrupted_bytes(tmp_path):
     assert {"noise_set_point", "noise_error", "noise_p", "noise_i", "noise_d", "noise_saturated"} <= entry.keys()
 
 
+def test_every_evaluation_of_a_run_has_the_same_noise(tmp_path):
+    options = {"max_steps": 2, "learning_rate": 0.0, "eval_strategy": "steps", "eval_steps": 1, "noise_strength": 0.5}
+    trainer = make_trainer(tmp_path, build(), ["some words here", "and others"], **options)
+    trainer.train()
+    first, second = (entry for entry in trainer.state.log_history if "eval_loss" in entry)
+    assert first["eval_corrupted_loss"] == second["eval_corrupted_loss"]
+    assert first["eval_loss"] == second["eval_loss"]
+
+
 def test_micro_batches_move_the_loop_as_one_batch_does(tmp_path):
     texts = ["some words here", "and others", "a third text", "x"]
     states = []
