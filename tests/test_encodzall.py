@@ -299,8 +299,10 @@ def test_an_id_has_the_logits_of_its_word():
     of_words = output.word_logits[[0, 0, 1, 1, 1], [0, 1, 0, 1, 2]]
     expected = nn.functional.cross_entropy(of_words, torch.tensor([0, 1, 1, 0, 1]))
     torch.testing.assert_close(output.loss, expected)
-    with pytest.raises(ValueError, match=r"`labels` are \(2, 4\), but must be \(2, 18\)"):
-        model(**inputs, labels=torch.zeros(2, 4).long())
+    by_word = torch.tensor([[0, 1, -100, -100], [1, 0, 1, -100]])
+    torch.testing.assert_close(model(**inputs, labels=by_word).loss, expected)
+    with pytest.raises(ValueError, match=r"`labels` are \(2, 3\), but must be \(2, 18\), .* or \(2, 4\), one per word"):
+        model(**inputs, labels=torch.zeros(2, 3).long())
 
 
 OPTIONS = {

@@ -237,14 +237,29 @@ def test_the_first_vectors_are_the_first_codebook():
     assert code_usage(torch.bincount(read(module, given).codes[:, 0], minlength=K))[1] == 1
 
 
-@pytest.mark.parametrize("keys", [True, False], ids=["evaluation", "no_keys"])
-def test_evaluation_and_forwards_without_keys_change_nothing(keys):
-    module = build().train(not keys)
+@pytest.mark.parametrize("how", ["evaluation", "no_gradient", "frozen"])
+def test_forwards_that_train_nothing_change_nothing(how):
+    module = build().train(how != "evaluation").requires_grad_(how != "frozen")
     before = state(module)
-    module(vectors(9), everything(9), keys_of(vectors(9)) if keys else None)
+    with torch.set_grad_enabled(how != "no_gradient"):
+        module(vectors(9), everything(9), keys_of(vectors(9)) if how == "evaluation" else None)
     module.update()
     for name, value in state(module).items():
         assert torch.equal(value, before[name])
+
+
+def test_vectors_without_keys_are_told_apart_by_their_bits():
+    """For users of the module alone: micro-batches move it as one batch does."""
+    whole, parts = build(), build()
+    given = vectors(40)
+    whole(given, everything(40))
+    for part in given.split(10):
+        parts(part, everything(10))
+    for module in (whole, parts):
+        module.update()
+        assert code_usage(torch.bincount(read(module, given).codes[:, 0], minlength=K))[1] == 1
+    for name, value in state(whole).items():
+        torch.testing.assert_close(state(parts)[name], value)
 
 
 @pytest.mark.parametrize("use_reentrant", [False, True])

@@ -451,13 +451,13 @@ class EncodzallForTokenClassification(EncodzallPreTrainedModel):
         input_ids: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
         word_ids: torch.LongTensor | None = None,
-        labels: torch.LongTensor | None = None,  # (B, T), of one id of each word or of all of them; -100 is ignored
+        labels: torch.LongTensor | None = None,  # (B, T) of ids, one of each word or all, or (B, S) of words; -100: none
         num_items_in_batch: torch.Tensor | int | None = None,  # labels of all micro-batches and processes
         **kwargs,
     ) -> EncodzallTokenClassifierOutput:
         """
         Raises:
-            ValueError: if there is not one label per id.
+            ValueError: if there is neither one label per id nor one per word.
         """
         outputs = self.model(input_ids, attention_mask, word_ids, **kwargs)
         word_logits = self.classifier(outputs.last_hidden_state)  # (B, S, num_labels)
@@ -465,12 +465,14 @@ class EncodzallForTokenClassification(EncodzallPreTrainedModel):
         logits = word_logits.gather(1, word_of_id) * (outputs.word_ids >= 0).unsqueeze(-1)
         loss = None
         if labels is not None:
-            if labels.shape != input_ids.shape:
+            of_words = labels.shape != input_ids.shape
+            if of_words and labels.shape != word_logits.shape[:2]:
                 raise ValueError(
-                    f"`labels` are {tuple(labels.shape)}, but must be {tuple(input_ids.shape)}, as `input_ids`: "
-                    "each word's label at its first id, -100 at the others."
+                    f"`labels` are {tuple(labels.shape)}, but must be {tuple(input_ids.shape)}, as `input_ids` (each "
+                    f"word's label at its first id, -100 at the others), or {tuple(word_logits.shape[:2])}, one per word."
                 )
-            loss = self.loss_function(logits, labels, self.config, num_items_in_batch=num_items_in_batch)
+            scored = word_logits if of_words else logits
+            loss = self.loss_function(scored, labels, self.config, num_items_in_batch=num_items_in_batch)
         return EncodzallTokenClassifierOutput(
             loss, logits, outputs.hidden_states, outputs.attentions, word_logits=word_logits
         )

@@ -104,7 +104,8 @@ class VectorQuantizer(Float32Buffers):
         vectors: `(..., D)`.
         real: `(...)`, bool; other rows take no part in anything.
         keys: `(...)`, int64, what tells vectors apart that are not alike ([`prefix_keys`]): recent ones are chosen by
-            it. In training statistics are gathered where it is given.
+            it. Without it their bits do, which may differ in the last place between divisions of a batch; then
+            statistics are gathered only where there are gradients.
         """
         with torch.autocast(vectors.device.type, enabled=False):
             latents = self.norm(self.down(vectors[real].to(self.norm.weight.dtype))).float()  # (N, code_dim)
@@ -116,8 +117,10 @@ class VectorQuantizer(Float32Buffers):
             total, residual = total + entry, residual - entry
             codes.append(code)
         codes = torch.stack(codes, -1)
-        if keys is not None and self.training and not in_backward():
-            found = Statistics.of(self.codebook, codes, torch.stack(residuals, 1), scrambled(keys[real] ^ self.updates))
+        trains = keys is not None or (torch.is_grad_enabled() and self.norm.weight.requires_grad)
+        if self.training and trains and not in_backward():
+            keys = bit_keys(latents.detach()) if keys is None else keys[real]
+            found = Statistics.of(self.codebook, codes, torch.stack(residuals, 1), scrambled(keys ^ self.updates))
             self.gathered = found if self.gathered is None else self.gathered + found
         total = total.detach()
         commitment = (latents - total).square().mean(-1)
@@ -295,6 +298,13 @@ def prefix_keys(ids: torch.Tensor) -> torch.Tensor:
     makes of it, it depends neither on the shape of a batch nor on the place in it."""
     places = torch.arange(ids.shape[1], device=ids.device)
     return scrambled((places << 32) + ids).cumsum(1)
+
+
+def bit_keys(vectors: torch.Tensor) -> torch.Tensor:
+    """A number for each vector `(N, code_dim)`, float32, the same for those of the same bits."""
+    bits = vectors.contiguous().view(torch.int32).long()
+    places = torch.arange(bits.shape[1], device=bits.device)
+    return scrambled((places << 32) + bits).sum(1)
 
 
 def processes() -> int:
