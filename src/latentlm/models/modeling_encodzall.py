@@ -451,7 +451,7 @@ class EncodzallForTokenClassification(EncodzallPreTrainedModel):
         input_ids: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
         word_ids: torch.LongTensor | None = None,
-        labels: torch.LongTensor | None = None,  # (B, T) of ids, one of each word or all, or (B, S) of words; -100: none
+        labels: torch.LongTensor | None = None,  # (B, T) of ids, one or all of each word, or (B, S) of words; -100: no
         num_items_in_batch: torch.Tensor | int | None = None,  # labels of all micro-batches and processes
         **kwargs,
     ) -> EncodzallTokenClassifierOutput:
@@ -468,8 +468,9 @@ class EncodzallForTokenClassification(EncodzallPreTrainedModel):
             of_words = labels.shape != input_ids.shape
             if of_words and labels.shape != word_logits.shape[:2]:
                 raise ValueError(
-                    f"`labels` are {tuple(labels.shape)}, but must be {tuple(input_ids.shape)}, as `input_ids` (each "
-                    f"word's label at its first id, -100 at the others), or {tuple(word_logits.shape[:2])}, one per word."
+                    f"`labels` are {tuple(labels.shape)}, but must be {tuple(input_ids.shape)}, as `input_ids` (the "
+                    f"label of a word at its first id, -100 at the others), or {tuple(word_logits.shape[:2])}, one per "
+                    "word."
                 )
             scored = word_logits if of_words else logits
             loss = self.loss_function(scored, labels, self.config, num_items_in_batch=num_items_in_batch)
