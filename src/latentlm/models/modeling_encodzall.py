@@ -451,7 +451,7 @@ class EncodzallForTokenClassification(EncodzallPreTrainedModel):
         input_ids: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
         word_ids: torch.LongTensor | None = None,
-        labels: torch.LongTensor | None = None,  # (B, T) of ids, one or all of each word, or (B, S) of words; -100: no
+        labels: torch.LongTensor | None = None,  # (B, T) per id, or (B, S) per word; -100 is ignored
         num_items_in_batch: torch.Tensor | int | None = None,  # labels of all micro-batches and processes
         **kwargs,
     ) -> EncodzallTokenClassifierOutput:
