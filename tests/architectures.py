@@ -5,6 +5,7 @@ ignored, doubled or read from the wrong place then changes the output.
 """
 
 import dataclasses
+import re
 import typing
 import zlib
 from collections.abc import Iterator
@@ -138,12 +139,18 @@ def fixed_draw(probability: torch.Tensor) -> torch.Tensor:
     return (probability > (torch.arange(probability.shape[-1]) + 0.5) / probability.shape[-1]).float()
 
 
+RENAMED: list[tuple[str, str]] = []
+"""Regular expressions of parameter names, and what those names were when golden.json was written."""
+
+
 @torch.no_grad()
 def randomise(model: nn.Module) -> None:
     """Give every parameter random values that depend on its name alone, so that two variants of a model agree wherever
     they have the same parameter. A longer table starts with the rows of a shorter one."""
     fixed = [(name, buffer) for name, buffer in model.named_buffers() if name.endswith(("_proj.weight", ".codebook"))]
     for name, parameter in [*model.named_parameters(), *fixed]:
+        for pattern, former in RENAMED:
+            name = re.sub(pattern, former, name)
         generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
         size = max(1 << 16, parameter.numel())
         noise = torch.randn(size, generator=generator)[: parameter.numel()].view_as(parameter)
