@@ -25,12 +25,12 @@ def refuse_embeddings(kwargs: dict[str, Any], reason: str) -> None:
 
 
 def check_filled_cache(past_key_values: Cache | None, config: PreTrainedConfig) -> None:
-    """Check a cache that prefix tuning has filled with keys and values.
+    """Check, once, a cache that prefix tuning may have filled with keys and values.
 
     Raises:
         ValueError: if a layer is missing or has another number of heads.
     """
-    if type(past_key_values) is not DynamicCache or is_torchdynamo_compiling():
+    if type(past_key_values) is not DynamicCache or is_torchdynamo_compiling() or hasattr(past_key_values, "fits"):
         return
     found = [layer.keys.shape[1] for layer in past_key_values.layers if layer.is_initialized]
     if not found:
@@ -42,3 +42,4 @@ def check_filled_cache(past_key_values: Cache | None, config: PreTrainedConfig) 
             f"{heads} heads. Prefix tuning makes all layers alike: it fits a model whose heads are equal, with "
             f"`PrefixTuningConfig(num_layers={len(heads)})`. {WORKS}"
         )
+    past_key_values.fits = True  # the configuration of every layer takes a tenth of a decoding step to make
