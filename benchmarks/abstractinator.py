@@ -140,7 +140,7 @@ PARTS = {"train": train, "matmul": matmul, "generate": generate}
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", default="hub_configs/abstractinator-seed")
+    parser.add_argument("--config", default="hub_configs/abstractinator-original")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--only", nargs="*", choices=PARTS, default=list(PARTS))

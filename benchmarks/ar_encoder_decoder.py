@@ -16,7 +16,7 @@ from latentlm import AREncoderDecoderConfig, AREncoderDecoderForCausalLM
 
 
 def encoder_decoder(length: int, **fields) -> PreTrainedModel:
-    """The seed's sizes with position subtraction."""
+    """The original sizes with position subtraction."""
     config = AREncoderDecoderConfig(max_position_embeddings=length, position_subtraction="plain", **fields)
     return AREncoderDecoderForCausalLM(config)
 

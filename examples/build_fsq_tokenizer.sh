@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # An FSQ tokenizer of 32,768 tokens from text files, in two steps: train the autoencoder (run again, it continues where it
-# stopped) and give every piece a code. About an hour on two CPU cores with the 16,000 steps here; the seed has 100,000.
+# stopped) and give every piece a code. About an hour on two CPU cores with the 16,000 steps here; the original design
+# has 100,000.
 #
 #     [STEPS=16000] [TOKENS=32768] examples/build_fsq_tokenizer.sh OUT TEXT...
 #
@@ -12,7 +13,7 @@ shift
 run=$out-autoencoder
 mkdir -p "$(dirname "$out")"
 cat "$@" > "$out.txt"
-python -m latentlm.train hub_configs/fsq-tokenizer-seed/recipe.yaml \
+python -m latentlm.train hub_configs/fsq-tokenizer-original/recipe.yaml \
     --dataset "$out.txt" --dataset_config null --validation_split null --output_dir "$run" \
     --tokenizer_vocab_size "${TOKENS:-32768}" --learning_rate 2e-3 --lr_scheduler_type cosine --warmup_steps 500 --max_steps "${STEPS:-16000}" --eval_steps 2000
 python -m latentlm.tokenizer build "$run" "$out"

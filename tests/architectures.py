@@ -305,7 +305,7 @@ ARCHITECTURES = [
         sizes=SIZES | {"num_encoder_layers": 2, "num_decoder_layers": 2},
         variants={
             "default": {},
-            "seed": {"position_subtraction": "plain", "embedding_loss": "mse", "embedding_loss_weight": 8.0},
+            "original": {"position_subtraction": "plain", "embedding_loss": "mse", "embedding_loss_weight": 8.0},
             "rotary": {
                 "position_embedding_type": "rotary",
                 "position_subtraction": "layer_norm",
@@ -343,7 +343,7 @@ ARCHITECTURES = [
                 "mask_entropy_loss_weight": 0.5,
             },
         },
-        typical="seed",
+        typical="original",
         tiny="ar-encoder-decoder-tiny",
         loss_base={"embedding_loss": "mse"},
         changes=ENCODER_DECODER_CHANGES,
@@ -358,7 +358,7 @@ ARCHITECTURES = [
         sizes=SIZES | {"num_encoder_layers": 2, "num_decoder_layers": 2},
         variants={
             "default": {},
-            "seed": {
+            "original": {
                 "position_subtraction": "plain",
                 "add_next_position": True,
                 "embedding_loss": "mse",

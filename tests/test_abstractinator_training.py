@@ -25,7 +25,7 @@ from latentlm.training.publishing import published_files, write_card
 
 TESTS = Path(__file__).parent
 TINY = REPOSITORY / "hub_configs" / "abstractinator-tiny"
-SEED = REPOSITORY / "hub_configs" / "abstractinator-seed"
+ORIGINAL = REPOSITORY / "hub_configs" / "abstractinator-original"
 EXPERIMENTS = (
     "regular_flex",
     "regular_sdpa",
@@ -129,15 +129,15 @@ def test_a_base_that_does_not_fit_says_what_is_missing(tmp_path):
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
-def test_the_experiments_of_the_seed_take_two_steps(name, tmp_path):
+def test_the_original_experiments_take_two_steps(name, tmp_path):
     """Small; on sdpa, since flex attention has no backward on CPU."""
     fields = dict(SMALL, bf16="false", attn_implementation="sdpa")
     if name == "regular_flex_512":
         fields |= {"hidden_size": 64}
     if name == "regular_flex_entropy_frozen":
-        first = run(SEED / "recipe-regular_sdpa.yaml", tmp_path / "first", **fields)
+        first = run(ORIGINAL / "recipe-regular_sdpa.yaml", tmp_path / "first", **fields)
         fields["load_entropy_from"] = first
-    folder = run(SEED / f"recipe-{name}.yaml", tmp_path / name, **fields)
+    folder = run(ORIGINAL / f"recipe-{name}.yaml", tmp_path / name, **fields)
     assert metrics_of(folder)[-1]["step"] == 2
     config = json.loads((folder / "config.json").read_text())
     assert config["attention_form"] == ("latent" if name.startswith("mla") else "regular")

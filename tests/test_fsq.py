@@ -10,7 +10,7 @@ from torch import nn
 from latentlm import FSQAutoencoderConfig, FSQAutoencoderModel
 from latentlm.models.fsq import FSQ
 
-SEED_LEVELS = (8, 8, 8, 8, 8, 5, 5, 5)
+ORIGINAL_LEVELS = (8, 8, 8, 8, 8, 5, 5, 5)
 SMALL = {
     "max_chunk_bytes": 8,
     "embedding_size": 8,
@@ -55,11 +55,11 @@ def small(**changes) -> FSQAutoencoderModel:
 
 
 def test_every_code_has_its_own_index():
-    fsq = FSQ(SEED_LEVELS)
+    fsq = FSQ(ORIGINAL_LEVELS)
     assert fsq.num_codes == 4_096_000
     index = torch.arange(fsq.num_codes)
     digits = fsq.digits(index)
-    assert (digits >= 0).all() and (digits < torch.tensor(SEED_LEVELS)).all()
+    assert (digits >= 0).all() and (digits < torch.tensor(ORIGINAL_LEVELS)).all()
     assert torch.equal(fsq.index(digits), index)
     assert fsq.digits(torch.tensor([1, 8])).tolist() == [[1] + [0] * 7, [0, 1] + [0] * 6]  # the first changes fastest
 
@@ -76,7 +76,7 @@ def test_values_follow_the_formula_one_by_one():
 
 @pytest.mark.parametrize("levels", [2, 5, 8])
 def test_all_values_are_used_evenly_spaced_and_symmetric(levels):
-    """The seed's round(tanh(z) * (L - 1) / 2) gives 7 values for L = 8."""
+    """The original round(tanh(z) * (L - 1) / 2) gives 7 values for L = 8."""
     values = FSQ([levels])(torch.linspace(-6, 6, 10_001)[:, None])[0].unique()
     torch.testing.assert_close(values, torch.linspace(-1, 1, levels))
 
@@ -90,7 +90,7 @@ def test_the_gradient_is_that_of_the_bounded_value():
 
 
 def test_nothing_is_kept_and_autocast_changes_no_code():
-    fsq = FSQ(SEED_LEVELS)
+    fsq = FSQ(ORIGINAL_LEVELS)
     assert not fsq.state_dict()
     z = torch.randn(4096, 8)
     with torch.autocast("cpu", torch.bfloat16):
@@ -114,7 +114,7 @@ def test_noise_moves_a_share_of_the_values_in_training_alone():
 # --- the autoencoder --------------------------------------------------------------------------------------------------
 
 
-def test_the_seeds_sizes():
+def test_the_original_sizes():
     model = FSQAutoencoderModel(FSQAutoencoderConfig())
     encoder = 256 * 64 + (64 * 3 + 1) * 128 + (128 * 3 + 1) * 256 + (256 * 3 + 1) * 256 + 2 * 256 + 257 * 8
     decoder = 9 * 256 + 257 * 1024 + (256 * 3 + 1) * 256 + (256 * 3 + 1) * 128 + (128 * 3 + 1) * 64 + 65 * 257

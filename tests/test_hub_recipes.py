@@ -19,20 +19,20 @@ CONFIG_CLASSES = {config_class.model_type: config_class for config_class, _ in A
 # Published runs, and the models beside them: parameters without the position table, position subtraction, embedding
 # loss, its weight.
 PUBLISHED = {
-    "ar-encoder-decoder-seed/recipe.yaml": (15_763_500, "plain", "mse", 8),
-    "ar-encoder-decoder-seed/recipe-plain.yaml": (15_762_900, "none", "none", None),
-    "ar-encoder-decoder-seed/recipe-position-subtraction.yaml": (15_762_900, "plain", "none", None),
-    "ar-encoder-decoder-seed/recipe-mse.yaml": (15_763_500, "none", "mse", 1),
-    "ar-encoder-decoder-seed/recipe-cosine.yaml": (15_763_500, "none", "cosine", 1),
-    "decoder-only-seed/recipe.yaml": (16_036_800, "none", None, None),
-    "decoder-only-seed/recipe-smaller.yaml": (15_441_192, "none", None, None),
-    "decoder-only-seed/recipe-dropout.yaml": (16_036_800, "none", None, None),
-    "decoder-only-seed/recipe-210.yaml": (15_850_380, "none", None, None),
-    "parallel-encoder-decoder-seed/recipe.yaml": (16_899_600, "none", "none", None),
-    "parallel-encoder-decoder-seed/recipe-mse.yaml": (15_698_400, "none", "mse", 0.25),
-    "parallel-encoder-decoder-seed/recipe-no-next-position.yaml": (15_698_400, "none", "mse", 0.25),
-    "parallel-encoder-decoder-seed/recipe-cosine.yaml": (15_698_400, "none", "cosine", 2),
-    "parallel-encoder-decoder-seed/recipe-plain.yaml": (15_697_600, "none", "none", None),
+    "ar-encoder-decoder-original/recipe.yaml": (15_763_500, "plain", "mse", 8),
+    "ar-encoder-decoder-original/recipe-plain.yaml": (15_762_900, "none", "none", None),
+    "ar-encoder-decoder-original/recipe-position-subtraction.yaml": (15_762_900, "plain", "none", None),
+    "ar-encoder-decoder-original/recipe-mse.yaml": (15_763_500, "none", "mse", 1),
+    "ar-encoder-decoder-original/recipe-cosine.yaml": (15_763_500, "none", "cosine", 1),
+    "decoder-only-original/recipe.yaml": (16_036_800, "none", None, None),
+    "decoder-only-original/recipe-smaller.yaml": (15_441_192, "none", None, None),
+    "decoder-only-original/recipe-dropout.yaml": (16_036_800, "none", None, None),
+    "decoder-only-original/recipe-210.yaml": (15_850_380, "none", None, None),
+    "parallel-encoder-decoder-original/recipe.yaml": (16_899_600, "none", "none", None),
+    "parallel-encoder-decoder-original/recipe-mse.yaml": (15_698_400, "none", "mse", 0.25),
+    "parallel-encoder-decoder-original/recipe-no-next-position.yaml": (15_698_400, "none", "mse", 0.25),
+    "parallel-encoder-decoder-original/recipe-cosine.yaml": (15_698_400, "none", "cosine", 2),
+    "parallel-encoder-decoder-original/recipe-plain.yaml": (15_697_600, "none", "none", None),
     "parallel-encoder-decoder-learned-dropout/recipe.yaml": (16_899_600, "none", "none", None),
     "decoder-only-learned-dropout/recipe.yaml": (15_335_424, "none", None, None),
     "decoder-only-learned-dropout/recipe-no-penalty.yaml": (15_335_424, "none", None, None),
@@ -50,7 +50,7 @@ FOLLOW_UP = {
     "mask_entropy_loss_weight": 0,
 }
 LEARNED_DROPOUT = {
-    "parallel-encoder-decoder-seed/recipe.yaml": {  # the seed's loss: CE + H(M) + |M|_1
+    "parallel-encoder-decoder-original/recipe.yaml": {  # the original loss: CE + H(M) + |M|_1
         "mask_entropy_loss_weight": 1,
         "mask_l1_loss": "absolute",
         "mask_l1_loss_weight": 1,
@@ -63,7 +63,7 @@ LEARNED_DROPOUT = {
     "decoder-only-learned-dropout/recipe-embedding.yaml": {"learned_dropout_input": "embedding"},
 }
 # One recipe for each length of training; the others have its data and training.
-SHORT, LONG = "ar-encoder-decoder-seed/recipe.yaml", "decoder-only-learned-dropout/recipe.yaml"
+SHORT, LONG = "ar-encoder-decoder-original/recipe.yaml", "decoder-only-learned-dropout/recipe.yaml"
 
 
 # What folders are called that are not called after their model type.
@@ -159,7 +159,7 @@ def test_learned_dropout(name):
 def test_sizes_of_the_other_models():
     assert count(model_on_meta(load_recipe(RECIPES["ar-encoder-decoder-base/recipe.yaml"]), 50257)) == 138_309_120
     with torch.device("meta"):
-        config = AutoConfig.from_pretrained(HUB_CONFIGS / "parallel-encoder-decoder-seed")
+        config = AutoConfig.from_pretrained(HUB_CONFIGS / "parallel-encoder-decoder-original")
         assert count(AutoModelForCausalLM.from_config(config)) == 15_698_400
     encodzall = {"xs": 9_183_488, "s": 20_855_040, "l": 189_044_736}
     for size, parameters in encodzall.items():
@@ -212,9 +212,9 @@ def test_published_schedule_is_the_beginning_of_a_cosine_over_700000_steps(name,
     assert factor(training.max_steps) * training.learning_rate == pytest.approx(last, rel=1e-4)
 
 
-def test_the_seeds_autoencoder_and_its_training():
-    """The configuration at the end of the seed's document; the decoder's 257th class is the end of a chunk."""
-    recipe = load_recipe(RECIPES["fsq-tokenizer-seed/recipe.yaml"])
+def test_the_original_autoencoder_and_its_training():
+    """The configuration at the end of the original design document; the decoder's 257th class is the end of a chunk."""
+    recipe = load_recipe(RECIPES["fsq-tokenizer-original/recipe.yaml"])
     config, training = build_config(recipe), recipe.training
     assert (config.embedding_size, config.hidden_size, config.max_chunk_bytes) == (64, 256, 16)
     assert (config.conv_channels, config.conv_strides) == ([128, 256, 256], [1, 2, 2])

@@ -30,7 +30,7 @@ BASE = {
 @pytest.mark.parametrize(
     ("fields", "expected"),
     [
-        ({}, 15_762_900),  # "plain": the defaults are the seed's run
+        ({}, 15_762_900),  # "plain": the defaults are the original run
         ({"position_subtraction": "plain"}, 15_762_900),
         ({"embedding_loss": "mse"}, 15_763_500),
         ({"embedding_loss": "cosine"}, 15_763_500),

@@ -1,10 +1,11 @@
-"""The seed by the letter: a text cut into chunks of one length, each to one code of a vocabulary of 32,768, and back.
+"""The original design implemented literally: a text is cut into chunks of one length, and each becomes one code of a
+vocabulary of 32,768, and text again.
 
     python eval/ablations/fsq-tokenizer/fixed.py TRAIN.txt VALIDATION.txt [--steps 1500] [--runs FOLDER]
 
-With the seed's levels the 32,768 most frequent codes of 300,000 training chunks are kept, and a chunk of the validation
-text whose code is not among them is an error; with [8, 8, 8, 8, 8] every code has an id. Prints the table; runs that
-are there are not trained again.
+With the original levels the 32,768 most frequent codes of 300,000 training chunks are kept, and a chunk of the
+validation text whose code is not among them is an error; with [8, 8, 8, 8, 8] every code has an id. Prints the table;
+runs that are there are not trained again.
 """
 
 import argparse
@@ -18,8 +19,8 @@ from latentlm import FSQAutoencoderModel
 from latentlm.data import ChunkConfig, prepare_chunks
 from latentlm.data.chunks import ChunkDataset
 
-RECIPE = Path(__file__).parents[3] / "hub_configs/fsq-tokenizer-seed/recipe-fixed-16.yaml"
-LEVELS = {"seed's, top 32,768": [8, 8, 8, 8, 8, 5, 5, 5], "8⁵ = 32,768": [8, 8, 8, 8, 8]}
+RECIPE = Path(__file__).parents[3] / "hub_configs/fsq-tokenizer-original/recipe-fixed-16.yaml"
+LEVELS = {"original, top 32,768": [8, 8, 8, 8, 8, 5, 5, 5], "8⁵ = 32,768": [8, 8, 8, 8, 8]}
 VOCABULARY = 32768
 BATCH = 4096
 COUNTED = 300_000  # training chunks whose codes are counted, spread over the text

@@ -1,5 +1,5 @@
 """One level of the Abstractinator: a small language model cuts the symbols where it is surprised, a compressor makes a
-code of every segment, and an expander turns codes back into symbols (seed: abstractinator)."""
+code of every segment, and an expander turns codes back into symbols."""
 
 from dataclasses import dataclass
 

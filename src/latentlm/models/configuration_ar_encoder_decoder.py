@@ -10,7 +10,7 @@ class AREncoderDecoderConfig(EncoderDecoderConfig):
     """A causal encoder, then a causal decoder that also cross-attends to the encoder output.
 
     Arguments are those of [`EncoderDecoderConfig`]; the depths of the two stacks may differ freely. The defaults are
-    the seed's sizes with 13 + 13 layers: 15,762,900 parameters without the position table.
+    the original sizes with 13 + 13 layers: 15,762,900 parameters without the position table.
     """
 
     model_type = "ar_encoder_decoder"

@@ -14,7 +14,7 @@ class DecoderOnlyConfig(LearnedDropoutConfig):
     Args:
         num_hidden_layers: number of layers.
 
-    The defaults are the seed's baseline: 16,036,800 parameters without the position table.
+    The defaults are the original baseline: 16,036,800 parameters without the position table.
     """
 
     model_type = "decoder_only"

@@ -23,7 +23,7 @@ class FSQConfig(DecoderOnlyConfig):
         head: `"tied"` (to the rows) or `"factorised"`: one logit per digit value, a token's logit being the sum over
             its digits.
         byte_loss_weight: of `byte_loss`, how well the autoencoder's decoder spells the next token from the hidden state
-            (the seed's output path); 0 leaves it out.
+            (the output path of the original design); 0 leaves it out.
         reconstruction_loss_weight: of the autoencoder's own loss in joint training.
         joint: compute codes with the encoder, in place of the table, so that the language model's loss trains it too.
         min_code_entropy: share of the entropy of codes at the start below which joint training stops.

@@ -32,7 +32,7 @@ class FSQAutoencoderConfig(PreTrainedConfig):
         margin_loss_weight, code_entropy_loss_weight: weights of the optional terms; 0 leaves a term out.
         hidden_act: activation after each convolution.
 
-    The defaults are the seed's: 0.94 M parameters.
+    The defaults are the original sizes: 0.94 M parameters.
     """
 
     model_type = "fsq_autoencoder"

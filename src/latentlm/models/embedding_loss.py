@@ -1,7 +1,7 @@
 """The embedding loss: affinity between the encoder output and an aggregate of the input embeddings.
 
-Source: the seed's "Embedding loss"; with the encoder detached and both LayerNorms learned it has a trivial optimum
-(both gains go to 0), hence the control `embedding_loss_output_norm="plain"`.
+It is the "Embedding loss" of the original design. With the encoder detached and both LayerNorms learned it has a
+trivial optimum (both gains go to 0), hence the control `embedding_loss_output_norm="plain"`.
 """
 
 import torch

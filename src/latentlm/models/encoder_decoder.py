@@ -91,7 +91,7 @@ class EncoderDecoderPreTrainedModel(TransformerPreTrainedModel):
 
     @property
     def num_residual_projections(self) -> int:
-        # The seed's formula with L layers per stack: 0.02 / sqrt(2 L).
+        # The original formula with L layers per stack: 0.02 / sqrt(2 L).
         return self.config.num_hidden_layers
 
 

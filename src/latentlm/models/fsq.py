@@ -12,8 +12,8 @@ class FSQ(nn.Module):
 
     With L levels, z becomes the position p = (tanh(z / temperature) + 1) / 2 * (L - 1), the digit d = round(p) and the
     value 2 d / (L - 1) - 1, whose gradient is that of p (straight-through). All L values are used, also of an even L:
-    the seed's round(tanh(z) * (L - 1) / 2) has only L - 1 of them. A code has the index sum_i d_i * prod_{j<i} L_j: the
-    first dimension changes fastest.
+    the original round(tanh(z) * (L - 1) / 2) has only L - 1 of them. A code has the index sum_i d_i * prod_{j<i} L_j:
+    the first dimension changes fastest.
 
     Args:
         levels: number of values in each dimension, at least 2.

@@ -1,6 +1,6 @@
 """LearnedDropout: a dropout whose mask is computed from the input, so that it also acts at inference.
 
-Source: the seed's parallel-encoder-decoder.md and the follow-up that its specification cites. With M in [0, 1]:
+The original design and its follow-up come from github.com/yiphei/yif-AI. With M in [0, 1]:
 
     A = causal multi-head attention of the mask input (no output projection, no residual)
     M = 0.5 cos(A + shift) + 0.5

@@ -1,8 +1,9 @@
-"""Abstractinator (seed: abstractinator): a pyramid of autoencoders over bytes, and a language model on its top codes.
+"""Abstractinator: a pyramid of autoencoders over bytes, and a language model on its top codes.
 
 Going up, each level cuts its symbols into segments and makes a code of each. Going down, each level's expander predicts
 its symbols one by one, from those before and from memory rows: true codes of the segments before, and of the segment
-itself what the model above predicts of it before it is there. That makes the bytes' distribution a proper one.
+itself what the model above predicts of it before it is there. That makes the bytes' distribution a proper one. The
+original design comes from github.com/OilProducts/abstractinator.
 """
 
 from collections.abc import Iterator

@@ -1,5 +1,5 @@
-"""The auto-regressive encoder-decoder (seed: ar-encoder-decoder): a causal encoder, then a causal decoder that also
-cross-attends to the encoder output. One pass predicts the next token at every position.
+"""The auto-regressive encoder-decoder: a causal encoder, then a causal decoder that also cross-attends to the encoder
+output. One pass predicts the next token at every position. The original design comes from github.com/yiphei/yif-AI.
 
 Blocks, the beginning and end of the forward, and the losses are in encoder_decoder.py, which the parallel model shares.
 """

@@ -1,7 +1,8 @@
-"""EncodZall (seed: encodzall): an encoder inside each word, pooling, an encoder over the words, and two decoders.
+"""EncodZall: an encoder inside each word, pooling, an encoder over the words, and two decoders.
 
 Words of all texts are packed into dense rows (words.py), so that Encoder 1 and the word decoder cost what real bytes
-cost. The encoder sees the whole text; the decoders are causal in what they write.
+cost. The encoder sees the whole text; the decoders are causal in what they write. The original design comes from
+github.com/dleemiller/Encodzall.
 """
 
 from typing import Any

@@ -1,5 +1,6 @@
-"""The parallel encoder-decoder (seed: parallel-encoder-decoder): two streams advance together, layer by layer. The
-encoder stream describes the text so far, the decoder stream predicts and reads the encoder stream of its own depth.
+"""The parallel encoder-decoder: two streams advance together, layer by layer. The encoder stream describes the text so
+far, the decoder stream predicts and reads the encoder stream of its own depth. The original design comes from
+github.com/yiphei/yif-AI.
 
 Blocks, the beginning and end of the forward, and the losses are in encoder_decoder.py, which the auto-regressive model
 shares.

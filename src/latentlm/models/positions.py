@@ -78,7 +78,7 @@ def check_context(length: int, max_position_embeddings: int) -> None:
 
 
 class PositionSubtraction(nn.Module):
-    """h - position_embedding(t + 1), optionally followed by a LayerNorm (seed: positional embedding subtraction)."""
+    """h - position_embedding(t + 1), optionally followed by a LayerNorm: positional embedding subtraction."""
 
     def __init__(self, config):
         super().__init__()

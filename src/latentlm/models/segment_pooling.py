@@ -1,4 +1,4 @@
-"""Learned queries pool each segment to one vector (seed: learned-query attention)."""
+"""Learned queries pool each segment to one vector: learned-query attention."""
 
 from dataclasses import dataclass, fields
 
