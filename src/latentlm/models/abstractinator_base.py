@@ -114,6 +114,11 @@ class AbstractinatorCache(Cache):
         return -1
 
     @property
+    def is_linear(self) -> list[bool]:
+        """Not linear attention, whose states do not tell how many tokens they have seen (asked by `generate`)."""
+        return [False]
+
+    @property
     def is_compileable(self) -> bool:
         return False
 

@@ -25,6 +25,8 @@ class AbstractinatorGeneration:
         name = "cache" if "cache" in BaseModelOutputWithPast.__dataclass_fields__ else "past_key_values"
         if generation_config.use_cache is not False and model_kwargs.get(name) is None:
             model_kwargs[name] = AbstractinatorCache()
+        else:  # one that is given is marked as such
+            super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
 
     def init_continuous_batching(self, *args: Any, **kwargs: Any) -> None:
         raise ValueError(

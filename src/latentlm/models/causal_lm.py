@@ -236,9 +236,13 @@ class CausalLMHead(TrainedByOthers):
         return super().generate_batch(inputs, generation_config, *args, **kwargs)
 
     @staticmethod
-    def create_masks_for_generate(config, inputs_embeds, attention_mask, past_key_values, position_ids=None, **kwargs):
-        """One mask for all layers, though the configuration has `layer_types`."""
-        return create_causal_mask(config, inputs_embeds, attention_mask, past_key_values, position_ids)
+    def create_masks_for_generate(
+        config, inputs_embeds, attention_mask, past_key_values=None, position_ids=None, cache=None, **kwargs
+    ):
+        """One mask for all layers, though the configuration has `layer_types`. The cache comes under one of two names,
+        as [`TakesCache`] says."""
+        cache = past_key_values if cache is None else cache
+        return create_causal_mask(config, inputs_embeds, attention_mask, cache, position_ids)
 
     def extra_losses(
         self, outputs: CausalModelOutput, training_step: torch.Tensor | None, **inputs: torch.Tensor | bool | None
