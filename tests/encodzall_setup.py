@@ -20,6 +20,24 @@ VARIANTS = {
     "grouped": {"num_key_value_heads": 2, "word_pooling": "query", "word_decoder": "shared"},
     "plain": {"word_pooling": "max", "cross_attention_positions": "none", "word_decoder": "none"},
 }
+OPTIONS = {
+    "num_key_value_heads": 2,
+    "num_word_encoder_layers": 1,
+    "num_context_encoder_layers": 1,
+    "num_decoder_layers": 1,
+    "max_word_bytes": 8,
+    "word_pooling": "max",
+    "word_decoder": "shared",
+    "cross_attention_positions": "none",
+    "sequence_loss_weight": 0.5,
+    "word_loss_weight": 0.5,
+    "word_loss_gamma": 0.0,
+    "rms_norm_eps": 1e-2,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 7.0},
+    "hidden_dropout": 0.5,
+    "attention_dropout": 0.5,
+}
+"""One other value of each option that changes a training step."""
 TEXTS = [
     "Words of a text, packed.",
     "",

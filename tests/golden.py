@@ -12,7 +12,7 @@ from typing import Any
 import encodzall_setup
 import torch
 from architectures import AUTOENCODER, CAUSAL, PAD, Architecture, Case, build, loss_terms, options, token_ids
-from encodzall_setup import VARIANTS, encode, labels_of
+from encodzall_setup import OPTIONS, VARIANTS, encode, labels_of
 
 from latentlm import (
     EncodzallForMaskedDenoising,
@@ -23,22 +23,7 @@ from latentlm import (
 )
 
 FILE = Path(__file__).with_name("golden.json")
-ENCODZALL_OPTIONS: dict[str, Any] = {
-    "num_key_value_heads": 2,
-    "num_word_encoder_layers": 1,
-    "num_context_encoder_layers": 1,
-    "num_decoder_layers": 1,
-    "max_word_bytes": 8,
-    "word_pooling": "query",
-    "word_decoder": "shared",
-    "cross_attention_positions": "none",
-    "sequence_loss_weight": 0.5,
-    "word_loss_weight": 0.5,
-    "word_loss_gamma": 0.0,
-    "contrastive_loss_weight": 0.5,
-    "rms_norm_eps": 1e-2,
-    "rope_parameters": {"rope_type": "default", "rope_theta": 7.0},
-}
+ENCODZALL_OPTIONS = OPTIONS | {"contrastive_loss_weight": 0.5}
 AUTOENCODER_OPTIONS: dict[str, Any] = {
     "embedding_size": 4,
     "conv_channels": [4, 8],
@@ -155,7 +140,8 @@ def cases() -> Iterator[tuple[str, Callable[[], Numbers]]]:
     for variant in VARIANTS:
         yield f"encodzall/{variant}", lambda variant=variant: encodzall_case(variant)
     for name, value in ENCODZALL_OPTIONS.items():
-        yield f"encodzall/{name}={value}", lambda name=name, value=value: encodzall_case(**{name: value})
+        if "dropout" not in name:
+            yield f"encodzall/{name}={value}", lambda name=name, value=value: encodzall_case(**{name: value})
     yield "fsq_autoencoder/default", autoencoder_case
     for name, value in AUTOENCODER_OPTIONS.items():
         yield f"fsq_autoencoder/{name}={value}", lambda name=name, value=value: autoencoder_case(**{name: value})

@@ -3,7 +3,19 @@
 import pytest
 import torch
 from architectures import gradients
-from encodzall_setup import BACKENDS, CLOSE, EQUAL, SIZES, TEXTS, build, each_variant, encode, labels_of, tokenizer
+from encodzall_setup import (
+    BACKENDS,
+    CLOSE,
+    EQUAL,
+    OPTIONS,
+    SIZES,
+    TEXTS,
+    build,
+    each_variant,
+    encode,
+    labels_of,
+    tokenizer,
+)
 from torch import nn
 
 from latentlm import (
@@ -303,25 +315,6 @@ def test_an_id_has_the_logits_of_its_word():
     torch.testing.assert_close(model(**inputs, labels=by_word).loss, expected)
     with pytest.raises(ValueError, match=r"`labels` are \(2, 3\), but must be \(2, 18\), .* or \(2, 4\), one per word"):
         model(**inputs, labels=torch.zeros(2, 3).long())
-
-
-OPTIONS = {
-    "num_key_value_heads": 2,
-    "num_word_encoder_layers": 1,
-    "num_context_encoder_layers": 1,
-    "num_decoder_layers": 1,
-    "max_word_bytes": 8,
-    "word_pooling": "max",
-    "word_decoder": "shared",
-    "cross_attention_positions": "none",
-    "sequence_loss_weight": 0.5,
-    "word_loss_weight": 0.5,
-    "word_loss_gamma": 0.0,
-    "rms_norm_eps": 1e-2,
-    "rope_parameters": {"rope_type": "default", "rope_theta": 7.0},
-    "hidden_dropout": 0.5,
-    "attention_dropout": 0.5,
-}
 
 
 @pytest.mark.parametrize("option", OPTIONS)
