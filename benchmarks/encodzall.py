@@ -18,7 +18,7 @@ from transformers import AutoConfig, T5Config, T5ForConditionalGeneration
 
 import latentlm
 from latentlm.models import modeling_encodzall
-from latentlm.models.words import Packing, pack_words
+from latentlm.models.encodzall_words import Packing, pack_words
 from latentlm.training.masking import mask_texts
 from latentlm.training.noise import corrupt_texts
 from latentlm.training.randomness import row_keys

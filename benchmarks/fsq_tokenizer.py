@@ -43,7 +43,7 @@ def tiktoken_of(bpe: PreTrainedTokenizerFast):
     """The same BPE in tiktoken: tokens of the byte-level alphabet, ranked by their ids."""
     import tiktoken
 
-    from latentlm.models.byte_pieces import from_characters
+    from latentlm.models.block_byte_pieces import from_characters
 
     special = set(bpe.all_special_tokens)
     ranks = {from_characters(token): index for token, index in bpe.get_vocab().items() if token not in special}

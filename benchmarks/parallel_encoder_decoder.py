@@ -18,8 +18,8 @@ from latentlm import (
     ParallelEncoderDecoderConfig,
     ParallelEncoderDecoderForCausalLM,
 )
-from latentlm.models.layers import FeedForward
-from latentlm.models.learned_dropout import LearnedDropout
+from latentlm.models.block_layers import FeedForward
+from latentlm.models.block_learned_dropout import LearnedDropout
 
 MASKED = {"learned_dropout": "bernoulli"}
 

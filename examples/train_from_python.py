@@ -7,7 +7,8 @@ import argparse
 
 from latentlm import AREncoderDecoderConfig, AREncoderDecoderForCausalLM
 from latentlm.data import DataConfig, prepare_data
-from latentlm.training import LatentTrainer, LatentTrainingArguments
+from latentlm.runs import LatentTrainingArguments
+from latentlm.training import LatentTrainer
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--output_dir", default="runs/from_python")

@@ -33,7 +33,7 @@ from latentlm import (
     ParallelEncoderDecoderForCausalLM,
     ParallelEncoderDecoderModel,
 )
-from latentlm.models.learned_dropout import LearnedDropout
+from latentlm.models.block_learned_dropout import LearnedDropout
 
 PAD = 0
 """Padding id of the tiny models. They have no end-of-sequence token, so that generation has a known length."""

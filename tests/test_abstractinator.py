@@ -12,8 +12,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from latentlm import AbstractinatorConfig, AbstractinatorForCausalLM
 from latentlm.models.abstractinator_base import AbstractinatorCache
-from latentlm.models.abstractinator_generation import CodeSampler
-from latentlm.models.causal_stack import CausalStack
+from latentlm.models.block_stack import CausalStack
+from latentlm.models.generation_abstractinator import CodeSampler
 
 [ROW] = [row for row in ARCHITECTURES if row.config_class is AbstractinatorConfig]
 LONG = {"max_position_embeddings": 4096}

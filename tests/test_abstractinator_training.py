@@ -18,10 +18,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from training_setup import Rows, make_trainer, metrics_of
 from transformers import Trainer, TrainingArguments
 
+from latentlm.hub.publishing import published_files, write_card
 from latentlm.inspect import main as inspect_main
+from latentlm.runs import RecipeError
 from latentlm.train import main
-from latentlm.training import AbstractinatorTrainingArguments, RecipeError
-from latentlm.training.publishing import published_files, write_card
+from latentlm.training import AbstractinatorTrainingArguments
 
 TESTS = Path(__file__).parent
 TINY = REPOSITORY / "hub_configs" / "abstractinator-tiny"

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from latentlm import AbstractinatorConfig
-from latentlm.models.attention_forms import FORMS, Band
-from latentlm.models.causal_stack import CausalStack
+from latentlm.models.block_attention_forms import FORMS, Band
+from latentlm.models.block_stack import CausalStack
 
 T, SEGMENTS = 19, [0, 0, 1, 1, 1, 2, 3, 3, 3, 3, 4, 4, 5, 5, 5, 5, 5, 6, 6]
 MASKS = {

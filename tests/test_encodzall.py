@@ -25,8 +25,8 @@ from latentlm import (
     EncodzallModel,
     EncodzallTokenizer,
 )
-from latentlm.models.masked_words import WordPattern
-from latentlm.models.words import find_words, pack_words
+from latentlm.models.encodzall_masking import WordPattern
+from latentlm.models.encodzall_words import find_words, pack_words
 
 # ---- Packing ----
 

@@ -7,7 +7,7 @@ import torch
 from conftest import REPOSITORY
 
 from latentlm import EncodzallForMaskedDenoising, EncodzallTokenizer
-from latentlm.training import load_recipe
+from latentlm.runs import load_recipe
 
 sys.path.insert(0, str(REPOSITORY / "eval" / "encodzall"))
 from baselines import BASELINES, learn_pieces

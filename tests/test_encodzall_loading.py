@@ -11,7 +11,7 @@ from latentlm import (
     EncodzallForSequenceClassification,
     EncodzallForTokenClassification,
 )
-from latentlm.training.publishing import make_card
+from latentlm.hub.publishing import make_card
 
 # ---- Loading ----
 

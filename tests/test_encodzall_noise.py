@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from latentlm import EncodzallTokenizer
-from latentlm.models.words import find_words
+from latentlm.models.encodzall_words import find_words
 from latentlm.noise import main, read_pairs
 from latentlm.training import PIDCallback
 from latentlm.training.masking import ANY, CONSONANT, NONSPACE, VOWEL, WORD_MASK, mask_texts

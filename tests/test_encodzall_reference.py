@@ -15,7 +15,7 @@ from encodzall_setup import (
 )
 from torch import nn
 
-from latentlm.models.words import find_words
+from latentlm.models.encodzall_words import find_words
 
 # ---- An obvious implementation ----
 

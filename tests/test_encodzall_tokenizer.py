@@ -7,7 +7,7 @@ import torch
 from transformers import AutoTokenizer
 
 from latentlm import EncodzallTokenizer
-from latentlm.models.words import find_words
+from latentlm.models.encodzall_words import find_words
 
 tokenizer = EncodzallTokenizer()
 TEXTS = ["Zoë reads 日本語 😀 and\r\nmore\x00 ", "", "   ", "\n", "x" * 500, "\ud800 alone", "naïve\u00a0café\u3000end"]

@@ -17,11 +17,12 @@ from training_setup import metrics_of
 from latentlm import EncodzallTokenizer
 from latentlm.data import TextConfig, TextDataset, prepare_texts
 from latentlm.data.texts import SHORT, cut_rows
-from latentlm.models.words import find_words
+from latentlm.hub.publishing import make_card
+from latentlm.models.encodzall_words import find_words
+from latentlm.runs import RecipeError, load_recipe
 from latentlm.train import main
-from latentlm.training import EncodzallTrainer, EncodzallTrainingArguments, RecipeError, load_recipe
+from latentlm.training import EncodzallTrainer, EncodzallTrainingArguments
 from latentlm.training.callbacks import TIMINGS
-from latentlm.training.publishing import make_card
 
 TESTS = Path(__file__).parent
 TWO_PROCESSES = TESTS.parent / "examples" / "accelerate" / "two_cpu_processes.yaml"

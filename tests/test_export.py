@@ -9,7 +9,7 @@ from torch import nn
 from torch.export import Dim, export
 
 from latentlm import EncodzallModel, FSQAutoencoderConfig, FSQAutoencoderModel
-from latentlm.models.words import Packing
+from latentlm.models.encodzall_words import Packing
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 ANY = Dim.DYNAMIC

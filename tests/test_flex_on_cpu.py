@@ -13,7 +13,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 # 8 keys are one vector of AVX2 and half a block of torch's product of queries and keys.
 PROGRAM = """
 import torch
-from latentlm.models.attention import call_backend
+from latentlm.models.block_attention import call_backend
 from torch.nn.attention.flex_attention import create_block_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 

@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from latentlm import FSQAutoencoderConfig, FSQAutoencoderModel
-from latentlm.models.fsq import FSQ
+from latentlm.models.block_fsq import FSQ
 
 ORIGINAL_LEVELS = (8, 8, 8, 8, 8, 5, 5, 5)
 SMALL = {

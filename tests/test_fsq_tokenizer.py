@@ -20,7 +20,7 @@ from test_fsq import small
 from transformers import TextStreamer
 
 from latentlm import FSQTokenizer, FSQTokenizerFast
-from latentlm.models.byte_pieces import byte_characters, bytes_pattern, from_characters, to_characters
+from latentlm.models.block_byte_pieces import byte_characters, bytes_pattern, from_characters, to_characters
 from latentlm.models.configuration_fsq import own_fields
 from latentlm.models.fsq_vocabulary import AUTOENCODER_FILE, VOCABULARY_FILE, FSQVocabulary
 

@@ -14,10 +14,11 @@ from training_setup import metrics_of
 
 from latentlm.data import ChunkConfig, prepare_chunks
 from latentlm.data.chunks import DRAWS, ChunkDataset
+from latentlm.hub.publishing import make_card
 from latentlm.models.fsq_vocabulary import spelling_table
+from latentlm.runs import LatentTrainingArguments
 from latentlm.train import main
-from latentlm.training import FSQAutoencoderTrainer, LatentTrainingArguments
-from latentlm.training.publishing import make_card
+from latentlm.training import FSQAutoencoderTrainer
 
 TESTS = Path(__file__).parent
 TWO_PROCESSES = TESTS.parent / "examples" / "accelerate" / "two_cpu_processes.yaml"

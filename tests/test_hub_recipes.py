@@ -11,7 +11,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, get
 
 from latentlm import ARCHITECTURES, ByteTokenizer, EncodzallTokenizer, FSQAutoencoderConfig, FSQTokenizerFast
 from latentlm.data import ChunkConfig
-from latentlm.training import TRAINERS, LatentTrainer, load_recipe
+from latentlm.runs import load_recipe
+from latentlm.training import TRAINERS, LatentTrainer
 
 HUB_CONFIGS = Path(__file__).resolve().parent.parent / "hub_configs"
 RECIPES = {path.relative_to(HUB_CONFIGS).as_posix(): path for path in HUB_CONFIGS.glob("*/recipe*.yaml")}

@@ -150,7 +150,7 @@ for module in pkgutil.walk_packages(latentlm.__path__, "latentlm."):
     if "evaluation" in module.name and "lm_eval" not in sys.modules:
         continue
     importlib.import_module(module.name)
-from latentlm.training.run_folder import peak_memory
+from latentlm.runs.run_folder import peak_memory
 print(peak_memory(torch.device("cpu")))
 """
 

@@ -18,9 +18,9 @@ from latentlm import (
     ParallelEncoderDecoderConfig,
     ParallelEncoderDecoderForCausalLM,
 )
-from latentlm.models.layers import FeedForward
-from latentlm.models.learned_dropout import LearnedDropout, mask_entropy, mask_loss_weight, record_masks
-from latentlm.training import RecipeError
+from latentlm.models.block_layers import FeedForward
+from latentlm.models.block_learned_dropout import LearnedDropout, mask_entropy, mask_loss_weight, record_masks
+from latentlm.runs import RecipeError
 
 SHIFTS = [0.0, math.pi / 2, math.pi]
 ROUNDINGS = ["bernoulli", "sigmoid", "sigmoid_detached"]

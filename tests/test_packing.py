@@ -13,7 +13,7 @@ from architectures import (
     typical_causal_case,
 )
 
-from latentlm.models.positions import packs_documents
+from latentlm.models.block_positions import packs_documents
 
 LENGTHS = [5, 1, 3, 8]
 

@@ -10,7 +10,7 @@ import pytest
 
 from latentlm.data import pieces as module
 from latentlm.data.pieces import Pieces, choose_pieces, load_pieces, save_pieces, segment
-from latentlm.models.byte_pieces import BOUNDARIES, bytes_pattern, to_characters
+from latentlm.models.block_byte_pieces import BOUNDARIES, bytes_pattern, to_characters
 
 SIZE = 600
 

@@ -20,10 +20,8 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelF
 
 from latentlm import EncodzallConfig, EncodzallForMaskedDenoising, EncodzallTokenizer, FSQTokenizer, FSQTokenizerFast
 from latentlm.data.tokenizers import train_bpe
-from latentlm.publish import main as publish_main
-from latentlm.train import main as train_main
-from latentlm.training import LatentTrainer, load_recipe, publishing
-from latentlm.training.publishing import (
+from latentlm.hub import publishing
+from latentlm.hub.publishing import (
     CARD_FILE,
     MARKER,
     PublishError,
@@ -32,6 +30,10 @@ from latentlm.training.publishing import (
     without_local_paths,
     write_card,
 )
+from latentlm.publish import main as publish_main
+from latentlm.runs import load_recipe
+from latentlm.train import main as train_main
+from latentlm.training import LatentTrainer
 
 RECIPE = """
 model:
@@ -57,12 +59,12 @@ training:
   sample_prompts: 1
   sample_new_tokens: 2
 """
-CODE = {"attention.py", "byte_pieces.py", "causal_lm.py", "configuration_ar_encoder_decoder.py",
+CODE = {"block_attention.py", "block_byte_pieces.py", "block_causal_head.py", "block_embedding_loss.py",
+        "block_encoder_decoder.py", "block_layers.py", "block_learned_dropout.py",
+        "block_lossless_decoding.py", "block_lossless_tokenizer.py", "block_outputs.py", "block_positions.py",
+        "block_refusals.py", "block_row_encodings.py", "configuration_ar_encoder_decoder.py",
         "configuration_common.py", "configuration_encoder_decoder.py", "configuration_learned_dropout.py",
-        "embedding_loss.py", "encoder_decoder.py", "layers.py", "learned_dropout.py", "lossless_decoding.py",
-        "lossless_tokenizer.py", "modeling_ar_encoder_decoder.py", "outputs.py", "positions.py", "refusals.py",
-        "row_encodings.py",
-        "tokenization_byte.py"}  # fmt: skip
+        "modeling_ar_encoder_decoder.py", "tokenization_byte.py"}  # fmt: skip
 PUBLISHED = CODE | {"config.json", "generation_config.json", "model.safetensors", "tokenizer_config.json",
                     "README.md", "recipe.yaml", "curves.png"}  # fmt: skip
 SECRET = "hf_secret_token_of_the_user"
@@ -110,7 +112,7 @@ import runpy, sys, torch
 from pathlib import Path
 from safetensors.torch import save_file
 from latentlm.train import train
-from latentlm.training import load_recipe
+from latentlm.runs import load_recipe
 
 recipe, folder = map(Path, sys.argv[1:])
 settings = {"output_dir": str(folder / "run"), "push_to_hub": "true", "hub_model_id": "org/trained"}
@@ -213,7 +215,10 @@ def save_fsq(folder: Path, tokenizer_class=FSQTokenizerFast) -> None:
         (save_bpe, {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}),
         (save_fsq, {"tokenizer.json", "fsq_vocabulary.json", "fsq_autoencoder.safetensors", "tokenization_fsq.py"}),
         (partial(save_fsq, tokenizer_class=FSQTokenizer), {"fsq_vocabulary.json", "fsq_autoencoder.safetensors"}),
-        (EncodzallTokenizer().save_pretrained, {"tokenizer_config.json", "tokenization_encodzall.py", "words.py"}),
+        (
+            EncodzallTokenizer().save_pretrained,
+            {"tokenizer_config.json", "tokenization_encodzall.py", "encodzall_words.py"},
+        ),
     ],
     ids=["bpe", "fsq", "fsq_slow", "encodzall"],
 )
@@ -248,7 +253,7 @@ def test_what_cannot_be_published_whole_says_so(run):
     with pytest.raises(PublishError, match="names the tokenizer SomebodysTokenizer, which neither latentlm nor"):
         published_files(run)
     (run / "tokenizer_config.json").write_text(json.dumps(config))
-    (run / "attention.py").unlink()
+    (run / "block_attention.py").unlink()
     with pytest.raises(PublishError, match=r"attention\.py is missing, which an `auto_map` in .* needs"):
         published_files(run)
 

@@ -8,7 +8,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from latentlm.models import quantizer
-from latentlm.models.quantizer import FSQQuantizer, Statistics, VectorQuantizer, code_usage, prefix_keys
+from latentlm.models.block_quantization import FSQQuantizer, Statistics, VectorQuantizer, code_usage, prefix_keys
 
 D, K, CODE = 12, 16, 4
 

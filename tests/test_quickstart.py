@@ -9,7 +9,7 @@ from transformers import TrainerControl
 
 from latentlm import quickstart
 from latentlm.quickstart import generate_without_latentlm, load_quickstart, main, train_for
-from latentlm.training.callbacks import METRICS_FILE
+from latentlm.runs.run_folder import METRICS_FILE
 
 TINY = {
     "hidden_size": 16,

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 import latentlm
+from latentlm.runs import RecipeError, load_recipe
 from latentlm.train import parse_command_line
-from latentlm.training import RecipeError, load_recipe
 
 RECIPE = """
 model:

@@ -30,7 +30,7 @@ from latentlm import (
     ParallelEncoderDecoderConfig,
     ParallelEncoderDecoderForCausalLM,
 )
-from latentlm.models.embedding_loss import EmbeddingLoss
+from latentlm.models.block_embedding_loss import EmbeddingLoss
 
 # --- the forward pass, one token and one head at a time ---------------------------------------------------------------
 

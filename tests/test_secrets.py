@@ -13,10 +13,11 @@ from test_publishing import RECIPE
 from test_trainer_options import trainer_for
 from training_setup import make_model
 
+from latentlm.hub.publishing import PublishError, explained
+from latentlm.runs import LatentTrainingArguments, RecipeError, load_recipe
+from latentlm.runs.redaction import redact, redact_command
 from latentlm.train import main as train_main
-from latentlm.training import TRAINERS, LatentTrainingArguments, RecipeError, load_recipe
-from latentlm.training.publishing import PublishError, explained
-from latentlm.training.redaction import redact, redact_command
+from latentlm.training import TRAINERS
 
 SECRETS = {
     "flag": "hf_onTheCommandLine",
@@ -33,7 +34,7 @@ CODE = f"""
 import sys, torch
 from transformers import Trainer
 from latentlm.train import main, train
-from latentlm.training import LatentTrainingArguments, load_recipe
+from latentlm.runs import LatentTrainingArguments, load_recipe
 
 recipe, with_token, folder, hub = sys.argv[1:5]
 token = "{SECRETS["code"]}"

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from latentlm.models.segment_pooling import SegmentPooling
+from latentlm.models.abstractinator_pooling import SegmentPooling
 
 LENGTHS = torch.tensor([9, 6, 1])
 SEGMENTS = torch.tensor([[0, 0, 0, 1, 2, 2, 2, 2, 3], [0, 1, 1, 1, 1, 2, -1, -1, -1], [0] + [-1] * 8])

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from latentlm.models.segmentation import SegmentRule, adapt_delta, find_segments, opens_segment, segment_index
+from latentlm.models.block_segmentation import SegmentRule, adapt_delta, find_segments, opens_segment, segment_index
 
 RULES = {
     "delta": SegmentRule(0.2, None, 1, 1000),

@@ -21,8 +21,9 @@ from training_setup import Rows, make_model, make_trainer, metrics_of, weights_o
 from transformers import Trainer, TrainingArguments
 
 from latentlm import training
-from latentlm.training import TRAINERS, LatentTrainer, LatentTrainingArguments
-from latentlm.training.arguments import FIXED_OPTIONS
+from latentlm.runs import LatentTrainingArguments
+from latentlm.runs.arguments import FIXED_OPTIONS
+from latentlm.training import TRAINERS, LatentTrainer
 
 TEXTS = ["Words of a text.", "Some more of them.", "a", "The last words are here."]
 

@@ -14,9 +14,9 @@ from transformers import AutoModelForCausalLM, TrainerCallback
 from transformers.trainer_callback import ExportableState
 
 import latentlm
-from latentlm.training import CheckpointError, LatentTrainingArguments, RecipeError, load_recipe
-from latentlm.training.checkpoints import find_damage, last_complete_checkpoint, list_checkpoints
-from latentlm.training.run_folder import find_start, open_run_folder, plot_curves
+from latentlm.runs import CheckpointError, LatentTrainingArguments, RecipeError, load_recipe
+from latentlm.runs.checkpoints import find_damage, last_complete_checkpoint, list_checkpoints
+from latentlm.runs.run_folder import find_start, open_run_folder, plot_curves
 from latentlm.training.trainer import LatentTrainer
 
 
@@ -290,7 +290,7 @@ def damage_manifest(folder: Path) -> str:
 
 @pytest.mark.parametrize("damage", [damage_truncate, damage_optimizer, damage_rng, damage_manifest])
 def test_checkpoint_cut_short(tmp_path, damage, caplog, monkeypatch):
-    from latentlm.training import checkpoints
+    from latentlm.runs import checkpoints
 
     warnings = []
     monkeypatch.setattr(checkpoints.logger, "warning", warnings.append)

@@ -5,7 +5,7 @@ import random
 import pytest
 import torch
 
-from latentlm.models.words import character_starts, find_words, is_space, pack_words, spell_words
+from latentlm.models.encodzall_words import character_starts, find_words, is_space, pack_words, spell_words
 
 SPACES = {*b" \t\n\v\f\r"}
 FRAME = (256, 257, 258)

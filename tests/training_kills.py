@@ -15,8 +15,9 @@ from collections.abc import Callable
 
 import torch
 
+from latentlm.runs import checkpoints
 from latentlm.train import main
-from latentlm.training import checkpoints, trainer
+from latentlm.training import trainer
 
 
 def die(*args, **kwargs) -> None:

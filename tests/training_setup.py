@@ -9,9 +9,10 @@ import torch
 from torch.utils.data import Dataset, IterableDataset
 
 import latentlm
-from latentlm.training import TRAINERS, LatentTrainer, LatentTrainingArguments
+from latentlm.runs import LatentTrainingArguments
+from latentlm.runs.recipe import TRAINING_ARGUMENTS
+from latentlm.training import TRAINERS, LatentTrainer
 from latentlm.training.callbacks import TIMINGS
-from latentlm.training.recipe import TRAINING_ARGUMENTS
 
 LENGTH = 24
 # LearnedDropout with a rounding that is not drawn, so that one process can be compared with two.

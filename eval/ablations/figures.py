@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from latentlm.models.learned_dropout import record_masks
+from latentlm.models.block_learned_dropout import record_masks
 
 PREFIX = "mask_density_"
 SENTENCE = " The river rises in the hills of the north , and flows for 40 miles to the sea ."

@@ -16,9 +16,9 @@ from transformers.generation import GenerationMixin
 from transformers.models.blt.modeling_blt import process_patch_lengths
 
 from latentlm import DecoderOnlyConfig
-from latentlm.models.causal_lm import CausalLMHead
+from latentlm.models.block_causal_head import CausalLMHead
+from latentlm.models.block_outputs import CausalLMOutput, CausalModelOutput
 from latentlm.models.modeling_decoder_only import DecoderOnlyPreTrainedModel
-from latentlm.models.outputs import CausalLMOutput, CausalModelOutput
 from latentlm.train import recipe_from_command_line, train
 
 PATCH_LENGTH = 3.0  # bytes, as one-level.yaml ends with

@@ -20,9 +20,9 @@ from transformers.masking_utils import create_bidirectional_mask
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from latentlm import EncodzallConfig, EncodzallForMaskedDenoising
-from latentlm.models.bidirectional_layers import BidirectionalLayer, rms_norm
+from latentlm.models.block_bidirectional_layers import BidirectionalLayer, rms_norm
 from latentlm.models.encodzall_base import EncodzallModelOutput, EncodzallPreTrainedModel
-from latentlm.models.words import NUM_BYTES, find_words, pack_words
+from latentlm.models.encodzall_words import NUM_BYTES, find_words, pack_words
 from latentlm.train import recipe_from_command_line, train
 
 NUM_PIECES = 4096

@@ -14,7 +14,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import torch
 
-from latentlm.models.words import find_words, pack_words
+from latentlm.models.encodzall_words import find_words, pack_words
 
 FIGURES = Path(__file__).parents[2] / "docs" / "results" / "figures"
 TEXT = "Words of many texts lie one after the other in rows, none crosses an edge."

@@ -8,8 +8,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from latentlm.training.publishing import PublishError, publish
-from latentlm.training.redaction import redact
+from latentlm.hub.publishing import PublishError, publish
+from latentlm.runs.redaction import redact
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

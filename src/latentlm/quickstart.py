@@ -15,9 +15,9 @@ from pathlib import Path
 
 from transformers import TrainerCallback
 
+from latentlm.runs import CheckpointError, Recipe, RecipeError, load_recipe
+from latentlm.runs.redaction import redact
 from latentlm.train import parse_command_line, train
-from latentlm.training import CheckpointError, Recipe, RecipeError, load_recipe
-from latentlm.training.redaction import redact
 
 RECIPE = Path("hub_configs") / "ar-encoder-decoder-tiny" / "recipe.yaml"
 OUTPUT_DIR = "runs/quickstart"

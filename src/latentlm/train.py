@@ -17,19 +17,11 @@ from transformers import TrainerCallback, set_seed
 from transformers.utils import logging
 
 from latentlm.data import ChunkConfig, PreparedData, TextConfig, prepare_chunks, prepare_data, prepare_texts
-from latentlm.training import (
-    TRAINERS,
-    CheckpointError,
-    CodeCollapseError,
-    LatentTrainer,
-    Recipe,
-    RecipeError,
-    load_recipe,
-)
-from latentlm.training.checkpoints import checkpoint_step
-from latentlm.training.publishing import PublishError
-from latentlm.training.redaction import redact
-from latentlm.training.run_folder import (
+from latentlm.hub.publishing import PublishError
+from latentlm.runs import CheckpointError, Recipe, RecipeError, load_recipe
+from latentlm.runs.checkpoints import checkpoint_step
+from latentlm.runs.redaction import redact
+from latentlm.runs.run_folder import (
     check_data,
     find_start,
     open_run_folder,
@@ -38,6 +30,7 @@ from latentlm.training.run_folder import (
     stored_recipe_of,
     write_results,
 )
+from latentlm.training import TRAINERS, CodeCollapseError, LatentTrainer
 
 
 def parse_command_line(arguments: Sequence[str]) -> tuple[str | None, dict[str, Any]]:

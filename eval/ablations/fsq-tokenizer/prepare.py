@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerFast
 from latentlm import FSQTokenizerFast
 from latentlm.data.pieces import choose_pieces
 from latentlm.data.tokenizers import train_bpe
-from latentlm.models.byte_pieces import byte_characters, bytes_pattern, to_characters
+from latentlm.models.block_byte_pieces import byte_characters, bytes_pattern, to_characters
 from latentlm.models.fsq_vocabulary import FSQVocabulary
 from latentlm.models.tokenization_fsq_fast import build_pre_tokenizer
 from latentlm.tokenizer import build

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from ..models.byte_pieces import MAX_PIECE_BYTES
+from ..models.block_byte_pieces import MAX_PIECE_BYTES
 from ..models.fsq_vocabulary import spelling_table
 from ..models.tokenization_fsq import SPECIAL_TOKENS
 from .cache import build_once

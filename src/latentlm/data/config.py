@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import get_args, get_type_hints
 
-from ..models.byte_pieces import BOUNDARIES, MAX_PIECE_BYTES
+from ..models.block_byte_pieces import BOUNDARIES, MAX_PIECE_BYTES
 
 MIN_BPE_VOCAB_SIZE = 256 + 3  # the byte alphabet and <pad>, <bos>, <eos>
 MIN_FSQ_VOCAB_SIZE = 256 + 4  # the bytes and <pad>, <bos>, <eos>, <mask>

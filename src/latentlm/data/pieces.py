@@ -10,7 +10,7 @@ import numpy as np
 from tokenizers import Tokenizer, models
 from tqdm.auto import tqdm
 
-from ..models.byte_pieces import (
+from ..models.block_byte_pieces import (
     BOUNDARIES,
     MAX_PIECE_BYTES,
     NUM_SPECIAL_TOKENS,
@@ -54,7 +54,7 @@ def choose_pieces(
     Args:
         documents: the corpus; read once.
         vocab_size: of the tokenizer, special tokens included.
-        boundary: see `latentlm.models.byte_pieces`.
+        boundary: see `latentlm.models.block_byte_pieces`.
         forbidden: strings that must not become pieces, such as special tokens.
 
     Raises:

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from ..models.encodzall_words import find_words
 from ..models.tokenization_encodzall import EncodzallTokenizer
-from ..models.words import find_words
 from .cache import build_once
 from .config import TextConfig
 from .prepare import PreparedData, check_fits, hash_identity, open_sources, progress, split_corpus

@@ -11,8 +11,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
-from ..models.lossless_decoding import LosslessDecoding
-from ..models.lossless_tokenizer import LosslessTokenizer
+from ..models.block_lossless_decoding import LosslessDecoding
+from ..models.block_lossless_tokenizer import LosslessTokenizer
 from ..models.tokenization_byte import ByteTokenizer
 from ..models.tokenization_fsq_fast import FSQTokenizerFast
 

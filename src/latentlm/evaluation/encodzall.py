@@ -11,7 +11,7 @@ from tqdm import tqdm
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 import latentlm  # noqa: F401  (registers the architecture)
-from latentlm.models.words import WHITE_SPACE, find_words
+from latentlm.models.encodzall_words import WHITE_SPACE, find_words
 
 
 @dataclass

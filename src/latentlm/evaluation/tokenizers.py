@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from latentlm.models.fsq import FSQ
+from latentlm.models.block_fsq import FSQ
 from latentlm.models.tokenization_fsq import FSQTokenizer
 from latentlm.models.tokenization_fsq_fast import FSQTokenizerFast
 

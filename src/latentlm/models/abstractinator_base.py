@@ -8,8 +8,8 @@ from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
 from .abstractinator_level import Compressed, LevelCache
-from .causal_stack import StackCache
-from .refusals import WORKS
+from .block_refusals import WORKS
+from .block_row_cache import StackCache
 
 
 @dataclass

@@ -7,14 +7,15 @@ import torch
 from torch import nn
 from transformers import initialization as init
 
-from .bidirectional_layers import rms_norm
-from .causal_stack import CausalStack, RowState, StackCache
+from .abstractinator_pooling import PoolingState, SegmentPooling
+from .abstractinator_symbols import SymbolEmbedding, SymbolHead
+from .block_bidirectional_layers import rms_norm
+from .block_optimizer_steps import follow_optimizer
+from .block_quantization import Float32Buffers, FSQQuantizer, Quantized, VectorQuantizer, all_summed
+from .block_row_cache import RowState, StackCache
+from .block_segmentation import SegmentRule, adapt_delta, find_segments, opens_segment, segment_index
+from .block_stack import CausalStack
 from .configuration_abstractinator import NUM_SPECIAL_CODES, LevelConfig
-from .optimizer_steps import follow_optimizer
-from .quantizer import Float32Buffers, FSQQuantizer, Quantized, VectorQuantizer, all_summed
-from .segment_pooling import PoolingState, SegmentPooling
-from .segmentation import SegmentRule, adapt_delta, find_segments, opens_segment, segment_index
-from .symbols import SymbolEmbedding, SymbolHead
 
 
 @dataclass(frozen=True)

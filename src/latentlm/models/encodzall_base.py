@@ -10,8 +10,8 @@ from torch import nn
 from transformers.modeling_outputs import ModelOutput, Seq2SeqLMOutput, TokenClassifierOutput
 from transformers.modeling_utils import PreTrainedModel
 
+from .block_outputs import TakesCache
 from .configuration_encodzall import EncodzallConfig
-from .outputs import TakesCache
 
 # What sentence-transformers reads beside the model: the vectors of words, then their mean.
 SENTENCE_TRANSFORMERS_FILES: dict[str, Any] = {

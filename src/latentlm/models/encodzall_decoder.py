@@ -9,12 +9,12 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
-from .bidirectional_layers import GroupedSelfAttention, MemoryAttention, MemoryDecoderLayer, rms_norm
+from .block_bidirectional_layers import GroupedSelfAttention, MemoryAttention, MemoryDecoderLayer, rms_norm
+from .block_positions import resolve_position_ids
+from .block_refusals import check_filled_cache
 from .configuration_encodzall import EncodzallConfig
 from .encodzall_base import EncodzallPreTrainedModel
-from .positions import resolve_position_ids
-from .refusals import check_filled_cache
-from .words import Packing
+from .encodzall_words import Packing
 
 
 class EncodzallDecoder(EncodzallPreTrainedModel):

@@ -8,8 +8,8 @@ from typing import Any
 from transformers.pipelines.base import Pipeline, PipelineException
 from transformers.pipelines.token_classification import TokenClassificationPipeline
 
-from .masked_words import MASKS
-from .words import WHITE_SPACE
+from .encodzall_masking import MASKS
+from .encodzall_words import WHITE_SPACE
 
 
 class WordTaggingPipeline(TokenClassificationPipeline):

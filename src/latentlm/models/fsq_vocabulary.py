@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from .byte_pieces import (
+from .block_byte_pieces import (
     BOUNDARIES,
     MAX_PIECE_BYTES,
     NUM_SPECIAL_TOKENS,

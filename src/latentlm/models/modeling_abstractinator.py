@@ -26,16 +26,16 @@ from .abstractinator_base import (
     Rows,
     make_rows,
 )
-from .abstractinator_generation import AbstractinatorGeneration
 from .abstractinator_level import AbstractinatorLevel, Alphabet, Compressed
 from .abstractinator_likelihood import AbstractinatorLikelihood, CodeNats
-from .causal_lm import PACKED_CACHE, TrainedByOthers, TransformerPreTrainedModel, pop_shift_labels
-from .causal_stack import CausalStack
+from .abstractinator_symbols import SymbolHead
+from .block_causal_head import PACKED_CACHE, TrainedByOthers, TransformerPreTrainedModel, pop_shift_labels
+from .block_positions import check_context, packs_documents
+from .block_quantization import Quantized, in_backward, prefix_keys
+from .block_refusals import refuse_embeddings
+from .block_stack import CausalStack
 from .configuration_abstractinator import AbstractinatorConfig
-from .positions import check_context, packs_documents
-from .quantizer import Quantized, in_backward, prefix_keys
-from .refusals import refuse_embeddings
-from .symbols import SymbolHead
+from .generation_abstractinator import AbstractinatorGeneration
 
 IGNORED = -100
 

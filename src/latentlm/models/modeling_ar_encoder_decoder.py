@@ -1,11 +1,12 @@
 """The auto-regressive encoder-decoder: a causal encoder, then a causal decoder that also cross-attends to the encoder
 output. One pass predicts the next token at every position. The original design comes from github.com/yiphei/yif-AI.
 
-Blocks, the beginning and end of the forward, and the losses are in encoder_decoder.py, which the parallel model shares.
+Blocks, the beginning and end of the forward, and the losses are in block_encoder_decoder.py, which the parallel model
+shares.
 """
 
+from .block_encoder_decoder import EncoderDecoderForCausalLM, EncoderDecoderModel
 from .configuration_ar_encoder_decoder import AREncoderDecoderConfig
-from .encoder_decoder import EncoderDecoderForCausalLM, EncoderDecoderModel
 
 
 class AREncoderDecoderModel(EncoderDecoderModel):

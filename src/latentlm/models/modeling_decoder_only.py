@@ -8,13 +8,13 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from .attention import SelfAttention
-from .causal_lm import CausalLMHead, TransformerPreTrainedModel
+from .block_attention import SelfAttention
+from .block_causal_head import CausalLMHead, TransformerPreTrainedModel
+from .block_layers import CausalLayer, layer_norm
+from .block_learned_dropout import make_learned_dropout, mean_penalties
+from .block_outputs import CausalModelOutput
+from .block_positions import PositionSubtraction
 from .configuration_decoder_only import DecoderOnlyConfig
-from .layers import CausalLayer, layer_norm
-from .learned_dropout import make_learned_dropout, mean_penalties
-from .outputs import CausalModelOutput
-from .positions import PositionSubtraction
 
 
 class DecoderOnlyPreTrainedModel(TransformerPreTrainedModel):

@@ -1,8 +1,8 @@
 """EncodZall: an encoder inside each word, pooling, an encoder over the words, and two decoders.
 
-Words of all texts are packed into dense rows (words.py), so that Encoder 1 and the word decoder cost what real bytes
-cost. The encoder sees the whole text; the decoders are causal in what they write. The original design comes from
-github.com/dleemiller/Encodzall.
+Words of all texts are packed into dense rows (encodzall_words.py), so that Encoder 1 and the word decoder cost what
+real bytes cost. The encoder sees the whole text; the decoders are causal in what they write. The original design comes
+from github.com/dleemiller/Encodzall.
 """
 
 from typing import Any
@@ -19,21 +19,21 @@ from transformers.utils import can_return_tuple, is_torchdynamo_compiling
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
-from .bidirectional_layers import BidirectionalLayer, GroupedSelfAttention, rms_norm
+from .block_bidirectional_layers import BidirectionalLayer, GroupedSelfAttention, rms_norm
+from .block_positions import check_context
+from .block_refusals import WORKS, refuse_embeddings
 from .configuration_encodzall import EncodzallConfig
-from .contrastive import ranking_loss
 from .encodzall_base import (
     EncodzallDenoisingOutput,
     EncodzallModelOutput,
     EncodzallPreTrainedModel,
     EncodzallTokenClassifierOutput,
 )
+from .encodzall_contrastive import ranking_loss
 from .encodzall_decoder import EncodzallDecoder
+from .encodzall_masking import MASKS, WordPattern, search_words
 from .encodzall_pipelines import WordFillingPipeline, WordTaggingPipeline
-from .masked_words import MASKS, WordPattern, search_words
-from .positions import check_context
-from .refusals import WORKS, refuse_embeddings
-from .words import WHITE_SPACE, Packing, find_real_words, pack_words, spell_words
+from .encodzall_words import WHITE_SPACE, Packing, find_real_words, pack_words, spell_words
 
 IGNORED = -100
 NO_EMBEDDINGS = "words are found, packed and compared by their bytes"

@@ -8,13 +8,13 @@ from transformers import initialization as init
 from transformers.generation import GenerationMixin
 from transformers.utils.import_utils import is_tracing
 
-from .causal_lm import CausalLMHead
+from .block_causal_head import CausalLMHead
+from .block_fsq import FSQ
+from .block_outputs import CausalLMOutput
 from .configuration_fsq import FSQConfig
 from .configuration_fsq_autoencoder import END_CLASS
-from .fsq import FSQ
 from .modeling_decoder_only import DecoderOnlyModel, DecoderOnlyPreTrainedModel
 from .modeling_fsq_autoencoder import FSQAutoencoderModel
-from .outputs import CausalLMOutput
 
 
 @dataclass

@@ -10,8 +10,8 @@ from transformers.modeling_outputs import ModelOutput
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import can_return_tuple
 
+from .block_fsq import FSQ
 from .configuration_fsq_autoencoder import END_CLASS, FSQAutoencoderConfig
-from .fsq import FSQ
 
 
 @dataclass

@@ -2,12 +2,12 @@
 far, the decoder stream predicts and reads the encoder stream of its own depth. The original design comes from
 github.com/yiphei/yif-AI.
 
-Blocks, the beginning and end of the forward, and the losses are in encoder_decoder.py, which the auto-regressive model
-shares.
+Blocks, the beginning and end of the forward, and the losses are in block_encoder_decoder.py, which the auto-regressive
+model shares.
 """
 
+from .block_encoder_decoder import EncoderDecoderForCausalLM, EncoderDecoderModel
 from .configuration_parallel_encoder_decoder import ParallelEncoderDecoderConfig
-from .encoder_decoder import EncoderDecoderForCausalLM, EncoderDecoderModel
 
 
 class ParallelEncoderDecoderModel(EncoderDecoderModel):

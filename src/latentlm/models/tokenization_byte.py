@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from transformers import AddedToken
 
-from .byte_pieces import bytes_pattern
-from .lossless_tokenizer import LosslessTokenizer
+from .block_byte_pieces import bytes_pattern
+from .block_lossless_tokenizer import LosslessTokenizer
 
 NUM_BYTES = 256
 BYTE_TOKENS = [f"<0x{byte:02X}>" for byte in range(NUM_BYTES)]  # the names that `tokenizers` gives to bytes

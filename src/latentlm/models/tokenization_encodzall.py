@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from transformers.utils import logging
 
-from .lossless_tokenizer import LosslessTokenizer
+from .block_lossless_tokenizer import LosslessTokenizer
+from .encodzall_words import WHITE_SPACE, find_words
 from .tokenization_byte import BYTE_TOKENS, NUM_BYTES
-from .words import WHITE_SPACE, find_words
 
 SPECIAL_TOKENS = {
     "pad_token": "<pad>",

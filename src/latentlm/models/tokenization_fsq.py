@@ -8,8 +8,8 @@ import numpy as np
 from tokenizers import decoders
 from transformers import AddedToken
 
+from .block_lossless_tokenizer import LosslessTokenizer
 from .fsq_vocabulary import AUTOENCODER_FILE, VOCABULARY_FILE, FSQVocabulary, Segmenter, spelling_table
-from .lossless_tokenizer import LosslessTokenizer
 
 SPECIAL_TOKENS = {"pad_token": "<pad>", "bos_token": "<bos>", "eos_token": "<eos>", "mask_token": "<mask>"}
 

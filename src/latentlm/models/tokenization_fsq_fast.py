@@ -11,11 +11,11 @@ from tokenizers import AddedToken as FastAddedToken
 from tokenizers import Encoding, Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AddedToken, BatchEncoding, PreTrainedTokenizerFast
 
-from .byte_pieces import text_pattern
+from .block_byte_pieces import text_pattern
+from .block_lossless_decoding import LosslessDecoding
+from .block_lossless_tokenizer import add_to_config, split_batch
+from .block_row_encodings import build_encoding, missing_spaces
 from .fsq_vocabulary import AUTOENCODER_FILE, NUM_BYTES, VOCABULARY_FILE, FSQVocabulary
-from .lossless_decoding import LosslessDecoding
-from .lossless_tokenizer import add_to_config, split_batch
-from .row_encodings import build_encoding, missing_spaces
 from .tokenization_fsq import SPECIAL_TOKENS, FSQTable, FSQTokenizer, load_vocabulary, resolve_framing
 
 _BACKEND_IN_USE = threading.RLock()

@@ -1,13 +1,10 @@
-"""Training: recipes, the trainer that logs named losses, checkpoints, the run folder."""
+"""Training: the trainer that logs named losses, and its subclasses."""
 
-from .abstractinator import AbstractinatorTrainer
-from .arguments import AbstractinatorTrainingArguments, EncodzallTrainingArguments, LatentTrainingArguments
-from .checkpoints import CheckpointError
-from .encodzall import EncodzallTrainer
+from .abstractinator import AbstractinatorTrainer, AbstractinatorTrainingArguments
+from .encodzall import EncodzallTrainer, EncodzallTrainingArguments
 from .fsq import CodeCollapseError, FSQAutoencoderTrainer, FSQTrainer
 from .learned_dropout import ParallelEncoderDecoderTrainer
 from .pid import PIDCallback
-from .recipe import Recipe, RecipeError, load_recipe
 from .trainer import LatentTrainer
 
 # Trainer by model type; an architecture that is not listed needs nothing beyond LatentTrainer. Each of the first three
@@ -26,17 +23,12 @@ __all__ = [
     "TRAINERS",
     "AbstractinatorTrainer",
     "AbstractinatorTrainingArguments",
-    "CheckpointError",
     "CodeCollapseError",
     "EncodzallTrainer",
     "EncodzallTrainingArguments",
     "FSQAutoencoderTrainer",
     "FSQTrainer",
     "LatentTrainer",
-    "LatentTrainingArguments",
     "PIDCallback",
     "ParallelEncoderDecoderTrainer",
-    "Recipe",
-    "RecipeError",
-    "load_recipe",
 ]

@@ -1,6 +1,7 @@
 """Training of the Abstractinator: codebooks, a rising loss, stages, and what its codes are worth."""
 
 import math
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,12 @@ from transformers.trainer_utils import EvalLoopOutput
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from latentlm.inspect import draw, inspect
-from latentlm.models.quantizer import code_usage
-from latentlm.models.words import NUM_BYTES
+from latentlm.models.block_quantization import code_usage
+from latentlm.models.encodzall_words import NUM_BYTES
+from latentlm.runs.arguments import LatentTrainingArguments
+from latentlm.runs.recipe import RecipeError
+from latentlm.runs.run_folder import SEGMENTS_FILE
 
-from .arguments import AbstractinatorTrainingArguments
-from .recipe import RecipeError
-from .run_folder import SEGMENTS_FILE
 from .trainer import LatentTrainer
 
 FIRST_SHARE = 0.02
@@ -27,6 +28,29 @@ DRAWN_BYTES = 288
 PER_BYTE = {f"reconstruction_{name}": f"reconstruction_{name}" for name in ("own", "zeroed", "shuffled")}
 PER_BYTE["two_part"] = "two_part_bits_per_byte"
 """Nats that an evaluation reports in bits per byte, and as what."""
+
+
+@dataclass(repr=False)  # the one of transformers hides tokens
+class AbstractinatorTrainingArguments(LatentTrainingArguments):
+    """`LatentTrainingArguments` with what is taken from an earlier stage."""
+
+    fixed_code_steps: int = field(
+        default=100,
+        metadata={
+            "help": "First steps in which compressors stay random: trained at once, all their codes become alike."
+        },
+    )
+    load_base_from: str | None = field(
+        default=None, metadata={"help": "Saved model whose levels, all but the top model, are taken."}
+    )
+    load_entropy_from: str | None = field(
+        default=None, metadata={"help": "Saved model whose entropy models are taken."}
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.fixed_code_steps < 0:
+            raise ValueError(f"fixed_code_steps is {self.fixed_code_steps}, but it must be 0 or more.")
 
 
 class AbstractinatorTrainer(LatentTrainer):
@@ -45,6 +69,8 @@ class AbstractinatorTrainer(LatentTrainer):
     Raises:
         RecipeError: if what is to be loaded is not there, before the first step.
     """
+
+    arguments_class = AbstractinatorTrainingArguments
 
     arguments_class = AbstractinatorTrainingArguments
 

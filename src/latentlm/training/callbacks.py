@@ -10,9 +10,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from transformers import TrainerCallback
 from transformers.trainer_utils import has_length
 
-from .checkpoints import write_atomically
+from latentlm.runs.checkpoints import write_atomically
+from latentlm.runs.run_folder import METRICS_FILE
 
-METRICS_FILE = "metrics.jsonl"
 SAMPLES_FILE = "samples.jsonl"
 # Logged values that measure the machine, not the model: they differ between two runs of the same recipe.
 TIMINGS = frozenset(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from latentlm.models.fsq import FSQ
+from latentlm.models.block_fsq import FSQ
 from latentlm.models.modeling_fsq_autoencoder import FSQAutoencoderModel
 
 BATCH = 4096

@@ -2,6 +2,7 @@
 
 import math
 from collections import defaultdict
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,66 @@ from torch import nn
 from transformers import AutoModelForSeq2SeqLM
 from transformers.trainer_utils import EvalLoopOutput
 
-from ..models.words import FRAME_IDS, find_words
-from .arguments import EncodzallTrainingArguments
+from latentlm.runs.arguments import LatentTrainingArguments
+
+from ..models.encodzall_words import FRAME_IDS, find_words
 from .callbacks import SAMPLES_FILE, append_line
 from .masking import CorruptedBatch, mask_texts
-from .noise import MIXTURE, NoiseTables, corrupt_texts, default_tables
+from .noise import MIXTURE, NoiseTables, check_mixture, corrupt_texts, default_tables
 from .pid import PIDCallback
 from .randomness import row_keys
 from .trainer import LatentTrainer
+
+NOISES = ("mask", "realistic")
+
+
+@dataclass(repr=False)  # the one of transformers hides tokens
+class EncodzallTrainingArguments(LatentTrainingArguments):
+    """`LatentTrainingArguments` with the noise that the model learns to repair."""
+
+    noise: str = field(default="mask", metadata={"help": "'mask' (phase 1) or 'realistic' (phase 2)."})
+    noise_strength: float = field(default=0.3, metadata={"help": "Strength in [0, 1], at the start where it moves."})
+    noise_set_point: float | None = field(
+        default=None, metadata={"help": "Loss on corrupted bytes (nats) that a PID loop holds by moving the strength."}
+    )
+    noise_strength_min: float = field(
+        default=0.1, metadata={"help": "The loop does not go below; with too little noise nothing is learned."}
+    )
+    noise_strength_max: float = field(default=1.0, metadata={"help": "The loop does not go above."})
+    noise_kp: float = field(default=0.1, metadata={"help": "Gain of the change of the error."})
+    noise_ki: float = field(default=0.01, metadata={"help": "Gain of the error."})
+    noise_kd: float = field(default=0.0, metadata={"help": "Gain of the change of that change."})
+    noise_eval_strength: float = field(
+        default=0.3, metadata={"help": "Strength in evaluations, which all have the same noise."}
+    )
+    noise_mixture: dict | None = field(default=None, metadata={"help": "Weight of each kind; all alike by default."})
+    noise_tables: str | None = field(default=None, metadata={"help": "File from `python -m latentlm.noise`."})
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.neftune_noise_alpha is not None:
+            raise ValueError(
+                f"neftune_noise_alpha is {self.neftune_noise_alpha}, but NEFTune knows embeddings (B, T, H) alone, and "
+                "those of packed words are (N, H); it must be None."
+            )
+        if self.noise not in NOISES:
+            raise ValueError(f"noise is {self.noise!r}, but must be one of {', '.join(NOISES)}.")
+        if not 0 <= self.noise_eval_strength <= 1:
+            raise ValueError(f"noise_eval_strength is {self.noise_eval_strength}, but a strength lies in [0, 1].")
+        if self.noise_mixture is not None:
+            check_mixture(self.noise_mixture)
+        self.make_pid()
+
+    def make_pid(self) -> PIDCallback:
+        return PIDCallback(
+            self.noise_strength,
+            self.noise_set_point,
+            self.noise_strength_min,
+            self.noise_strength_max,
+            self.noise_kp,
+            self.noise_ki,
+            self.noise_kd,
+        )
 
 
 class EncodzallTrainer(LatentTrainer):
@@ -33,6 +86,8 @@ class EncodzallTrainer(LatentTrainer):
 
     all of the sequence decoder, which has seen the clean bytes before.
     """
+
+    arguments_class = EncodzallTrainingArguments
 
     auto_class = AutoModelForSeq2SeqLM
     arguments_class = EncodzallTrainingArguments

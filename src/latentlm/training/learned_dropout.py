@@ -7,9 +7,9 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig, TrainerCallback
 
-from latentlm.models.learned_dropout import mask_entropy, mask_loss_weight, record_masks
+from latentlm.models.block_learned_dropout import mask_entropy, mask_loss_weight, record_masks
+from latentlm.runs.recipe import RecipeError
 
-from .recipe import RecipeError
 from .trainer import LatentTrainer
 
 PROBE_ROWS = 4

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ..models.masked_words import ANY, CONSONANT, LETTERS, NONSPACE, VOWEL, VOWELS, WORD_MASK
-from ..models.words import FRAME_IDS, NUM_BYTES, character_starts, find_words, is_space
+from ..models.encodzall_masking import ANY, CONSONANT, LETTERS, NONSPACE, VOWEL, VOWELS, WORD_MASK
+from ..models.encodzall_words import FRAME_IDS, NUM_BYTES, character_starts, find_words, is_space
 from .randomness import uniforms
 
 CHARACTER_SHARE, WORD_SHARE = 0.8, 0.2  # of the strength

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..models.words import FRAME_IDS, NUM_BYTES, WHITE_SPACE, find_words
+from ..models.encodzall_words import FRAME_IDS, NUM_BYTES, WHITE_SPACE, find_words
 from .masking import CorruptedBatch
 from .randomness import uniforms
 

@@ -25,9 +25,10 @@ from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import EvalLoopOutput, has_length
 from transformers.utils import logging
 
-from .arguments import LatentTrainingArguments
-from .callbacks import SAMPLES_FILE, ConsoleProgress, ExactLogging, MetricsFile, append_line
-from .checkpoints import (
+from latentlm.hub.publishing import create_repository, write_card
+from latentlm.hub.publishing import publish as publish_run
+from latentlm.runs.arguments import LatentTrainingArguments
+from latentlm.runs.checkpoints import (
     ARGUMENTS_FILE,
     CheckpointError,
     last_complete_checkpoint,
@@ -40,9 +41,9 @@ from .checkpoints import (
     write_atomically,
     write_manifest,
 )
-from .publishing import create_repository, write_card
-from .publishing import publish as publish_run
-from .run_folder import SEGMENTS_FILE
+from latentlm.runs.run_folder import SEGMENTS_FILE
+
+from .callbacks import SAMPLES_FILE, ConsoleProgress, ExactLogging, MetricsFile, append_line
 
 logger = logging.get_logger(__name__)
 
@@ -70,6 +71,8 @@ class LatentTrainer(Trainer):
     Raises:
         ValueError: for what would silently have no effect, before anything is built.
     """
+
+    arguments_class: type[LatentTrainingArguments] = LatentTrainingArguments
 
     # What builds the model of a recipe; trainers of other heads name another Auto class.
     auto_class = AutoModelForCausalLM

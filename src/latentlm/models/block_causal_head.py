@@ -13,10 +13,10 @@ from transformers.utils import can_return_tuple, logging
 from transformers.utils.generic import is_flash_attention_requested
 from transformers.utils.import_utils import is_tracing
 
-from .learned_dropout import SharedMaskAttention, mask_loss_weight
-from .outputs import CausalLMOutput, CausalModelOutput, TakesCache
-from .positions import check_context, document_ids, packs_documents, resolve_position_ids
-from .refusals import check_filled_cache
+from .block_learned_dropout import SharedMaskAttention, mask_loss_weight
+from .block_outputs import CausalLMOutput, CausalModelOutput, TakesCache
+from .block_positions import check_context, document_ids, packs_documents, resolve_position_ids
+from .block_refusals import check_filled_cache
 
 logger = logging.get_logger(__name__)
 

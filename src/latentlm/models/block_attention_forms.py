@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
-from .attention import Rotary, call_backend
-from .bidirectional_layers import rotate
+from .block_attention import Rotary, call_backend
+from .block_bidirectional_layers import rotate
 
 
 def make_mask(config, states: torch.Tensor, num_keys: int, function):

@@ -8,12 +8,8 @@ from transformers import TrainingArguments
 from transformers.trainer_utils import HubStrategy
 from transformers.utils import logging
 
-from .noise import check_mixture
-from .pid import PIDCallback
-
 logger = logging.get_logger(__name__)
 
-NOISES = ("mask", "realistic")
 # Options of Trainer that would have no effect here, or a wrong one: what they must be, and why.
 FIXED_OPTIONS: dict[str, tuple[Any, str]] = {
     "label_smoothing_factor": (0, "the models compute their own named losses and know no label smoothing"),
@@ -83,75 +79,3 @@ class LatentTrainingArguments(TrainingArguments):
         for name in ("sample_prompts", "sample_prompt_tokens", "sample_new_tokens"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}, but it must be 0 or more.")
-
-
-@dataclass(repr=False)  # the one of transformers hides tokens
-class AbstractinatorTrainingArguments(LatentTrainingArguments):
-    """`LatentTrainingArguments` with what is taken from an earlier stage."""
-
-    fixed_code_steps: int = field(
-        default=100,
-        metadata={
-            "help": "First steps in which compressors stay random: trained at once, all their codes become alike."
-        },
-    )
-    load_base_from: str | None = field(
-        default=None, metadata={"help": "Saved model whose levels, all but the top model, are taken."}
-    )
-    load_entropy_from: str | None = field(
-        default=None, metadata={"help": "Saved model whose entropy models are taken."}
-    )
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.fixed_code_steps < 0:
-            raise ValueError(f"fixed_code_steps is {self.fixed_code_steps}, but it must be 0 or more.")
-
-
-@dataclass(repr=False)  # the one of transformers hides tokens
-class EncodzallTrainingArguments(LatentTrainingArguments):
-    """`LatentTrainingArguments` with the noise that the model learns to repair."""
-
-    noise: str = field(default="mask", metadata={"help": "'mask' (phase 1) or 'realistic' (phase 2)."})
-    noise_strength: float = field(default=0.3, metadata={"help": "Strength in [0, 1], at the start where it moves."})
-    noise_set_point: float | None = field(
-        default=None, metadata={"help": "Loss on corrupted bytes (nats) that a PID loop holds by moving the strength."}
-    )
-    noise_strength_min: float = field(
-        default=0.1, metadata={"help": "The loop does not go below; with too little noise nothing is learned."}
-    )
-    noise_strength_max: float = field(default=1.0, metadata={"help": "The loop does not go above."})
-    noise_kp: float = field(default=0.1, metadata={"help": "Gain of the change of the error."})
-    noise_ki: float = field(default=0.01, metadata={"help": "Gain of the error."})
-    noise_kd: float = field(default=0.0, metadata={"help": "Gain of the change of that change."})
-    noise_eval_strength: float = field(
-        default=0.3, metadata={"help": "Strength in evaluations, which all have the same noise."}
-    )
-    noise_mixture: dict | None = field(default=None, metadata={"help": "Weight of each kind; all alike by default."})
-    noise_tables: str | None = field(default=None, metadata={"help": "File from `python -m latentlm.noise`."})
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.neftune_noise_alpha is not None:
-            raise ValueError(
-                f"neftune_noise_alpha is {self.neftune_noise_alpha}, but NEFTune knows embeddings (B, T, H) alone, and "
-                "those of packed words are (N, H); it must be None."
-            )
-        if self.noise not in NOISES:
-            raise ValueError(f"noise is {self.noise!r}, but must be one of {', '.join(NOISES)}.")
-        if not 0 <= self.noise_eval_strength <= 1:
-            raise ValueError(f"noise_eval_strength is {self.noise_eval_strength}, but a strength lies in [0, 1].")
-        if self.noise_mixture is not None:
-            check_mixture(self.noise_mixture)
-        self.make_pid()
-
-    def make_pid(self) -> PIDCallback:
-        return PIDCallback(
-            self.noise_strength,
-            self.noise_set_point,
-            self.noise_strength_min,
-            self.noise_strength_max,
-            self.noise_kp,
-            self.noise_ki,
-            self.noise_kd,
-        )

@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import nn
 from transformers import initialization as init
 
-from .fsq import FSQ
+from .block_fsq import FSQ
 
 
 @dataclass

@@ -18,7 +18,6 @@ from transformers.utils import logging
 import latentlm
 
 from .arguments import LatentTrainingArguments
-from .callbacks import METRICS_FILE
 from .checkpoints import (
     CheckpointError,
     find_damage,
@@ -31,13 +30,14 @@ from .recipe import RECIPE_FILE, Recipe, RecipeError
 from .redaction import redact_command
 
 if TYPE_CHECKING:  # the trainer publishes run folders, so it imports this
-    from .trainer import LatentTrainer
+    from latentlm.training.trainer import LatentTrainer
 
 logger = logging.get_logger(__name__)
 
 ENVIRONMENT_FILE = "environment.json"
 DATA_FILE = "data.json"
 CURVES_FILE = "curves.png"
+METRICS_FILE = "metrics.jsonl"
 SEGMENTS_FILE = "segments.png"  # where an Abstractinator cuts a held-out text
 RESULTS_FILE = "results.json"
 PACKAGES = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "numpy", "safetensors")

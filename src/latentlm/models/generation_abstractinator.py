@@ -7,7 +7,7 @@ from transformers.generation import LogitsProcessorList, TemperatureLogitsWarper
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from .abstractinator_base import AbstractinatorCache
-from .positions import check_context
+from .block_positions import check_context
 
 
 class AbstractinatorGeneration:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable
 
-from .words import WHITE_SPACE
+from .encodzall_words import WHITE_SPACE
 
 VOWELS = frozenset(b"aeiouAEIOU")
 LETTERS = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ")

@@ -31,7 +31,7 @@ import latentlm
 from latentlm.data import ChunkConfig, DataConfig, TextConfig
 from latentlm.data.config import SourceConfig
 
-from .arguments import AbstractinatorTrainingArguments, EncodzallTrainingArguments, LatentTrainingArguments
+from .arguments import LatentTrainingArguments
 from .redaction import HIDDEN, SECRET_NAME, URL_USER, redact
 
 RECIPE_FILE = "recipe.yaml"
@@ -44,10 +44,6 @@ MIN_VOCAB_SIZE = 259  # of any tokenizer here: the bytes and three special token
 # What the data section describes, by model type; rows of tokens if it is not listed.
 DATA_CONFIGS: dict[str, type[SourceConfig]] = {"fsq_autoencoder": ChunkConfig, "encodzall": TextConfig}
 # What the training section may hold, where it is more than usual.
-TRAINING_ARGUMENTS: dict[str, type[LatentTrainingArguments]] = {
-    "encodzall": EncodzallTrainingArguments,
-    "abstractinator": AbstractinatorTrainingArguments,
-}
 
 
 class RecipeError(ValueError):
@@ -165,6 +161,13 @@ class Recipe:
         return header + yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
 
 
+def training_arguments_class(model_type: str) -> type[LatentTrainingArguments]:
+    """The class of the training section for a model type."""
+    from latentlm.training import TRAINERS, LatentTrainer
+
+    return TRAINERS.get(model_type, LatentTrainer).arguments_class
+
+
 def load_recipe(path: str | Path, overrides: dict[str, Any] | None = None) -> Recipe:
     """Read a recipe file.
 
@@ -196,7 +199,7 @@ def load_recipe(path: str | Path, overrides: dict[str, Any] | None = None) -> Re
     recipe["model"].pop("config", None), recipe["model"].pop("model_type", None)
 
     data_class = DATA_CONFIGS.get(model_type, DataConfig)
-    arguments_class = TRAINING_ARGUMENTS.get(model_type, LatentTrainingArguments)
+    arguments_class = training_arguments_class(model_type)
     fields = {
         "model": field_types(CONFIG_MAPPING[model_type]) | {"attn_implementation": str | None},
         "data": field_types(data_class),

@@ -6,7 +6,7 @@ from transformers.cache_utils import EncoderDecoderCache
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.llama.modeling_llama import eager_attention_forward, rotate_half
 
-from .attention import Rotary, call_backend
+from .block_attention import Rotary, call_backend
 
 
 def rotate(states: torch.Tensor, rotary: Rotary) -> torch.Tensor:

@@ -44,21 +44,20 @@ import latentlm
 from latentlm.data.chunks import PIECES_FILE
 from latentlm.data.sources import FORMATS, PYTHON_DOCS
 from latentlm.models.encodzall_base import SENTENCE_TRANSFORMERS_FILES
-
-from .callbacks import METRICS_FILE
-from .checkpoints import (
+from latentlm.runs.checkpoints import (
     CHECKPOINT_NAME,
     MANIFEST,
     find_missing,
     last_complete_checkpoint,
     write_atomically,
 )
-from .recipe import RECIPE_FILE
-from .redaction import redact
-from .run_folder import (
+from latentlm.runs.recipe import RECIPE_FILE
+from latentlm.runs.redaction import redact
+from latentlm.runs.run_folder import (
     CURVES_FILE,
     DATA_FILE,
     ENVIRONMENT_FILE,
+    METRICS_FILE,
     SEGMENTS_FILE,
     plot_curves,
     read_metrics,

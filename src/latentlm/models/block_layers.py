@@ -8,8 +8,8 @@ from transformers.cache_utils import Cache
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import is_torchdynamo_compiling
 
-from .attention import Rotary, SelfAttention
-from .learned_dropout import LearnedDropout
+from .block_attention import Rotary, SelfAttention
+from .block_learned_dropout import LearnedDropout
 
 
 def layer_norm(config) -> nn.LayerNorm:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from .bidirectional_layers import rms_norm
+from .block_bidirectional_layers import rms_norm
 
 
 class SymbolEmbedding(nn.Module):

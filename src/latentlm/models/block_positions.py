@@ -6,7 +6,7 @@ from transformers.cache_utils import Cache
 from transformers.utils import is_torchdynamo_compiling
 from transformers.utils.import_utils import is_tracing
 
-from .layers import layer_norm
+from .block_layers import layer_norm
 
 
 def resolve_position_ids(

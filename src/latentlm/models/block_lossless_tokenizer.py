@@ -15,8 +15,8 @@ from tokenizers import Encoding, decoders
 from transformers import AddedToken, BatchEncoding, PreTrainedTokenizer
 from transformers.tokenization_utils_base import PaddingStrategy, TruncationStrategy
 
-from .lossless_decoding import LosslessDecoding
-from .row_encodings import Encodings, Offset, Part, Row, all_ids, build_encoding, missing_spaces
+from .block_lossless_decoding import LosslessDecoding
+from .block_row_encodings import Encodings, Offset, Part, Row, all_ids, build_encoding, missing_spaces
 
 
 class LosslessTokenizer(LosslessDecoding, PreTrainedTokenizer):

@@ -13,14 +13,14 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
-from .attention import CrossAttention, Rotary, SelfAttention
-from .causal_lm import CausalLMHead, TransformerPreTrainedModel
+from .block_attention import CrossAttention, Rotary, SelfAttention
+from .block_causal_head import CausalLMHead, TransformerPreTrainedModel
+from .block_embedding_loss import EmbeddingLoss
+from .block_layers import CausalLayer, FeedForward, layer_norm
+from .block_learned_dropout import LearnedDropout, make_learned_dropout, mean_penalties
+from .block_outputs import EncoderDecoderCausalLMOutput, EncoderDecoderModelOutput
+from .block_positions import PositionSubtraction
 from .configuration_encoder_decoder import EncoderDecoderConfig
-from .embedding_loss import EmbeddingLoss
-from .layers import CausalLayer, FeedForward, layer_norm
-from .learned_dropout import LearnedDropout, make_learned_dropout, mean_penalties
-from .outputs import EncoderDecoderCausalLMOutput, EncoderDecoderModelOutput
-from .positions import PositionSubtraction
 
 
 class DecoderLayer(GradientCheckpointingLayer):

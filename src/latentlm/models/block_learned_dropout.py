@@ -15,7 +15,7 @@ from torch import nn
 from transformers import initialization as init
 from transformers.cache_utils import Cache
 
-from .attention import CausalAttention
+from .block_attention import CausalAttention
 
 ENTROPY_FLOOR = 1e-6
 """M reaches exactly 0, where the slope of -M log2 M has no bound; below this value the logarithm is held."""
