@@ -8,7 +8,7 @@ from pathlib import Path
 from filelock import FileLock
 
 
-def build_once(folder: Path, build: Callable[[Path], None]) -> None:
+def build_once(folder: Path, build: Callable[[Path], object]) -> None:
     """Return once `folder` exists; if it does not, let exactly one process fill it.
 
     `build` writes into a temporary folder, which then gets its name in one step. Other processes on this machine (the

@@ -77,6 +77,7 @@ def choose_pieces(
             counted[name].update(bytes_pattern(name).findall(data))
     characters = frequent_characters(counted["words"])
     pieces = [character for character in characters if character not in forbidden][:wanted]
+    uses = np.zeros(0, dtype=np.int64)
     for name in boundaries:
         pieces, uses = improve(pieces, counted[name], wanted, forbidden, f"Choosing {wanted:,} pieces inside {name}")
     if len(pieces) < wanted:
@@ -116,13 +117,14 @@ def improve(
 def frequent_characters(counted: Counter[bytes]) -> list[bytes]:
     """Characters of several bytes that occur more than once, the most frequent first: a round joins neighbours that are
     whole characters, and would never find them."""
-    found: Counter[str] = Counter()
+    occurrences: Counter[str] = Counter()
     for stretch, count in counted.items():
         if not stretch.isascii():
             for character in stretch.decode("utf-8", "ignore"):
                 if character > "\x7f":
-                    found[character] += count
-    return [character.encode() for character in sorted(found, key=lambda c: (-found[c], c)) if found[character] > 1]
+                    occurrences[character] += count
+    ordered = sorted(occurrences, key=lambda c: (-occurrences[c], c))
+    return [character.encode() for character in ordered if occurrences[character] > 1]
 
 
 def segment(pieces: list[bytes], stretches: list[str], weights: np.ndarray) -> tuple[np.ndarray, dict[bytes, float]]:

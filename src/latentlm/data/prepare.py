@@ -23,6 +23,7 @@ from .tokenizers import (
     encode_documents,
     load_bpe,
     load_tokenizer,
+    special_id,
     token_bytes,
     token_dtype,
     tokenizer_fingerprint,
@@ -74,6 +75,7 @@ def prepare_data(config: DataConfig, max_position_embeddings: int | None = None)
     tokenizer = None if config.tokenizer == "bpe" else load_tokenizer(config.tokenizer)
     prepare = _prepare_stream if config.streaming else _prepare_corpus
     data = prepare(config, train_source, validation_source, tokenizer)
+    assert data.tokenizer is not None
     data.tokenizer.model_max_length = max_position_embeddings or config.context_length
     return data
 
@@ -141,7 +143,9 @@ def _prepare_corpus(
             f"dataset: the training text of {train_source.name!r} has {counts['train']['tokens']} tokens, fewer than"
             f" one context (context_length: {config.context_length})"
         )
-    validation = rows("validation", pad_token_id=tokenizer.pad_token_id, max_rows=config.max_validation_rows)
+    validation = rows(
+        "validation", pad_token_id=special_id(tokenizer, "pad_token"), max_rows=config.max_validation_rows
+    )
     return _prepared(config, tokenizer, train, validation, counts["train"], counts["validation"], folder)
 
 
@@ -252,7 +256,7 @@ def _prepare_stream(
         np.concatenate(arrays),
         np.cumsum(lengths) - lengths,
         config.context_length,
-        pad_token_id=tokenizer.pad_token_id,
+        pad_token_id=special_id(tokenizer, "pad_token"),
         max_rows=config.max_validation_rows,
     )
     documents = partial(_without, frozenset(keys), train_source.documents)

@@ -8,8 +8,10 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import datasets
+from datasets.exceptions import DatasetGenerationError
 
 PYTHON_DOCS = "python_docs"
 FORMATS = {".txt": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}  # suffix: builder of `datasets`
@@ -179,6 +181,7 @@ def _row_texts(rows: datasets.Dataset | datasets.IterableDataset, name: str, col
         columns = rows.column_names or list(next(iter(rows), {}))
         if columns and column not in columns:
             raise ValueError(f"text_column: there is no {column!r}; the columns are {columns}")
+        batch: Any  # a dictionary of columns
         for batch in rows.select_columns([column]).iter(batch_size=1000) if columns else ():
             for text in batch[column]:
                 if text is None:
@@ -186,7 +189,7 @@ def _row_texts(rows: datasets.Dataset | datasets.IterableDataset, name: str, col
                 if not isinstance(text, str):
                     raise ValueError(f"text_column: {column!r} holds {type(text).__name__}, not text")
                 yield text
-    except (ValueError, datasets.exceptions.DatasetGenerationError) as error:  # ours, and those of broken files
+    except (ValueError, DatasetGenerationError) as error:  # ours, and those of broken files
         raise ValueError(f"dataset: {name!r} cannot be read: {error}") from error
 
 

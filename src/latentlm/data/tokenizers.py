@@ -5,6 +5,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
@@ -12,12 +13,11 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 from ..models.block_lossless_decoding import LosslessDecoding
-from ..models.block_lossless_tokenizer import LosslessTokenizer
 from ..models.tokenization_byte import ByteTokenizer
 from ..models.tokenization_fsq_fast import FSQTokenizerFast
 
 # By the name that a saved one has for its class.
-OWN_TOKENIZERS = {"ByteTokenizer": ByteTokenizer, "FSQTokenizer": FSQTokenizerFast}
+OWN_TOKENIZERS: dict[str, Any] = {"ByteTokenizer": ByteTokenizer, "FSQTokenizer": FSQTokenizerFast}
 BATCH_CHARACTERS = 1 << 20  # documents are encoded this much at a time
 
 
@@ -31,7 +31,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
         return ByteTokenizer()
     try:
         # A saved tokenizer of ours names its code file in `auto_map`: load our own class, not that code.
-        kind = get_tokenizer_config(name).get("tokenizer_class")
+        kind = get_tokenizer_config(name).get("tokenizer_class") or ""
         tokenizer = OWN_TOKENIZERS.get(kind, AutoTokenizer).from_pretrained(name)
     except (OSError, ValueError) as error:
         raise ValueError(
@@ -73,15 +73,20 @@ def load_bpe(folder: Path) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast.from_pretrained(folder)
 
 
+def special_id(tokenizer: PreTrainedTokenizerBase, name: str) -> int | None:
+    """The id of a special token by its name (`"pad_token"`); None where the tokenizer has none."""
+    return getattr(tokenizer, f"{name}_id")
+
+
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     """Changes with anything that changes the ids of a text."""
-    if isinstance(tokenizer, LosslessTokenizer) or not tokenizer.is_fast:
-        description = json.dumps([type(tokenizer).__name__, sorted(tokenizer.get_vocab().items())])
-    else:
+    if isinstance(tokenizer, PreTrainedTokenizerFast):
         backend = copy.deepcopy(tokenizer.backend_tokenizer)
         backend.no_truncation()  # what the last call asked for
         backend.no_padding()
         description = backend.to_str()
+    else:
+        description = json.dumps([type(tokenizer).__name__, sorted(tokenizer.get_vocab().items())])
     special = [tokenizer.bos_token_id, tokenizer.eos_token_id]
     return hashlib.sha256(f"{special}{description}".encode()).hexdigest()
 
@@ -94,8 +99,9 @@ def encode_documents(
     A tokenizer without `<bos>` begins documents with its `<eos>`. Special tokens written out in a document are text:
     what a corpus says must not end documents.
     """
-    eos = [tokenizer.eos_token_id]
-    bos = eos if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    bos, eos = special_id(tokenizer, "bos_token"), special_id(tokenizer, "eos_token")
+    assert eos is not None  # as `load_tokenizer` sees to
+    bos = eos if bos is None else bos
     for texts in _batches(documents):
         data = [text.encode("utf-8", "surrogatepass") for text in texts]
         if isinstance(tokenizer, ByteTokenizer):
@@ -110,7 +116,7 @@ def encode_documents(
                 verbose=False,
             )["input_ids"]
         dtype = token_dtype(len(tokenizer))
-        arrays = [np.concatenate((bos, document, eos), dtype=dtype, casting="unsafe") for document in ids]
+        arrays = [np.concatenate(([bos], document, [eos]), dtype=dtype, casting="unsafe") for document in ids]
         yield arrays, sum(map(len, data))
 
 
@@ -141,15 +147,16 @@ def token_bytes(tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
     """
     special = set(tokenizer.all_special_ids)
     added = tokenizer.added_tokens_decoder
-    kind = _decoder_kind(tokenizer)
+    lengths = tokenizer.token_lengths if isinstance(tokenizer, LosslessDecoding) else None
+    kind = _decoder_kind(tokenizer) if lengths is None else None
     sizes = np.zeros(len(tokenizer), dtype=np.float32)
     for token, index in tokenizer.get_vocab().items():
         if index in special:
             continue
         if index in added:
             sizes[index] = len(added[index].content.encode("utf-8", "surrogatepass"))
-        elif kind == "lossless":
-            sizes[index] = tokenizer.token_lengths[index]
+        elif lengths is not None:
+            sizes[index] = lengths[index]
         elif kind == "spaces" and token.startswith("<0x") and token.endswith(">"):
             sizes[index] = 1
         elif kind == "byte_level":
@@ -157,14 +164,14 @@ def token_bytes(tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
         elif kind == "spaces":
             sizes[index] = len(token.replace("▁", " ").encode())
         else:
-            sizes[index] = len(tokenizer.decode([index]).encode())
+            text = tokenizer.decode([index])
+            assert isinstance(text, str)
+            sizes[index] = len(text.encode())
     return sizes
 
 
 def _decoder_kind(tokenizer: PreTrainedTokenizerBase) -> str | None:
-    if isinstance(tokenizer, LosslessDecoding):
-        return "lossless"
-    if not tokenizer.is_fast:
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
         return None
     decoder = json.loads(tokenizer.backend_tokenizer.to_str())["decoder"] or {}
     kinds = {part["type"] for part in decoder.get("decoders", [decoder]) if part}

@@ -3,10 +3,10 @@
 import codecs
 import re
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
-from transformers import AddedToken
+from transformers import AddedToken, PreTrainedTokenizerBase
 
 BYTE_NAMES = re.compile("(?:<0x[0-9A-F]{2}>)+")
 
@@ -22,7 +22,7 @@ def _keep_surrogates_or_replace(error: UnicodeError) -> tuple[str | bytes, int]:
 codecs.register_error("latentlm.surrogates_or_replace", _keep_surrogates_or_replace)
 
 
-class LosslessDecoding:
+class LosslessDecoding(PreTrainedTokenizerBase if TYPE_CHECKING else object):
     """Goes before the tokenizer class of transformers, Python's or that of `tokenizers`.
 
     An added token always stands for its own text. If that is also what other bytes are called ("é" is the byte 0xE9 in
@@ -38,6 +38,11 @@ class LosslessDecoding:
     token_ids: dict[str, int]
     token_lengths: np.ndarray
     decoding_errors = "latentlm.surrogates_or_replace"
+
+    if TYPE_CHECKING:
+
+        @property
+        def added_tokens_encoder(self) -> dict[str, int]: ...
 
     def spell(self, ids: np.ndarray) -> bytes:
         """The bytes of ids `(N,)`, int64, none of them special or added."""
@@ -79,6 +84,12 @@ class LosslessDecoding:
     def get_vocab(self) -> dict[str, int]:
         return self.token_ids | self.added_tokens_encoder
 
+    @overload
+    def convert_ids_to_tokens(self, ids: int, skip_special_tokens: bool = False) -> str: ...
+
+    @overload
+    def convert_ids_to_tokens(self, ids: list[int], skip_special_tokens: bool = False) -> list[str]: ...
+
     def convert_ids_to_tokens(self, ids: Any, skip_special_tokens: bool = False) -> str | list[str]:
         """How `ids` are called; `""` for an id beyond the vocabulary.
 
@@ -102,7 +113,7 @@ class LosslessDecoding:
         """Text of tokens by name; what is not called so is text already, as where pipelines join words."""
         pieces = []
         for token in tokens:
-            index = self.convert_tokens_to_ids(token)
+            index: Any = self.convert_tokens_to_ids(token)
             is_text = index is None
             pieces.append(token.encode("utf-8", "surrogatepass") if is_text else self.decode_bytes([index], False))
         return b"".join(pieces).decode("utf-8", self.decoding_errors)
@@ -145,17 +156,17 @@ class LosslessDecoding:
 
     def apply_chat_template(self, *args: Any, **kwargs: Any) -> Any:
         """As everywhere in transformers, but the mask of the assistant's tokens takes in the last character's bytes."""
-        found = super().apply_chat_template(*args, **kwargs)
+        encoded: Any = super().apply_chat_template(*args, **kwargs)
         if kwargs.get("return_assistant_tokens_mask"):
-            masks = found["assistant_masks"]
+            masks = encoded["assistant_masks"]
             rows = [masks] if isinstance(next(iter(masks), 0), int) else masks
-            for row, encoding in zip(rows, found.encodings, strict=True):
+            for row, encoding in zip(rows, encoded.encodings, strict=True):
                 spans = encoding.offsets
                 for i in range(1, len(spans)):
                     shares_character = spans[i - 1][0] <= spans[i][0] < min(spans[i - 1][1], spans[i][1])
                     if row[i - 1] and shares_character:
                         row[i] = 1
-        return found
+        return encoded
 
 
 def check_ids(token_ids: Any) -> np.ndarray:

@@ -8,7 +8,7 @@ from functools import partial
 from itertools import groupby
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from tokenizers import Encoding, decoders
@@ -17,6 +17,8 @@ from transformers.tokenization_utils_base import PaddingStrategy, TruncationStra
 
 from .block_lossless_decoding import LosslessDecoding
 from .block_row_encodings import Encodings, Offset, Part, Row, all_ids, build_encoding, missing_spaces
+
+T = TypeVar("T")
 
 
 class LosslessTokenizer(LosslessDecoding, PreTrainedTokenizer):
@@ -129,8 +131,9 @@ class LosslessTokenizer(LosslessDecoding, PreTrainedTokenizer):
         position = 0
         for match in () if split_special_tokens else self._added_tokens_pattern.finditer(text):
             add_plain(position, match.start())
-            token = self._added_tokens_encoder[match[match.lastindex]]
-            parts.append(Part([token], None, *match.span(match.lastindex)))
+            group = match.lastindex
+            assert group is not None  # each alternative is one
+            parts.append(Part([self._added_tokens_encoder[match[group]]], None, *match.span(group)))
             position = match.end()
         add_plain(position, len(text))
         return parts
@@ -147,20 +150,21 @@ class LosslessTokenizer(LosslessDecoding, PreTrainedTokenizer):
         for index, word in enumerate(words):
             spaced = " " * before[index] + word + " " * after[index]
             for part in self._encode_text(spaced, split_special_tokens):
+                assert part.start is not None and part.end is not None  # it comes from text
                 start, end = part.start - before[index], part.end - before[index]
                 parts.append(replace(part, start=start, end=end, word=index, word_length=len(word)))
         return parts
 
-    def _encode_input(self, given: Any, split_special_tokens: bool) -> list[Part]:
+    def _encode_input(self, text: Any, split_special_tokens: bool) -> list[Part]:
         """The parts of a text, of words, or of ids."""
-        if isinstance(given, str):
-            return self._encode_text(given, split_special_tokens)
-        if isinstance(given, (list, tuple)):
-            if all(isinstance(word, str) for word in given):
-                return self._encode_words(given, split_special_tokens)
-            if all(isinstance(index, int) for index in given):
-                return [Part(list(given))]
-        raise ValueError(f"expected a string, a list of strings or a list of ids, got {type(given).__name__}")
+        if isinstance(text, str):
+            return self._encode_text(text, split_special_tokens)
+        if isinstance(text, (list, tuple)):
+            if all(isinstance(word, str) for word in text):
+                return self._encode_words(text, split_special_tokens)
+            if all(isinstance(index, int) for index in text):
+                return [Part(list(text))]
+        raise ValueError(f"expected a string, a list of strings or a list of ids, got {type(text).__name__}")
 
     def find_words(self, ids: list[int]) -> list[int]:
         """The word of each id, none of them added around a text; a special or added token is a word by itself."""
@@ -177,14 +181,20 @@ class LosslessTokenizer(LosslessDecoding, PreTrainedTokenizer):
             count += len(ends)
         return words
 
-    def tokenize(self, text: str, split_special_tokens: bool | None = None, **kwargs: Any) -> list[str]:
+    def tokenize(
+        self,
+        text: str,
+        pair: str | None = None,
+        add_special_tokens: bool = False,
+        split_special_tokens: bool | None = None,
+        **kwargs: Any,
+    ) -> list[str]:
         """The tokens of `text` by name (`"<0x61>"` for `"a"`), without those added around it."""
-        if split_special_tokens is None:
-            split_special_tokens = self.split_special_tokens
-        parts = self._encode_text(text, split_special_tokens)
+        split = self.split_special_tokens if split_special_tokens is None else split_special_tokens
+        parts = self._encode_text(text, split)
         return self.convert_ids_to_tokens(all_ids(parts))
 
-    def _encode_plus(  # type: ignore[override]  # the base class spells out what goes to `kwargs` here
+    def _encode_plus(  # pyright: ignore[reportIncompatibleMethodOverride]  # the base spells `kwargs` out
         self,
         text: Any,
         text_pair: Any = None,
@@ -254,22 +264,23 @@ class LosslessTokenizer(LosslessDecoding, PreTrainedTokenizer):
         **kwargs: Any,
     ) -> tuple[Row, dict[str, Any]]:
         """One text, or pair, without padding: where its ids come from, and what the encoding holds."""
-        if split_special_tokens is None:
-            split_special_tokens = self.split_special_tokens
+        split = self.split_special_tokens if split_special_tokens is None else split_special_tokens
         is_pair = text_pair is not None
         texts = [text, text_pair] if is_pair else [text]
-        sources = [self._encode_input(given, split_special_tokens) for given in texts]
+        sources = [self._encode_input(each, split) for each in texts]
         whole = [all_ids(parts) for parts in sources]
-        kept, overflowing, too_many = [*whole, None][:2], [], 0
+        first, second = pair_of(whole)
+        overflowing, too_many = [], 0
         if truncation_strategy != TruncationStrategy.DO_NOT_TRUNCATE and max_length:
             added = self.num_special_tokens_to_add(is_pair) if add_special_tokens else 0
             too_many = sum(map(len, whole)) + added - max_length
         if too_many > 0:
             if return_overflowing_tokens and is_pair and truncation_strategy == TruncationStrategy.LONGEST_FIRST:
                 raise ValueError("return_overflowing_tokens for pairs needs truncation 'only_first' or 'only_second'")
-            *kept, overflowing = self.truncate_sequences(*kept, too_many, truncation_strategy, stride)
+            first, second, overflowing = self.truncate_sequences(first, second, too_many, truncation_strategy, stride)
         prepared = self.prepare_for_model(
-            *kept,
+            first,
+            second,
             add_special_tokens=add_special_tokens,
             truncation=False,
             max_length=max_length,
@@ -282,7 +293,7 @@ class LosslessTokenizer(LosslessDecoding, PreTrainedTokenizer):
             prepared |= {"overflowing_tokens": overflowing, "num_truncated_tokens": too_many}
 
         from_right = self.truncation_side == "right"
-        lengths = [len(ids) for ids in kept if ids is not None]
+        lengths = [len(ids) for ids in (first, second) if ids is not None]
         cuts = [slice(n) if from_right else slice(len(ids) - n, None) for ids, n in zip(whole, lengths, strict=True)]
         row = Row(list(zip(sources, cuts, strict=True)), add_special_tokens)
         if return_offsets_mapping:
@@ -294,8 +305,10 @@ class LosslessTokenizer(LosslessDecoding, PreTrainedTokenizer):
     def _places(self, row: Row) -> np.ndarray:
         """The text that each id of the row comes from, 0 or 1; -1 for those around."""
         texts = [[number] * len(all_ids(parts)[cut]) for number, (parts, cut) in enumerate(row.sources)]
-        around = (-1 if row.framed and token is not None else None for token in (self.bos_token_id, self.eos_token_id))
-        return np.array(self._frame(*[*texts, None][:2], *around), dtype=np.int64)
+        bos, eos = (
+            -1 if row.framed and token is not None else None for token in (self.bos_token_id, self.eos_token_id)
+        )
+        return np.array(self._frame(*pair_of(texts), bos, eos), dtype=np.int64)
 
     def _offsets(self, row: Row) -> list[Offset]:
         """The characters of each id, `(0, 0)` for those around the text."""
@@ -304,22 +317,22 @@ class LosslessTokenizer(LosslessDecoding, PreTrainedTokenizer):
         for number, (parts, cut) in enumerate(row.sources):
             spans = [span for part in parts for span in part.offsets(self.token_lengths)][cut]
             offsets[places == number] = np.array(spans).reshape(-1, 2)
-        return list(map(tuple, offsets.tolist()))
+        return [(start, end) for start, end in offsets.tolist()]
 
     def _make_encoding(self, row: Row, length: int, padding_side: str) -> Encoding:
         """What a fast tokenizer knows of a row that was padded to `length`."""
-        kept = [all_ids(parts)[cut] for parts, cut in row.sources]
+        texts = [all_ids(parts)[cut] for parts, cut in row.sources]
         around = (self.bos_token_id, self.eos_token_id) if row.framed else (None, None)
-        ids = self._frame(*[*kept, None][:2], *around)
+        ids = self._frame(*pair_of(texts), *around)
         places = self._places(row)
         words: list[int | None] = [None] * len(ids)
         ranges = {}
         for number, (parts, cut) in enumerate(row.sources):
             inside = np.flatnonzero(places == number).tolist()
-            found = [part.word for part in parts for _ in part.ids]
-            if None in found:  # plain text
-                found = self.find_words(all_ids(parts))
-            for place, word in zip(inside, found[cut], strict=True):
+            word_of_ids = [part.word for part in parts for _ in part.ids]
+            if None in word_of_ids:  # plain text
+                word_of_ids = self.find_words(all_ids(parts))
+            for place, word in zip(inside, word_of_ids[cut], strict=True):
                 words[place] = word
             ranges[str(number)] = {"start": inside[0], "end": inside[-1] + 1} if inside else {"start": 0, "end": 0}
         encoding = build_encoding(
@@ -384,6 +397,11 @@ class LosslessTokenizer(LosslessDecoding, PreTrainedTokenizer):
     def saved_framing(self) -> dict[str, Any]:
         """The two options as `tokenizer_config.json` needs them, which transformers leaves out."""
         return {"add_bos_token": self.add_bos_token, "add_eos_token": self.add_eos_token}
+
+
+def pair_of(texts: list[T]) -> tuple[T, T | None]:
+    """One text or two, as two."""
+    return texts[0], texts[1] if len(texts) > 1 else None
 
 
 def add_to_config(file_names: tuple[str, ...], fields: dict[str, Any]) -> None:

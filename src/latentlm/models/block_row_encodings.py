@@ -19,8 +19,8 @@ class Part:
     Attributes:
         ids: of its tokens.
         data: the bytes of plain text; None for an added token.
-        start, end: its characters, counted in the text or the given word. None if there was no text, only ids.
-        word: index of the given word; None in plain text.
+        start, end: its characters, counted in the text or the word. None if there was no text, only ids.
+        word: index of the word, where words are apart; None in plain text.
         word_length: its characters; white space that was put beside it lies outside.
     """
 
@@ -33,11 +33,12 @@ class Part:
 
     def offsets(self, token_lengths: np.ndarray) -> list[Offset]:
         """The characters `(start, end)` of each id."""
+        assert self.start is not None and self.end is not None  # asked of text alone
         if self.data is None:
             spans = [(self.start, self.end)]
         else:
             spans = character_spans(self.data, token_lengths[self.ids], self.start)
-        if self.word is None:
+        if self.word_length is None:
             return list(spans)
         return [(min(max(start, 0), self.word_length), min(max(end, 0), self.word_length)) for start, end in spans]
 

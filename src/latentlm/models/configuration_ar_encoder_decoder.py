@@ -1,5 +1,7 @@
 """Configuration of the auto-regressive encoder-decoder."""
 
+from typing import Any
+
 from huggingface_hub.dataclasses import strict
 
 from .configuration_encoder_decoder import EncoderDecoderConfig
@@ -18,7 +20,7 @@ class AREncoderDecoderConfig(EncoderDecoderConfig):
     hidden_size: int = 150
     num_attention_heads: int = 5
 
-    def __post_init__(self, **kwargs):
+    def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
         self.auto_map = {
             "AutoConfig": "configuration_ar_encoder_decoder.AREncoderDecoderConfig",

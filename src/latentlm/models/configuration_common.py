@@ -1,6 +1,6 @@
 """Configuration fields and checks that every transformer of this package shares."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig
@@ -55,7 +55,7 @@ class TransformerConfig(PreTrainedConfig):
     bos_token_id: int | None = None
     eos_token_id: int | list[int] | None = None
 
-    def __post_init__(self, **kwargs):
+    def __post_init__(self, **kwargs: Any) -> None:
         if self.intermediate_size is None:
             self.intermediate_size = 4 * self.hidden_size
         if self.num_key_value_heads is None:
@@ -80,10 +80,12 @@ class TransformerConfig(PreTrainedConfig):
 
     def validate_heads(self) -> None:
         self.validate_sizes()  # validators run in the order of their names, and this one divides by sizes
-        self.check_heads("num_attention_heads", self.num_attention_heads)
+        self.check_heads("num_attention_heads")
 
-    def check_heads(self, name: str, num_heads: int) -> None:
-        """Raise unless `num_heads` divides the hidden size into heads that the position embedding can use."""
+    def check_heads(self, name: str) -> None:
+        """Raise unless the number of heads `name` divides the hidden size into heads that the position embedding can
+        use."""
+        num_heads = getattr(self, name)
         if num_heads < 1 or self.hidden_size % num_heads:
             raise ValueError(
                 f"`{name}` is {num_heads}, which does not divide `hidden_size` {self.hidden_size}; "

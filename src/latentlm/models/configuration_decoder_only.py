@@ -1,5 +1,8 @@
 """Configuration of the decoder-only baseline."""
 
+from collections.abc import Sequence
+from typing import Any
+
 from huggingface_hub.dataclasses import strict
 
 from .configuration_learned_dropout import LearnedDropoutConfig
@@ -21,7 +24,7 @@ class DecoderOnlyConfig(LearnedDropoutConfig):
 
     num_hidden_layers: int = 26
 
-    def __post_init__(self, **kwargs):
+    def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
         self.auto_map = {
             "AutoConfig": "configuration_decoder_only.DecoderOnlyConfig",
@@ -34,7 +37,7 @@ class DecoderOnlyConfig(LearnedDropoutConfig):
         return self.num_hidden_layers
 
     @property
-    def attention_configs(self) -> list["DecoderOnlyConfig"]:
+    def attention_configs(self) -> Sequence["DecoderOnlyConfig"]:
         return [self] * self.num_hidden_layers
 
     def validate_layers(self) -> None:

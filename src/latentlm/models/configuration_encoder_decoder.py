@@ -1,6 +1,7 @@
 """Configuration fields and checks that the causal encoder-decoders share."""
 
-from typing import Literal
+from collections.abc import Sequence
+from typing import Any, Literal, Self
 
 from huggingface_hub.dataclasses import strict
 
@@ -62,7 +63,7 @@ class EncoderDecoderConfig(LearnedDropoutConfig):
     embedding_loss_aggregation: Literal["mean", "convolution", "mixing"] = "mean"
     embedding_loss_kernel_size: int = 8
 
-    def __post_init__(self, **kwargs):
+    def __post_init__(self, **kwargs: Any) -> None:
         if self.num_cross_attention_heads is None:
             self.num_cross_attention_heads = 2 * self.num_attention_heads
         super().__post_init__(**kwargs)
@@ -88,18 +89,19 @@ class EncoderDecoderConfig(LearnedDropoutConfig):
         return sum(getattr(self, f"num_{stack}_layers") for stack in self.masked_stacks)
 
     @property
-    def cross_attention_config(self) -> "EncoderDecoderConfig":
+    def cross_attention_config(self) -> Self:
+        assert self.num_cross_attention_heads is not None and self.num_key_value_heads is not None  # since it was made
         groups = self.num_attention_heads // self.num_key_value_heads
         return self.with_heads(self.num_cross_attention_heads, num_key_value_groups=groups)
 
     @property
-    def decoder_attention_configs(self) -> list["EncoderDecoderConfig"]:
+    def decoder_attention_configs(self) -> Sequence["EncoderDecoderConfig"]:
         """The attentions of one decoder layer: self, then cross."""
         return [self, self.cross_attention_config]
 
     @property
-    def attention_configs(self) -> list["EncoderDecoderConfig"]:
-        return [self] * self.num_encoder_layers + self.decoder_attention_configs * self.num_decoder_layers
+    def attention_configs(self) -> Sequence["EncoderDecoderConfig"]:
+        return [self] * self.num_encoder_layers + [*self.decoder_attention_configs] * self.num_decoder_layers
 
     def validate_layers(self) -> None:
         for name in ("num_encoder_layers", "num_decoder_layers"):
@@ -111,7 +113,7 @@ class EncoderDecoderConfig(LearnedDropoutConfig):
 
     def validate_heads(self) -> None:
         super().validate_heads()  # first: the default of the other count follows from it
-        self.check_heads("num_cross_attention_heads", self.num_cross_attention_heads)
+        self.check_heads("num_cross_attention_heads")
 
     def validate_embedding_loss(self) -> None:
         if self.embedding_loss_weight < 0:

@@ -49,7 +49,7 @@ class FSQConfig(DecoderOnlyConfig):
     min_code_entropy: float | int = 0.8
     train_decoder: bool = False
 
-    def __post_init__(self, **kwargs):
+    def __post_init__(self, **kwargs: Any) -> None:
         # The whole configuration is kept, so that another version's defaults cannot change a saved model.
         self.autoencoder = own_fields(FSQAutoencoderConfig(**(self.autoencoder or {})))
         if self.head == "factorised":
@@ -63,7 +63,7 @@ class FSQConfig(DecoderOnlyConfig):
 
     @property
     def autoencoder_config(self) -> FSQAutoencoderConfig:
-        return FSQAutoencoderConfig(**self.autoencoder)
+        return FSQAutoencoderConfig(**(self.autoencoder or {}))
 
     @property
     def has_autoencoder(self) -> bool:
@@ -71,7 +71,8 @@ class FSQConfig(DecoderOnlyConfig):
         return self.joint or self.byte_loss_weight > 0
 
     def validate_codes(self) -> None:
-        num_codes = math.prod(self.autoencoder["levels"])
+        levels = self.autoencoder_config.levels
+        num_codes = math.prod(levels)
         if not 0 <= self.num_special_tokens < self.vocab_size:
             raise ValueError(
                 f"`num_special_tokens` is {self.num_special_tokens}, but must lie between 0 and `vocab_size` "
@@ -79,8 +80,7 @@ class FSQConfig(DecoderOnlyConfig):
             )
         if self.vocab_size - self.num_special_tokens > num_codes:
             raise ValueError(
-                f"`vocab_size` {self.vocab_size} needs as many codes, but `levels` {self.autoencoder['levels']} give "
-                f"{num_codes}."
+                f"`vocab_size` {self.vocab_size} needs as many codes, but `levels` {list(levels)} give {num_codes}."
             )
 
     def validate_code_losses(self) -> None:

@@ -1,7 +1,7 @@
 """Configuration of the FSQ autoencoder."""
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig
@@ -66,7 +66,7 @@ class FSQAutoencoderConfig(PreTrainedConfig):
     initializer_range: float = 0.02
     pad_token_id: int | None = END_CLASS
 
-    def __post_init__(self, **kwargs):
+    def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
         self.auto_map = {
             "AutoConfig": "configuration_fsq_autoencoder.FSQAutoencoderConfig",

@@ -3,7 +3,8 @@
 import copy
 import dataclasses
 import math
-from typing import Literal
+from collections.abc import Sequence
+from typing import Literal, Self
 
 from huggingface_hub.dataclasses import strict
 
@@ -76,7 +77,7 @@ class LearnedDropoutConfig(TransformerConfig):
         raise NotImplementedError
 
     @property
-    def attention_configs(self) -> list["LearnedDropoutConfig"]:
+    def attention_configs(self) -> Sequence["LearnedDropoutConfig"]:
         """One configuration per self- or cross-attention, in the order of their cache layers."""
         raise NotImplementedError
 
@@ -88,7 +89,7 @@ class LearnedDropoutConfig(TransformerConfig):
         if self.learned_dropout != "none":
             masks = 1 if self.learned_dropout_input == "embedding" else self.num_learned_dropouts
         mask_config = self.with_heads(self.num_mask_heads, self.mask_size)
-        return self.attention_configs + [mask_config] * masks
+        return [*self.attention_configs, *[mask_config] * masks]
 
     @property
     def layer_types(self) -> list[str]:
@@ -103,9 +104,7 @@ class LearnedDropoutConfig(TransformerConfig):
         if value is not None:
             raise ValueError(f"`per_layer_config` is derived from the other fields and cannot be set, got {value!r}.")
 
-    def with_heads(
-        self, num_heads: int, width: int | None = None, num_key_value_groups: int = 1
-    ) -> "LearnedDropoutConfig":
+    def with_heads(self, num_heads: int, width: int | None = None, num_key_value_groups: int = 1) -> Self:
         """A copy that describes an attention of `num_heads` heads on `width` channels, of which so many share a key and
         a value."""
         config = copy.copy(self)
@@ -139,6 +138,7 @@ class LearnedDropoutConfig(TransformerConfig):
             )
         groups, heads = self.learned_dropout_groups, self.num_mask_heads
         if groups is not None:
+            assert self.intermediate_size is not None  # since it was made
             if groups < 1 or self.intermediate_size % groups:
                 raise ValueError(
                     f"`learned_dropout_groups` is {groups}, which does not divide `intermediate_size` "

@@ -1,5 +1,8 @@
 """Configuration of the parallel encoder-decoder."""
 
+from collections.abc import Sequence
+from typing import Any
+
 from huggingface_hub.dataclasses import strict
 
 from .configuration_encoder_decoder import EncoderDecoderConfig
@@ -29,7 +32,7 @@ class ParallelEncoderDecoderConfig(EncoderDecoderConfig):
     num_decoder_layers: int = 5
     decoder_self_attention: bool = True
 
-    def __post_init__(self, **kwargs):
+    def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
         self.auto_map = {
             "AutoConfig": "configuration_parallel_encoder_decoder.ParallelEncoderDecoderConfig",
@@ -38,7 +41,7 @@ class ParallelEncoderDecoderConfig(EncoderDecoderConfig):
         }
 
     @property
-    def decoder_attention_configs(self) -> list["ParallelEncoderDecoderConfig"]:
+    def decoder_attention_configs(self) -> Sequence[EncoderDecoderConfig]:
         return super().decoder_attention_configs if self.decoder_self_attention else [self.cross_attention_config]
 
     def validate_layers(self) -> None:

@@ -117,7 +117,7 @@ class FSQVocabulary:
         from .configuration_fsq_autoencoder import FSQAutoencoderConfig
         from .modeling_fsq_autoencoder import FSQAutoencoderModel
 
-        model = FSQAutoencoderModel(FSQAutoencoderConfig(**self.autoencoder))
+        model = FSQAutoencoderModel(FSQAutoencoderConfig(**(self.autoencoder or {})))
         model.load_state_dict(load(self.weights))
         return model.eval()
 
@@ -147,8 +147,8 @@ class FSQVocabulary:
         """
         try:
             content = json.loads(Path(path).read_text(encoding="utf-8"))
-            found = content.pop("sha256")
-            if found != content_hash(content):
+            written_hash = content.pop("sha256")
+            if written_hash != content_hash(content):
                 raise ValueError("its content does not match its sha256")
             if content.pop("format") != FORMAT:
                 raise ValueError(f"its format is not {FORMAT}")
@@ -208,14 +208,14 @@ class Segmenter:
         """The ids of any byte string."""
         stretches = self.pattern.findall(data)
         if self.autoencoder is not None:
-            self.try_pieces(stretches)
+            self.try_pieces(stretches, self.autoencoder)
         return list(chain.from_iterable(map(self.cached, stretches)))
 
     def segment(self, stretch: bytes) -> tuple[int, ...]:
         """Dynamic programming over the ends of pieces."""
         usable = self.usable
         if self.costs is not None:
-            return self.segment_by_cost(stretch)
+            return self.segment_by_cost(stretch, self.costs)
         if stretch in usable:
             return (usable[stretch],)
         fewest = [0]  # tokens up to each position
@@ -232,13 +232,13 @@ class Segmenter:
             last.append(origin)
         return self.read_back(stretch, last)
 
-    def segment_by_cost(self, stretch: bytes) -> tuple[int, ...]:
+    def segment_by_cost(self, stretch: bytes, costs: list[int]) -> tuple[int, ...]:
         """The same with a cost for each piece, which is slower."""
         lowest, last = [0], [0]
         for end in range(1, len(stretch) + 1):
             starts = range(max(0, end - MAX_PIECE_BYTES), end)
             ways = ((lowest[start], start, self.usable.get(stretch[start:end])) for start in starts)
-            best, origin = min((cost + self.costs[piece], start) for cost, start, piece in ways if piece is not None)
+            best, origin = min((cost + costs[piece], start) for cost, start, piece in ways if piece is not None)
             lowest.append(best)
             last.append(origin)
         return self.read_back(stretch, last)
@@ -252,7 +252,7 @@ class Segmenter:
             end = last[end]
         return tuple(reversed(ids))
 
-    def try_pieces(self, stretches: list[bytes]) -> None:
+    def try_pieces(self, stretches: list[bytes], autoencoder: Any) -> None:
         """Run all pieces that are inside of the stretches through the network, those not tried before, in one batch."""
         new = sorted(
             {
@@ -268,8 +268,8 @@ class Segmenter:
         import torch
 
         chunks, lengths = (torch.from_numpy(part) for part in spelling_table(new))
-        codes = self.autoencoder.encode(chunks, lengths)
-        decoded, decoded_lengths = self.autoencoder.decode(codes)
+        codes = autoencoder.encode(chunks, lengths)
+        decoded, decoded_lengths = autoencoder.decode(codes)
         for piece, code, spelled, length in zip(
             new, codes.tolist(), decoded.numpy(), decoded_lengths.tolist(), strict=True
         ):

@@ -1,6 +1,7 @@
 """The language model on the codes of an FSQ tokenizer: the decoder-only transformer with embeddings of codes."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -11,6 +12,7 @@ from transformers.utils.import_utils import is_tracing
 from .block_causal_head import CausalLMHead
 from .block_fsq import FSQ
 from .block_outputs import CausalLMOutput
+from .configuration_decoder_only import DecoderOnlyConfig
 from .configuration_fsq import FSQConfig
 from .configuration_fsq_autoencoder import END_CLASS
 from .modeling_decoder_only import DecoderOnlyModel, DecoderOnlyPreTrainedModel
@@ -27,8 +29,8 @@ class FSQCausalLMOutput(CausalLMOutput):
         reconstruction_loss: scalar, unweighted: the same, of each token's own bytes, spelled from its code.
     """
 
-    byte_loss: torch.FloatTensor | None = None
-    reconstruction_loss: torch.FloatTensor | None = None
+    byte_loss: torch.Tensor | None = None
+    reconstruction_loss: torch.Tensor | None = None
 
 
 class CodeEmbedding(nn.Module):
@@ -39,6 +41,10 @@ class CodeEmbedding(nn.Module):
     Buffers, all parts of a checkpoint: `codes` `(V,)`, code index of each token, -1 without one; `chunks` `(V, C)`,
     uint8, and `lengths` `(V,)`, the bytes that it stands for.
     """
+
+    codes: torch.Tensor
+    chunks: torch.Tensor
+    lengths: torch.Tensor
 
     def __init__(self, config: FSQConfig):
         super().__init__()
@@ -74,7 +80,15 @@ class CodeEmbedding(nn.Module):
         for name, values in self.default_table(len(self.codes), self.codes.device).items():
             init.copy_(getattr(self, name), values)
         if self.code_network is not None:  # keeps the variance of the values
-            init.normal_(self.code_network[0].weight, std=self.code_network[0].in_features ** -0.5)
+            first = self.code_network[0]
+            assert isinstance(first, nn.Linear)
+            init.normal_(first.weight, std=first.in_features**-0.5)
+
+    @property
+    def network(self) -> FSQAutoencoderModel:
+        """The autoencoder, where the configuration has made it a part of the model."""
+        assert self.autoencoder is not None
+        return self.autoencoder
 
     @torch.no_grad()
     def set_table(self, codes: torch.Tensor, chunks: torch.Tensor, lengths: torch.Tensor) -> None:
@@ -95,7 +109,7 @@ class CodeEmbedding(nn.Module):
     def code_values(self, input_ids: torch.Tensor) -> torch.Tensor:
         """Values `(..., n)`, float32, of the tokens' codes; from the encoder, with a gradient, in joint training."""
         if self.joint:
-            return self.autoencoder.fsq(self.autoencoder.encoder(*self.spelling(input_ids)))[0]
+            return self.network.fsq(self.network.encoder(*self.spelling(input_ids)))[0]
         return self.fsq.values(self.fsq.digits(self.codes[input_ids].clamp(min=0)))
 
     def spelling(self, input_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -103,10 +117,10 @@ class CodeEmbedding(nn.Module):
         return self.chunks[input_ids].long(), self.lengths[input_ids]
 
     @torch.no_grad()
-    def encode_tokens(self) -> torch.LongTensor:
+    def encode_tokens(self) -> torch.Tensor:
         """The code index that the encoder gives each token that has a code, `(V - specials,)`, by batches."""
         batches = (self.codes >= 0).nonzero().squeeze(1).split(4096)
-        return torch.cat([self.autoencoder.encode(*self.spelling(batch)) for batch in batches])
+        return torch.cat([self.network.encode(*self.spelling(batch)) for batch in batches])
 
     def forward(self, input_ids: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         """The rows of tokens `(..., D)`, and what their codes add."""
@@ -123,7 +137,7 @@ class CodeEmbedding(nn.Module):
         positions = torch.arange(chunks.shape[1], device=chunks.device)
         targets = chunks.where(positions < lengths.unsqueeze(1), END_CLASS)
         targets = targets.masked_fill((positions > lengths.unsqueeze(1)) | (lengths == 0).unsqueeze(1), -100)
-        logits = self.autoencoder.decoder(vectors)
+        logits = self.network.decoder(vectors)
         return nn.functional.cross_entropy(logits.transpose(1, 2).float(), targets, reduction="none").sum(-1)
 
 
@@ -138,9 +152,9 @@ class TokenEmbedding(nn.Embedding):
         super().__init__(config.vocab_size, config.hidden_size)
         self.beside = (code_embedding,)  # a tuple: it is a module of the model, not of this one
 
-    def forward(self, input_ids: torch.Tensor, rows_only: bool = False) -> torch.Tensor:
-        rows = super().forward(input_ids)
-        return rows if rows_only else self.beside[0](input_ids, rows)
+    def forward(self, input: torch.Tensor, rows_only: bool = False) -> torch.Tensor:
+        rows = super().forward(input)
+        return rows if rows_only else self.beside[0](input, rows)
 
 
 class FactorisedHead(nn.Module):
@@ -194,9 +208,9 @@ class FactorisedHead(nn.Module):
 
 
 class FSQPreTrainedModel(DecoderOnlyPreTrainedModel):
-    config: FSQConfig
+    config: FSQConfig  # pyright: ignore[reportIncompatibleVariableOverride]
 
-    def resize_token_embeddings(self, new_num_tokens: int | None = None, *args, **kwargs) -> nn.Embedding:
+    def resize_token_embeddings(self, new_num_tokens: int | None = None, *args: Any, **kwargs: Any) -> nn.Embedding:
         """As everywhere in transformers.
 
         Raises:
@@ -205,7 +219,9 @@ class FSQPreTrainedModel(DecoderOnlyPreTrainedModel):
         if self.config.head == "factorised" and new_num_tokens not in (None, self.config.vocab_size):
             raise ValueError("`head` 'factorised' has a column for each digit, none for tokens that are added.")
         embedding = super().resize_token_embeddings(new_num_tokens, *args, **kwargs)
-        code_embedding = self.base_model.code_embedding
+        model = self.base_model
+        assert isinstance(model, FSQModel)
+        code_embedding = model.code_embedding
         code_embedding.resize_table(embedding.num_embeddings)
         self.config.num_special_tokens = int((code_embedding.codes < 0).sum())
         return embedding
@@ -214,23 +230,25 @@ class FSQPreTrainedModel(DecoderOnlyPreTrainedModel):
 class FSQModel(FSQPreTrainedModel, DecoderOnlyModel):
     """The decoder-only transformer without head, on codes."""
 
-    def build_embedding(self, config: FSQConfig) -> nn.Embedding:
-        code_embedding = CodeEmbedding(config)
+    config: FSQConfig  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    def build_embedding(self, config: DecoderOnlyConfig) -> nn.Embedding:
+        code_embedding = CodeEmbedding(self.config)
         # The rows first: PEFT takes the first parameter with a row per token for the embedding.
-        self.embed_tokens = TokenEmbedding(config, code_embedding)
+        self.embed_tokens = TokenEmbedding(self.config, code_embedding)
         self.code_embedding = code_embedding
         return self.embed_tokens
 
-    def embed_ids(self, input_ids: torch.LongTensor) -> torch.Tensor:
+    def embed_ids(self, input_ids: torch.Tensor) -> torch.Tensor:
         return self.code_embedding(input_ids, self.embed_tokens(input_ids, rows_only=True))
 
     @torch.no_grad()
-    def load_tokenizer(self, tokenizer) -> None:
+    def load_tokenizer(self, tokenizer: Any) -> None:
         """Take codes and bytes, and, where the model holds the autoencoder, its weights from an `FSQTokenizer`."""
         chunks, lengths = (torch.as_tensor(part) for part in tokenizer.piece_table())
         self.code_embedding.set_table(torch.as_tensor(tokenizer.codes), chunks, lengths)
         if self.config.has_autoencoder:
-            self.code_embedding.autoencoder.load_state_dict(tokenizer.autoencoder.state_dict())
+            self.code_embedding.network.load_state_dict(tokenizer.autoencoder.state_dict())
 
 
 class FSQForCausalLM(CausalLMHead, FSQPreTrainedModel, GenerationMixin):
@@ -260,7 +278,7 @@ class FSQForCausalLM(CausalLMHead, FSQPreTrainedModel, GenerationMixin):
             autoencoder.requires_grad_(False)
             autoencoder.decoder.requires_grad_(self.config.train_decoder)
 
-    def load_tokenizer(self, tokenizer) -> None:
+    def load_tokenizer(self, tokenizer: Any) -> None:
         """Take codes, bytes and autoencoder from an `FSQTokenizer`."""
         self.model.load_tokenizer(tokenizer)
 
@@ -269,14 +287,15 @@ class FSQForCausalLM(CausalLMHead, FSQPreTrainedModel, GenerationMixin):
         own = {"byte_loss": self.config.byte_loss_weight, "reconstruction_loss": self.config.joint}
         return [*super().further_losses, *(name for name, used in own.items() if used)]
 
-    def extra_losses(self, outputs, input_ids, shift_labels, **inputs):
+    def extra_losses(self, outputs: Any, **inputs: Any) -> dict[str, tuple[torch.Tensor, torch.Tensor | float]]:
         losses = super().extra_losses(outputs, **inputs)
+        input_ids, shift_labels = inputs["input_ids"], inputs["shift_labels"]
         if self.config.byte_loss_weight:
             vectors = self.byte_head(outputs.last_hidden_state).flatten(0, 1)
             nats = self.embedding.spelling_loss(vectors, shift_labels.clamp(min=0).flatten())
             losses["byte_loss"] = (nats.view_as(shift_labels), self.config.byte_loss_weight)
         if self.config.joint and input_ids is not None:
-            autoencoder, tokens = self.embedding.autoencoder, input_ids.flatten()
+            autoencoder, tokens = self.embedding.network, input_ids.flatten()
             vectors = autoencoder.from_code(self.embedding.code_values(tokens).to(autoencoder.dtype))
             nats = self.embedding.spelling_loss(vectors, tokens)
             losses["reconstruction_loss"] = (nats.view_as(input_ids), self.config.reconstruction_loss_weight)

@@ -1,6 +1,7 @@
 """The FSQ autoencoder: the bytes of a chunk to one code, and the code back to bytes."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -11,6 +12,7 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import can_return_tuple
 
 from .block_fsq import FSQ
+from .block_typing import ModuleList
 from .configuration_fsq_autoencoder import END_CLASS, FSQAutoencoderConfig
 
 
@@ -31,13 +33,13 @@ class FSQAutoencoderOutput(ModelOutput):
             dimensions; 0 where all digits are used alike.
     """
 
-    loss: torch.FloatTensor | None = None
-    logits: torch.FloatTensor | None = None
-    code_index: torch.LongTensor | None = None
-    code_values: torch.FloatTensor | None = None
-    reconstruction_loss: torch.FloatTensor | None = None
-    margin_loss: torch.FloatTensor | None = None
-    code_entropy_loss: torch.FloatTensor | None = None
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    code_index: torch.Tensor | None = None
+    code_values: torch.Tensor | None = None
+    reconstruction_loss: torch.Tensor | None = None
+    margin_loss: torch.Tensor | None = None
+    code_entropy_loss: torch.Tensor | None = None
 
 
 class ChunkEncoder(nn.Module):
@@ -46,10 +48,12 @@ class ChunkEncoder(nn.Module):
     Without the LayerNorm, and with a projection of the usual small standard deviation, all chunks get one code.
     """
 
+    embed_bytes: nn.Module  # an embedding, or what tools put in its place
+
     def __init__(self, config: FSQAutoencoderConfig):
         super().__init__()
         self.embed_bytes = nn.Embedding(END_CLASS, config.embedding_size)
-        self.convs = nn.ModuleList()
+        self.convs: ModuleList[nn.Conv1d] = ModuleList()
         width = config.embedding_size
         positions = config.max_chunk_bytes
         for channels, stride in zip(config.conv_channels, config.conv_strides, strict=True):
@@ -125,10 +129,11 @@ class FSQAutoencoderPreTrainedModel(PreTrainedModel):
         if isinstance(module, nn.Conv1d | nn.ConvTranspose1d | nn.Linear):
             # The variance of activations is kept through the stack, which has no norms.
             init.kaiming_normal_(module.weight, nonlinearity="relu", mode="fan_in")
+            assert module.bias is not None
             init.zeros_(module.bias)
         else:
             super()._init_weights(module)
-        if hasattr(module, "initialize_parameters"):
+        if isinstance(module, ChunkEncoder):
             module.initialize_parameters()
 
 
@@ -152,10 +157,10 @@ class FSQAutoencoderModel(FSQAutoencoderPreTrainedModel):
     @can_return_tuple
     def forward(
         self,
-        input_ids: torch.LongTensor,  # (B, T), T <= C; a chunk ends at its first id of 256
-        labels: torch.LongTensor | None = None,  # (B, T), -100 is ignored; position t is scored against label t
+        input_ids: torch.Tensor,  # (B, T), T <= C; a chunk ends at its first id of 256
+        labels: torch.Tensor | None = None,  # (B, T), -100 is ignored; position t is scored against label t
         num_items_in_batch: torch.Tensor | int | None = None,
-        **kwargs,
+        **kwargs: Any,
     ) -> FSQAutoencoderOutput:
         input_ids = nn.functional.pad(input_ids, (0, self.config.max_chunk_bytes - input_ids.shape[1]), value=END_CLASS)
         lengths = (input_ids != END_CLASS).cumprod(-1).sum(-1)
@@ -167,7 +172,13 @@ class FSQAutoencoderModel(FSQAutoencoderPreTrainedModel):
             losses = self._losses(z, logits, labels, num_items_in_batch)
         return FSQAutoencoderOutput(logits=logits, code_index=index, code_values=values, **losses)
 
-    def _losses(self, z, logits, labels, num_items_in_batch) -> dict[str, torch.Tensor]:
+    def _losses(
+        self,
+        z: torch.Tensor,
+        logits: torch.Tensor,
+        labels: torch.Tensor,
+        num_items_in_batch: torch.Tensor | int | None,
+    ) -> dict[str, torch.Tensor]:
         logits = logits[:, : labels.shape[1]]
         total = nn.functional.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), reduction="sum")
         symbols = labels.ne(-100).sum(-1)  # (B,)
@@ -197,12 +208,12 @@ class FSQAutoencoderModel(FSQAutoencoderPreTrainedModel):
         return torch.stack(missing).mean()
 
     @torch.no_grad()
-    def encode(self, chunks: torch.Tensor, lengths: torch.Tensor) -> torch.LongTensor:
+    def encode(self, chunks: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
         """Code indices `(B,)` of chunks `(B, C)`, uint8 or int64, of which the first `lengths` `(B,)` bytes count."""
         return self.fsq(self.encoder(chunks.long(), lengths))[1]
 
     @torch.no_grad()
-    def decode(self, code_index: torch.LongTensor) -> tuple[torch.Tensor, torch.LongTensor]:
+    def decode(self, code_index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The bytes `(B, C)`, uint8, 0 after the end, and lengths `(B,)` that code indices `(B,)` stand for."""
         values = self.fsq.values(self.fsq.digits(code_index))
         symbols = self.decoder(self.from_code(values.to(self.from_code.weight.dtype))).argmax(-1)  # (B, C)

@@ -68,23 +68,23 @@ class EncodzallTokenizer(LosslessTokenizer):
 
     def truncate_sequences(
         self,
-        ids: list,
-        pair_ids: list | None = None,
+        ids: list[int],
+        pair_ids: list[int] | None = None,
         num_tokens_to_remove: int = 0,
         truncation_strategy: Any = "longest_first",
         stride: int = 0,
-    ) -> tuple[list, list | None, list]:
+    ) -> tuple[list[int], list[int], list[int]]:
         """Leaves out whole words of a single text, at least `num_tokens_to_remove` ids; pairs are cut as usual."""
         if pair_ids is None and num_tokens_to_remove > 0 and self.truncation_side == "right" and ids:
             words = self.find_words(ids)
             room = max(len(ids) - num_tokens_to_remove, 0)
             # A first word that does not fit is cut all the same: an empty text would say nothing.
-            kept = next((n for n in range(room, 0, -1) if words[n] != words[n - 1]), room)
+            end = next((n for n in range(room, 0, -1) if words[n] != words[n - 1]), room)
             logger.warning(
                 f"A text of {words[-1] + 1:,} words is longer than the model holds: "
-                f"the last {words[-1] + 1 - (words[kept - 1] + 1 if kept else 0):,} are left out."
+                f"the last {words[-1] + 1 - (words[end - 1] + 1 if end else 0):,} are left out."
             )
-            num_tokens_to_remove = len(ids) - kept
+            num_tokens_to_remove = len(ids) - end
         return super().truncate_sequences(ids, pair_ids, num_tokens_to_remove, truncation_strategy, stride)
 
     def _pad(self, encoded_inputs: Any, *args: Any, padding_side: str | None = None, **kwargs: Any) -> dict:

@@ -2,11 +2,11 @@
 
 import tempfile
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from tokenizers import decoders
-from transformers import AddedToken
+from transformers import AddedToken, PreTrainedTokenizerBase
 
 from .block_lossless_tokenizer import LosslessTokenizer
 from .fsq_vocabulary import AUTOENCODER_FILE, VOCABULARY_FILE, FSQVocabulary, Segmenter, spelling_table
@@ -14,7 +14,7 @@ from .fsq_vocabulary import AUTOENCODER_FILE, VOCABULARY_FILE, FSQVocabulary, Se
 SPECIAL_TOKENS = {"pad_token": "<pad>", "bos_token": "<bos>", "eos_token": "<eos>", "mask_token": "<mask>"}
 
 
-class FSQTable:
+class FSQTable(PreTrainedTokenizerBase if TYPE_CHECKING else object):
     """What both FSQ tokenizers know beside their ids: goes first among the bases. `vocabulary` is set by the class."""
 
     vocabulary: FSQVocabulary
@@ -28,7 +28,7 @@ class FSQTable:
             if vocabulary.weights is not None:
                 weights = Path(folder) / AUTOENCODER_FILE
                 weights.write_bytes(vocabulary.weights)
-            return cls(str(path), autoencoder_file=weights and str(weights), **kwargs)
+            return cls(vocab_file=str(path), autoencoder_file=weights and str(weights), **kwargs)
 
     @property
     def codes(self) -> np.ndarray:

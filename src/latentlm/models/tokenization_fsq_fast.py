@@ -2,7 +2,7 @@
 
 import json
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ _BACKEND_IN_USE = threading.RLock()
 """A call of a fast tokenizer first sets its backend's truncation and padding: no other call may come in between."""
 
 
-class FSQTokenizerFast(FSQTable, LosslessDecoding, PreTrainedTokenizerFast):
+class FSQTokenizerFast(FSQTable, LosslessDecoding, PreTrainedTokenizerFast):  # pyright: ignore[reportIncompatibleMethodOverride]
     """A Unigram model with equal scores is exactly the program for the fewest tokens, with the same rule among equals;
     a table with costs gives it scores.
 
@@ -74,9 +74,8 @@ class FSQTokenizerFast(FSQTable, LosslessDecoding, PreTrainedTokenizerFast):
         )
 
     @classmethod
-    def convert_to_native_format(cls, **kwargs: Any) -> dict[str, Any]:
+    def convert_to_native_format(cls, trust_remote_code: bool = False, **kwargs: Any) -> dict[str, Any]:
         """Nothing to convert: the constructor reads the files themselves."""
-        kwargs.pop("trust_remote_code", None)
         return kwargs
 
     def _save_pretrained(
@@ -93,7 +92,7 @@ class FSQTokenizerFast(FSQTable, LosslessDecoding, PreTrainedTokenizerFast):
         count = len(self.token_names)
         return count + sum(index >= count for index in self.added_tokens_decoder)
 
-    def _add_tokens(self, new_tokens: Sequence[str | AddedToken], special_tokens: bool = False) -> int:
+    def _add_tokens(self, new_tokens: list[Any], special_tokens: bool = False) -> int:
         self._make_room(new_tokens, special_tokens)
         with self._own_names(self._tokenizer):
             return super()._add_tokens(new_tokens, special_tokens)
@@ -131,7 +130,9 @@ class FSQTokenizerFast(FSQTable, LosslessDecoding, PreTrainedTokenizerFast):
         self.__dict__.update(state)
         self._tokenizer = self._load_backend(state["_tokenizer"])
 
-    def _convert_token_to_id_with_added_voc(self, token: str) -> int | None:
+    def _convert_token_to_id_with_added_voc(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, token: str
+    ) -> int | None:  # None for what is no token: nothing is unknown
         index = self.token_ids.get(token)  # bytes that had to be renamed are here alone
         return super()._convert_token_to_id_with_added_voc(token) if index is None else index
 
@@ -147,7 +148,7 @@ class FSQTokenizerFast(FSQTable, LosslessDecoding, PreTrainedTokenizerFast):
         encoding = self(text, pair, add_special_tokens=add_special_tokens, **kwargs)
         return self.convert_ids_to_tokens(encoding.input_ids)
 
-    def _encode_plus(
+    def _encode_plus(  # pyright: ignore[reportIncompatibleMethodOverride]  # the base spells `kwargs` out
         self,
         text: Any,
         text_pair: Any = None,
@@ -167,26 +168,27 @@ class FSQTokenizerFast(FSQTable, LosslessDecoding, PreTrainedTokenizerFast):
             [[" " * space + word for word, space in zip(*both, strict=True)] for both in zip(row, missing, strict=True)]
             for row, missing in zip(rows, spaces, strict=True)
         ]
-        given = [tuple(row) if len(row) == 2 else row[0] for row in spaced] if is_batch else spaced[0][0]
+        texts: Any = [tuple(row) if len(row) == 2 else row[0] for row in spaced] if is_batch else spaced[0][0]
         pair = spaced[0][1] if not is_batch and text_pair is not None else None
         with _BACKEND_IN_USE:
-            found = super()._encode_plus(given, pair, is_split_into_words=True, **kwargs)
-        samples = found.get("overflow_to_sample_mapping", range(len(rows)))
+            encoded = super()._encode_plus(texts, pair, is_split_into_words=True, **kwargs)
+        samples = encoded.get("overflow_to_sample_mapping", range(len(rows)))
         encodings = [
-            without_spaces(encoding, spaces[sample]) for encoding, sample in zip(found.encodings, samples, strict=True)
+            without_spaces(encoding, spaces[sample])
+            for encoding, sample in zip(encoded.encodings or (), samples, strict=True)
         ]
         is_row = not is_batch and not kwargs.get("return_overflowing_tokens")
-        if "offset_mapping" in found:
+        if "offset_mapping" in encoded:
             offsets = [encoding.offsets for encoding in encodings]
-            found["offset_mapping"] = offsets[0] if is_row else offsets
-        return BatchEncoding(found.data, encodings, return_tensors, prepend_batch_axis=is_row)
+            encoded["offset_mapping"] = offsets[0] if is_row else offsets
+        return BatchEncoding(encoded.data, encodings, return_tensors, prepend_batch_axis=is_row)
 
 
 def without_spaces(encoding: Encoding, spaces: list[list[bool]]) -> Encoding:
     """Offsets relative to the words as they were given; `spaces` says for each text which had a space put before."""
     fields = json.loads(encoding.__getstate__())
     for i, (sequence, word) in enumerate(zip(encoding.sequence_ids, encoding.word_ids, strict=True)):
-        if word is not None and spaces[sequence][word]:
+        if word is not None and sequence is not None and spaces[sequence][word]:
             fields["offsets"][i] = [max(place - 1, 0) for place in fields["offsets"][i]]
     return build_encoding(**fields | {"overflowing": []})
 

@@ -1,0 +1,36 @@
+"""What a type checker cannot see by itself: the type of a list's modules, and what a mixin is mixed into."""
+
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from torch import nn
+from transformers.generation import GenerationMixin
+from transformers.modeling_utils import PreTrainedModel
+
+M = TypeVar("M", bound=nn.Module)
+
+
+class ModuleList(nn.ModuleList, Generic[M]):
+    """`nn.ModuleList` whose modules have one type, which indexing and iteration give."""
+
+    if TYPE_CHECKING:
+
+        def __init__(self, modules: Iterable[M] | None = None) -> None: ...
+        def __iter__(self) -> Iterator[M]: ...
+        def __getitem__(self, idx: int) -> M: ...  # pyright: ignore[reportIncompatibleMethodOverride]
+
+
+if TYPE_CHECKING:
+
+    class GenerativeModel(PreTrainedModel, GenerationMixin):
+        """Base of mixins that go before a `PreTrainedModel` with a `GenerationMixin`; nothing when the code runs."""
+
+        # Those of transformers take as `self` a protocol that no model satisfies (one whose `device` can be set).
+        def generate(self, *args: Any, **kwargs: Any) -> Any: ...
+        def _prepare_cache_for_generation(self, *args: Any, **kwargs: Any) -> Any: ...
+        def _validate_generated_length(self, *args: Any, **kwargs: Any) -> Any: ...
+
+else:
+    GenerativeModel = object
+
+__all__ = ["GenerativeModel", "ModuleList"]
