@@ -20,10 +20,11 @@ from transformers.masking_utils import create_bidirectional_mask
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from latentlm import EncodzallConfig, EncodzallForMaskedDenoising
+from latentlm.cli.train import recipe_from_command_line
 from latentlm.models.block_bidirectional_layers import BidirectionalLayer, rms_norm
 from latentlm.models.encodzall_base import EncodzallModelOutput, EncodzallPreTrainedModel
 from latentlm.models.encodzall_words import NUM_BYTES, find_words, pack_words
-from latentlm.train import recipe_from_command_line, train
+from latentlm.training.run import train
 
 NUM_PIECES = 4096
 PIECES_WIDTH = 224  # of the SwiGLU layers: what leaves as many parameters as EncodZall has
