@@ -20,10 +20,12 @@ from torch.utils.data import Dataset, IterableDataset
 from training_setup import Rows, make_model, make_trainer, metrics_of, weights_of
 from transformers import Trainer, TrainingArguments
 
+import latentlm
 from latentlm import training
+from latentlm.architectures import architecture
 from latentlm.runs import LatentTrainingArguments
 from latentlm.runs.arguments import FIXED_OPTIONS
-from latentlm.training import TRAINERS, LatentTrainer
+from latentlm.training import LatentTrainer
 
 TEXTS = ["Words of a text.", "Some more of them.", "a", "The last words are here."]
 
@@ -61,7 +63,7 @@ def model_and_rows(model_type: str) -> tuple[nn.Module, Dataset]:
 
 
 def trainer_for(folder: Path, model: nn.Module, options: dict[str, Any] | None = None, **arguments: Any) -> Trainer:
-    trainer_class = TRAINERS[model.config.model_type]
+    trainer_class = architecture(model.config.model_type).trainer_class
     defaults = {"output_dir": str(folder), "sample_prompts": 0, "disable_tqdm": True, "report_to": "none"}
     return trainer_class(model=model, args=trainer_class.arguments_class(**defaults | arguments), **options or {})
 
@@ -74,7 +76,7 @@ def labels_of(rows: Dataset) -> np.ndarray:
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["rows", "stream"])
-@pytest.mark.parametrize("model_type", TRAINERS)
+@pytest.mark.parametrize("model_type", latentlm.ARCHITECTURES)
 def test_metrics_and_predictions_get_each_row_once(tmp_path, model_type, stream):
     model, rows = model_and_rows(model_type)
     seen = []
@@ -160,10 +162,10 @@ def test_every_argument_of_trainer_is_known():
     assert set(inspect.signature(Trainer.__init__).parameters) == WORKS | {"self", "model_init"}
 
 
-@pytest.mark.parametrize("model_type", TRAINERS)
+@pytest.mark.parametrize("model_type", latentlm.ARCHITECTURES)
 def test_arguments_that_would_be_passed_over_are_refused(tmp_path, model_type):
     model, _ = model_and_rows(model_type)
-    trainer_class = TRAINERS[model_type]
+    trainer_class = architecture(model_type).trainer_class
     arguments = trainer_class.arguments_class(str(tmp_path), report_to="none")
     with pytest.raises(ValueError, match="model_init would build the model anew"):
         trainer_class(model_init=lambda: model, args=arguments)
@@ -178,7 +180,7 @@ def test_context_parallel_evaluations_are_refused(tmp_path, monkeypatch):
         make_trainer(tmp_path)
 
 
-@pytest.mark.parametrize("model_type", TRAINERS)
+@pytest.mark.parametrize("model_type", latentlm.ARCHITECTURES)
 def test_compute_loss_func_is_what_is_trained_on(tmp_path, model_type):
     """Twice the model's loss in place of it: twice the gradient, with the model's own terms logged beside."""
     model, rows = model_and_rows(model_type)
@@ -251,7 +253,7 @@ def test_every_fixed_option_is_tried():
     assert FIXED_OPTIONS.keys() <= {name for fields, _ in REFUSED for name in fields}
 
 
-@pytest.mark.parametrize("model_type", TRAINERS)
+@pytest.mark.parametrize("model_type", latentlm.ARCHITECTURES)
 def test_noise_on_embeddings_has_an_effect(tmp_path, model_type):
     """NEFTune hooks the module that `get_input_embeddings` names: that one must be called."""
     model, rows = model_and_rows(model_type)
@@ -299,7 +301,7 @@ def test_trainer_still_has_and_calls_a_private_method(name):
     """One that is gone, or that nobody calls, would leave what is written here without effect."""
     assert f"self.{name}(" in inspect.getsource(Trainer)
     parameters = list(inspect.signature(getattr(Trainer, name)).parameters)
-    for trainer_class in {LatentTrainer, *TRAINERS.values()}:
+    for trainer_class in {LatentTrainer, *(row.trainer_class for row in latentlm.ARCHITECTURES.values())}:
         ours = inspect.signature(getattr(trainer_class, name)).parameters
         passed_on = any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in ours.values())
         assert passed_on or list(ours) == parameters

@@ -9,7 +9,8 @@ import torch
 from torch.utils.data import Dataset, IterableDataset
 
 import latentlm
-from latentlm.training import TRAINERS, LatentTrainer
+from latentlm.architectures import architecture
+from latentlm.training import LatentTrainer
 from latentlm.training.callbacks import TIMINGS
 
 LENGTH = 24
@@ -82,7 +83,7 @@ def make_trainer(
         "disable_tqdm": True,
     }
     model = make_model() if model is None else model
-    trainer_class = TRAINERS[model.config.model_type]
+    trainer_class = architecture(model.config.model_type).trainer_class
     return trainer_class(
         model=model,
         args=trainer_class.arguments_class(**{**defaults, **arguments}),

@@ -22,9 +22,10 @@ from latentlm import EncodzallConfig, EncodzallForMaskedDenoising
 from latentlm.models.block_attention import Attention
 from latentlm.models.block_layers import PreNormLayer, make_norm
 from latentlm.models.block_masks import bidirectional_mask
+from latentlm.cli.train import recipe_from_command_line
 from latentlm.models.encodzall_base import EncodzallModelOutput, EncodzallPreTrainedModel
 from latentlm.models.encodzall_words import NUM_BYTES, find_words, pack_words
-from latentlm.train import recipe_from_command_line, train
+from latentlm.training.run import train
 
 NUM_PIECES = 4096
 PIECES_WIDTH = 224  # of the SwiGLU layers: what leaves as many parameters as EncodZall has

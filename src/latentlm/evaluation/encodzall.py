@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import torch
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
-from lm_eval.api.registry import register_model
 from tqdm import tqdm
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
@@ -31,7 +30,6 @@ class MaskedWord:
     request: int
 
 
-@register_model("encodzall")
 class EncodzallLM(LM):
     """An EncodZall with a word decoder, for tasks that compare log-likelihoods.
 

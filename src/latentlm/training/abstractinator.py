@@ -12,7 +12,7 @@ from transformers import TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput
 from transformers.utils import SAFE_WEIGHTS_NAME
 
-from latentlm.inspect import draw, inspect
+from latentlm.evaluation.segments import draw, inspect
 from latentlm.models.block_quantization import code_usage
 from latentlm.models.encodzall_words import NUM_BYTES
 from latentlm.runs.arguments import LatentTrainingArguments
