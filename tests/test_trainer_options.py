@@ -305,7 +305,15 @@ def test_trainer_still_has_and_calls_a_private_method(name):
 # ---- Hooks of LatentTrainer ----
 
 HOOKS = {
-    *("arguments_class", "auto_class", "extra_columns", "predicted", "prepare_batch", "after_training_forward"),
+    *(
+        "arguments_class",
+        "auto_class",
+        "extra_columns",
+        "prepares_on_cpu",
+        "predicted",
+        "prepare_batch",
+        "after_training_forward",
+    ),
     *("training_logs", "evaluation_counts", "evaluation_results", "write_samples"),
 }
 

@@ -87,6 +87,7 @@ class EncodzallTrainer(LatentTrainer):
 
     auto_class = AutoModelForSeq2SeqLM
     arguments_class = EncodzallTrainingArguments
+    prepares_on_cpu = True
     _corrupted: torch.Tensor  # `(B, T)`, bool, of the last batch
 
     def __init__(self, **kwargs: Any):
@@ -106,7 +107,7 @@ class EncodzallTrainer(LatentTrainer):
     # ---- Corruption ----
 
     def prepare_batch(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        ids = inputs["input_ids"].cpu()
+        ids = inputs["input_ids"].cpu()  # already there, but for a stream that one process shares out
         if self.model.training:
             strength, step = self.pid.strength, self.state.global_step + 1
         else:

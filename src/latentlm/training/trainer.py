@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate.data_loader import DataLoaderShard
 from accelerate.utils import recursively_apply
 from rich.console import Console
 from torch import nn
@@ -33,11 +34,13 @@ class LatentTrainer(SavingTrainer, PublishingTrainer):
     exact mean over the whole set; `eval_loss` is the task loss alone (`lm_loss`), and `eval_bits_per_byte` divides its
     sum by the bytes of the predicted text. `compute_metrics` and `predict` get each row once.
 
-    A subclass says what its model needs beyond that, in these places and no others (each calls `super()`):
+    A subclass says what its model needs beyond that, in these places and no others; but for `predicted` and
+    `write_samples`, its methods add to what `super()` returns:
 
         arguments_class: class of `args`, with the fields that the subclass reads;
         auto_class: Auto class that builds the model of a recipe;
         extra_columns: columns of a dataset that the trainer reads and the model does not take;
+        prepares_on_cpu: whether batches stay on the CPU until `prepare_batch` has seen them;
         predicted(labels): which labels `(B, T)` the model is scored on;
         prepare_batch(inputs): called with each micro-batch before it goes to the device, in training
             (`self.model.training`) and evaluation; returns what the model is called with, and columns that
@@ -65,6 +68,7 @@ class LatentTrainer(SavingTrainer, PublishingTrainer):
     arguments_class: type[LatentTrainingArguments] = LatentTrainingArguments
     auto_class: Any = AutoModelForCausalLM
     extra_columns: tuple[str, ...] = ()
+    prepares_on_cpu: bool = False
 
     args: Any  # an `arguments_class`
     model: PreTrainedModel
@@ -109,7 +113,10 @@ class LatentTrainer(SavingTrainer, PublishingTrainer):
             dataset = fill_rounds(dataset, batch_size * self.args.world_size)
         elif isinstance(dataset, IterableDataset):
             dataset = EndlessStream(dataset)
-        return super()._get_dataloader(dataset, description, batch_size, *args, **kwargs)
+        loader = super()._get_dataloader(dataset, description, batch_size, *args, **kwargs)
+        if self.prepares_on_cpu and isinstance(loader, DataLoaderShard):
+            loader.device = None
+        return loader
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         return super()._prepare_inputs(self.prepare_batch(inputs))
@@ -125,9 +132,9 @@ class LatentTrainer(SavingTrainer, PublishingTrainer):
     def count_bytes(self, labels: torch.Tensor) -> torch.Tensor:
         """Bytes of the predicted tokens, float64."""
         assert self.token_bytes is not None
-        predicted = self.predicted(labels).to(self.args.device)
-        predicted = predicted[predicted != -100]
-        return self.token_bytes.index_select(0, predicted).sum(dtype=torch.float64)
+        predicted = self.predicted(labels).to(self.args.device).flatten()
+        num_bytes = self.token_bytes.index_select(0, predicted.clamp(min=0)).masked_fill(predicted == -100, 0)
+        return num_bytes.sum(dtype=torch.float64)
 
     # ---- Training ----
 
