@@ -19,7 +19,8 @@ from training_setup import Rows, make_trainer, metrics_of
 from transformers import Trainer, TrainingArguments
 
 from latentlm.cli.inspect import main as inspect_main
-from latentlm.hub.publishing import published_files, write_card
+from latentlm.hub.card import write_card
+from latentlm.hub.files import published_files
 from latentlm.runs import RecipeError
 from latentlm.train import main
 from latentlm.training import AbstractinatorTrainingArguments

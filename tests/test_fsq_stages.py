@@ -14,7 +14,7 @@ from latentlm import FSQForCausalLM, FSQTokenizer, FSQTokenizerFast
 from latentlm.cli.tokenizer import main as tokenizer_main
 from latentlm.data.chunks import load_run_pieces
 from latentlm.data.pieces import load_pieces
-from latentlm.hub.publishing import published_files
+from latentlm.hub.files import published_files
 from latentlm.models.fsq_vocabulary import AUTOENCODER_FILE, VOCABULARY_FILE
 from latentlm.train import main as train_main
 

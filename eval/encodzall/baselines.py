@@ -19,10 +19,10 @@ from transformers import AutoModelForSeq2SeqLM
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from latentlm import EncodzallConfig, EncodzallForMaskedDenoising
+from latentlm.cli.train import recipe_from_command_line
 from latentlm.models.block_attention import Attention
 from latentlm.models.block_layers import PreNormLayer, make_norm
 from latentlm.models.block_masks import bidirectional_mask
-from latentlm.cli.train import recipe_from_command_line
 from latentlm.models.encodzall_base import EncodzallModelOutput, EncodzallPreTrainedModel
 from latentlm.models.encodzall_words import NUM_BYTES, find_words, pack_words
 from latentlm.training.run import train

@@ -26,7 +26,8 @@ def build_parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point; mistakes in the input end with a message and exit status 1, not with a traceback."""
     options = build_parser().parse_args(arguments)
-    from latentlm.hub.publishing import PublishError, publish
+    from latentlm.hub.files import PublishError
+    from latentlm.hub.push import publish
     from latentlm.runs.redaction import redact
 
     fields = {} if options.language is None else {"language": options.language}

@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
         print(f"{__doc__}\n{recipe_help(arguments)}")
         return
-    from latentlm.hub.publishing import PublishError
+    from latentlm.hub.files import PublishError
     from latentlm.runs import CheckpointError, RecipeError
     from latentlm.runs.redaction import redact
     from latentlm.training import CodeCollapseError

@@ -3,7 +3,7 @@
 from .abstractinator import AbstractinatorTrainer, AbstractinatorTrainingArguments
 from .encodzall import EncodzallTrainer, EncodzallTrainingArguments
 from .fsq import CodeCollapseError, FSQAutoencoderTrainer, FSQTrainer
-from .learned_dropout import ParallelEncoderDecoderTrainer
+from .learned_dropout import LearnedDropoutTrainer
 from .pid import PIDCallback
 from .trainer import LatentTrainer
 
@@ -16,6 +16,6 @@ __all__ = [
     "FSQAutoencoderTrainer",
     "FSQTrainer",
     "LatentTrainer",
+    "LearnedDropoutTrainer",
     "PIDCallback",
-    "ParallelEncoderDecoderTrainer",
 ]
