@@ -630,7 +630,7 @@ ARCHITECTURES = [
             "default": {},
             "grouped": {"num_key_value_heads": 2, "word_pooling": "query", "word_decoder": "shared"},
             "plain": {"word_pooling": "max", "cross_attention_positions": "none", "word_decoder": "none"},
-            "no_word_loss": {"word_loss_weight": 0.0, "contrastive_loss_weight": 0.5},
+            "no_word_loss": {"word_loss_weight": 0.0, "contrastive_loss_weight": 0.5, "contrastive_scale": 2.0},
         },
         typical="default",
         tiny="encodzall-tiny",
