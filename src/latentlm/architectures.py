@@ -66,7 +66,7 @@ _ROWS = (
             "AutoModel": "latentlm.models.modeling_ar_encoder_decoder:AREncoderDecoderModel",
             "AutoModelForCausalLM": "latentlm.models.modeling_ar_encoder_decoder:AREncoderDecoderForCausalLM",
         },
-        trainer="latentlm.training:ParallelEncoderDecoderTrainer",
+        trainer="latentlm.training:LearnedDropoutTrainer",
     ),
     Architecture(
         model_type="parallel_encoder_decoder",
@@ -77,7 +77,7 @@ _ROWS = (
                 "latentlm.models.modeling_parallel_encoder_decoder:ParallelEncoderDecoderForCausalLM"
             ),
         },
-        trainer="latentlm.training:ParallelEncoderDecoderTrainer",
+        trainer="latentlm.training:LearnedDropoutTrainer",
     ),
     Architecture(
         model_type="decoder_only",
@@ -86,7 +86,7 @@ _ROWS = (
             "AutoModel": "latentlm.models.modeling_decoder_only:DecoderOnlyModel",
             "AutoModelForCausalLM": "latentlm.models.modeling_decoder_only:DecoderOnlyForCausalLM",
         },
-        trainer="latentlm.training:ParallelEncoderDecoderTrainer",
+        trainer="latentlm.training:LearnedDropoutTrainer",
     ),
     Architecture(
         model_type="fsq",
