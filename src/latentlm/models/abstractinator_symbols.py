@@ -88,11 +88,12 @@ class SymbolHead(nn.Module):
         return self.out[k](hidden_states)
 
     def losses(self, hidden_states: torch.Tensor, symbols: torch.Tensor) -> torch.Tensor:
-        """Cross-entropy in nats `(n,)`, float32, of symbols `(n, digits)` that follow hidden states `(n, D)`."""
-        total = hidden_states.new_zeros(len(symbols), dtype=torch.float32)
+        """Cross-entropy in nats `(...)`, float32, of symbols `(..., digits)` that follow hidden states `(..., D)`."""
+        total = hidden_states.new_zeros(symbols.shape[:-1], dtype=torch.float32)
         for k in range(self.num_digits):
-            logits = self.digit_logits(hidden_states, symbols, k)
-            total = total + nn.functional.cross_entropy(logits.float(), symbols[:, k], reduction="none")
+            logits = self.digit_logits(hidden_states, symbols, k).float().flatten(0, -2)
+            nats = nn.functional.cross_entropy(logits, symbols[..., k].flatten(), reduction="none")
+            total = total + nats.view_as(total)
         return total
 
     def sample(self, hidden_states: torch.Tensor, choose) -> torch.Tensor:

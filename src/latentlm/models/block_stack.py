@@ -1,7 +1,7 @@
 """A causal transformer over rows, windowed or not, with or without memory rows to look at, and its cache.
 
 Rows are aligned to the left and have lengths of their own: what follows a row's end is never seen by what is before.
-In cached decoding rows advance at their own pace: a step names the rows that take part in it.
+In cached decoding rows advance at their own pace: a mask says which rows take part in a step.
 """
 
 from copy import copy
@@ -23,7 +23,7 @@ from .block_attention_forms import (
     step_mask,
 )
 from .block_bidirectional_layers import SwiGLU, rms_norm
-from .block_row_cache import StackCache
+from .block_row_cache import StackCache, where_active
 
 
 class StackLayer(GradientCheckpointingLayer):
@@ -147,9 +147,10 @@ class CausalStack(nn.Module):
         return StackCache(
             items=[like.new_zeros(num_rows, capacity, size) for size in item_sizes],
             lengths=zeros,
+            longest=0,
             window=self.window,
             segment_starts=zeros.clone(),
-            memory=[like.new_zeros(num_rows, self.lookback + 1, size) for size in reads],
+            memory=[like.new_zeros(num_rows, (self.lookback or 0) + 1, size) for size in reads],
             segments=zeros - 1,
         )
 
@@ -162,7 +163,7 @@ class CausalStack(nn.Module):
         cache.items = [
             layer.detach().gather(1, positions.unsqueeze(-1).expand(-1, -1, layer.shape[-1])) for layer in items
         ]
-        cache.lengths = lengths.clone()
+        cache.lengths, cache.longest = lengths.clone(), items[0].shape[1] if items else 0
 
     def fill_memory(self, cache: StackCache, past: torch.Tensor, current: torch.Tensor, segments: torch.Tensor) -> None:
         """Remember the memory rows that the segments `(R,)` to come see: of the past `(R, S, D)` and, at its own
@@ -178,47 +179,54 @@ class CausalStack(nn.Module):
         cache.memory = [layer.row_attn.items(rows, rotary).detach() for layer in self.layers]
         cache.segments = segments.clone()
 
-    def open_row(self, cache: StackCache, rows: torch.Tensor, current: torch.Tensor, past: torch.Tensor | None) -> None:
+    def open_row(self, cache: StackCache, opening: torch.Tensor, current: torch.Tensor, past: torch.Tensor) -> None:
         """Begin the next segment of some rows.
 
         Args:
-            rows: `(n,)`.
-            current: `(n, D)`, its row of the memory.
-            past: `(n, D)`, what the segment that ends here leaves to be looked back at; None at the first.
+            opening: `(R,)`, bool, which.
+            current: `(R, D)`, its row of the memory.
+            past: `(R, D)`, what the segment that ends here leaves to be looked back at; any at the first, which is
+                written where nothing sees it before the next one is.
         """
-        number = cache.segments[rows] + 1
+        lookback = self.lookback or 0
+        number = cache.segments + 1
+        rows, numbers = current.unsqueeze(1), number.unsqueeze(1)
+        places = torch.full_like(numbers, lookback)
+        if lookback:
+            rows, numbers = torch.stack((past, current), 1), torch.cat((numbers - 1, numbers), 1)
+            places = torch.cat((numbers[:, :1] % lookback, places), 1)
+        rotary = self.memory_rotary(current, numbers)
         for layer, memory in zip(self.layers, cache.memory, strict=True):
-            if past is not None and self.lookback:
-                turned = self.memory_rotary(past, (number - 1).unsqueeze(1))
-                memory[rows, (number - 1) % self.lookback] = layer.row_attn.items(past[:, None], turned)[:, 0]
-            turned = self.memory_rotary(current, number.unsqueeze(1))
-            memory[rows, self.lookback] = layer.row_attn.items(current[:, None], turned)[:, 0]
-        cache.segments[rows] = number
+            items = layer.row_attn.items(rows, rotary).to(memory.dtype)
+            index = places.unsqueeze(-1).expand_as(items)
+            memory.scatter_(1, index, where_active(opening, items, memory.gather(1, index)))
+        cache.segments = where_active(opening, number, cache.segments)
 
     def visible_rows(self, segments: torch.Tensor) -> torch.Tensor:
         """Which memory rows of the cache are seen from segments `(n,)`: `(n, 1, 1, lookback + 1)`."""
         places = torch.arange(self.lookback + 1, device=segments.device)
         return ((places < segments.unsqueeze(1)) | (places == self.lookback))[:, None, None]
 
-    def step(self, cache: StackCache, rows: torch.Tensor, embeddings: torch.Tensor) -> torch.Tensor:
-        """The next symbol of some rows `(n,)`, embedded `(n, D)`: its hidden state `(n, D)` after the final norm."""
+    def step(self, cache: StackCache, active: torch.Tensor, embeddings: torch.Tensor) -> torch.Tensor:
+        """The next symbol of the active rows `(R,)`, bool, embedded `(R, D)`: its hidden state `(R, D)` after the final
+        norm. Of other rows the state means nothing, and the cache does not change."""
         hidden_states = embeddings.unsqueeze(1)
-        rotary = self.rotary(hidden_states, cache.lengths[rows].unsqueeze(1))
+        rotary = self.rotary(hidden_states, cache.lengths.unsqueeze(1))
         mask = row_mask = row_rotary = None
         if self.lookback is not None:
-            row_mask = step_mask(self.config, hidden_states, self.visible_rows(cache.segments[rows]))
-            row_rotary = self.memory_rotary(hidden_states, cache.segments[rows].unsqueeze(1))
+            row_mask = step_mask(self.config, hidden_states, self.visible_rows(cache.segments))
+            row_rotary = self.memory_rotary(hidden_states, cache.segments.unsqueeze(1))
         for i, layer in enumerate(self.layers):
             normed = layer.self_attn_norm(hidden_states)
-            items = cache.push(i, rows, layer.self_attn.items(normed, rotary)[:, 0])
+            items = cache.push(i, layer.self_attn.items(normed, rotary)[:, 0])
             if mask is None:
-                mask = step_mask(self.config, hidden_states, cache.visible(rows, items.shape[1]))
+                mask = step_mask(self.config, hidden_states, cache.visible(items.shape[1]))
             hidden_states = layer.attend(layer.self_attn, hidden_states, normed, items, rotary, mask)
             if self.lookback is not None:
-                seen = cache.memory[i]
-                seen = seen if len(rows) == len(seen) else seen[rows]
                 normed = layer.row_attn_norm(hidden_states)
-                hidden_states = layer.attend(layer.row_attn, hidden_states, normed, seen, row_rotary, row_mask)
+                hidden_states = layer.attend(
+                    layer.row_attn, hidden_states, normed, cache.memory[i], row_rotary, row_mask
+                )
             hidden_states = layer.feed_forward(hidden_states)
-        cache.lengths[rows] += 1
+        cache.advance(active)
         return self.norm(hidden_states)[:, 0]

@@ -8,6 +8,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from .abstractinator_base import AbstractinatorCache
 from .block_positions import check_context
+from .block_row_cache import where_active
 
 
 class AbstractinatorGeneration:
@@ -68,17 +69,18 @@ class AbstractinatorGeneration:
         batch = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=-1).to(self.device)
         sampler = CodeSampler(self.model, chooser(temperature, top_k, top_p), chooser(byte_temperature, None, None))
         sampler.read(batch.clamp(min=0), batch >= 0)
-        active = torch.arange(len(prompts), device=self.device)
-        texts = [bytearray(prompt) for prompt in prompts]
-        for _ in range(max_new_bytes):
-            new = sampler.next_symbols(0, active)[:, 0]
-            for row, id_ in zip(active.tolist(), new.tolist(), strict=True):
-                if id_ < 256:
-                    texts[row].append(id_)
-            active = active[~self.model.ends_text(new)]
-            if not len(active):
+        active = torch.ones(len(prompts), dtype=torch.bool, device=self.device)
+        new: list[torch.Tensor] = []
+        while len(new) < max_new_bytes:
+            # All that the host reads of a symbol, at once: is there a text to continue, and does one need a code?
+            continues, opens = torch.stack((active, active & sampler.cache.levels[0].opens)).any(1).tolist()
+            if not continues:
                 break
-        return [bytes(text) for text in texts]
+            ids = sampler.next_symbols(0, active, opens)[:, 0]
+            new.append(ids.where(active, -1))
+            active = active & ~self.model.ends_text(ids)
+        rows = torch.stack(new, 1).tolist() if new else [[] for _ in prompts]
+        return [prompt + bytes(i for i in row if 0 <= i < 256) for prompt, row in zip(prompts, rows, strict=True)]
 
 
 def chooser(temperature: float, top_k: int | None, top_p: float | None):
@@ -109,17 +111,15 @@ class CodeSampler:
 
     def start(self, ids: torch.Tensor) -> None:
         """Begin with the first id of each row `(B,)` alone, whose segments' codes are still to be chosen."""
-        model, rows = self.model, torch.arange(len(ids), device=ids.device)
+        model, everywhere = self.model, torch.ones_like(ids, dtype=torch.bool)
         model.new_cache(self.cache, len(ids), model.levels[0].embedding.table.weight.detach())
-        self.top_states = model.top.stack.step(self.cache.top, rows, model.top.begin(torch.zeros_like(ids)))
+        self.top_states = model.top.stack.step(self.cache.top, everywhere, model.top.begin(torch.zeros_like(ids)))
         for i in reversed(range(len(model.levels))):
             level, state = model.levels[i], self.cache.levels[i]
-            self.open(i, rows)
+            self.open(i, everywhere)
             first = ids if i == 0 else torch.full_like(ids, level.alphabet.begin)
             first = first.unsqueeze(1).expand(-1, level.alphabet.num_digits)
-            level.notice(
-                state, rows, first, model.ends_text(ids) if i == 0 else torch.zeros_like(ids, dtype=torch.bool)
-            )
+            level.notice(state, everywhere, first, model.ends_text(ids) if i == 0 else ~everywhere)
 
     def read(self, ids: torch.Tensor, mask: torch.Tensor) -> None:
         """Compress the prompts `(B, T)`, whose open segments end here."""
@@ -142,30 +142,35 @@ class CodeSampler:
         at = count.view(-1, 1, 1).expand(-1, 1, pyramid.top_states.shape[-1])
         self.top_states = pyramid.top_states.gather(1, at).squeeze(1)
 
-    def next_symbols(self, i: int, rows: torch.Tensor) -> torch.Tensor:
-        """The next symbols `(n, digits)` of level i in some rows `(n,)`."""
+    def next_symbols(self, i: int, active: torch.Tensor, opens: bool | None = None) -> torch.Tensor:
+        """The next symbols `(B, digits)` of level i in the active rows `(B,)`, bool; in others they mean nothing.
+
+        Args:
+            opens: whether one of these rows opens a segment; read where it is not known.
+        """
         level, state = self.model.levels[i], self.cache.levels[i]
-        opening = rows[state.opens[rows]]
-        if len(opening):
+        opening = active & state.opens
+        # No row opens a segment at most symbols, and then all that is above, the greater part of the work, is skipped.
+        if opening.any() if opens is None else opens:
             self.open(i, opening)
-        states = level.expander.step(state.expander, rows, level.embedding(state.last[rows]))
+        states = level.expander.step(state.expander, active, level.embedding(state.last))
         symbols = level.head.sample(states, self.choose_symbol)
-        closes = torch.zeros(len(rows), dtype=torch.bool, device=rows.device)
-        level.notice(state, rows, symbols, self.model.ends_text(symbols[:, 0]) if i == 0 else closes)
+        closes = self.model.ends_text(symbols[:, 0]) if i == 0 else torch.zeros_like(active)
+        level.notice(state, active, symbols, closes)
         return symbols
 
-    def open(self, i: int, rows: torch.Tensor) -> None:
-        """Choose the code of the next segment of level i in some rows, and let its expander see it."""
+    def open(self, i: int, opening: torch.Tensor) -> None:
+        """Choose the code of the next segment of level i in opening rows `(B,)`, and let its expander see it."""
         level, state = self.model.levels[i], self.cache.levels[i]
-        row = level.code_rows(level.quantizer.embed(self.next_codes(i, rows)))
-        past = None if (state.expander.segments[rows] < 0).any() else state.row[rows]
-        level.expander.open_row(state.expander, rows, row, past)
-        state.row[rows] = row
+        row = level.code_rows(level.quantizer.embed(self.next_codes(i, opening)))
+        level.expander.open_row(state.expander, opening, row, state.row)
+        state.row = where_active(opening, row, state.row)
         if i == len(self.model.levels) - 1:
-            self.top_states[rows] = self.model.top.stack.step(self.cache.top, rows, row)
+            states = self.model.top.stack.step(self.cache.top, opening, row)
+            self.top_states = where_active(opening, states, self.top_states)
 
-    def next_codes(self, i: int, rows: torch.Tensor) -> torch.Tensor:
-        """The next codes `(n, digits)` of level i, from what is above it."""
+    def next_codes(self, i: int, active: torch.Tensor) -> torch.Tensor:
+        """The next codes `(B, digits)` of level i in the active rows, from what is above it."""
         if i + 1 < len(self.model.levels):
-            return self.next_symbols(i + 1, rows)
-        return self.model.top.head.sample(self.top_states[rows], self.choose_code)
+            return self.next_symbols(i + 1, active)
+        return self.model.top.head.sample(self.top_states, self.choose_code)
