@@ -1,6 +1,7 @@
 """What the classes of the Abstractinator share: outputs, the cache, and the rows of a batch."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformers.cache_utils import Cache
@@ -41,12 +42,12 @@ class AbstractinatorCausalLMOutput(CausalLMOutputWithPast):
     code_statistics: what [`AbstractinatorLikelihood.code_statistics`] finds, where it is asked for.
     """
 
-    lm_loss: torch.FloatTensor | None = None
-    reconstruction_loss: torch.FloatTensor | None = None
-    vq_loss: torch.FloatTensor | None = None
-    entropy_loss: torch.FloatTensor | None = None
-    code_lm_loss: torch.FloatTensor | None = None
-    level_losses: dict[str, torch.FloatTensor] | None = None
+    lm_loss: torch.Tensor | None = None
+    reconstruction_loss: torch.Tensor | None = None
+    vq_loss: torch.Tensor | None = None
+    entropy_loss: torch.Tensor | None = None
+    code_lm_loss: torch.Tensor | None = None
+    level_losses: dict[str, torch.Tensor] | None = None
     code_statistics: dict[str, torch.Tensor] | None = None
 
 
@@ -123,7 +124,7 @@ class AbstractinatorCache(Cache):
     def is_compileable(self) -> bool:
         return False
 
-    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
+    def reorder_cache(self, beam_idx: torch.Tensor) -> None:
         """The rows of `beam_idx`, for beam search."""
         self.levels = [level.select(beam_idx) for level in self.levels]
         self.top = None if self.top is None else self.top.select(beam_idx)
@@ -135,7 +136,11 @@ class AbstractinatorCache(Cache):
         rows = torch.arange(len(self.levels[0].opens), device=self.levels[0].opens.device)
         self.reorder_cache(rows.repeat_interleave(repeats))
 
-    def crop(self, max_length: int) -> None:
+    def crop(self, max_length: int, *args: Any, **kwargs: Any) -> None:
+        """
+        Raises:
+            ValueError: always.
+        """
         raise ValueError(
             "An Abstractinator's cache cannot be cropped: closed segments are gone. There is no assisted generation."
         )

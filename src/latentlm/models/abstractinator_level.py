@@ -215,6 +215,12 @@ class EntropyModel(nn.Module):
 
 
 class AbstractinatorLevel(Float32Buffers):
+    """One level; [`compress`] goes up, [`expand`] down."""
+
+    delta: torch.Tensor  # adapted to a target length, where there is one
+    embedding: SymbolEmbedding
+    quantizer: "VectorQuantizer | FSQQuantizer | NoQuantizer"
+
     def __init__(self, config: AbstractinatorConfig, level: LevelConfig, alphabet: Alphabet, is_first: bool):
         super().__init__()
         self.config = config
@@ -393,12 +399,11 @@ class AbstractinatorLevel(Float32Buffers):
         fresh: torch.Tensor,  # (R,), whether the symbol opened a segment
     ) -> None:
         """Add the next symbol of the active rows to their open segments."""
-        if vectors is None:
-            vectors = self.compressor_embedding(symbols)
+        inputs = self.compressor_embedding(symbols) if vectors is None else vectors
         if self.level.compressor_attention == "segment":
             seen = cache.compressor
             seen.segment_starts = where_active(active & fresh, seen.lengths, seen.segment_starts)
-        hidden_states = self.compressor.step(cache.compressor, active, vectors)
+        hidden_states = self.compressor.step(cache.compressor, active, inputs)
         cache.pool = cache.pool.updated(active, self.pooling.add(cache.pool, hidden_states, fresh))
 
     def close(self, cache: LevelCache, closing: torch.Tensor) -> tuple[torch.Tensor, Quantized]:

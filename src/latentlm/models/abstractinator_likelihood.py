@@ -1,6 +1,8 @@
 """What the Abstractinator's codes cost and say: two-part code lengths, reconstruction from own and other codes."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -22,9 +24,18 @@ class CodeNats:
     levels: list[torch.Tensor] | None
     top: torch.Tensor | None
 
+    @property
+    def parts(self) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Of the top codes, and of each level: all that is sent of a document."""
+        assert self.top is not None and self.levels is not None
+        return self.top, self.levels
+
 
 class AbstractinatorLikelihood:
     """Goes among the bases of the model, which has `model` and `config`."""
+
+    config: Any
+    model: Any
 
     @torch.no_grad()
     def code_lengths(
@@ -43,8 +54,8 @@ class AbstractinatorLikelihood:
         if not self.predicts_codes:
             raise ValueError("Two-part code lengths need a top model with `top_head` 'categorical'.")
         rows, pyramid = self.model.read(input_ids, attention_mask, position_ids, known=True)
-        nats = self.code_nats(pyramid)
-        parts = {"codes": nats.top} | {f"level_{i}": level for i, level in enumerate(nats.levels, 1)}
+        top, levels = self.code_nats(pyramid).parts
+        parts = {"codes": top} | {f"level_{i}": level for i, level in enumerate(levels, 1)}
         return {name: values.double().sum(1)[: rows.num_documents] for name, values in parts.items()}
 
     @torch.no_grad()
@@ -87,9 +98,11 @@ class AbstractinatorLikelihood:
                 codes = compressed.quantized.codes[..., 0].clamp(min=0)
                 sums[f"codes_{i}"] = uses.index_add(0, codes.flatten(), counted.flatten())
         own = self.model.levels[0].code_rows(pyramid.levels[0].quantized.vectors)
+        assert nats.levels is not None
         nats_of = {"own": nats.levels[0]} | self.nats_given_others(pyramid.levels[0], own)
         if self.predicts_codes:
-            nats_of["two_part"] = torch.cat((nats.top, *nats.levels), 1)
+            top, levels = nats.parts
+            nats_of["two_part"] = torch.cat((top, *levels), 1)
         for name, values in nats_of.items():
             total = (values.double().sum(1) * scored).sum()
             sums[name if name == "two_part" else f"reconstruction_{name}"] = total
@@ -107,6 +120,7 @@ class AbstractinatorLikelihood:
             levels = [symbol_nats(level.head.losses, states, compressed) for level, states, compressed in parts]
         if model.top is not None:
             last = pyramid.levels[-1]
+            assert pyramid.top_states is not None
             values = model.top.losses(pyramid.top_states[:, :-1], last.quantized.codes.clamp(min=0), last.vectors)
             top = values.where(last.exists, 0)
         return CodeNats(levels, top)
@@ -126,7 +140,7 @@ class AbstractinatorLikelihood:
         return symbol_nats(level.head.losses, states, compressed)
 
 
-def symbol_nats(losses, states: torch.Tensor, compressed: Compressed) -> torch.Tensor:
+def symbol_nats(losses: Callable[..., torch.Tensor], states: torch.Tensor, compressed: Compressed) -> torch.Tensor:
     """Nats `(R, T - 1)` of each row's symbols but the first after the states `(R, T, D)` before them; 0 where there is
     none."""
     values = losses(states[:, :-1], compressed.symbols[:, 1:])

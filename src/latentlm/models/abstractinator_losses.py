@@ -18,6 +18,7 @@ class AbstractinatorLosses:
     config: Any
     model: Any
     training: bool
+    loss_function: Any
 
     def lm_loss(
         self,
@@ -26,8 +27,7 @@ class AbstractinatorLosses:
         num_items_in_batch: torch.Tensor | int | None,
     ) -> torch.Tensor:
         """The mean loss of the next symbol, or its sum divided by `num_items_in_batch`."""
-        loss_function: Any = getattr(self, "loss_function")  # noqa: B009
-        return loss_function(logits, None, self.config.vocab_size, num_items_in_batch, shift_labels=shift_labels)
+        return self.loss_function(logits, None, self.config.vocab_size, num_items_in_batch, shift_labels=shift_labels)
 
     def losses(
         self,

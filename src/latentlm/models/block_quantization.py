@@ -48,8 +48,6 @@ class ScaledLinear(nn.Linear):
     """A linear map without bias, whose initial weights keep the size of what they read, whatever the configuration's
     standard deviation is: with small ones all vectors are alike."""
 
-    keeps_scale = True
-
     def __init__(self, in_features: int, out_features: int):
         super().__init__(in_features, out_features, bias=False)
 

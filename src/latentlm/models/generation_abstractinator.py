@@ -1,9 +1,16 @@
 """Generating of the Abstractinator: the cache for `generate()`, and `generate_bytes`, which samples codes first."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NoReturn
 
 import torch
-from transformers.generation import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+from transformers.generation import (
+    GenerationMixin,
+    LogitsProcessorList,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from .abstractinator_base import AbstractinatorCache
@@ -11,12 +18,16 @@ from .block_positions import check_context
 from .block_row_cache import where_active
 
 
-class AbstractinatorGeneration:
-    """Goes before `GenerationMixin` among the bases of the model."""
+class AbstractinatorGeneration(GenerationMixin):
+    """Goes before `GenerationMixin` among the bases of the model, which has `model`."""
+
+    config: Any
+    model: Any
+    device: Any
 
     def _prepare_cache_for_generation(
         self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
-    ) -> None:
+    ) -> bool:
         if generation_config.cache_implementation is not None:
             raise ValueError(
                 f"`cache_implementation` is {generation_config.cache_implementation!r}, but an Abstractinator has a "
@@ -26,10 +37,11 @@ class AbstractinatorGeneration:
         name = "cache" if "cache" in BaseModelOutputWithPast.__dataclass_fields__ else "past_key_values"
         if generation_config.use_cache is not False and model_kwargs.get(name) is None:
             model_kwargs[name] = AbstractinatorCache()
-        else:  # one that is given is marked as such
-            super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
+            return False
+        mixin: Any = super()  # marks one that is given as such
+        return mixin._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
 
-    def init_continuous_batching(self, *args: Any, **kwargs: Any) -> None:
+    def init_continuous_batching(self, *args: Any, **kwargs: Any) -> NoReturn:
         raise ValueError(
             "`generate_batch` keeps the keys and values of equal layers in pages; an Abstractinator remembers windows, "
             "open segments and codes. Use `generate`, which takes a padded batch."
@@ -83,7 +95,7 @@ class AbstractinatorGeneration:
         return [prompt + bytes(i for i in row if 0 <= i < 256) for prompt, row in zip(prompts, rows, strict=True)]
 
 
-def chooser(temperature: float, top_k: int | None, top_p: float | None):
+def chooser(temperature: float, top_k: int | None, top_p: float | None) -> Callable[[torch.Tensor], torch.Tensor]:
     """A function that picks ids `(n,)` by logits `(n, V)`."""
     if temperature < 0:
         raise ValueError(f"`temperature` is {temperature}, but it must be at least 0.")
@@ -94,7 +106,8 @@ def chooser(temperature: float, top_k: int | None, top_p: float | None):
         warpers.append(TopKLogitsWarper(top_k))
     if top_p is not None:
         warpers.append(TopPLogitsWarper(top_p))
-    return lambda logits: warpers(None, logits.float()).softmax(-1).multinomial(1).squeeze(1)
+    no_ids: Any = None  # which no warper reads
+    return lambda logits: warpers(no_ids, logits.float()).softmax(-1).multinomial(1).squeeze(1)
 
 
 class CodeSampler:
@@ -104,7 +117,14 @@ class CodeSampler:
     the level above; only then does its expander read that symbol.
     """
 
-    def __init__(self, model, choose_code, choose_symbol):
+    top_states: torch.Tensor  # (B, D), from which the next top code is predicted
+
+    def __init__(
+        self,
+        model: Any,
+        choose_code: Callable[[torch.Tensor], torch.Tensor],
+        choose_symbol: Callable[[torch.Tensor], torch.Tensor],
+    ):
         self.model = model
         self.cache = AbstractinatorCache()
         self.choose_code, self.choose_symbol = choose_code, choose_symbol
@@ -124,8 +144,7 @@ class CodeSampler:
     def read(self, ids: torch.Tensor, mask: torch.Tensor) -> None:
         """Compress the prompts `(B, T)`, whose open segments end here."""
         model = self.model
-        rows_length = mask.sum(1)
-        pyramid = model.expand_rows(model.compress_rows(ids, rows_length), known=False)
+        pyramid = model.expand_rows(model.compress_rows(ids, mask.sum(1)))
         model.new_cache(self.cache, len(ids), pyramid.states[0])
         for level, state, compressed in zip(model.levels, self.cache.levels, pyramid.levels, strict=True):
             lengths, count = compressed.segments.lengths, compressed.segments.count
@@ -138,6 +157,7 @@ class CodeSampler:
             level.expander.fill_memory(state.expander, known, currents, last)
             state.row = known.gather(1, last.view(-1, 1, 1).expand(-1, 1, known.shape[-1])).squeeze(1)
             state.opens = torch.ones_like(state.opens)
+        count = pyramid.levels[-1].segments.count
         model.top.stack.fill_cache(self.cache.top, pyramid.top_items, count + 1)
         at = count.view(-1, 1, 1).expand(-1, 1, pyramid.top_states.shape[-1])
         self.top_states = pyramid.top_states.gather(1, at).squeeze(1)

@@ -6,7 +6,7 @@ itself what the model above predicts of it before it is there. That makes the by
 original design comes from github.com/OilProducts/abstractinator.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -32,13 +32,15 @@ from .abstractinator_losses import IGNORED, AbstractinatorLosses
 from .abstractinator_top import TopModel
 from .block_causal_head import PACKED_CACHE, TrainedByOthers, TransformerPreTrainedModel, pop_shift_labels
 from .block_positions import check_context, packs_documents
-from .block_quantization import Quantized, in_backward, prefix_keys
+from .block_quantization import Quantized, ScaledLinear, in_backward, prefix_keys
 from .block_refusals import refuse_embeddings
 from .configuration_abstractinator import AbstractinatorConfig
 from .generation_abstractinator import AbstractinatorGeneration
 
 
 class AbstractinatorPreTrainedModel(TransformerPreTrainedModel):
+    """Flags and initialisation."""
+
     config: AbstractinatorConfig
     _no_split_modules = ["StackLayer"]
     _supports_flash_attn = False  # its masks are functions
@@ -46,7 +48,7 @@ class AbstractinatorPreTrainedModel(TransformerPreTrainedModel):
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        if getattr(module, "keeps_scale", False):
+        if isinstance(module, ScaledLinear):
             init.normal_(module.weight, mean=0.0, std=module.in_features**-0.5)
 
     @property
@@ -55,15 +57,19 @@ class AbstractinatorPreTrainedModel(TransformerPreTrainedModel):
 
 
 class AbstractinatorModel(AbstractinatorPreTrainedModel):
+    """The levels and the top model, over whole rows or one symbol at a time."""
+
+    levels: Sequence[AbstractinatorLevel]
+    top: TopModel | None
+
     def __init__(self, config: AbstractinatorConfig):
         super().__init__(config)
         levels = config.level_configs
         alphabets = [Alphabet(config.vocab_size, config.vocab_size, 1, config.byte_code_dim)]
         alphabets += [Alphabet.above(level) for level in levels[:-1]]
-        self.levels = nn.ModuleList(
-            AbstractinatorLevel(config, level, alphabet, i == 0)
-            for i, (level, alphabet) in enumerate(zip(levels, alphabets, strict=True))
-        )
+        parts = enumerate(zip(levels, alphabets, strict=True))
+        modules = [AbstractinatorLevel(config, level, alphabet, i == 0) for i, (level, alphabet) in parts]
+        self.levels = nn.ModuleList(modules)  # pyright: ignore[reportAttributeAccessIssue]  # knows no type of modules
         self.top = TopModel(config) if config.num_top_layers else None
         if self.top is None:
             self.unknown = nn.Embedding(1, config.hidden_size)  # all that is known of a segment to come
@@ -75,6 +81,7 @@ class AbstractinatorModel(AbstractinatorPreTrainedModel):
         return self.levels[0].embedding.table
 
     def set_input_embeddings(self, value: nn.Module) -> None:
+        assert isinstance(value, nn.Embedding)
         self.levels[0].embedding.table = value
 
     def resize_token_embeddings(
@@ -89,7 +96,8 @@ class AbstractinatorModel(AbstractinatorPreTrainedModel):
         for owner in (level.entropy_model, level):
             if hasattr(owner, "head"):
                 owner.head.resize(lambda layer: self._get_resized_lm_head(layer, size, mean_resizing=mean_resizing))
-        self.config.vocab_size = self.vocab_size = size
+        self.config.vocab_size = size
+        self.vocab_size = size  # as transformers writes it
         level.alphabet = replace(level.alphabet, num_ids=size, num_codes=size)
         return level.embedding.table
 
@@ -102,7 +110,8 @@ class AbstractinatorModel(AbstractinatorPreTrainedModel):
     def train(self, mode: bool = True) -> "AbstractinatorModel":
         super().train(mode)
         if self.config.freeze_base:
-            self.levels.train(False)
+            for level in self.levels:
+                level.train(False)
         elif self.config.freeze_entropy:
             for level in self.levels:
                 level.entropy_model.train(False)
@@ -240,7 +249,8 @@ class AbstractinatorModel(AbstractinatorPreTrainedModel):
         """From the top codes down to the distribution of the bytes."""
         pasts = [level.code_rows(c.quantized.vectors) for level, c in zip(self.levels, levels, strict=True)]
         states, top_items = (None, []) if self.top is None else self.top(pasts[-1])
-        pyramid = Pyramid(levels, states, top_items, [], [], [] if known else None, [], [])
+        known_of_levels: list[torch.Tensor] = []
+        pyramid = Pyramid(levels, states, top_items, [], [], known_of_levels if known else None, [], [])
         for i in reversed(range(len(levels))):
             level, compressed, past = self.levels[i], levels[i], pasts[i]
             symbols, index = compressed.symbols, compressed.segments.index
@@ -253,10 +263,11 @@ class AbstractinatorModel(AbstractinatorPreTrainedModel):
             if known:
                 states, known_states = states.chunk(2)
                 items, inputs = ([value.chunk(2)[0] for value in values] for values in (items, inputs))
-                pyramid.known_states.insert(0, known_states)
+                known_of_levels.insert(0, known_states)
             pyramid.states.insert(0, states)
             pyramid.items.insert(0, items)
-        pyramid.hidden_states = [*inputs, states]
+            if i == 0:
+                pyramid.hidden_states = [*inputs, states]
         return pyramid
 
     def current_rows(self, i: int, states: torch.Tensor | None, past: torch.Tensor) -> torch.Tensor:
@@ -264,7 +275,8 @@ class AbstractinatorModel(AbstractinatorPreTrainedModel):
         if states is None:
             places = torch.zeros(len(past), past.shape[1] + 1, dtype=torch.long, device=past.device)
             return self.unknown(places).to(past.dtype)
-        return (self.top if i == len(self.levels) - 1 else self.levels[i + 1]).to_row(states)
+        above: Any = self.top if i == len(self.levels) - 1 else self.levels[i + 1]
+        return above.to_row(states)
 
     # ---- One symbol at a time ----
 
@@ -286,7 +298,7 @@ class AbstractinatorModel(AbstractinatorPreTrainedModel):
             past = level.code_rows(compressed.quantized.vectors)
             level.expander.fill_memory(state.expander, past, current, closed)
             lengths = closed + 1  # with the begin of the level above, which does not know the open segment
-        if self.top is not None:
+        if self.top is not None and cache.top is not None:
             self.top.stack.fill_cache(cache.top, pyramid.top_items, lengths)
 
     @torch.no_grad()
@@ -334,7 +346,9 @@ class AbstractinatorModel(AbstractinatorPreTrainedModel):
         """Give what is above level i the codes of closed segments; its states `(R, D)`."""
         if i + 1 < len(self.levels):
             return self.advance(cache, i + 1, active, quantized.codes.clamp(min=0), pooled, closes)
-        return None if self.top is None else self.top.stack.step(cache.top, active, row)
+        if self.top is None or cache.top is None:
+            return None
+        return self.top.stack.step(cache.top, active, row)
 
 
 class AbstractinatorForCausalLM(
@@ -356,8 +370,8 @@ class AbstractinatorForCausalLM(
     def get_output_embeddings(self) -> nn.Module:
         return self.model.levels[0].head.out[0]
 
-    def set_output_embeddings(self, value: nn.Module) -> None:
-        self.model.levels[0].head.out[0] = value
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        self.model.levels[0].head.out[0] = new_embeddings
 
     def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
         """As [`AbstractinatorModel.resize_token_embeddings`]."""
@@ -403,6 +417,8 @@ class AbstractinatorForCausalLM(
         """
         head = self.model.levels[0].head
         refuse_embeddings(kwargs, "segments are found in the symbols, which three embeddings read")
+        if input_ids is None:
+            raise ValueError("`input_ids` is missing.")
         AbstractinatorCache.check(past_key_values)
         shift_labels = pop_shift_labels(kwargs, labels)
         if shift_labels is None:
