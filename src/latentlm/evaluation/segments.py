@@ -54,7 +54,7 @@ def inspect(model: AbstractinatorForCausalLM, data: bytes) -> Inspection:
         # A byte's segment at a level: the one of its segment below, after the begin that this level's symbols have.
         inside = index[inside if i == 0 else inside + 1]
         segments.append(inside.tolist())
-        codes.append(compressed.quantized.codes[0].tolist())
+        codes.append(compressed.quantized.codes[0, : compressed.segments.count[0]].tolist())
     entropies = pyramid.levels[0].segments.entropies[0, 1 : ids.shape[1]].tolist()
     return Inspection(data, entropies, segments, codes)
 

@@ -1,7 +1,7 @@
 """A causal transformer over rows, windowed or not, with or without memory rows to look at, and its cache.
 
 Rows are aligned to the left and have lengths of their own: what follows a row's end is never seen by what is before.
-In cached decoding rows advance at their own pace: a step names the rows that take part in it.
+In cached decoding rows advance at their own pace: a mask says which rows take part in a step.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from .block_attention import FORMS, Attention, Pair
 from .block_layers import PreNormLayer, make_norm
 from .block_masks import look_back_mask, sequence_mask, step_mask
-from .block_row_cache import StackCache
+from .block_row_cache import StackCache, where_active
 
 
 def to_items(pair: Pair) -> torch.Tensor:
@@ -47,19 +47,17 @@ class Record:
 
 
 class RingStep:
-    """A store of keys for the next symbol of some rows `(n,)` of a cache."""
+    """A store of keys for the next symbol of every row of a cache."""
 
-    def __init__(self, cache: StackCache, rows: torch.Tensor):
-        self.cache, self.rows = cache, rows
+    def __init__(self, cache: StackCache):
+        self.cache = cache
 
     def update(self, key: torch.Tensor, value: torch.Tensor, layer_idx: int) -> Pair:
-        items = self.cache.push(layer_idx, self.rows, to_items((key, value))[:, 0])
+        items = self.cache.push(layer_idx, to_items((key, value))[:, 0])
         return from_items(items, (key.shape[1::2], value.shape[1::2]))
 
     def memory_pairs(self, attention: Attention, make: Callable[[], Pair]) -> Pair:
-        memory = self.cache.memory[attention.layer_idx]
-        memory = memory if len(self.rows) == len(memory) else memory[self.rows]
-        return from_items(memory, attention.pair_shapes)
+        return from_items(self.cache.memory[attention.layer_idx], attention.pair_shapes)
 
 
 class CausalStack(nn.Module):
@@ -142,9 +140,10 @@ class CausalStack(nn.Module):
         return StackCache(
             items=[zeros_of(layer.self_attn, capacity) for layer in self.layers],
             lengths=zeros,
+            longest=0,
             window=self.window,
             segment_starts=zeros.clone(),
-            memory=[zeros_of(layer.cross_attn, self.lookback + 1) for layer in reading],
+            memory=[zeros_of(layer.cross_attn, (self.lookback or 0) + 1) for layer in reading],
             segments=zeros - 1,
         )
 
@@ -156,7 +155,7 @@ class CausalStack(nn.Module):
         places = torch.arange(capacity, device=last.device)
         positions = (last - (last - places) % capacity).clamp(min=0)  # those before the first are never seen
         cache.items = [layer.gather(1, positions.unsqueeze(-1).expand(-1, -1, layer.shape[-1])) for layer in items]
-        cache.lengths = lengths.clone()
+        cache.lengths, cache.longest = lengths.clone(), items[0].shape[1] if items else 0
 
     def fill_memory(self, cache: StackCache, past: torch.Tensor, current: torch.Tensor, segments: torch.Tensor) -> None:
         """Remember the memory rows that the segments `(R,)` to come see: of the past `(R, S, D)` and, at its own
@@ -172,45 +171,49 @@ class CausalStack(nn.Module):
         cache.memory = [to_items(layer.cross_attn.pairs(rows, rotary)).detach() for layer in self.layers]
         cache.segments = segments.clone()
 
-    def open_row(self, cache: StackCache, rows: torch.Tensor, current: torch.Tensor, past: torch.Tensor | None) -> None:
+    def open_row(self, cache: StackCache, opening: torch.Tensor, current: torch.Tensor, past: torch.Tensor) -> None:
         """Begin the next segment of some rows.
 
         Args:
-            rows: `(n,)`.
-            current: `(n, D)`, its row of the memory.
-            past: `(n, D)`, what the segment that ends here leaves to be looked back at; None at the first.
+            opening: `(R,)`, bool, which.
+            current: `(R, D)`, its row of the memory.
+            past: `(R, D)`, what the segment that ends here leaves to be looked back at; any at the first, which is
+                written where nothing sees it before the next one is.
         """
-        number = cache.segments[rows] + 1
-        states, numbers, places = current.unsqueeze(1), number.unsqueeze(1), torch.full_like(number, self.lookback)
-        if past is not None and self.lookback:
-            states, numbers = torch.stack((past, current), 1), torch.stack((number - 1, number), 1)
-            places = torch.stack(((number - 1) % self.lookback, places), 1)
+        lookback = self.lookback or 0
+        number = cache.segments + 1
+        states, numbers = current.unsqueeze(1), number.unsqueeze(1)
+        places = torch.full_like(numbers, lookback)
+        if lookback:
+            states, numbers = torch.stack((past, current), 1), torch.cat((numbers - 1, numbers), 1)
+            places = torch.cat((numbers[:, :1] % lookback, places), 1)
         rotary = self.memory_rotary(states, numbers)
         for layer, memory in zip(self.layers, cache.memory, strict=True):
-            memory[rows.unsqueeze(1), places.view_as(numbers)] = to_items(layer.cross_attn.pairs(states, rotary))
-        cache.segments[rows] = number
+            items = to_items(layer.cross_attn.pairs(states, rotary)).to(memory.dtype)
+            index = places.unsqueeze(-1).expand_as(items)
+            memory.scatter_(1, index, where_active(opening, items, memory.gather(1, index)))
+        cache.segments = where_active(opening, number, cache.segments)
 
     def visible_rows(self, segments: torch.Tensor) -> torch.Tensor:
         """Which memory rows of the cache are seen from segments `(n,)`: `(n, 1, 1, lookback + 1)`."""
         places = torch.arange(self.lookback + 1, device=segments.device)
         return ((places < segments.unsqueeze(1)) | (places == self.lookback))[:, None, None]
 
-    def step(self, cache: StackCache, rows: torch.Tensor, embeddings: torch.Tensor) -> torch.Tensor:
-        """The next symbol of some rows `(n,)`, embedded `(n, D)`: its hidden state `(n, D)` after the final norm."""
+    def step(self, cache: StackCache, active: torch.Tensor, embeddings: torch.Tensor) -> torch.Tensor:
+        """The next symbol of the active rows `(R,)`, bool, embedded `(R, D)`: its hidden state `(R, D)` after the final
+        norm. Of other rows the state means nothing, and the cache does not change."""
         hidden_states = embeddings.unsqueeze(1)
-        rotary = self.rotary(hidden_states, cache.lengths[rows].unsqueeze(1))
         cache.make_room()
         capacity = cache.items[0].shape[1] if cache.items else 1
         shared: dict[str, Any] = {
-            "rotary": rotary,
-            "mask": step_mask(self.config, hidden_states, cache.visible(rows, capacity)),
-            "past_key_values": RingStep(cache, rows),
+            "rotary": self.rotary(hidden_states, cache.lengths.unsqueeze(1)),
+            "mask": step_mask(self.config, hidden_states, cache.visible(capacity)),
+            "past_key_values": RingStep(cache),
         }
         if self.lookback is not None:
-            segments = cache.segments[rows]
-            shared["memory_mask"] = step_mask(self.config, hidden_states, self.visible_rows(segments))
-            shared["memory_rotary"] = (self.memory_rotary(hidden_states, segments.unsqueeze(1)), None)
+            shared["memory_mask"] = step_mask(self.config, hidden_states, self.visible_rows(cache.segments))
+            shared["memory_rotary"] = (self.memory_rotary(hidden_states, cache.segments.unsqueeze(1)), None)
         for layer in self.layers:
             hidden_states, _ = layer(hidden_states, **shared)
-        cache.lengths[rows] += 1
+        cache.advance(active)
         return self.norm(hidden_states)[:, 0]

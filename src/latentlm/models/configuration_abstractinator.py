@@ -178,7 +178,7 @@ class AbstractinatorConfig(PreTrainedConfig):
         return [LevelConfig(**level) for level in self.levels]
 
     @property
-    def base_model_fsdp_plan(self) -> dict[str, str]:
+    def base_model_fsdp_plan(self) -> dict[str, str]:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Of layers the feed-forward part alone, which holds most weights: decoding with a cache calls their attention
         in pieces, and what is sharded is gathered for whole calls."""
         stacks = ["levels.*.entropy_model.stack", "levels.*.expander"]
