@@ -1,5 +1,5 @@
-"""Attention on the attention interface of transformers: of a sequence to itself or to a memory, with multi-head, grouped
-or multi-head latent keys, with or without a store of keys."""
+"""Attention on the attention interface of transformers: of a sequence to itself or to a memory, with multi-head,
+grouped or multi-head latent keys, with or without a store of keys."""
 
 from collections.abc import Callable
 from typing import Any

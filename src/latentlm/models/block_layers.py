@@ -28,8 +28,8 @@ def make_norm(config: Any) -> nn.LayerNorm | nn.RMSNorm:
 
 
 class FeedForward(nn.Module):
-    """D to `intermediate_size` F and back, with exact GELU or as SwiGLU. LearnedDropout acts on its output, or on groups
-    of its F channels, which are then not computed where the mask is 0 (at inference)."""
+    """D to `intermediate_size` F and back, with exact GELU or as SwiGLU. LearnedDropout acts on its output, or on
+    groups of its F channels, which are then not computed where the mask is 0 (at inference)."""
 
     learned_dropout: Any  # LearnedDropout, handed in by who makes the layer
 
@@ -173,6 +173,7 @@ class PreNormLayer(GradientCheckpointingLayer):
         memory_rotary: tuple[Rotary, Rotary] | None = None,  # of queries and of the memory
         memory_mask: Mask | None = None,  # that of self-attention where None
         single_key: bool = False,  # whether each position has a memory of its own, (B, T, D)
+        skip_memory: bool = False,  # leaves out what a memory of zeros would add, which is nothing without biases
         **shared: Any,  # of every attention: `mask`, `past_key_values` and what backends take
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The new hidden states, and the penalties of LearnedDropout's mask `(B, T, K)` if there are any.
@@ -198,7 +199,7 @@ class PreNormLayer(GradientCheckpointingLayer):
         if self.self_attn is not None:
             read, _ = self.self_attn(self.self_attn_norm(hidden_states), rotary=rotary, **shared)
             hidden_states = hidden_states + self.dropout(read)
-        if self.cross_attn is not None and not self.cross_first:
+        if self.cross_attn is not None and not self.cross_first and not skip_memory:
             hidden_states = read_memory(hidden_states)
         output, penalties = self.mlp(self.mlp_norm(hidden_states), shared_attention=shared_attention, **shared)
         return hidden_states + self.dropout(output), penalties

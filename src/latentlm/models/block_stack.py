@@ -106,6 +106,7 @@ class CausalStack(nn.Module):
             "rotary": self.rotary(embeddings, positions),
             "mask": sequence_mask(self.config, embeddings, window=self.window, segments=segments),
             "past_key_values": record,
+            "skip_memory": memory is None,
         }
         if memory is not None:
             past, current = memory
