@@ -14,7 +14,7 @@ from .block_positions import resolve_position_ids
 from .block_refusals import check_filled_cache
 from .configuration_encodzall import EncodzallConfig
 from .encodzall_base import EncodzallPreTrainedModel
-from .encodzall_words import Packing
+from .encodzall_packing import Spelling, known
 
 
 class EncodzallDecoder(EncodzallPreTrainedModel):
@@ -51,12 +51,18 @@ class EncodzallDecoder(EncodzallPreTrainedModel):
     ) -> BaseModelOutputWithPastAndCrossAttentions:
         seen = None if past_key_values is None else past_key_values.self_attention_cache
         check_filled_cache(seen, self.config)
-        mask = create_causal_mask(self.config, inputs_embeds, attention_mask, seen)
+        if attention_mask is not None and attention_mask.ndim == 2 and seen is None:
+            real = known(attention_mask.bool())
+            mask = create_causal_mask(self.config, inputs_embeds, None, None, and_mask_function=real)
+        else:
+            mask = create_causal_mask(self.config, inputs_embeds, attention_mask, seen)
         limit = self.config.max_position_embeddings
         positions = resolve_position_ids(inputs_embeds, attention_mask, None, seen, limit)
         if use_cache and past_key_values is None:
             past_key_values = EncoderDecoderCache(DynamicCache(config=self.config), DynamicCache(config=self.config))
-        memory_mask = create_bidirectional_mask(self.config, inputs_embeds, word_mask, encoder_hidden_states=memory)
+        memory_mask = create_bidirectional_mask(
+            self.config, inputs_embeds, None, encoder_hidden_states=memory, and_mask_function=known(word_mask)
+        )
         rotary = self.rotary(inputs_embeds, positions)
         memory_rotary = None
         if self.config.cross_attention_positions == "bytes":
@@ -77,14 +83,13 @@ class EncodzallDecoder(EncodzallPreTrainedModel):
             last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values
         )
 
-    def spell(self, embeddings: torch.Tensor, packing: Packing, words: torch.Tensor) -> torch.Tensor:
-        """Hidden states `(N, D)` of packed tokens, embedded `(N, D)`, each of which sees its own word `(W, D)` and the
-        tokens before it in there."""
-        rows = self.dropout(packing.to_rows(embeddings))
-        memory = packing.to_rows(words[packing.word])
-        own_word = packed_sequence_mask_function(packing.word_of_slot)
+    def spell(self, inputs_embeds: torch.Tensor, words: torch.Tensor, spelling: Spelling) -> torch.Tensor:
+        """Hidden states `(R, L, D)` of embedded rows of words, each slot of which sees its word's vector `(R, L, D)` and
+        the slots before it in there."""
+        rows = self.dropout(inputs_embeds)
+        own_word = packed_sequence_mask_function(spelling["word"])
         mask = create_causal_mask(self.config, rows, None, None, and_mask_function=own_word)
-        rotary = self.rotary(rows, packing.position_of_slot)
+        rotary = self.rotary(rows, spelling["offset"])
         for layer in self.layers:
-            rows = layer(rows, memory, rotary, mask, one_word=True)
-        return self.norm(packing.from_rows(rows))
+            rows = layer(rows, words, rotary, mask, one_word=True)
+        return self.norm(rows)
