@@ -9,8 +9,6 @@ import torch
 from torch.utils.data import Dataset, IterableDataset
 
 import latentlm
-from latentlm.runs import LatentTrainingArguments
-from latentlm.runs.recipe import TRAINING_ARGUMENTS
 from latentlm.training import TRAINERS, LatentTrainer
 from latentlm.training.callbacks import TIMINGS
 
@@ -84,9 +82,10 @@ def make_trainer(
         "disable_tqdm": True,
     }
     model = make_model() if model is None else model
-    return TRAINERS[model.config.model_type](
+    trainer_class = TRAINERS[model.config.model_type]
+    return trainer_class(
         model=model,
-        args=TRAINING_ARGUMENTS.get(model.config.model_type, LatentTrainingArguments)(**{**defaults, **arguments}),
+        args=trainer_class.arguments_class(**{**defaults, **arguments}),
         train_dataset=Rows(37) if train is None else train,
         eval_dataset=Rows(11, seed=1) if evaluation is None else evaluation,
         processing_class=latentlm.ByteTokenizer(),
