@@ -76,8 +76,8 @@ class EncodzallDenoisingOutput(Seq2SeqLMOutput):
     Args:
         loss: scalar; in training the weighted sum of all terms, in evaluation `sequence_loss` alone.
         logits: `(B, T, V)` of the sequence decoder.
-        word_logits: `(N, V)` of the word decoder: of each word in turn its bytes and its end; with labels only. A bucketed
-            packing has room after the last.
+        word_logits: `(N, V)` of the word decoder: of each word in turn its bytes and its end; with labels only.
+            A bucketed packing has room after the last.
         sequence_loss: scalar, cross-entropy in nats of the clean bytes and the end of the text. Like every term: a mean
             over these symbols, or, where `num_items_in_batch` is given, their sum divided by it.
         word_loss: scalar, unweighted: focal cross-entropy of each word's bytes and end, where a word counts as often as

@@ -84,8 +84,8 @@ class EncodzallDecoder(EncodzallPreTrainedModel):
         )
 
     def spell(self, inputs_embeds: torch.Tensor, words: torch.Tensor, spelling: Spelling) -> torch.Tensor:
-        """Hidden states `(R, L, D)` of embedded rows of words, each slot of which sees its word's vector `(R, L, D)` and
-        the slots before it in there."""
+        """Hidden states `(R, L, D)` of embedded rows of words, each slot of which sees its word's vector `(R, L, D)`
+        and the slots before it in there."""
         rows = self.dropout(inputs_embeds)
         own_word = packed_sequence_mask_function(spelling["word"])
         mask = create_causal_mask(self.config, rows, None, None, and_mask_function=own_word)

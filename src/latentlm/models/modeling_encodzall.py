@@ -304,7 +304,7 @@ class EncodzallForMaskedDenoising(EncodzallPreTrainedModel, GenerationMixin):
     def spell_words(
         self, words: torch.Tensor, spelled: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Logits `(N, V)` and targets `(N,)` of spelling words, each from its vector alone, and the word of each `(N,)`.
+        """Logits `(N, V)` and targets `(N,)` of spelling words, each from its vector alone, and whose they are `(N,)`.
 
         Args:
             words: `(W, D)`, of the memory.

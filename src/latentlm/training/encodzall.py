@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.data_loader import DataLoaderShard
 from torch import nn
+from torch.utils.data import DataLoader
 from transformers import AutoModelForSeq2SeqLM
 from transformers.trainer_utils import EvalLoopOutput
 
@@ -77,8 +79,9 @@ class EncodzallTrainer(LatentTrainer):
     """[`LatentTrainer`] for [`EncodzallForMaskedDenoising`]: rows are clean texts (`latentlm.data.TextDataset`).
 
     A row is corrupted when its batch is used, by random numbers that follow from the row, the seed and the optimizer
-    step alone: the same on one process or many, and after a resume. Logs are as [`PIDCallback.logs`], and the
-    contrastive loss where its weight is not 0. An evaluation adds:
+    step alone: the same on one process or many, and after a resume. The CPU does that and packs the words, in few
+    sizes; then the batch goes to the accelerator, which never waits in a forward. Logs are as [`PIDCallback.logs`], and
+    the contrastive loss where its weight is not 0. An evaluation adds:
 
         eval_corrupted_loss, eval_corrupted_accuracy: cross-entropy (nats) and accuracy on bytes that were corrupted;
         eval_untouched_accuracy: accuracy on the others, which need copying alone;
@@ -86,8 +89,6 @@ class EncodzallTrainer(LatentTrainer):
 
     all of the sequence decoder, which has seen the clean bytes before.
     """
-
-    arguments_class = EncodzallTrainingArguments
 
     auto_class = AutoModelForSeq2SeqLM
     arguments_class = EncodzallTrainingArguments
@@ -109,22 +110,29 @@ class EncodzallTrainer(LatentTrainer):
 
     # ---- Corruption ----
 
+    def _get_dataloader(self, *args: Any, **kwargs: Any) -> DataLoader:
+        loader = super()._get_dataloader(*args, **kwargs)
+        if isinstance(loader, DataLoaderShard):
+            loader.device = None  # batches stay on the CPU
+        return loader
+
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        ids = inputs["input_ids"].cpu()
+        ids, labels = inputs["input_ids"].cpu(), inputs["labels"].cpu()
         if self.model.training:
             strength, step = self.pid.strength, self.state.global_step + 1
         else:
             strength, step = self.args.noise_eval_strength, 0
         batch = self.corrupt(ids, strength, step)
-        config = self._config
+        missing = (0, ids.shape[1] - batch.input_ids.shape[1])
         prepared = {
-            "input_ids": batch.input_ids,
-            "attention_mask": batch.attention_mask,
-            "word_ids": batch.word_ids,
-            "labels": inputs["labels"],
+            "input_ids": nn.functional.pad(batch.input_ids, missing, value=self._config.pad_token_id),
+            "attention_mask": nn.functional.pad(batch.attention_mask, missing),
+            "word_ids": nn.functional.pad(batch.word_ids, missing, value=-1),
+            "labels": labels,
         }
-        if config.contrastive_loss_weight and self.model.training:
+        if self._config.contrastive_loss_weight and self.model.training:
             prepared["clean_input_ids"] = ids
+        prepared |= self.accelerator.unwrap_model(self.model).pack(**prepared, bucketed=True)
         prepared = super()._prepare_inputs(prepared)
         self._corrupted = batch.corrupted.to(prepared["labels"].device)
         return prepared
@@ -151,8 +159,7 @@ class EncodzallTrainer(LatentTrainer):
     ) -> torch.Tensor | tuple[torch.Tensor, Any]:
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         if model.training and self.args.noise_set_point is not None:
-            values = corrupted_losses(outputs["logits"].detach(), inputs["labels"], self._corrupted)
-            self.pid.add(values.sum(), torch.tensor(len(values), device=values.device))
+            self.pid.add(*corrupted_loss(outputs["logits"].detach(), inputs["labels"], self._corrupted))
         return (loss, outputs) if return_outputs else loss
 
     def _training_logs(self) -> dict[str, float]:
@@ -191,8 +198,7 @@ class EncodzallTrainer(LatentTrainer):
 
         touched = any_of_word(scored & corrupted)
         sums = {
-            "loss": corrupted_losses(logits, labels, corrupted).sum(),
-            "corrupted": (scored & corrupted).sum(),
+            **dict(zip(("loss", "corrupted"), corrupted_loss(logits, labels, corrupted), strict=True)),
             "corrupted_right": (scored & corrupted & right).sum(),
             "untouched": (scored & ~corrupted).sum(),
             "untouched_right": (scored & ~corrupted & right).sum(),
@@ -226,7 +232,10 @@ class EncodzallTrainer(LatentTrainer):
             self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
-def corrupted_losses(logits: torch.Tensor, labels: torch.Tensor, corrupted: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy in nats `(n,)` of the corrupted bytes among the labels `(B, T)`."""
-    chosen = (labels != -100) & corrupted
-    return nn.functional.cross_entropy(logits[chosen].float(), labels[chosen], reduction="none")
+def corrupted_loss(
+    logits: torch.Tensor, labels: torch.Tensor, corrupted: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The sum of the cross-entropy, in nats, of the corrupted bytes among the labels `(B, T)`, and their number."""
+    targets = labels.masked_fill(~corrupted, -100)
+    total = nn.functional.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="sum")
+    return total, (targets != -100).sum()
