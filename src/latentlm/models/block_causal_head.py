@@ -75,7 +75,8 @@ class TransformerPreTrainedModel(TakesCache, PreTrainedModel):
             raise ValueError("Give exactly one of `input_ids` and `inputs_embeds`.")
         if inputs_embeds is None:
             inputs_embeds = self.embed_ids(input_ids)
-        packed = packs_documents(position_ids, attention_mask, past_key_values)
+        look = not self.training or is_flash_attention_requested(self.config)
+        packed = packs_documents(position_ids, attention_mask, past_key_values, look)
         make_mask = self.create_packed_mask if packed else create_causal_mask
         mask = make_mask(self.config, inputs_embeds, attention_mask, past_key_values, position_ids)
         positions = resolve_position_ids(
@@ -91,7 +92,8 @@ class TransformerPreTrainedModel(TakesCache, PreTrainedModel):
 
     @staticmethod
     def create_packed_mask(config, inputs_embeds, attention_mask, past_key_values, position_ids):
-        """[`create_causal_mask`] that keeps documents apart. By itself it does so without an attention mask alone."""
+        """[`create_causal_mask`] that keeps documents apart. By itself it does so without an attention mask alone, and
+        looks whether there are several."""
         if past_key_values is not None:
             raise ValueError(PACKED_CACHE)
         together = None
@@ -104,11 +106,13 @@ class TransformerPreTrainedModel(TakesCache, PreTrainedModel):
                         "pack apart in a batch of one row without padding alone. Flatten the batch, or use 'sdpa'."
                     )
                 attention_mask = None
-        elif attention_mask is not None:
+        else:
             documents = document_ids(position_ids, attention_mask).expand(len(inputs_embeds), -1)
 
             def together(batch, head, query, key):
                 return documents[batch, query] == documents[batch, key]
+
+            position_ids = None
 
         return create_causal_mask(
             config, inputs_embeds, attention_mask, past_key_values, position_ids, and_mask_function=together

@@ -20,11 +20,12 @@ from rich.console import Console
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.utils.data import Dataset, IterableDataset
-from transformers import AutoModelForCausalLM, PrinterCallback, ProgressCallback, Trainer, default_data_collator
+from transformers import AutoModelForCausalLM, PrinterCallback, ProgressCallback, Trainer
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import EvalLoopOutput, has_length
 from transformers.utils import logging
 
+from latentlm.data.packing import stack_rows
 from latentlm.hub.publishing import create_repository, write_card
 from latentlm.hub.publishing import publish as publish_run
 from latentlm.runs.arguments import LatentTrainingArguments
@@ -80,7 +81,7 @@ class LatentTrainer(Trainer):
 
     def __init__(self, *, token_bytes: np.ndarray | None = None, **kwargs):
         self._check_arguments(kwargs)
-        kwargs.setdefault("data_collator", default_data_collator)
+        kwargs.setdefault("data_collator", stack_rows)
         self._use_cache = getattr(kwargs["model"].config, "use_cache", None)
         super().__init__(**kwargs)
         if self._use_cache is None:
