@@ -24,7 +24,8 @@ from latentlm.models.block_attention import Attention
 from latentlm.models.block_layers import PreNormLayer, make_norm
 from latentlm.models.block_masks import bidirectional_mask
 from latentlm.models.encodzall_base import EncodzallModelOutput, EncodzallPreTrainedModel
-from latentlm.models.encodzall_words import NUM_BYTES, find_words, pack_words
+from latentlm.models.encodzall_packing import Packing
+from latentlm.models.encodzall_words import NUM_BYTES
 from latentlm.training.run import train
 
 NUM_PIECES = 4096
@@ -94,7 +95,14 @@ class ConvolutionEncoder(EncodzallPreTrainedModel):
         self.norm = make_norm(config)
         self.post_init()
 
-    def forward(self, input_ids: torch.Tensor, attention_mask=None, word_ids=None, **kwargs) -> EncodzallModelOutput:
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        word_ids: torch.Tensor | None = None,
+        packing: Packing | None = None,
+        **kwargs,
+    ) -> EncodzallModelOutput:
         real = input_ids != self.config.pad_token_id
         kept = real.unsqueeze(-1)  # padding stays 0 between all convolutions, as beyond the end of a text
         hidden_states = self.embed_tokens(input_ids) * kept
@@ -105,15 +113,13 @@ class ConvolutionEncoder(EncodzallPreTrainedModel):
         for block, norm in enumerate(self.norms):
             change = nn.functional.gelu(convolve(2 * block, norm(hidden_states)))
             hidden_states = hidden_states + convolve(2 * block + 1, change)
-        if word_ids is None:
-            word_ids = find_words(input_ids, self.config.max_word_bytes)
-        packing = pack_words(torch.where(real, word_ids, -1), self.config.packed_row_length)
-        bytes_ND = self.norm(hidden_states.flatten(0, 1)[packing.token])
-        words = bytes_ND.new_zeros(packing.num_words, bytes_ND.shape[1]).index_add(0, packing.word, bytes_ND)
-        memory, mask = packing.pad_words(words / packing.lengths.unsqueeze(1), len(input_ids))
-        first = packing.token[packing.offset == 0] % input_ids.shape[1]
-        positions, _ = packing.pad_words(first - real.long().argmax(1)[packing.text], len(input_ids))
-        return averaged(memory, mask, positions)
+        if packing is None:
+            packing = self.pack(input_ids, attention_mask, word_ids)["packing"]
+        lengths, words = packing["lengths"], packing["word_ids"]  # (B, S), (B, T)
+        place = torch.where(words < 0, lengths.shape[1], words).unsqueeze(-1).expand_as(hidden_states)
+        sums = hidden_states.new_zeros(len(words), lengths.shape[1] + 1, hidden_states.shape[-1])
+        sums = sums.scatter_add(1, place, self.norm(hidden_states))[:, :-1]
+        return averaged(sums / lengths.clamp(min=1).unsqueeze(-1), lengths > 0, packing["starts"])
 
 
 def averaged(memory: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor) -> EncodzallModelOutput:

@@ -141,10 +141,10 @@ class EncodzallLM(LM):
             )
             memory = self.model.model(ids, ids != pad, words).last_hidden_state
             vectors = memory[torch.arange(len(batch)), torch.tensor([item.word for item in batch])]
-            logits, targets, packing = self.model.spell_words(vectors, spelled)
+            logits, targets, word = self.model.spell_words(vectors, spelled)
             scores = -torch.nn.functional.cross_entropy(logits.float(), targets, reduction="none")
             wrong = (logits.argmax(-1) != targets).float()
-            sums = scores.new_zeros(2, len(batch)).index_add(1, packing.word, torch.stack((scores, wrong))).tolist()
+            sums = scores.new_zeros(2, len(batch)).index_add(1, word, torch.stack((scores, wrong))).tolist()
             for item, total, errors in zip(batch, *sums, strict=True):
                 totals[item.request] += total
                 greedy[item.request] &= errors == 0

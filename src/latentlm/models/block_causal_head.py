@@ -70,7 +70,9 @@ class TransformerPreTrainedModel(TakesCache, PreTrainedModel):
             raise ValueError("Give exactly one of `input_ids` and `inputs_embeds`.")
         if inputs_embeds is None:
             inputs_embeds = self.embed_ids(input_ids)
-        mask, packed = causal_mask(self.config, inputs_embeds, attention_mask, past_key_values, position_ids)
+        mask, packed = causal_mask(
+            self.config, inputs_embeds, attention_mask, past_key_values, position_ids, look=not self.training
+        )
         positions = resolve_position_ids(
             inputs_embeds, attention_mask, position_ids, past_key_values, self.config.max_position_embeddings
         )

@@ -58,29 +58,41 @@ def causal_mask(
     attention_mask: torch.Tensor | None = None,  # (B, T_seen), or whole (B, 1, T, T_seen)
     past_key_values: Cache | None = None,
     position_ids: torch.Tensor | None = None,  # (B or 1, T), restarting at 0 for each packed document
+    look: bool = True,
 ) -> tuple[Mask, bool]:
     """Each token sees those before it in its document; also whether rows pack several documents.
+
+    Args:
+        look: whether to look at padding and positions for a cheaper mask, which makes an accelerator wait. Flash
+            attention always has to.
 
     Raises:
         ValueError: if packed documents come with a cache, or flash attention with a mask that is not of padding alone.
     """
-    flash, together, arguments = is_flash_attention_requested(config), None, None
+    flash, arguments = is_flash_attention_requested(config), None
+    rules: list[Visible] = []
     if flash and attention_mask is not None and attention_mask.ndim != 2:
         raise ValueError(
             f"`attention_mask` has {attention_mask.ndim} dimensions, but `attn_implementation` "
             f"{config._attn_implementation!r} takes none but `(B, T)`, of padding. Use 'sdpa'."
         )
-    packed = packs_documents(position_ids, attention_mask, past_key_values)
+    look = look or flash
+    packed = packs_documents(position_ids, attention_mask, past_key_values, look)
     if packed:
         if past_key_values is not None:
             raise ValueError(PACKED_CACHE)
         if flash and is_tracing(position_ids):
             arguments = {"position_ids": position_ids}  # nobody can look how many documents there are: flash does
-        elif flash or attention_mask is not None:
+        elif flash or attention_mask is not None or not look:
             documents = document_ids(position_ids, attention_mask).expand(len(states), -1)
             if flash:
                 return Mask(None, True, varlen_arguments(documents)), packed
-            together = packed_sequence_mask_function(documents)
+            rules.append(packed_sequence_mask_function(documents))
+            position_ids = None
+    if not look and past_key_values is None and attention_mask is not None and attention_mask.ndim == 2:
+        rules.append(real_keys(attention_mask))
+        attention_mask = None
+    together = and_masks(*rules) if rules else None
     tensor = create_causal_mask(
         config, states, attention_mask, past_key_values, position_ids, and_mask_function=together
     )
@@ -94,9 +106,25 @@ def bidirectional_mask(
     memory: torch.Tensor | None = None,  # (B, S, D), the keys where they are not of the queries
 ) -> Mask:
     """Every query sees every real key."""
-    if memory is not None and is_flash_attention_requested(config):
-        return Mask(None, False, memory_arguments(padding, states.shape[1]))
-    return Mask(create_bidirectional_mask(config, states, padding, encoder_hidden_states=memory), False)
+    if is_flash_attention_requested(config):
+        if memory is not None:
+            return Mask(None, False, memory_arguments(padding, states.shape[1]))
+        return Mask(create_bidirectional_mask(config, states, padding), False)
+    tensor = create_bidirectional_mask(
+        config, states, None, encoder_hidden_states=memory, and_mask_function=real_keys(padding)
+    )
+    return Mask(tensor, False)
+
+
+def real_keys(padding: torch.Tensor) -> Visible:
+    """A rule by which all see the keys that are real in `(B, S)`. Given as a mask of padding, the functions of
+    transformers would look whether all are."""
+    real = padding.bool()
+
+    def visible(batch, head, query, key):
+        return real[batch, key]
+
+    return visible
 
 
 def sequence_mask(

@@ -48,15 +48,19 @@ def document_begins(position_ids: torch.Tensor, attention_mask: torch.Tensor | N
 
 
 def packs_documents(
-    position_ids: torch.Tensor | None, attention_mask: torch.Tensor | None, past_key_values: Cache | None
+    position_ids: torch.Tensor | None,
+    attention_mask: torch.Tensor | None,
+    past_key_values: Cache | None,
+    look: bool = True,
 ) -> bool:
     """Whether a row holds several documents: a real token at position 0 comes after another real token. A mask
-    `(B, 1, T, T)` says by itself what sees what. Compiled code cannot look: there, all that is not cached may."""
+    `(B, 1, T, T)` says by itself what sees what. Compiled code cannot look, and to `look` makes an accelerator wait:
+    otherwise all that is not cached may."""
     if position_ids is None or position_ids.shape[1] == 1:
         return False
     if attention_mask is not None and len(attention_mask.shape) != 2:
         return False
-    if is_tracing(position_ids):
+    if not look or is_tracing(position_ids):
         return past_key_values is None
     begins = document_begins(position_ids, attention_mask)
     if attention_mask is None:

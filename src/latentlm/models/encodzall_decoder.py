@@ -15,7 +15,7 @@ from .block_positions import resolve_position_ids
 from .block_refusals import check_filled_cache
 from .configuration_encodzall import EncodzallConfig
 from .encodzall_base import EncodzallPreTrainedModel
-from .encodzall_words import Packing
+from .encodzall_packing import Spelling
 
 
 class EncodzallDecoder(EncodzallPreTrainedModel):
@@ -56,7 +56,7 @@ class EncodzallDecoder(EncodzallPreTrainedModel):
     ) -> BaseModelOutputWithPastAndCrossAttentions:
         seen = None if past_key_values is None else past_key_values.self_attention_cache
         check_filled_cache(seen, self.config)
-        mask, _ = causal_mask(self.config, inputs_embeds, attention_mask, seen)
+        mask, _ = causal_mask(self.config, inputs_embeds, attention_mask, seen, look=False)
         limit = self.config.max_position_embeddings
         positions = resolve_position_ids(inputs_embeds, attention_mask, None, seen, limit)
         if use_cache and past_key_values is None:
@@ -82,13 +82,12 @@ class EncodzallDecoder(EncodzallPreTrainedModel):
             last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values
         )
 
-    def spell(self, embeddings: torch.Tensor, packing: Packing, words: torch.Tensor) -> torch.Tensor:
-        """Hidden states `(N, D)` of packed tokens, embedded `(N, D)`, each of which sees its own word `(W, D)` and the
-        tokens before it in there."""
-        rows = self.dropout(packing.to_rows(embeddings))
-        memory = packing.to_rows(words[packing.word])
-        mask = sequence_mask(self.config, rows, segments=packing.word_of_slot)
-        rotary = self.rotary(rows, packing.position_of_slot)
+    def spell(self, inputs_embeds: torch.Tensor, words: torch.Tensor, spelling: Spelling) -> torch.Tensor:
+        """Hidden states `(R, L, D)` of embedded rows of words, each slot of which sees its word's vector `(R, L, D)`
+        and the slots before it in there."""
+        rows = self.dropout(inputs_embeds)
+        mask = sequence_mask(self.config, rows, segments=spelling["word"])
+        rotary = self.rotary(rows, spelling["offset"])
         for layer in self.layers:
-            rows, _ = layer(rows, memory, rotary=rotary, mask=mask, single_key=True)
-        return self.norm(packing.from_rows(rows))
+            rows, _ = layer(rows, words, rotary=rotary, mask=mask, single_key=True)
+        return self.norm(rows)

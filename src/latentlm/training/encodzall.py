@@ -75,8 +75,9 @@ class EncodzallTrainer(LatentTrainer):
     """[`LatentTrainer`] for [`EncodzallForMaskedDenoising`]: rows are clean texts (`latentlm.data.TextDataset`).
 
     A row is corrupted when its batch is used, by random numbers that follow from the row, the seed and the optimizer
-    step alone: the same on one process or many, and after a resume. Logs are as [`PIDCallback.logs`], and the
-    contrastive loss where its weight is not 0. An evaluation adds:
+    step alone: the same on one process or many, and after a resume. The CPU does that and packs the words, in few
+    sizes; then the batch goes to the accelerator, which never waits in a forward. Logs are as [`PIDCallback.logs`], and
+    the contrastive loss where its weight is not 0. An evaluation adds:
 
         eval_corrupted_loss, eval_corrupted_accuracy: cross-entropy (nats) and accuracy on bytes that were corrupted;
         eval_untouched_accuracy: accuracy on the others, which need copying alone;
@@ -107,27 +108,30 @@ class EncodzallTrainer(LatentTrainer):
     # ---- Corruption ----
 
     def prepare_batch(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        ids = inputs["input_ids"].cpu()  # already there, but for a stream that one process shares out
+        # Already there, but for a stream that one process shares out.
+        ids, labels = inputs["input_ids"].cpu(), inputs["labels"].cpu()
         if self.model.training:
             strength, step = self.pid.strength, self.state.global_step + 1
         else:
             strength, step = self.args.noise_eval_strength, 0
         batch = self.corrupt(ids, strength, step)
         self._corrupted = batch.corrupted.to(self.args.device)
+        missing = (0, ids.shape[1] - batch.input_ids.shape[1])
         prepared = {
-            "input_ids": batch.input_ids,
-            "attention_mask": batch.attention_mask,
-            "word_ids": batch.word_ids,
-            "labels": inputs["labels"],
+            "input_ids": nn.functional.pad(batch.input_ids, missing, value=self.model_config.pad_token_id),
+            "attention_mask": nn.functional.pad(batch.attention_mask, missing),
+            "word_ids": nn.functional.pad(batch.word_ids, missing, value=-1),
+            "labels": labels,
         }
         if self.model_config.contrastive_loss_weight and self.model.training:
             prepared["clean_input_ids"] = ids
+        prepared |= self.unwrapped_model.pack(**prepared, bucketed=True)
         return prepared
 
     def corrupt(self, ids: torch.Tensor, strength: float, step: int) -> CorruptedBatch:
         """Clean texts `(B, T)` with noise of the run's kind."""
         real = ids != self.model_config.pad_token_id
-        keys = row_keys((row[kept].numpy() for row, kept in zip(ids, real, strict=True)), self.args.seed, step)
+        keys = row_keys((row[is_real].numpy() for row, is_real in zip(ids, real, strict=True)), self.args.seed, step)
         longest = self.model_config.max_word_bytes
         if self.args.noise == "mask":
             return mask_texts(ids, real, strength, keys, longest)
@@ -135,8 +139,7 @@ class EncodzallTrainer(LatentTrainer):
 
     def after_training_forward(self, inputs: dict[str, Any], outputs: Any) -> None:
         if self.args.noise_set_point is not None:
-            values = corrupted_losses(outputs["logits"].detach(), inputs["labels"], self._corrupted)
-            self.pid.add(values.sum(), torch.tensor(len(values), device=values.device))
+            self.pid.add(*corrupted_loss(outputs["logits"].detach(), inputs["labels"], self._corrupted))
 
     def training_logs(self) -> dict[str, float]:
         return super().training_logs() | self.pid.logs()
@@ -156,7 +159,7 @@ class EncodzallTrainer(LatentTrainer):
             return torch.zeros_like(word_ids).scatter_reduce(1, word_ids, flags.long(), "amax", include_self=True) > 0
 
         touched = any_of_word(scored & corrupted)
-        counts["corrupted_loss"] = Mean(corrupted_losses(logits, labels, corrupted).sum(), (scored & corrupted).sum())
+        counts["corrupted_loss"] = Mean(*corrupted_loss(logits, labels, corrupted))
         counts["corrupted_accuracy"] = Mean((scored & corrupted & right).sum(), (scored & corrupted).sum())
         counts["untouched_accuracy"] = Mean((scored & ~corrupted & right).sum(), (scored & ~corrupted).sum())
         counts["exact_words"] = Mean((touched & ~any_of_word(scored & ~right)).sum(), touched.sum())
@@ -184,7 +187,10 @@ class EncodzallTrainer(LatentTrainer):
             write_texts(texts, self.state.global_step, self.run_folder, self.console)
 
 
-def corrupted_losses(logits: torch.Tensor, labels: torch.Tensor, corrupted: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy in nats `(n,)` of the corrupted bytes among the labels `(B, T)`."""
-    chosen = (labels != -100) & corrupted
-    return nn.functional.cross_entropy(logits[chosen].float(), labels[chosen], reduction="none")
+def corrupted_loss(
+    logits: torch.Tensor, labels: torch.Tensor, corrupted: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The sum of the cross-entropy, in nats, of the corrupted bytes among the labels `(B, T)`, and their number."""
+    targets = labels.masked_fill(~corrupted, -100)
+    total = nn.functional.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="sum")
+    return total, (targets != -100).sum()

@@ -12,9 +12,10 @@ from accelerate.utils import recursively_apply
 from rich.console import Console
 from torch import nn
 from torch.utils.data import IterableDataset
-from transformers import AutoModelForCausalLM, PreTrainedModel, PrinterCallback, ProgressCallback, default_data_collator
+from transformers import AutoModelForCausalLM, PreTrainedModel, PrinterCallback, ProgressCallback
 from transformers.trainer_utils import EvalLoopOutput
 
+from latentlm.data.packing import stack_rows
 from latentlm.runs.arguments import LatentTrainingArguments
 
 from .callbacks import ConsoleProgress, ExactLogging, MetricsFile
@@ -76,7 +77,7 @@ class LatentTrainer(SavingTrainer, PublishingTrainer):
 
     def __init__(self, *, token_bytes: np.ndarray | None = None, **kwargs: Any):
         check_arguments(type(self), kwargs)
-        kwargs.setdefault("data_collator", default_data_collator)
+        kwargs.setdefault("data_collator", stack_rows)
         super().__init__(**kwargs)
         check_parallelism(self)
         self.token_bytes = None
