@@ -1,5 +1,5 @@
-"""Attention on the attention interface of transformers: of a sequence to itself or to a memory, with multi-head, grouped
-or multi-head latent keys, with or without a store of keys."""
+"""Attention on the attention interface of transformers: of a sequence to itself or to a memory, multi-head, grouped
+or multi-head latent, with or without a store of keys."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +10,7 @@ from transformers.cache_utils import EncoderDecoderCache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import eager_attention_forward, repeat_kv, rotate_half
 
-from .block_masks import Mask, fold, fold_keys, unfold
+from .block_masks import CAUSAL, Mask, fold, fold_keys, unfold
 
 Rotary = tuple[torch.Tensor, torch.Tensor]
 """Cosines and sines `(B or 1, T, d)` of positions."""
@@ -158,7 +158,7 @@ class Attention(nn.Module):
     def forward(
         self,
         hidden_states: torch.Tensor,  # (B, T, D)
-        mask: Mask,
+        mask: Mask = CAUSAL,
         rotary: Rotary | None = None,
         memory: torch.Tensor | None = None,  # (B, S, D)
         memory_rotary: Rotary | None = None,
