@@ -2,13 +2,19 @@
 or multi-head latent, with or without a store of keys."""
 
 from collections.abc import Callable
+from copy import copy
 from typing import Any
 
 import torch
 from torch import nn
 from transformers.cache_utils import EncoderDecoderCache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.models.llama.modeling_llama import eager_attention_forward, repeat_kv, rotate_half
+from transformers.models.llama.modeling_llama import (
+    LlamaRotaryEmbedding,
+    eager_attention_forward,
+    repeat_kv,
+    rotate_half,
+)
 
 from .block_masks import CAUSAL, Mask, fold, fold_keys, unfold
 
@@ -117,7 +123,7 @@ class Attention(nn.Module):
 
     def split_heads(self, states: torch.Tensor, size: int | None = None) -> torch.Tensor:
         """`(B, T, h * d)` to `(B, h, T, d)`, by default of the heads' size d."""
-        return states.unflatten(-1, (-1, size or self.head_dim)).transpose(1, 2)
+        return states.view(*states.shape[:-1], -1, size or self.head_dim).transpose(1, 2)
 
     # ---- The form ----
 
@@ -251,6 +257,14 @@ class SingleKeyAttention(Attention):
 def norm_eps(config: Any) -> float:
     """Epsilon of the configuration's norms."""
     return config.rms_norm_eps if hasattr(config, "rms_norm_eps") else config.layer_norm_eps
+
+
+def rotary_table(config: Any) -> LlamaRotaryEmbedding:
+    """The positions of attention in the form of a configuration."""
+    if config.attention_form == "latent":
+        config = copy(config)
+        config.head_dim = config.latent_rope_size
+    return LlamaRotaryEmbedding(config)
 
 
 FORMS: dict[str, type[Attention]] = {"regular": Attention, "latent": LatentAttention}

@@ -113,6 +113,15 @@ class EncoderDecoderConfig(LearnedDropoutConfig):
         super().validate_heads()  # first: the default of the other count follows from it
         self.check_heads("num_cross_attention_heads", self.num_cross_attention_heads)
 
+    def validate_with_attention(self) -> None:
+        super().validate_with_attention()
+        groups = self.num_attention_heads // self.num_key_value_heads
+        if self.num_cross_attention_heads % groups:
+            raise ValueError(
+                f"`num_key_value_heads` is {self.num_key_value_heads}, so {groups} heads share keys and values, but "
+                f"that does not divide `num_cross_attention_heads` {self.num_cross_attention_heads}."
+            )
+
     def validate_embedding_loss(self) -> None:
         if self.embedding_loss_weight < 0:
             raise ValueError(f"`embedding_loss_weight` is {self.embedding_loss_weight}, but it must be 0 or more.")
