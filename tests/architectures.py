@@ -227,7 +227,7 @@ LANGUAGE_MODEL_CHANGES = {
     "num_attention_heads": 4,
     "num_key_value_heads": 1,
     "query_latent_size": 8,
-    "key_value_latent_size": 8,
+    "key_value_latent_size": 6,
     "latent_rope_size": 2,
     "intermediate_size": 40,
     "rope_parameters": {"rope_type": "default", "rope_theta": 7.0},

@@ -98,7 +98,7 @@ class Attention(nn.Module):
         self.layer_idx = layer_idx
         self.reads_memory = reads_memory
         self.num_heads = num_heads or config.num_attention_heads
-        self.num_key_value_groups = num_key_value_groups or config.num_attention_heads // config.num_key_value_heads
+        self.num_key_value_groups = num_key_value_groups or config.num_key_value_groups
         self.num_key_value_heads = self.num_heads // self.num_key_value_groups
         self.width = width or config.hidden_size
         self.head_dim = self.width // self.num_heads

@@ -31,6 +31,11 @@ class AttentionConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
 
     @property
+    def num_key_value_groups(self) -> int:
+        """Heads that share a key and a value."""
+        return max(1, self.num_attention_heads // max(1, self.num_key_value_heads))  # bad values are named later
+
+    @property
     def cache_config(self) -> PreTrainedConfig:
         """What an attention keeps in a cache, as transformers asks for it."""
         if self.attention_form == "regular":
