@@ -92,7 +92,10 @@ INVALID = [
             ({"margin_loss_weight": -1}, ["`margin_loss_weight` is -1", "at least 0"]),
         ]
     ],
-    (AbstractinatorConfig, {"attention_form": "linear"}, ["attention_form", "linear", "latent"]),
+    *[
+        (config_class, {"attention_form": "linear"}, ["attention_form", "linear", "latent"])
+        for config_class in (*ALL, AbstractinatorConfig)
+    ],
     (AbstractinatorConfig, {"top_head": "none"}, ["top_head", "none", "continuous"]),
     (AbstractinatorConfig, {"hidden_dropout": 1.0}, ["`hidden_dropout` is 1.0"]),
     (AbstractinatorConfig, {"attention_dropout": -0.1}, ["`attention_dropout` is -0.1"]),

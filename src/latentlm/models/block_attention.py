@@ -1,16 +1,22 @@
-"""Attention on the attention interface of transformers: of a sequence to itself or to a memory, with multi-head,
-grouped or multi-head latent keys, with or without a store of keys."""
+"""Attention on the attention interface of transformers: of a sequence to itself or to a memory, multi-head, grouped
+or multi-head latent, with or without a store of keys."""
 
 from collections.abc import Callable
+from copy import copy
 from typing import Any
 
 import torch
 from torch import nn
 from transformers.cache_utils import EncoderDecoderCache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.models.llama.modeling_llama import eager_attention_forward, repeat_kv, rotate_half
+from transformers.models.llama.modeling_llama import (
+    LlamaRotaryEmbedding,
+    eager_attention_forward,
+    repeat_kv,
+    rotate_half,
+)
 
-from .block_masks import Mask, fold, fold_keys, unfold
+from .block_masks import CAUSAL, Mask, fold, fold_keys, unfold
 
 Rotary = tuple[torch.Tensor, torch.Tensor]
 """Cosines and sines `(B or 1, T, d)` of positions."""
@@ -92,7 +98,7 @@ class Attention(nn.Module):
         self.layer_idx = layer_idx
         self.reads_memory = reads_memory
         self.num_heads = num_heads or config.num_attention_heads
-        self.num_key_value_groups = num_key_value_groups or config.num_attention_heads // config.num_key_value_heads
+        self.num_key_value_groups = num_key_value_groups or config.num_key_value_groups
         self.num_key_value_heads = self.num_heads // self.num_key_value_groups
         self.width = width or config.hidden_size
         self.head_dim = self.width // self.num_heads
@@ -117,7 +123,7 @@ class Attention(nn.Module):
 
     def split_heads(self, states: torch.Tensor, size: int | None = None) -> torch.Tensor:
         """`(B, T, h * d)` to `(B, h, T, d)`, by default of the heads' size d."""
-        return states.unflatten(-1, (-1, size or self.head_dim)).transpose(1, 2)
+        return states.view(*states.shape[:-1], -1, size or self.head_dim).transpose(1, 2)
 
     # ---- The form ----
 
@@ -158,7 +164,7 @@ class Attention(nn.Module):
     def forward(
         self,
         hidden_states: torch.Tensor,  # (B, T, D)
-        mask: Mask,
+        mask: Mask = CAUSAL,
         rotary: Rotary | None = None,
         memory: torch.Tensor | None = None,  # (B, S, D)
         memory_rotary: Rotary | None = None,
@@ -251,6 +257,14 @@ class SingleKeyAttention(Attention):
 def norm_eps(config: Any) -> float:
     """Epsilon of the configuration's norms."""
     return config.rms_norm_eps if hasattr(config, "rms_norm_eps") else config.layer_norm_eps
+
+
+def rotary_table(config: Any) -> LlamaRotaryEmbedding:
+    """The positions of attention in the form of a configuration."""
+    if config.attention_form == "latent":
+        config = copy(config)
+        config.head_dim = config.latent_rope_size
+    return LlamaRotaryEmbedding(config)
 
 
 FORMS: dict[str, type[Attention]] = {"regular": Attention, "latent": LatentAttention}

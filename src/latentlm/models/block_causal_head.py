@@ -11,6 +11,7 @@ from transformers.masking_utils import create_causal_mask
 from transformers.modeling_utils import PreTrainedModel, slice_logits_to_keep
 from transformers.utils import can_return_tuple, logging
 
+from .block_attention import Attention
 from .block_layers import make_norm
 from .block_learned_dropout import SharedMaskAttention, mask_loss_weight
 from .block_masks import Mask, causal_mask
@@ -204,15 +205,20 @@ class CausalLMHead(TrainedByOthers):
         """That of transformers (continuous batching), which would only put these errors into its results.
 
         Raises:
-            ValueError: if a context would be too long, or masks have more values than the cache of that method.
+            ValueError: if a context would be too long, or an attention keeps more values than the cache of that method.
         """
         config, limits = self.config, self.generation_config if generation_config is None else generation_config
         new_tokens = kwargs.get("max_new_tokens") or limits.max_new_tokens or 1
         check_context(max(map(len, inputs), default=0) + new_tokens, config.max_position_embeddings)
-        if config.learned_dropout != "none" and config.mask_size > config.hidden_size:
+        attentions = [module for module in self.modules() if isinstance(module, Attention)]
+        needed = max(heads * size for attention in attentions for heads, size in attention.pair_shapes)
+        room = config.hidden_size * config.num_key_value_heads // config.num_attention_heads
+        if needed > room:
             raise ValueError(
-                f"`learned_dropout_groups` is {config.mask_size}, but `generate_batch` has a cache of `hidden_size` "
-                f"{config.hidden_size} values per token and layer. Use `generate`."
+                f"`learned_dropout_groups` is {config.learned_dropout_groups}, `key_value_latent_size` "
+                f"{config.key_value_latent_size}, `num_key_value_heads` {config.num_key_value_heads}, `hidden_size` "
+                f"{config.hidden_size}: an attention keeps {needed} values of a token, but the cache of "
+                f"`generate_batch` has {room} in every layer. Use `generate`."
             )
         return super().generate_batch(inputs, generation_config, *args, **kwargs)
 

@@ -7,11 +7,10 @@ import torch
 from torch import nn
 from transformers.cache_utils import Cache
 from transformers.generation import GenerationMixin
-from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
-from .block_attention import Attention, Rotary
+from .block_attention import FORMS, Attention, Rotary, rotary_table
 from .block_causal_head import CausalLMHead, PositionSubtraction, TransformerPreTrainedModel
 from .block_embedding_loss import EmbeddingLoss
 from .block_layers import PreNormLayer, make_norm
@@ -22,14 +21,14 @@ from .configuration_encoder_decoder import EncoderDecoderConfig
 
 def decoder_layer(config: EncoderDecoderConfig, layer_idx: int, learned_dropout: LearnedDropout | None) -> PreNormLayer:
     """A layer that reads the encoder; `layer_idx` is the cache layer of its first attention."""
-    self_attn = None
+    self_attn, attention = None, FORMS[config.attention_form]
     if len(config.decoder_attention_configs) == 2:
-        self_attn = Attention(config, layer_idx)
+        self_attn = attention(config, layer_idx)
         layer_idx += 1
     return PreNormLayer(
         config,
         self_attn,
-        Attention(config, layer_idx, reads_memory=True, num_heads=config.num_cross_attention_heads),
+        attention(config, layer_idx, reads_memory=True, num_heads=config.num_cross_attention_heads),
         learned_dropout,
         cross_first=config.decoder_order == "cross_first",
         norms_memory=True,
@@ -62,8 +61,8 @@ class EncoderDecoderModel(EncoderDecoderPreTrainedModel):
         if config.num_position_embeddings:
             self.embed_positions = nn.Embedding(config.num_position_embeddings, config.hidden_size)
         if config.position_embedding_type == "rotary":
-            self.rotary = LlamaRotaryEmbedding(config)
-            self.cross_rotary = LlamaRotaryEmbedding(config.cross_attention_config)  # its heads have another size
+            self.rotary = rotary_table(config)
+            self.cross_rotary = rotary_table(config.cross_attention_config)  # its heads have another size
         self.dropout = nn.Dropout(config.hidden_dropout)
         # In the cache the encoder's attentions come first, then those of the decoder layers (self, cross), then those
         # that decide masks.
@@ -77,7 +76,7 @@ class EncoderDecoderModel(EncoderDecoderPreTrainedModel):
             return None
 
         self.encoder_layers = nn.ModuleList(
-            PreNormLayer(config, Attention(config, i), learned_dropout=dropout("encoder", i))
+            PreNormLayer(config, FORMS[config.attention_form](config, i), learned_dropout=dropout("encoder", i))
             for i in range(config.num_encoder_layers)
         )
         self.bridge_norm = make_norm(config) if config.bridge_layer_norm else nn.Identity()

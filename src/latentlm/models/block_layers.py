@@ -1,6 +1,5 @@
 """The pre-norm transformer layer of all architectures, and its norms and feed-forward blocks."""
 
-from collections.abc import Callable
 from itertools import groupby
 from typing import Any
 
@@ -47,9 +46,9 @@ class FeedForward(nn.Module):
     def forward(self, hidden_states: torch.Tensor, **mask_inputs) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The output `(B, T, D)`, and the penalties of the mask `(B, T, K)` if there are any."""
         if self.learned_dropout is None:
-            return self.down_proj(self.activate(lambda linear: linear(hidden_states))), None
+            return self.down_proj(self.activate(hidden_states)), None
         if self.learned_dropout.groups is None:
-            output = self.down_proj(self.activate(lambda linear: linear(hidden_states)))
+            output = self.down_proj(self.activate(hidden_states))
             mask, probability = self.learned_dropout(output, **mask_inputs)
             output = output * mask
         else:
@@ -57,14 +56,19 @@ class FeedForward(nn.Module):
             if self.can_skip(hidden_states):
                 output = self.compute_active_groups(hidden_states, mask)
             else:
-                groups = self.activate(lambda linear: linear(hidden_states)).unflatten(
-                    -1, (mask.shape[-1], -1)
-                )  # (B, T, G, F / G)
+                groups = self.activate(hidden_states).unflatten(-1, (mask.shape[-1], -1))  # (B, T, G, F / G)
                 output = self.down_proj((groups * mask.unsqueeze(-1)).flatten(-2))
         return output, self.learned_dropout.penalise(probability)
 
-    def activate(self, project: Callable[[nn.Linear], torch.Tensor]) -> torch.Tensor:
-        """The inner channels, from what `project` makes of the input by a layer."""
+    def activate(self, hidden_states: torch.Tensor, channels: slice | None = None) -> torch.Tensor:
+        """The inner channels, or some of them."""
+
+        def project(linear: nn.Linear) -> torch.Tensor:
+            if channels is None:
+                return linear(hidden_states)
+            bias = None if linear.bias is None else linear.bias[channels]
+            return nn.functional.linear(hidden_states, linear.weight[channels], bias)
+
         if self.gate_proj is not None:
             return nn.functional.silu(project(self.gate_proj)) * project(self.up_proj)
         return nn.functional.gelu(project(self.up_proj))
@@ -107,12 +111,8 @@ class FeedForward(nn.Module):
 
     def compute_channels(self, tokens_ND: torch.Tensor, start: int, end: int) -> torch.Tensor:
         """What the inner channels from `start` to `end` add to the output of the given tokens."""
-
-        def project(linear: nn.Linear) -> torch.Tensor:
-            bias = None if linear.bias is None else linear.bias[start:end]
-            return nn.functional.linear(tokens_ND, linear.weight[start:end], bias)
-
-        return nn.functional.linear(self.activate(project), self.down_proj.weight[:, start:end])
+        inner = self.activate(tokens_ND, slice(start, end))
+        return nn.functional.linear(inner, self.down_proj.weight[:, start:end])
 
 
 def is_plain(linear: nn.Module, device: torch.device) -> bool:
@@ -167,13 +167,12 @@ class PreNormLayer(GradientCheckpointingLayer):
     def forward(
         self,
         hidden_states: torch.Tensor,  # (B, T, D)
-        memory: torch.Tensor | None = None,  # (B, S, D)
+        memory: torch.Tensor | None = None,  # (B, S, D); without one and its mask nothing is read
         shared_attention: torch.Tensor | None = None,  # (B, T, M), of LearnedDropout
         rotary: Rotary | None = None,
         memory_rotary: tuple[Rotary, Rotary] | None = None,  # of queries and of the memory
         memory_mask: Mask | None = None,  # that of self-attention where None
         single_key: bool = False,  # whether each position has a memory of its own, (B, T, D)
-        skip_memory: bool = False,  # leaves out what a memory of zeros would add, which is nothing without biases
         **shared: Any,  # of every attention: `mask`, `past_key_values` and what backends take
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The new hidden states, and the penalties of LearnedDropout's mask `(B, T, K)` if there are any.
@@ -194,12 +193,13 @@ class PreNormLayer(GradientCheckpointingLayer):
                 read = self.cross_attn_gate * read
             return hidden_states + self.dropout(read)
 
-        if self.cross_first:
+        reads = self.cross_attn is not None and not (memory is None and memory_mask is None)  # a store may have it
+        if reads and self.cross_first:
             hidden_states = read_memory(hidden_states)
         if self.self_attn is not None:
             read, _ = self.self_attn(self.self_attn_norm(hidden_states), rotary=rotary, **shared)
             hidden_states = hidden_states + self.dropout(read)
-        if self.cross_attn is not None and not self.cross_first and not skip_memory:
+        if reads and not self.cross_first:
             hidden_states = read_memory(hidden_states)
         output, penalties = self.mlp(self.mlp_norm(hidden_states), shared_attention=shared_attention, **shared)
         return hidden_states + self.dropout(output), penalties

@@ -52,6 +52,10 @@ class Mask(NamedTuple):
     band: int | None = None
 
 
+CAUSAL = Mask()
+"""All that came before, of rows that are one document each."""
+
+
 def causal_mask(
     config: PreTrainedConfig,
     states: torch.Tensor,  # (B, T, D)

@@ -5,14 +5,13 @@ In cached decoding rows advance at their own pace: a mask says which rows take p
 """
 
 from collections.abc import Callable
-from copy import copy
 from typing import Any
 
 import torch
 from torch import nn
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from .block_attention import FORMS, Attention, Pair
+from .block_attention import FORMS, Attention, Pair, rotary_table
 from .block_layers import PreNormLayer, make_norm
 from .block_masks import look_back_mask, sequence_mask, step_mask
 from .block_row_cache import StackCache, where_active
@@ -75,10 +74,7 @@ class CausalStack(nn.Module):
         self.config = config
         self.window = window
         self.lookback = lookback
-        turned = copy(config)
-        if config.attention_form == "latent":
-            turned.head_dim = config.latent_rope_size
-        self.rotary = LlamaRotaryEmbedding(turned)
+        self.rotary = rotary_table(config)
         if lookback is not None:
             self.memory_rotary = LlamaRotaryEmbedding(config)
         self.layers = nn.ModuleList(self.make_layer(i) for i in range(num_layers))
@@ -106,7 +102,6 @@ class CausalStack(nn.Module):
             "rotary": self.rotary(embeddings, positions),
             "mask": sequence_mask(self.config, embeddings, window=self.window, segments=segments),
             "past_key_values": record,
-            "skip_memory": memory is None,
         }
         if memory is not None:
             past, current = memory

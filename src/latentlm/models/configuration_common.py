@@ -1,5 +1,6 @@
 """Configuration fields and checks that every transformer of this package shares."""
 
+import copy
 from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
@@ -7,14 +8,71 @@ from transformers.configuration_utils import PreTrainedConfig
 
 
 @strict
-class TransformerConfig(PreTrainedConfig):
+class AttentionConfig(PreTrainedConfig):
+    """Fields of attention that every transformer of this package has; not a model by itself.
+
+    Args:
+        num_key_value_heads: fewer heads for keys and values (grouped-query attention); as many when `None`.
+        attention_form: `"regular"` or `"latent"` (multi-head latent attention, DeepSeek-V2), whose keys and values come
+            through a small latent, all that a cache keeps.
+        query_latent_size, key_value_latent_size, latent_rope_size: of latent attention: widths of its latents, and of
+            the part of queries and keys that rotary positions turn.
+    """
+
+    num_key_value_heads: int | None = None
+    attention_form: Literal["regular", "latent"] = "regular"
+    query_latent_size: int = 128
+    key_value_latent_size: int = 64
+    latent_rope_size: int = 16
+
+    def __post_init__(self, **kwargs):
+        if self.num_key_value_heads is None:
+            self.num_key_value_heads = self.num_attention_heads
+        super().__post_init__(**kwargs)
+
+    @property
+    def num_key_value_groups(self) -> int:
+        """Heads that share a key and a value."""
+        return max(1, self.num_attention_heads // max(1, self.num_key_value_heads))  # bad values are named later
+
+    @property
+    def cache_config(self) -> PreTrainedConfig:
+        """What an attention keeps in a cache, as transformers asks for it."""
+        if self.attention_form == "regular":
+            return self
+        config = copy.copy(self)
+        config.num_key_value_heads = 1
+        config.head_dim = config.qk_head_dim = self.key_value_latent_size  # the other part of a pair has another size
+        return config
+
+    def validate_with_attention(self) -> None:  # validators run in the order of their names: after the sizes
+        heads, shared = self.num_attention_heads, self.num_key_value_heads
+        if shared < 1 or heads % shared:
+            raise ValueError(f"`num_key_value_heads` is {shared}, but must divide `num_attention_heads` {heads}.")
+        for name in ("query_latent_size", "key_value_latent_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` is {getattr(self, name)}, but it must be at least 1.")
+        if self.latent_rope_size < 2 or self.latent_rope_size % 2:
+            raise ValueError(
+                f"`latent_rope_size` is {self.latent_rope_size}, but rotary positions need an even size of at least 2."
+            )
+        if self.attention_form == "latent" and shared != heads:
+            raise ValueError(
+                f"`num_key_value_heads` is {shared}, but with `attention_form` 'latent' each of the "
+                f"`num_attention_heads` {heads} has keys of its own, made of one latent: leave it out."
+            )
+
+
+@strict
+class TransformerConfig(AttentionConfig):
     """Base of the language-model configurations; not a model by itself.
+
+    Arguments are those of [`AttentionConfig`], and:
 
     Args:
         vocab_size: number of token ids, special tokens included.
         hidden_size: width D of the hidden states.
         num_attention_heads: heads of each self-attention; must divide `hidden_size`.
-        num_key_value_heads: fewer heads for keys and values (grouped-query attention); as many when `None`.
         intermediate_size: width of the feed-forward layers, `4 * hidden_size` when `None`.
         max_position_embeddings: longest context in tokens; longer inputs are an error.
         position_embedding_type: `"learned"` adds a table to the input, `"rotary"` turns queries and keys instead.
@@ -38,7 +96,6 @@ class TransformerConfig(PreTrainedConfig):
     vocab_size: int = 50257
     hidden_size: int = 160
     num_attention_heads: int = 10
-    num_key_value_heads: int | None = None
     intermediate_size: int | None = None
     max_position_embeddings: int = 200
     position_embedding_type: Literal["learned", "rotary"] = "learned"
@@ -58,8 +115,6 @@ class TransformerConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         if self.intermediate_size is None:
             self.intermediate_size = 4 * self.hidden_size
-        if self.num_key_value_heads is None:
-            self.num_key_value_heads = self.num_attention_heads
         super().__post_init__(**kwargs)
 
     @property
