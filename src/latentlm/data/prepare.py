@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch.utils.data import Dataset, IterableDataset
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
@@ -52,8 +53,8 @@ class PreparedData:
     """
 
     tokenizer: PreTrainedTokenizerBase | None
-    train: Dataset | IterableDataset
-    validation: Dataset
+    train: Dataset[dict[str, torch.Tensor]] | IterableDataset[dict[str, torch.Tensor]]
+    validation: Dataset[dict[str, torch.Tensor]]
     token_bytes: np.ndarray | None
     info: dict[str, Any]
     files: dict[str, Path] = field(default_factory=dict)
