@@ -17,8 +17,8 @@ from timing import machine, median_seconds
 from transformers import AutoConfig, T5Config, T5ForConditionalGeneration
 
 import latentlm
-from latentlm.models import modeling_encodzall
-from latentlm.models.encodzall_words import Packing, pack_words
+from latentlm.models import encodzall_packing
+from latentlm.models.encodzall_packing import pack_batch
 from latentlm.training.masking import mask_texts
 from latentlm.training.noise import corrupt_texts
 from latentlm.training.randomness import row_keys
@@ -26,13 +26,10 @@ from latentlm.training.randomness import row_keys
 BYTES = 400
 
 
-def one_word_a_row(word_ids: torch.Tensor, row_length: int) -> Packing:
+def one_word_a_row(lengths: torch.Tensor, row_length: int) -> tuple[torch.Tensor, int, int]:
     """Every word padded to the longest, in a row of its own: what packing is for."""
-    packing = pack_words(word_ids, row_length)
-    longest = int(packing.lengths.max())
-    packing.slot = packing.word * longest + packing.offset
-    packing.num_rows, packing.row_length = packing.num_words, longest
-    return packing
+    longest = int(lengths.max())
+    return torch.arange(len(lengths)) * longest, len(lengths), longest
 
 
 def texts(count: int) -> list[str]:
@@ -84,14 +81,21 @@ def main() -> None:
     # Training: a step on 8 texts of 400 bytes, everything trained.
     inputs = dict(tokenizer(texts(8), padding=True, return_tensors="pt"))
     labels = inputs["input_ids"].masked_fill(inputs["input_ids"] == 256, -100)
-    packed = step(model.train(), inputs | {"labels": labels}, options.bf16)
+    given = inputs | {"labels": labels}
+    packed = step(model.train(), given, options.bf16)
+    ahead = step(model, given | model.pack(**given, bucketed=True), options.bf16)
 
     def padded() -> None:
-        with patch.object(modeling_encodzall, "pack_words", one_word_a_row):
+        with patch.object(encodzall_packing, "lay_words", one_word_a_row):
             packed()
 
     flat = {"input_ids": inputs["input_ids"], "attention_mask": inputs["attention_mask"], "labels": labels}
-    sides = {"packed": packed, "one word a row": padded, "T5 on bytes": step(other.train(), flat, options.bf16)}
+    sides = {
+        "packed": packed,
+        "packed ahead, bucketed": ahead,
+        "one word a row": padded,
+        "T5 on bytes": step(other.train(), flat, options.bf16),
+    }
     seconds = median_seconds(sides, options.repeats)
     size = 8 * BYTES
     print(f"\n| training step, {size} bytes | kB/s | time / packed |\n|---|--:|--:|")
@@ -105,7 +109,9 @@ def main() -> None:
     def corrupt(function: Callable) -> Callable[[], object]:
         return lambda: function(ids, real, 1.0, row_keys(rows, 0, 1), 16)
 
-    noise = median_seconds({"masks": corrupt(mask_texts), "realistic noise": corrupt(corrupt_texts)}, options.repeats)
+    sides = {"masks": corrupt(mask_texts), "realistic noise": corrupt(corrupt_texts)}
+    sides["packing for training"] = lambda: model.pack(**given, bucketed=True)
+    noise = median_seconds(sides, options.repeats)
     for name, value in noise.items():
         print(f"{name}: {size / 1e3 / value:.0f} kB/s, {seconds['packed'] / value:.0f} × training")
 
@@ -115,15 +121,16 @@ def main() -> None:
     for count in (1, 256):
         batch = dict(tokenizer(texts(count), padding=True, return_tensors="pt"))
 
-        def embed(batch: dict = batch, distinct: bool = True, pack: Callable = pack_words) -> np.ndarray:
-            every = patch.object(type(model.model), "encode_words", type(model.model).encode_packed)
-            rows = patch.object(modeling_encodzall, "pack_words", pack)
-            with torch.no_grad(), nullcontext() if distinct else every, rows:
-                return model.model(**batch).pooler_output.numpy()
+        def embed(
+            batch: dict = batch, distinct: bool = True, lay: Callable = encodzall_packing.lay_words
+        ) -> np.ndarray:
+            with torch.no_grad(), patch.object(encodzall_packing, "lay_words", lay):
+                packed = pack_batch(config, **batch, distinct=distinct)
+                return model.model(**batch, **packed).pooler_output.numpy()
 
         sides[f"{count}, distinct words once"] = embed
         sides[f"{count}, packed"] = lambda embed=embed: embed(distinct=False)
-        sides[f"{count}, one word a row"] = lambda embed=embed: embed(distinct=False, pack=one_word_a_row)
+        sides[f"{count}, one word a row"] = lambda embed=embed: embed(distinct=False, lay=one_word_a_row)
     seconds = median_seconds(sides, options.repeats)
     print(f"\n| embedding, texts of {BYTES} bytes | ms | kB/s |\n|---|--:|--:|")
     for name, value in seconds.items():

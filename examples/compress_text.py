@@ -26,5 +26,5 @@ print(f"{size} bytes; one by one: {next_byte / math.log(2) / 8:.1f} bytes")
 parts = {part: nats.item() / math.log(2) / 8 for part, nats in model.code_lengths(ids).items()}
 print("in parts: " + " + ".join(f"{value:.1f} ({part})" for part, value in parts.items()) + " bytes")
 for level, compressed in enumerate(model.model.read(ids)[1].levels, 1):
-    codes = compressed.quantized.codes[0].tolist()
+    codes = compressed.quantized.codes[0, : compressed.segments.count[0]].tolist()
     print(f"level {level}: {len(codes)} codes of {size / len(codes):.1f} bytes, {codes[:8]} ...")

@@ -9,8 +9,9 @@ Each .txt file is a document (or give --document_start, a pattern of lines that 
 import sys
 from pathlib import Path
 
+from latentlm.cli.arguments import parse_command_line
 from latentlm.runs import load_recipe
-from latentlm.train import parse_command_line, train
+from latentlm.training.run import train
 
 RECIPE = Path(__file__).parent.parent / "hub_configs" / "decoder-only-tiny" / "recipe.yaml"
 

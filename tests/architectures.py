@@ -1,20 +1,41 @@
 """The table of architectures that every shared test runs over. A new architecture joins all of them with one row.
 
+A row says what its model is, how a batch of it looks, and what it cannot do (`exceptions`): no shared test asks for a
+name. A row may also come from outside: with `LATENTLM_TEST_ARCHITECTURES=package.module:ROW` (several with commas
+between them) in the environment, the object of that name, an `Architecture`, is appended, here and in the processes
+that tests start. Its module may import anything that is defined above the table. To see one row alone:
+
+    LATENTLM_TEST_ARCHITECTURES=toy.row:ROW pytest tests -k toy
+
 Every model here is tiny and all its parameters are random, norm gains, biases and gates included: a parameter that is
 ignored, doubled or read from the wrong place then changes the output.
 """
 
 import dataclasses
+import os
+import pkgutil
 import re
 import typing
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from torch.utils.data import Dataset
+from training_setup import Chunks, Rows, Texts
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    GenerationMixin,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from latentlm import (
     AbstractinatorConfig,
@@ -23,9 +44,18 @@ from latentlm import (
     AREncoderDecoderConfig,
     AREncoderDecoderForCausalLM,
     AREncoderDecoderModel,
+    ByteTokenizer,
     DecoderOnlyConfig,
     DecoderOnlyForCausalLM,
     DecoderOnlyModel,
+    EncodzallConfig,
+    EncodzallForMaskedDenoising,
+    EncodzallForSequenceClassification,
+    EncodzallForTokenClassification,
+    EncodzallModel,
+    EncodzallTokenizer,
+    FSQAutoencoderConfig,
+    FSQAutoencoderModel,
     FSQConfig,
     FSQForCausalLM,
     FSQModel,
@@ -47,23 +77,65 @@ SIZES: dict[str, Any] = {
     "pad_token_id": PAD,
 }
 
+Batch = dict[str, torch.Tensor]
+
+
+def token_ids(*shape: int, vocab_size: int = 64, seed: int = 0) -> torch.Tensor:
+    """Random token ids `shape`, int64, none of them padding."""
+    return torch.randint(1, vocab_size, shape, generator=torch.Generator().manual_seed(seed))
+
+
+def causal_batch(count: int, seed: int = 0) -> Batch:
+    """Rows of 12 tokens, each of which predicts the next."""
+    ids = token_ids(count, 12, seed=seed)
+    return {"input_ids": ids, "labels": ids}
+
+
+def text_batch(count: int, seed: int = 0) -> Batch:
+    """Texts of unequal lengths, padded, with every third byte changed, unless it is white space, and their labels."""
+    words = ["words", "alongerwordthatiscut", "of", "several", "lengths", "in", "texts", "and", "others", "too."]
+    texts = [" ".join(words[(seed + i + k) % len(words)] for k in range(2 + (seed + i) % 4)) for i in range(count)]
+    inputs = EncodzallTokenizer()(texts, padding=True, return_tensors="pt")
+    ids, mask = inputs["input_ids"], inputs["attention_mask"]
+    changed = (torch.arange(ids.shape[1]) % 3 == 0) & (ids > ord(" ")) & (ids < 256)
+    labels = ids.masked_fill(mask == 0, -100)
+    noisy = ids.masked_fill(changed, ord("x"))
+    return {"input_ids": noisy, "attention_mask": mask, "labels": labels, "clean_input_ids": ids}
+
+
+def chunk_batch(count: int, seed: int = 0) -> Batch:
+    """Chunks of 4, 3, 2 and 1 bytes, and the end of those that are shorter than 4."""
+    lengths = 4 - (torch.arange(count) + seed) % 4
+    place = torch.arange(4)
+    chunks = token_ids(count, 4, vocab_size=256, seed=seed).where(place < lengths[:, None], 256)
+    return {"input_ids": chunks, "labels": chunks.where(place <= lengths[:, None], -100)}
+
 
 @dataclasses.dataclass(frozen=True)
 class Architecture:
     """One row.
 
     Args:
-        config_class, model_class, head_class: configuration, model without head, model with its main head.
+        config_class, model_class, head_class: configuration, model without head, model with its main head; a model that
+            has no head stands in both places.
         auto_class: the Auto class of `head_class`; with `AutoModelForCausalLM` the row joins every causal test.
         sizes: configuration fields of the tiny model.
         variants: named changes to them, which together switch on every code path; shared tests run over all of them.
         typical: the variant that stands for the architecture in tests that take minutes.
-        tiny: folder in hub_configs with the tiny published configuration.
+        tiny: folder in hub_configs with the tiny published configuration, or the path of one elsewhere.
+        batch: from a number of examples and a seed to what a training step of the main head takes, labels included.
+        tokenizer: makes the tokenizer of a checkpoint; none where the model is a part of one.
+        task: PEFT's name for what the main head does.
+        further_heads: other heads by their Auto classes.
+        rows: makes the rows, as many as asked for, that latentlm's trainer takes.
+        training_fields, training_arguments: what such a training changes in the configuration, and its arguments.
         loss_base: changes under which every term of the loss exists.
         changes: for configuration fields whose possible values are not in their type: a value that is not the default.
         needs: for options that matter only beside another: that other one.
         inert: fields that leave the training step alone, and the test that covers each.
         exceptions: what it cannot do: capability, then the reason. Each is a row in docs/limits.md.
+        upstream_failures: of transformers' own tests those that fail, each listed in docs/limits.md.
+        upstream_passes: how many of them pass at least.
     """
 
     config_class: type[PreTrainedConfig]
@@ -74,11 +146,20 @@ class Architecture:
     variants: dict[str, dict[str, Any]]
     typical: str
     tiny: str
+    batch: Callable[[int, int], Batch] = causal_batch
+    tokenizer: Callable[[], PreTrainedTokenizerBase] | None = ByteTokenizer
+    task: str = "CAUSAL_LM"
+    further_heads: dict[type, type[PreTrainedModel]] = dataclasses.field(default_factory=dict)
+    rows: Callable[[int], Dataset] = Rows
+    training_fields: dict[str, Any] = dataclasses.field(default_factory=lambda: {"vocab_size": 260})
+    training_arguments: dict[str, Any] = dataclasses.field(default_factory=dict)
     loss_base: dict[str, Any] = dataclasses.field(default_factory=dict)
     changes: dict[str, Any] = dataclasses.field(default_factory=dict)
     needs: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
     inert: dict[str, str] = dataclasses.field(default_factory=dict)
     exceptions: dict[str, str] = dataclasses.field(default_factory=dict)
+    upstream_failures: frozenset[str] = frozenset()
+    upstream_passes: int = 90
 
     @property
     def name(self) -> str:
@@ -87,6 +168,15 @@ class Architecture:
     @property
     def causal(self) -> bool:
         return self.auto_class is AutoModelForCausalLM
+
+    @property
+    def generates(self) -> bool:
+        return issubclass(self.head_class, GenerationMixin)
+
+    @property
+    def heads(self) -> dict[type, type[PreTrainedModel]]:
+        """Every class of the architecture by its Auto class."""
+        return {AutoModel: self.model_class, self.auto_class: self.head_class, **self.further_heads}
 
     @property
     def own_fields(self) -> list[str]:
@@ -106,26 +196,37 @@ class Case:
         fields = self.architecture.sizes | self.architecture.variants[self.variant] | changes
         return self.architecture.config_class(**fields)
 
-    def model(self, attn_implementation: str = "sdpa", **changes: Any) -> Any:
+    def model(self, attn_implementation: str | None = None, **changes: Any) -> Any:
         """The model with its head, all parameters random, in evaluation mode."""
         return build(self.architecture.head_class, self.config(**changes), attn_implementation)
+
+    def batch(self, count: int = 2, seed: int = 0) -> Batch:
+        """What a training step takes: `count` examples with their labels."""
+        return self.architecture.batch(count, seed)
+
+    def prompt(self, count: int = 2, seed: int = 0) -> Batch:
+        """The same without what only a loss needs: what `generate`, or the model without head, takes."""
+        batch = self.batch(count, seed)
+        return {name: batch[name] for name in ("input_ids", "attention_mask") if name in batch}
+
+    def skip_if_excepted(self, *capabilities: str) -> None:
+        """Skip where the table says that the architecture lacks one of `capabilities`."""
+        for capability in capabilities:
+            if reason := self.architecture.exceptions.get(capability):
+                pytest.skip(f"{self.architecture.name}: {reason} (docs/limits.md, {capability})")
 
     @property
     def tolerance(self) -> float:
         """How far results of equal shapes may be apart when only the content of other tokens changed: not at all, but
         where masked groups are left out, whose products then have other shapes."""
-        if isinstance(self.config(), AbstractinatorConfig):
+        if "equal_shapes" in self.architecture.exceptions:
             return 2e-5
-        return 0.0 if self.config().learned_dropout_groups is None else 2e-5
-
-    def skip_if_excepted(self, capability: str) -> None:
-        """Skip where the table says that the architecture lacks `capability`."""
-        if reason := self.architecture.exceptions.get(capability):
-            pytest.skip(f"{self.architecture.name}: {reason} (docs/limits.md, {capability})")
+        return 0.0 if getattr(self.config(), "learned_dropout_groups", None) is None else 2e-5
 
 
-def build(model_class: type, config: PreTrainedConfig, attn_implementation: str = "sdpa") -> Any:
-    config._attn_implementation = attn_implementation
+def build(model_class: Any, config: PreTrainedConfig, attn_implementation: str | None = None) -> Any:
+    """A model in evaluation mode, all parameters random; with `sdpa` where nothing else is asked for."""
+    config._attn_implementation = attn_implementation or ("sdpa" if model_class._supports_sdpa else "eager")
     model = model_class(config).eval()
     randomise(model)
     for module in model.modules():
@@ -139,8 +240,34 @@ def fixed_draw(probability: torch.Tensor) -> torch.Tensor:
     return (probability > (torch.arange(probability.shape[-1]) + 0.5) / probability.shape[-1]).float()
 
 
-RENAMED: list[tuple[str, str]] = []
+RENAMED: list[tuple[str, str]] = [
+    # EncodZall's and the Abstractinator's layers
+    (r"^((word_)?decoder\.layers\.\d+)\.cross_attn_query_norm", r"\1.cross_attn_norm"),
+    (r"(expander\.layers\.\d+)\.cross_attn_query_norm", r"\1.row_attn_norm"),
+    (r"(expander\.layers\.\d+)\.cross_attn\.", r"\1.row_attn."),
+]
 """Regular expressions of parameter names, and what those names were when golden.json was written."""
+
+FUSED: list[tuple[str, dict[str, int]]] = [
+    (r"(word_encoder|context_encoder|^(word_)?decoder\.layers)\S*\.qkv_proj", {"q_proj": 0, "k_proj": 1, "v_proj": 1}),
+    (r"^(word_)?decoder\.layers\S*\.kv_proj", {"k_proj": 1, "v_proj": 1}),
+    (r"(stack|compressor|expander)\.layers\S*\.qkv_proj", {"q_proj": 0, "kv_proj": 1}),
+]
+"""Regular expressions of projections that were several when golden.json was written: the name of each, and whether it
+is one of those that share what is left of the rows beside D of queries."""
+
+
+def former_names(name: str, parameter: torch.Tensor) -> dict[str, int]:
+    """The names that a parameter, or each part of it, had when golden.json was written, and their rows."""
+    for pattern, former in RENAMED:
+        name = re.sub(pattern, former, name)
+    for pattern, parts in FUSED:
+        if re.search(pattern, name):
+            width, fused = parameter.shape[1], re.search(r"q?kv_proj", name).group()
+            rest = len(parameter) - (width if 0 in parts.values() else 0)
+            sizes = {part: rest // sum(parts.values()) if shares else width for part, shares in parts.items()}
+            return {name.replace(fused, part): size for part, size in sizes.items()}
+    return {name: parameter.shape[0] if parameter.ndim else 1}
 
 
 @torch.no_grad()
@@ -149,11 +276,12 @@ def randomise(model: nn.Module) -> None:
     they have the same parameter. A longer table starts with the rows of a shorter one."""
     fixed = [(name, buffer) for name, buffer in model.named_buffers() if name.endswith(("_proj.weight", ".codebook"))]
     for name, parameter in [*model.named_parameters(), *fixed]:
-        for pattern, former in RENAMED:
-            name = re.sub(pattern, former, name)
-        generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
-        size = max(1 << 16, parameter.numel())
-        noise = torch.randn(size, generator=generator)[: parameter.numel()].view_as(parameter)
+        parts = []
+        for former, rows in former_names(name, parameter).items():
+            generator = torch.Generator().manual_seed(zlib.crc32(former.encode()))
+            numel = rows * parameter[:1].numel() if parameter.ndim else 1
+            parts.append(torch.randn(max(1 << 16, numel), generator=generator)[:numel])
+        noise = torch.cat(parts).view_as(parameter)
         if parameter.ndim < 2:  # gains, biases, gates: around what they start from
             parameter.add_(0.3 * noise)
         else:
@@ -269,6 +397,20 @@ LEVEL = {
     "lookback": 2,
 }
 """One level of a tiny Abstractinator, with windows shorter than its texts."""
+
+ENCODZALL_SIZES = {
+    "hidden_size": 64,
+    "num_attention_heads": 4,
+    "num_word_encoder_layers": 2,
+    "num_context_encoder_layers": 2,
+    "num_decoder_layers": 2,
+    "intermediate_size": 48,
+    "max_position_embeddings": 128,
+    "packed_row_length": 24,
+}
+
+WITHOUT_ATTENTIONS = frozenset({"test_attention_outputs", "test_retain_grad_hidden_states_attentions"})
+"""Upstream's tests of a model whose output has no attentions."""
 
 ARCHITECTURES = [
     Architecture(
@@ -501,10 +643,126 @@ ARCHITECTURES = [
             "near_float32": "where a segment is cut can turn on rounding",
             "torch_compile": "the number of segments is known only when they are cut: not one graph",
             "export": "the number of segments is known only when they are cut",
-            "attention_outputs": "its layers are those of several stacks with sequences of their own",
+            "equal_shapes": "with another segmentation its products have other shapes",
         },
+        upstream_failures=WITHOUT_ATTENTIONS,
+    ),
+    Architecture(
+        EncodzallConfig,
+        EncodzallModel,
+        EncodzallForMaskedDenoising,
+        AutoModelForSeq2SeqLM,
+        sizes=ENCODZALL_SIZES,
+        variants={
+            "default": {},
+            "grouped": {"num_key_value_heads": 2, "word_pooling": "query", "word_decoder": "shared"},
+            "plain": {"word_pooling": "max", "cross_attention_positions": "none", "word_decoder": "none"},
+            "no_word_loss": {"word_loss_weight": 0.0, "contrastive_loss_weight": 0.5, "contrastive_scale": 2.0},
+        },
+        typical="default",
+        tiny="encodzall-tiny",
+        batch=text_batch,
+        tokenizer=EncodzallTokenizer,
+        task="SEQ_2_SEQ_LM",
+        further_heads={
+            AutoModelForSequenceClassification: EncodzallForSequenceClassification,
+            AutoModelForTokenClassification: EncodzallForTokenClassification,
+        },
+        rows=Texts,
+        training_fields={},
+        training_arguments={"noise_strength": 0.4, "noise_set_point": 5.0},
+        loss_base={"contrastive_loss_weight": 0.5},
+        changes={
+            "hidden_size": 32,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 2,
+            "num_word_encoder_layers": 1,
+            "num_context_encoder_layers": 1,
+            "num_decoder_layers": 1,
+            "intermediate_size": 40,
+            "max_word_bytes": 8,
+            "sequence_loss_weight": 0.5,
+            "word_loss_weight": 0.5,
+            "contrastive_loss_weight": 0.25,
+            "word_loss_gamma": 0.0,
+            "contrastive_scale": 5.0,
+            "rms_norm_eps": 1e-2,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 7.0},
+            "hidden_dropout": 0.5,
+            "attention_dropout": 0.5,
+        },
+        inert={
+            "vocab_size": "fixed",
+            "max_position_embeddings": "test_encodzall.py: bad input",
+            "packed_row_length": "test_encodzall.py: packed words are those of one word a row",
+            "initializer_range": "test_upstream.py: initialization",
+            "classifier_dropout": "of the other heads",
+            "use_cache": "test_encodzall.py: the cache changes nothing",
+            "tie_word_embeddings": "for transformers",
+            "pad_token_id": "fixed",
+            "bos_token_id": "for generate()",
+            "eos_token_id": "for generate()",
+            "decoder_start_token_id": "for generate()",
+        },
+        exceptions={
+            "torch_compile": "the number of words is known only when they are found: not one graph",
+            "inputs_embeds": "words are found and compared by their bytes",
+        },
+        upstream_failures=frozenset({"test_attention_outputs", "test_hidden_states_output"}),
+    ),
+    Architecture(
+        FSQAutoencoderConfig,
+        FSQAutoencoderModel,
+        FSQAutoencoderModel,
+        AutoModel,
+        sizes=AUTOENCODER,
+        variants={
+            "default": {},
+            "margin": {"margin_loss_weight": 0.5, "pooling": "attention"},
+            "flatten": {"pooling": "flatten", "temperature": 0.7},
+        },
+        typical="margin",
+        tiny="fsq-tokenizer-tiny",
+        batch=chunk_batch,
+        tokenizer=None,
+        task="FEATURE_EXTRACTION",
+        rows=Chunks,
+        training_fields={},
+        loss_base={"margin_loss_weight": 0.5, "code_entropy_loss_weight": 0.5},
+        changes={
+            "max_chunk_bytes": 8,
+            "embedding_size": 4,
+            "hidden_size": 8,
+            "conv_channels": [8, 8],
+            "conv_strides": [1, 1],
+            "deconv_channels": [8, 8],
+            "deconv_strides": [1, 2],
+            "kernel_size": 5,
+            "levels": [5, 8, 8],
+            "temperature": 0.5,
+            "quantization_noise": 0.5,
+            "margin": 0.4,
+            "margin_loss_weight": 0.1,
+            "code_entropy_loss_weight": 0.1,
+            "hidden_act": "relu",
+            "layer_norm_eps": 0.5,
+        },
+        inert={
+            "vocab_size": "fixed",
+            "initializer_range": "of the byte embedding alone",
+            "pad_token_id": "fixed",
+        },
+        exceptions={
+            "gradient_checkpointing": "it has no layers",
+            "attention": "it has no attention",
+            "near_float32": "a value near a border between two digits turns over",
+        },
+        upstream_failures=WITHOUT_ATTENTIONS | {"test_hidden_states_output"},
+        upstream_passes=50,
     ),
 ]
+for name in filter(None, os.environ.get("LATENTLM_TEST_ARCHITECTURES", "").split(",")):
+    ARCHITECTURES.append(pkgutil.resolve_name(name))
 
 
 def parameters(architectures: list[Architecture]) -> list[Any]:
@@ -524,15 +782,13 @@ typical_causal_case = pytest.mark.parametrize(
     "case", [pytest.param(Case(row, row.typical), id=f"{row.name}-{row.typical}") for row in CAUSAL]
 )
 each_causal_case = pytest.mark.parametrize("case", parameters(CAUSAL))
-
-
-def token_ids(*shape: int, vocab_size: int = 64, seed: int = 0) -> torch.Tensor:
-    """Random token ids `shape`, int64, none of them padding."""
-    return torch.randint(1, vocab_size, shape, generator=torch.Generator().manual_seed(seed))
+each_typical_case = pytest.mark.parametrize(
+    "case", [pytest.param(Case(row, row.typical), id=f"{row.name}-{row.typical}") for row in ARCHITECTURES]
+)
 
 
 def gradients(model: nn.Module) -> dict[str, torch.Tensor]:
     """The gradient of every parameter that has one, by name; clears them."""
-    found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    values = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad(set_to_none=True)
-    return found
+    return values

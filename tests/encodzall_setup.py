@@ -1,25 +1,13 @@
 """Small EncodZall models and texts that several test files share."""
 
 import pytest
-from architectures import randomise
+from architectures import ARCHITECTURES, randomise
 
 from latentlm import EncodzallConfig, EncodzallForMaskedDenoising, EncodzallTokenizer
 
-SIZES = {
-    "hidden_size": 64,
-    "num_attention_heads": 4,
-    "num_word_encoder_layers": 2,
-    "num_context_encoder_layers": 2,
-    "num_decoder_layers": 2,
-    "intermediate_size": 48,
-    "max_position_embeddings": 128,
-    "packed_row_length": 24,
-}
-VARIANTS = {
-    "default": {},
-    "grouped": {"num_key_value_heads": 2, "word_pooling": "query", "word_decoder": "shared"},
-    "plain": {"word_pooling": "max", "cross_attention_positions": "none", "word_decoder": "none"},
-}
+[ROW] = [architecture for architecture in ARCHITECTURES if architecture.config_class is EncodzallConfig]
+SIZES = ROW.sizes
+VARIANTS = {name: fields for name, fields in ROW.variants.items() if name != "no_word_loss"}  # test_encodzall.py has it
 OPTIONS = {
     "num_key_value_heads": 2,
     "num_word_encoder_layers": 1,
@@ -37,7 +25,7 @@ OPTIONS = {
     "hidden_dropout": 0.5,
     "attention_dropout": 0.5,
 }
-"""One other value of each option that changes a training step."""
+"""One other value of each option that golden.json has on record."""
 TEXTS = [
     "Words of a text, packed.",
     "",

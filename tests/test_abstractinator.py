@@ -123,7 +123,7 @@ def walk(model: AbstractinatorForCausalLM, ids: torch.Tensor, chooser) -> list[i
     sampler.start(ids[:, 0])
     decoded = [ids[0, 0].item()]
     for _ in range(ids.shape[1] - 1):
-        decoded.append(sampler.next_symbols(0, torch.tensor([0]))[0, 0].item())
+        decoded.append(sampler.next_symbols(0, torch.tensor([True]))[0, 0].item())
     for level in model.model.levels:
         del level.head.sample
     return decoded
@@ -186,7 +186,7 @@ def test_a_stack_remembers_one_symbol_at_a_time_what_it_reads_at_once(window):
     """Without a window the cache grows twice here, also from where a forward has filled it."""
     stack = CausalStack(build().config, 2, window).eval()
     randomise(stack)
-    inputs, rows = torch.randn(2, 150, 32, generator=torch.Generator().manual_seed(0)), torch.arange(2)
+    inputs, rows = torch.randn(2, 150, 32, generator=torch.Generator().manual_seed(0)), torch.ones(2, dtype=torch.bool)
     with torch.no_grad():
         expected, items, _ = stack(inputs)
         for start in (0, 60):
@@ -440,7 +440,7 @@ def test_initial_weights():
     keeping = (level.pooling.kv_proj, level.pooling.out_proj, level.quantizer.down, level.quantizer.up)
     for module in keeping:
         assert module.weight.std().item() == pytest.approx(module.in_features**-0.5, rel=0.05)
-    assert level.compressor.layers[0].self_attn.kv_proj.weight.std().item() == pytest.approx(0.05, rel=0.05)
+    assert level.compressor.layers[0].self_attn.qkv_proj.weight.std().item() == pytest.approx(0.05, rel=0.05)
     quantizer = model.model.levels[0].quantizer
     assert quantizer.counts.eq(1).all() and quantizer.codebook.std().item() == pytest.approx(1, rel=0.05)
     assert model.model.levels[0].embedding.table.weight.std().item() == pytest.approx(0.05, rel=0.1)

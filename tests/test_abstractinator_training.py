@@ -18,8 +18,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from training_setup import Rows, make_trainer, metrics_of
 from transformers import Trainer, TrainingArguments
 
-from latentlm.hub.publishing import published_files, write_card
-from latentlm.inspect import main as inspect_main
+from latentlm.cli.inspect import main as inspect_main
+from latentlm.hub.card import write_card
+from latentlm.hub.files import published_files
 from latentlm.runs import RecipeError
 from latentlm.train import main
 from latentlm.training import AbstractinatorTrainingArguments
@@ -340,7 +341,7 @@ def test_an_evaluation_says_in_bits_what_the_codes_are_worth(tmp_path):
         first, second = model.model.read(ids)[1].levels
         sums["symbols"], sums["segments"] = sums["symbols"] + 24, sums["segments"] + first.segments.count.item()
         sums["top"] += second.segments.count.item()
-        codes += first.quantized.codes.flatten().tolist()
+        codes += first.quantized.codes[first.exists].flatten().tolist()
     for name in ("reconstruction_own", "reconstruction_zeroed", "reconstruction_shuffled", "two_part_bits_per_byte"):
         assert found[f"eval_{name}"] == pytest.approx(sums[name] / sums["bytes"], rel=1e-5), name
     assert found["eval_level_1_length"] == pytest.approx(sums["symbols"] / sums["segments"])

@@ -5,7 +5,7 @@ import copy
 import encodzall_setup
 import pytest
 import torch
-from architectures import CAUSAL, Case, token_ids
+from architectures import ARCHITECTURES, Case, token_ids
 from peft import LoraConfig, PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig, TaskType, get_peft_model
 
 from latentlm import EncodzallForSequenceClassification, EncodzallForTokenClassification, EncodzallModel
@@ -29,7 +29,7 @@ REFUSED = {
     ("encodzall", "prompt"): NO_IDS,
     ("encodzall", "p-tuning"): NO_IDS,
 }
-ARCHITECTURES = {row.name: row for row in CAUSAL}
+GENERATING = {row.name: row for row in ARCHITECTURES if row.generates}
 each_kind = pytest.mark.parametrize("kind", KINDS)
 
 
@@ -68,36 +68,27 @@ def assert_trains_and_generates(adapted, inputs: dict[str, torch.Tensor], labels
 
 
 @each_kind
-@pytest.mark.parametrize("name", ARCHITECTURES)
-def test_adapters_of_causal_models(name, kind):
-    case = Case(ARCHITECTURES[name], "default")
-    adapted = adapt(case.model(), kind, "CAUSAL_LM")
-    ids = token_ids(2, 8)
-    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    if reason := REFUSED.get((name, kind)):
-        with pytest.raises(ValueError, match=reason):
-            adapted(**inputs, labels=ids)
-        return
-    assert_trains_and_generates(adapted, inputs, ids)
-
-
-@each_kind
-def test_adapters_of_the_denoising_model(kind):
-    model = encodzall_setup.build(num_decoder_layers=1)
+@pytest.mark.parametrize("name", GENERATING)
+def test_adapters_of_models_that_generate(name, kind):
+    architecture = GENERATING[name]
+    case = Case(architecture, "default")
+    single = {"num_decoder_layers": 1} if architecture.config_class.is_encoder_decoder else {}
+    model = case.model(**single)
     model.generation_config.eos_token_id = None  # so that generation has a known length
-    adapted = adapt(model, kind, "SEQ_2_SEQ_LM", **({"num_layers": 1} if kind == "prefix" else {}))
-    inputs = encodzall_setup.encode(["some words", "of a text"])
-    labels = encodzall_setup.labels_of(["some words", "of a text"])
-    if reason := REFUSED.get(("encodzall", kind)):
+    adapted = adapt(model, kind, architecture.task, **({"num_layers": 1} if single and kind == "prefix" else {}))
+    batch = case.batch()
+    labels = batch.pop("labels")
+    inputs = {"attention_mask": torch.ones_like(batch["input_ids"])} | case.prompt()
+    if reason := REFUSED.get((name, kind)):
         with pytest.raises(ValueError, match=reason):
             adapted(**inputs, labels=labels)
         return
-    assert_trains_and_generates(adapted, dict(inputs), labels)
+    assert_trains_and_generates(adapted, inputs, labels)
 
 
 @pytest.mark.parametrize("name", ["ar_encoder_decoder", "parallel_encoder_decoder"])
 def test_prefix_tuning_fits_where_all_heads_are_equal(name):
-    case = Case(ARCHITECTURES[name], "default")
+    case = Case(GENERATING[name], "default")
     adapted = adapt(case.model(num_cross_attention_heads=2), "prefix", "CAUSAL_LM", num_layers=6)
     ids = token_ids(2, 8)
     assert_trains_and_generates(adapted, {"input_ids": ids, "attention_mask": torch.ones_like(ids)}, ids)
@@ -105,7 +96,7 @@ def test_prefix_tuning_fits_where_all_heads_are_equal(name):
 
 def test_prefix_tuning_of_masks_is_refused():
     """LearnedDropout has attentions, and so layers of the cache, of its own."""
-    adapted = adapt(Case(ARCHITECTURES["decoder_only"], "learned_dropout").model(), "prefix", "CAUSAL_LM")
+    adapted = adapt(Case(GENERATING["decoder_only"], "learned_dropout").model(), "prefix", "CAUSAL_LM")
     ids = token_ids(2, 8)
     with pytest.raises(ValueError, match=r"has 2 layers, of \[2, 2\] heads, but this model's cache has 4"):
         adapted(input_ids=ids, attention_mask=torch.ones_like(ids))

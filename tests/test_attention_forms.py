@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from latentlm import AbstractinatorConfig
-from latentlm.models.block_attention_forms import FORMS, Band
+from latentlm.models.block_attention import FORMS
+from latentlm.models.block_masks import sequence_mask
 from latentlm.models.block_stack import CausalStack
 
 T, SEGMENTS = 19, [0, 0, 1, 1, 1, 2, 3, 3, 3, 3, 4, 4, 5, 5, 5, 5, 5, 6, 6]
@@ -105,7 +106,7 @@ def test_memory_rows_that_a_symbol_sees():
 @pytest.mark.parametrize("window", [1, 2, 3, 7, 9])
 def test_a_band_equals_a_dense_mask_in_gradients_too(window):
     stack, _ = build("regular", "sdpa", window=window)
-    assert isinstance(stack.mask(states(), None), Band)
+    assert sequence_mask(stack.config, states(), window=window).band == window
     found = {}
     for backend in ("eager", "sdpa"):
         stack, _ = build("regular", backend, window=window)
@@ -121,23 +122,22 @@ def test_a_band_equals_a_dense_mask_in_gradients_too(window):
 def test_symbols_one_at_a_time_equal_whole_rows(form, mask):
     """Two rows that advance at their own pace: the second waits at every third symbol."""
     stack, inputs = build(form, "sdpa", **mask)
+    segments = torch.tensor(SEGMENTS)
     with torch.no_grad():
         expected, *_ = stack(states(), **inputs)
         cache = stack.new_cache(2, states())
         at, found = torch.zeros(2, dtype=torch.long), torch.zeros_like(expected)
         for turn in range(3 * T):
-            rows = torch.tensor([0, 1] if turn % 3 else [0])
-            rows = rows[at[rows] < T]
-            opening = torch.tensor([r for r in rows.tolist() if at[r] == 0 or SEGMENTS[at[r]] != SEGMENTS[at[r] - 1]])
-            if len(opening):
-                if "local" in mask:
-                    cache.segment_starts[opening] = at[opening]
-                if "memory" in inputs:
-                    for row in opening.tolist():
-                        segment = SEGMENTS[at[row]]
-                        past = inputs["memory"][0][row, segment - 1][None] if segment else None
-                        stack.open_row(cache, torch.tensor([row]), inputs["memory"][1][row, segment][None], past)
-            if len(rows):
-                found[rows, at[rows]] = stack.step(cache, rows, states()[rows, at[rows]])
-                at[rows] += 1
+            active = torch.tensor([True, turn % 3 > 0]) & (at < T)
+            now, both = at.clamp(max=T - 1), torch.arange(2)
+            opening = active & ((now == 0) | (segments[now] != segments[now - 1]))
+            if "local" in mask:
+                cache.segment_starts = torch.where(opening, now, cache.segment_starts)
+            if "memory" in inputs:
+                past, current = inputs["memory"]
+                segment = segments[now]
+                stack.open_row(cache, opening, current[both, segment], past[both, segment - 1])
+            output = stack.step(cache, active, states()[both, now])
+            found[both[active], now[active]] = output[active]
+            at += active
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)

@@ -10,6 +10,8 @@ from latentlm import (
     AbstractinatorConfig,
     AREncoderDecoderConfig,
     DecoderOnlyConfig,
+    EncodzallConfig,
+    FSQAutoencoderConfig,
     FSQConfig,
     ParallelEncoderDecoderConfig,
 )
@@ -55,6 +57,41 @@ INVALID = [
     ],
     *[(config_class, {"hidden_size": "160"}, ["hidden_size", "int", "'160'"]) for config_class in ALL],
     (FSQConfig, {"head": "byte"}, ["head", "byte", "factorised"]),
+    *[
+        (EncodzallConfig, fields, parts)
+        for fields, parts in [
+            ({"vocab_size": 100}, ["`vocab_size` is 100", "264"]),
+            ({"num_attention_heads": 3}, ["`num_attention_heads` is 3", "divide"]),
+            ({"num_key_value_heads": 3}, ["`num_key_value_heads` is 3", "divide"]),
+            ({"num_decoder_layers": 0}, ["`num_decoder_layers` is 0", "at least 1"]),
+            ({"max_word_bytes": 4}, ["`max_word_bytes` is 4", "at least 8"]),
+            ({"word_pooling": "sum"}, ["word_pooling", "sum", "query"]),
+            ({"word_decoder": "both"}, ["word_decoder", "both", "shared"]),
+            ({"cross_attention_positions": "words"}, ["cross_attention_positions", "words", "bytes"]),
+            ({"word_loss_gamma": -1}, ["`word_loss_gamma` is -1", "at least 0"]),
+            ({"hidden_dropout": 1.0}, ["`hidden_dropout` is 1.0", "dropout rate"]),
+            ({"attention_dropout": -0.1}, ["`attention_dropout` is -0.1", "dropout rate"]),
+            ({"classifier_dropout": 1.0}, ["`classifier_dropout` is 1.0", "dropout rate"]),
+        ]
+    ],
+    *[
+        (FSQAutoencoderConfig, fields, parts)
+        for fields, parts in [
+            ({"levels": [8, 1]}, ["`levels`", "[8, 1]", "at least 2"]),
+            ({"levels": []}, ["`levels`"]),
+            ({"levels": [2] * 63}, ["`levels`", "index"]),
+            ({"vocab_size": 256}, ["`vocab_size` is 256", "257"]),
+            ({"max_chunk_bytes": 10}, ["`max_chunk_bytes` is 10", "`deconv_strides`"]),
+            ({"conv_strides": [1]}, ["`conv_channels`", "`conv_strides`", "equal lengths"]),
+            ({"deconv_channels": [16, 0], "deconv_strides": [2, 2]}, ["`deconv_channels`", "at least 1"]),
+            ({"kernel_size": 4}, ["`kernel_size` is 4", "odd"]),
+            ({"pooling": "max"}, ["pooling", "max", "flatten"]),
+            ({"temperature": 0}, ["`temperature` is 0", "above 0"]),
+            ({"quantization_noise": 1.5}, ["`quantization_noise` is 1.5", "[0, 1]"]),
+            ({"margin": 0.6}, ["`margin` is 0.6", "0.5"]),
+            ({"margin_loss_weight": -1}, ["`margin_loss_weight` is -1", "at least 0"]),
+        ]
+    ],
     (AbstractinatorConfig, {"attention_form": "linear"}, ["attention_form", "linear", "latent"]),
     (AbstractinatorConfig, {"top_head": "none"}, ["top_head", "none", "continuous"]),
     (AbstractinatorConfig, {"hidden_dropout": 1.0}, ["`hidden_dropout` is 1.0"]),
@@ -154,7 +191,7 @@ def test_json_round_trip(case, tmp_path):
     config.save_pretrained(tmp_path)
     again = type(config).from_pretrained(tmp_path)
     assert again.to_dict() == config.to_dict()
-    assert again.num_hidden_layers == config.num_hidden_layers
+    assert getattr(again, "num_hidden_layers", None) == getattr(config, "num_hidden_layers", None)
     written = json.loads((tmp_path / "config.json").read_text())
     assert written["model_type"] == case.architecture.name
     assert "per_layer_config" not in written  # derived, not stored
@@ -172,8 +209,7 @@ def test_auto_map_names_every_auto_class():
         name = architecture.name
         assert architecture.config_class().auto_map == {
             "AutoConfig": f"configuration_{name}.{architecture.config_class.__name__}",
-            "AutoModel": f"modeling_{name}.{architecture.model_class.__name__}",
-            architecture.auto_class.__name__: f"modeling_{name}.{architecture.head_class.__name__}",
+            **{auto.__name__: f"modeling_{name}.{head.__name__}" for auto, head in architecture.heads.items()},
         }
 
 

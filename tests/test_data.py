@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader
-from transformers import default_data_collator
 
 from latentlm.data import DataConfig, PackedDataset, PackedStream, packing, prepare, prepare_data, tokenizers
 from latentlm.data.cache import build_once
+from latentlm.data.packing import pack_row, stack_rows
 from latentlm.data.splitting import split_by_hash
 from latentlm.models.tokenization_byte import ByteTokenizer
 
@@ -113,9 +113,18 @@ def test_every_token_is_predicted_once_and_bytes_add_up(make_config, corpus):
         assert data.token_bytes.dtype == np.float32
         row = data.train[0]
         assert all(value.dtype == torch.int64 and value.shape == (16,) for value in row.values())
-        batch = default_data_collator([data.train[0], data.train[1]])
-        assert batch.keys() == {"input_ids", "position_ids", "labels"} and batch["labels"].shape == (2, 16)
+        batch = stack_rows([data.train[0], data.train[1]])
+        assert {"input_ids", "labels"} <= batch.keys() and batch["labels"].shape == (2, 16)
         json.dumps(data.info)
+
+
+def test_batches_have_positions_where_a_row_has_several_documents():
+    one, several, later = (pack_row(np.arange(8), np.array(starts), 8) for starts in ([0], [0, 5], [3]))
+    for rows, kept in (([one, one], False), ([one, several], True), ([later, later], True)):
+        batch = stack_rows(rows)
+        assert ("position_ids" in batch) == kept and {"input_ids", "labels"} <= batch.keys()
+        if kept:
+            assert torch.equal(batch["position_ids"], torch.stack([row["position_ids"] for row in rows]))
 
 
 def documents_of(dataset, tokenizer):

@@ -1,44 +1,20 @@
 """What model classes and configurations declare to other tools holds, which is found by using it."""
 
 import re
-from collections.abc import Callable
-from typing import Any
 
-import encodzall_setup
-import pytest
 import torch
-from architectures import ARCHITECTURES as LANGUAGE_MODELS
-from architectures import AUTOENCODER, Case, parameters, token_ids
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from architectures import Architecture, Case, each_architecture, each_case
+from conftest import REPOSITORY
+from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from latentlm import FSQAutoencoderConfig, FSQAutoencoderModel
 
-
-def language_model(case: Case) -> tuple[PreTrainedModel, dict[str, torch.Tensor]]:
-    ids = token_ids(2, 12)
-    return case.model(), {"input_ids": ids, "labels": ids}
-
-
-def encodzall(variant: str) -> tuple[PreTrainedModel, dict[str, torch.Tensor]]:
-    inputs = dict(encodzall_setup.encode())
-    return encodzall_setup.build(variant), inputs | {"labels": encodzall_setup.labels_of()}
-
-
-MODELS: list[Any] = [
-    *(pytest.param(lambda case=p.values[0]: language_model(case), id=p.id) for p in parameters(LANGUAGE_MODELS)),
-    *(pytest.param(lambda name=name: encodzall(name), id=f"encodzall-{name}") for name in encodzall_setup.VARIANTS),
-    pytest.param(lambda: (FSQAutoencoderModel(FSQAutoencoderConfig(**AUTOENCODER)), {}), id="fsq_autoencoder"),
-]
-each_model = pytest.mark.parametrize("make", MODELS)
-
-
-@each_model
-def test_a_custom_attention_backend_takes_the_place_of_every_attention(make: Callable, monkeypatch):
+@each_case
+def test_a_custom_attention_backend_takes_the_place_of_every_attention(case: Case, monkeypatch):
     """In a forward and in cached decoding, with masks of its own."""
-    model, inputs = make()
+    model = case.model()
     if not model._supports_attention_backend:
         assert not any("attn" in name for name, _ in model.named_modules())
         return
@@ -51,11 +27,10 @@ def test_a_custom_attention_backend_takes_the_place_of_every_attention(make: Cal
     def run() -> tuple[torch.Tensor, int, torch.Tensor | None]:
         calls.clear()
         with torch.no_grad():
-            logits = model(**inputs).logits
+            logits = model(**case.batch()).logits
         count, ids = len(calls), None
         if model.can_generate():
-            prompt = {name: value for name, value in inputs.items() if name != "labels"}
-            ids = model.generate(**prompt, max_new_tokens=4, do_sample=False)
+            ids = model.generate(**case.prompt(), max_new_tokens=4, do_sample=False)
             assert len(calls) > count
         return logits, count, ids
 
@@ -71,8 +46,14 @@ def test_a_custom_attention_backend_takes_the_place_of_every_attention(make: Cal
     assert ids is None or torch.equal(generated, ids)
 
 
-@each_model
-def test_every_entry_of_the_fsdp_plan_is_a_module(make: Callable):
-    model, _ = make()
+@each_case
+def test_every_entry_of_the_fsdp_plan_is_a_module(case: Case):
+    model = case.model()
     names = {re.sub(r"\.\d+(?=\.|$)", ".*", name) for name, _ in model.named_modules()}
     assert not {entry for entry in model.fsdp_plan if entry not in names}
+
+
+@each_architecture
+def test_what_an_architecture_cannot_do_is_written_down(architecture: Architecture):
+    limits = (REPOSITORY / "docs" / "limits.md").read_text(encoding="utf-8")
+    assert not [capability for capability in architecture.exceptions if f"`{capability}`" not in limits]

@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from latentlm import EncodzallTokenizer
+from latentlm.cli.noise import main
 from latentlm.models.encodzall_words import find_words
-from latentlm.noise import main, read_pairs
 from latentlm.training import PIDCallback
 from latentlm.training.masking import ANY, CONSONANT, NONSPACE, VOWEL, WORD_MASK, mask_texts
 from latentlm.training.noise import KINDS, NoiseTables, check_mixture, corrupt_text, corrupt_texts, default_tables
+from latentlm.training.noise_tables import read_pairs
 from latentlm.training.randomness import row_keys, splitmix64, uniforms
 
 tokenizer = EncodzallTokenizer()

@@ -34,9 +34,9 @@ from latentlm import (
     FSQTokenizer,
     FSQTokenizerFast,
 )
+from latentlm.cli.evaluate import DEFAULT_TASKS, main, parse_arguments
 from latentlm.data.tokenizers import train_bpe
 from latentlm.evaluation import task_folder
-from latentlm.evaluation.__main__ import DEFAULT_TASKS, main, parse_arguments
 
 STOCK = Path(lm_eval.tasks.__file__).parent
 HUB_CONFIGS = Path(__file__).parents[1] / "hub_configs"

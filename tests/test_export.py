@@ -5,11 +5,10 @@ import pytest
 import torch
 from architectures import AUTOENCODER, Case, build, token_ids, typical_causal_case
 from encodzall_setup import EQUAL, TEXTS, each_variant, encode
-from torch import nn
 from torch.export import Dim, export
 
 from latentlm import EncodzallModel, FSQAutoencoderConfig, FSQAutoencoderModel
-from latentlm.models.encodzall_words import Packing
+from latentlm.models.encodzall_packing import Packing
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 ANY = Dim.DYNAMIC
@@ -45,32 +44,19 @@ def test_the_fsq_autoencoder_exports_exactly():
     assert torch.equal(found.code_index, expected.code_index) and torch.equal(found.logits, expected.logits)
 
 
-class Embedder(nn.Module):
-    """EncodZall's encoders, where the words are packed outside: `rows` and `words` lend their shapes alone."""
-
-    def __init__(self, model: EncodzallModel):
-        super().__init__()
-        self.model = model
-
-    def forward(self, input_ids, packed: list[torch.Tensor], rows: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
-        packing = Packing(*packed, num_rows=rows.shape[0], row_length=rows.shape[1], longest=words.shape[1])
-        return self.model(input_ids, packing=packing).pooler_output
-
-
-def packed_texts(model: EncodzallModel, texts: list[str]) -> tuple:
-    ids = encode(texts)["input_ids"]
-    packing = model.pack(ids, ids != model.config.pad_token_id)
-    packed = [value for value in vars(packing).values() if isinstance(value, torch.Tensor)]
-    return ids, packed, torch.empty(packing.num_rows, packing.row_length), torch.empty(len(ids), packing.longest)
-
-
 @torch.no_grad()
 @each_variant
 def test_the_encoders_of_encodzall_export_with_a_packing(variant):
     model = encodzall_setup.build(variant, EncodzallModel)
-    example = packed_texts(model, TEXTS)
-    shapes = ({0: ANY, 1: ANY}, [{0: ANY}] * len(example[1]), {0: ANY}, {0: ANY, 1: ANY})
-    program = export(Embedder(model), example, dynamic_shapes=shapes).module()
+
+    def inputs(texts: list[str]) -> tuple[torch.Tensor, Packing]:
+        ids = encode(texts)["input_ids"]
+        return ids, model.pack(ids)["packing"]
+
+    ids, packing = inputs(TEXTS)
+    sizes = {0: ANY, 1: ANY}
+    shapes = {"input_ids": sizes, "packing": dict.fromkeys(packing, sizes)}
+    program = export(model, (ids,), {"packing": packing}, dynamic_shapes=shapes).module()
     for texts in (TEXTS, ["other texts, more words than before in the longest one", "two three"]):
-        inputs = packed_texts(model, texts)
-        torch.testing.assert_close(program(*inputs), model(inputs[0]).pooler_output, **EQUAL)
+        ids, packing = inputs(texts)
+        torch.testing.assert_close(program(ids, packing=packing).pooler_output, model(ids).pooler_output, **EQUAL)

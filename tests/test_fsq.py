@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-from safetensors.torch import save_file
 from torch import nn
 
 from latentlm import FSQAutoencoderConfig, FSQAutoencoderModel
@@ -217,78 +216,3 @@ def test_losses_follow_their_formulas():
     torch.testing.assert_close(output.loss, expected)
     evaluated = model.eval()(ids, labels=targets)
     torch.testing.assert_close(evaluated.loss, evaluated.reconstruction_loss)
-
-
-def test_micro_batches_add_up_to_one_batch():
-    model = small(margin_loss_weight=0.5).train()
-    ids, targets = batch(CHUNKS), labels(CHUNKS)
-    count = (targets != -100).sum()
-    model(ids, labels=targets).loss.backward()
-    expected = {name: p.grad.clone() for name, p in model.named_parameters()}
-    model.zero_grad()
-    for rows in (slice(0, 2), slice(2, 5)):
-        model(ids[rows], labels=targets[rows], num_items_in_batch=count).loss.backward()
-    for name, parameter in model.named_parameters():
-        torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-4, atol=1e-6)
-
-
-# Runs in a process without latentlm.
-LOAD = """
-import torch
-from huggingface_hub import hf_hub_download
-from pathlib import Path
-from safetensors.torch import load_file
-from transformers import AutoConfig, AutoModel
-
-source, file = sys.argv[1], "expected.safetensors"
-expected = load_file(f"{source}/{file}" if Path(source).is_dir() else hf_hub_download(source, file))
-assert AutoConfig.from_pretrained(source, trust_remote_code=True).num_codes == 120
-model, info = AutoModel.from_pretrained(source, trust_remote_code=True, output_loading_info=True)
-assert type(model).__module__.startswith("transformers_modules.") and not info["missing_keys"], info
-output = model.eval()(expected["ids"])
-assert torch.equal(output.logits, expected["logits"]) and torch.equal(output.code_index, expected["code_index"])
-print("same bits")
-"""
-
-
-def save(model: FSQAutoencoderModel, folder) -> None:
-    model.save_pretrained(folder)
-    ids = batch(CHUNKS)
-    output = model(ids)
-    expected = {"ids": ids, "logits": output.logits.detach().contiguous(), "code_index": output.code_index}
-    save_file(expected, folder / "expected.safetensors")
-
-
-def test_a_process_without_latentlm_loads_the_same_bits_from_a_folder(model, tmp_path, run_without_latentlm):
-    save(model, tmp_path)
-    assert run_without_latentlm(LOAD, tmp_path).endswith("same bits\n")
-    assert {path.suffix for path in tmp_path.iterdir() if path.is_file()} == {".py", ".json", ".safetensors"}
-
-
-def test_a_process_without_latentlm_loads_the_same_bits_from_a_hub(model, mini_hub, run_without_latentlm):
-    save(model, mini_hub.root / "org" / "autoencoder")
-    assert run_without_latentlm(LOAD, "org/autoencoder", env=mini_hub.environment).endswith("same bits\n")
-
-
-@pytest.mark.parametrize(
-    ("fields", "words"),
-    [
-        ({"levels": [8, 1]}, ["`levels`", "[8, 1]", "at least 2"]),
-        ({"levels": []}, ["`levels`"]),
-        ({"levels": [2] * 63}, ["`levels`", "index"]),
-        ({"vocab_size": 256}, ["`vocab_size` is 256", "257"]),
-        ({"max_chunk_bytes": 10}, ["`max_chunk_bytes` is 10", "`deconv_strides`"]),
-        ({"conv_strides": [1]}, ["`conv_channels`", "`conv_strides`", "equal lengths"]),
-        ({"deconv_channels": [16, 0]}, ["`deconv_channels`", "at least 1"]),
-        ({"kernel_size": 4}, ["`kernel_size` is 4", "odd"]),
-        ({"temperature": 0}, ["`temperature` is 0", "above 0"]),
-        ({"quantization_noise": 1.5}, ["`quantization_noise` is 1.5", "[0, 1]"]),
-        ({"margin": 0.6}, ["`margin` is 0.6", "0.5"]),
-        ({"margin_loss_weight": -1}, ["`margin_loss_weight` is -1", "at least 0"]),
-    ],
-)
-def test_bad_configurations_say_what_is_wrong(fields, words):
-    with pytest.raises(Exception) as error:
-        FSQAutoencoderConfig(**SMALL | fields)
-    message = str(error.value.__cause__ or error.value)
-    assert all(word in message for word in words), message

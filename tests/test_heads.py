@@ -1,4 +1,4 @@
-"""Every head that has a loss, under transformers' own Trainer: accumulation changes nothing, evaluation says all."""
+"""Heads with a loss that are no causal language models, under transformers' Trainer: accumulation, evaluation."""
 
 import inspect
 from collections.abc import Callable
@@ -7,7 +7,7 @@ from typing import Any
 import encodzall_setup
 import pytest
 import torch
-from architectures import AUTOENCODER, CAUSAL, Case, build, gradients, token_ids
+from architectures import AUTOENCODER, CAUSAL, build, gradients
 from torch import nn
 from transformers import (
     DataCollatorForSeq2Seq,
@@ -27,21 +27,12 @@ from latentlm import (
     FSQAutoencoderConfig,
     FSQAutoencoderModel,
 )
+from latentlm.architectures import resolve
 
 TEXTS = ["hello world", "a b c", "the quick brown fox", "x", "yes no", "some other text", "seven words in here", "end"]
 Rows = list[dict[str, Any]]
 Head = tuple[nn.Module, Rows, Callable[[Rows], dict[str, torch.Tensor]]]
 tokenizer = encodzall_setup.tokenizer
-
-
-def causal_head(architecture) -> Head:
-    """Rows of equal length with different numbers of predicted tokens."""
-    ids = token_ids(8, 12)
-    labels = ids.clone()
-    for row in range(8):
-        labels[row, 3 + row :] = -100
-    rows = [{"input_ids": row, "labels": label} for row, label in zip(ids, labels, strict=True)]
-    return Case(architecture, architecture.typical).model(), rows, default_data_collator
 
 
 def text_head(labels: list[Any], **fields: Any) -> Head:
@@ -91,9 +82,8 @@ ENCODZALL = {
     "ids of words": (EncodzallForTokenClassification, lambda: word_head(False)),
 }
 AUTOENCODERS = {"chunks": (FSQAutoencoderModel, chunk_head)}
-HEADS = ENCODZALL | AUTOENCODERS | {row.name: (row.head_class, lambda row=row: causal_head(row)) for row in CAUSAL}
+HEADS = ENCODZALL | AUTOENCODERS
 each_head = pytest.mark.parametrize("head", HEADS)
-each_other_head = pytest.mark.parametrize("head", [*ENCODZALL, *AUTOENCODERS])  # what is no causal language model
 
 
 class Sequential(Trainer):
@@ -111,9 +101,10 @@ def make_trainer(folder, head: Head, **arguments: Any) -> Trainer:
 
 
 def test_the_table_has_every_head():
-    classes = [head for _, heads in latentlm.ARCHITECTURES for head in heads.values()]
+    classes = [resolve(head) for row in latentlm.ARCHITECTURES.values() for head in row.heads.values()]
     with_labels = {head for head in classes if "labels" in inspect.signature(head.forward).parameters}
-    assert {head_class for head_class, _ in HEADS.values()} == with_labels
+    causal = {row.head_class for row in CAUSAL}  # test_plain_trainer.py
+    assert {head_class for head_class, _ in HEADS.values()} | causal == with_labels
 
 
 @each_head
@@ -146,7 +137,7 @@ def test_accumulation_changes_neither_loss_nor_gradient(head, tmp_path):
         torch.testing.assert_close(found[1][name], gradient, rtol=1e-3, atol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
 
 
-@each_other_head
+@each_head
 def test_shares_of_a_loss_add_up(head):
     """The same without a trainer, and against the loss that knows no count."""
     model, rows, collator = HEADS[head][1]()
@@ -163,7 +154,7 @@ def test_shares_of_a_loss_add_up(head):
         torch.testing.assert_close(gradient, expected[name], rtol=1e-3, atol=1e-5)
 
 
-@each_other_head
+@each_head
 def test_evaluation_has_a_loss_and_metrics_get_the_logits(head, tmp_path):
     """With no setting: no label names, no keys to ignore."""
     seen = []

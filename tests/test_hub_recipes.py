@@ -10,13 +10,13 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, get_scheduler
 
 from latentlm import ARCHITECTURES, ByteTokenizer, EncodzallTokenizer, FSQAutoencoderConfig, FSQTokenizerFast
+from latentlm.architectures import architecture, resolve
 from latentlm.data import ChunkConfig
 from latentlm.runs import load_recipe
-from latentlm.training import TRAINERS, LatentTrainer
 
 HUB_CONFIGS = Path(__file__).resolve().parent.parent / "hub_configs"
 RECIPES = {path.relative_to(HUB_CONFIGS).as_posix(): path for path in HUB_CONFIGS.glob("*/recipe*.yaml")}
-CONFIG_CLASSES = {config_class.model_type: config_class for config_class, _ in ARCHITECTURES}
+CONFIG_CLASSES = {name: resolve(row.config) for name, row in ARCHITECTURES.items()}
 # Published runs, and the models beside them: parameters without the position table, position subtraction, embedding
 # loss, its weight.
 PUBLISHED = {
@@ -90,7 +90,7 @@ def model_on_meta(recipe, vocab_size: int) -> torch.nn.Module:
     config_class = type(build_config(recipe))
     if config_class is FSQAutoencoderConfig:
         vocab_size = 257
-    trainer_class = TRAINERS.get(recipe.model_type, LatentTrainer)
+    trainer_class = architecture(recipe.model_type).trainer_class
     with torch.device("meta"):
         return trainer_class.auto_class.from_config(config_class(**recipe.model | {"vocab_size": vocab_size}))
 

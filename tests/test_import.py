@@ -2,6 +2,7 @@
 model; and the files of models/ import only what can travel to a Hub repository."""
 
 import ast
+import dataclasses
 import json
 import re
 import subprocess
@@ -14,6 +15,7 @@ from conftest import REPOSITORY
 from transformers import AutoConfig, AutoModel
 
 import latentlm
+from latentlm.architectures import resolve
 
 MODELS = sorted((REPOSITORY / "src" / "latentlm" / "models").glob("*.py"))
 
@@ -43,7 +45,8 @@ def imported() -> list[str]:
 
 def test_import_touches_no_network_and_loads_models_alone(imported):
     ours = {name for name in imported if name.startswith("latentlm.")}
-    assert ours == {"latentlm.models"} | {f"latentlm.models.{path.stem}" for path in MODELS if path.stem != "__init__"}
+    models = {f"latentlm.models.{path.stem}" for path in MODELS if path.stem != "__init__"}
+    assert ours == {"latentlm.architectures", "latentlm.models"} | models
 
 
 def test_import_loads_no_package_that_a_model_does_not_need(imported):
@@ -77,8 +80,39 @@ def test_import_registers_the_architecture(architecture):
 
 def test_every_registered_architecture_is_in_the_table():
     others = {latentlm.FSQAutoencoderConfig, latentlm.EncodzallConfig}  # see test_fsq.py and test_encodzall.py
-    language_models = {row[0] for row in latentlm.ARCHITECTURES} - others
+    language_models = {resolve(row.config) for row in latentlm.ARCHITECTURES.values()} - others
     assert language_models == {architecture.config_class for architecture in ARCHITECTURES}
+
+
+def references(row: latentlm.Architecture) -> list[str]:
+    values = [getattr(row, field.name) for field in dataclasses.fields(row) if field.name != "model_type"]
+    values = [value for value in values if isinstance(value, str)] + list(row.heads.values())
+    return [value for value in values if "lm_eval" in sys.modules or not value.startswith("latentlm.evaluation.")]
+
+
+@pytest.mark.parametrize("row", latentlm.ARCHITECTURES.values(), ids=lambda row: row.model_type)
+def test_every_reference_of_the_table_is_there(row):
+    for reference in references(row):
+        assert callable(resolve(reference)), reference
+    assert row.trainer_class.auto_class.__name__ in row.heads
+
+
+def test_the_table_and_the_models_alone_name_model_types():
+    """Among the names that mean nothing else."""
+    sources = (REPOSITORY / "src" / "latentlm").rglob("*.py")
+    here = {path.name for path in sources if re.search('"(abstractinator|encodzall|fsq)"', path.read_text("utf-8"))}
+    assert here - {path.name for path in MODELS} == {"architectures.py"}
+
+
+def test_a_row_is_checked_when_it_is_registered():
+    row = latentlm.ARCHITECTURES["decoder_only"]
+    with pytest.raises(ValueError, match=r"'decoder_only' is taken by latentlm.models.configuration_decoder_only"):
+        latentlm.register(dataclasses.replace(row, adapter="a:b"))
+    with pytest.raises(ValueError, match=r"'mine': that of latentlm.* is 'decoder_only'"):
+        latentlm.register(dataclasses.replace(row, model_type="mine"))
+    assert "mine" not in latentlm.ARCHITECTURES
+    with pytest.raises(ImportError, match=r"'latentlm:nothing': latentlm has no 'nothing'"):
+        resolve("latentlm:nothing")
 
 
 def test_public_names_exist():
@@ -147,7 +181,7 @@ for name in sys.argv[1:]:
 import latentlm
 
 for module in pkgutil.walk_packages(latentlm.__path__, "latentlm."):
-    if "evaluation" in module.name and "lm_eval" not in sys.modules:
+    if "evaluation" in module.name and "lm_eval" not in sys.modules or module.name.endswith("__main__"):
         continue
     importlib.import_module(module.name)
 from latentlm.runs.run_folder import peak_memory

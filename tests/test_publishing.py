@@ -19,18 +19,12 @@ from training_setup import make_trainer, metrics_of
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
 from latentlm import EncodzallConfig, EncodzallForMaskedDenoising, EncodzallTokenizer, FSQTokenizer, FSQTokenizerFast
+from latentlm.cli.publish import main as publish_main
 from latentlm.data.tokenizers import train_bpe
-from latentlm.hub import publishing
-from latentlm.hub.publishing import (
-    CARD_FILE,
-    MARKER,
-    PublishError,
-    publish,
-    published_files,
-    without_local_paths,
-    write_card,
-)
-from latentlm.publish import main as publish_main
+from latentlm.hub import push
+from latentlm.hub.card import MARKER, write_card
+from latentlm.hub.files import CARD_FILE, PublishError, published_files, without_local_paths
+from latentlm.hub.push import publish
 from latentlm.runs import load_recipe
 from latentlm.train import main as train_main
 from latentlm.training import LatentTrainer
@@ -108,10 +102,11 @@ def run(finished, tmp_path) -> Path:
 
 # In a process of its own: huggingface_hub reads its environment when imported.
 PUSH = """
-import runpy, sys, torch
+import sys, torch
 from pathlib import Path
 from safetensors.torch import save_file
-from latentlm.train import train
+from latentlm.cli.publish import main as publish_main
+from latentlm.training.run import train
 from latentlm.runs import load_recipe
 
 recipe, folder = map(Path, sys.argv[1:])
@@ -121,8 +116,7 @@ ids = torch.arange(40, 60)[None]
 save_file({"logits": trainer.model.eval()(ids).logits.detach()}, folder / "trained.safetensors")
 
 def publish(*arguments):
-    sys.argv = ["latentlm.publish", *map(str, arguments)]
-    runpy.run_module("latentlm.publish", run_name="__main__", alter_sys=True)
+    publish_main(list(map(str, arguments)))
 
 publish(folder / "run" / "checkpoint-2", "org/checkpoint")
 publish(folder / "run" / "checkpoint-2", "org/updated", "--private", "--message", "half of it")
@@ -263,8 +257,10 @@ def test_what_sentence_transformers_reads_is_published(tmp_path):
         EncodzallConfig(hidden_size=16, num_attention_heads=2, intermediate_size=16, max_position_embeddings=128)
     ).save_pretrained(tmp_path)
     saved = {path.name for path in tmp_path.iterdir()}
-    assert {"modules.json", "sentence_bert_config.json", "modeling_encodzall.py"} <= saved == set(
-        published_files(tmp_path)
+    assert (
+        {"modules.json", "sentence_bert_config.json", "modeling_encodzall.py"}
+        <= saved
+        == set(published_files(tmp_path))
     )
 
 
@@ -421,7 +417,7 @@ def test_a_hub_that_cannot_be_reached_or_written_to(run, monkeypatch):
     assert "no token; log in with `hf auth login` or set HF_TOKEN" in error_of(run, "org/name")
     monkeypatch.setenv("HF_TOKEN", "hf_test")
     message = error_of(run, "org/name")
-    assert "offline mode" in message and f"python -m latentlm.publish {run} org/name" in message
+    assert "offline mode" in message and f"latentlm publish {run} org/name" in message
     assert "a/b/c" in error_of(run, "a/b/c")
 
 
@@ -433,7 +429,7 @@ def test_train_command_says_so_before_training_and_keeps_the_model_after_it(fini
     assert not (tmp_path / "run").exists()
     monkeypatch.setenv("HF_TOKEN", "hf_test")
     monkeypatch.setattr(LatentTrainer, "init_hf_repo", lambda self: None)  # the Hub goes away during the run
-    with pytest.raises(SystemExit, match=f"python -m latentlm.publish {tmp_path}/run run"):
+    with pytest.raises(SystemExit, match=f"latentlm publish {tmp_path}/run run"):
         train_main(arguments)
     assert (tmp_path / "run" / "model.safetensors").read_bytes() == (finished / "model.safetensors").read_bytes()
 
@@ -462,8 +458,8 @@ def test_weights_under_other_names_are_removed(run, monkeypatch):
         def create_commit(self, repo_id, operations, **_):
             sent.update({operation.path_in_repo: type(operation).__name__ for operation in operations})
 
-    monkeypatch.setattr(publishing, "HfApi", Api)
-    monkeypatch.setattr(publishing, "create_repository", lambda *_: "org/name")
+    monkeypatch.setattr(push, "HfApi", Api)
+    monkeypatch.setattr(push, "create_repository", lambda *_: "org/name")
     publish(run, "org/name")
     assert {name for name, kind in sent.items() if kind == "CommitOperationAdd"} == PUBLISHED
     assert {name for name, kind in sent.items() if kind == "CommitOperationDelete"} == {

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 from transformers import TrainerControl
 
-from latentlm import quickstart
-from latentlm.quickstart import generate_without_latentlm, load_quickstart, main, train_for
+from latentlm.cli import quickstart
+from latentlm.cli.quickstart import generate_without_latentlm, load_quickstart, main, train_for
 from latentlm.runs.run_folder import METRICS_FILE
+from latentlm.training import time_limit
 
 TINY = {
     "hidden_size": 16,
@@ -86,8 +87,8 @@ def test_the_second_process_cannot_import_latentlm(tmp_path, monkeypatch):
 def test_time_limit_leaves_time_for_the_last_evaluation(monkeypatch):
     """Of 60 seconds, the longest pause between two steps (an evaluation) is kept free at the end."""
     clock = 0.0
-    monkeypatch.setattr(quickstart.time, "monotonic", lambda: clock)
-    limit, control = quickstart.TimeLimit(minutes=1), TrainerControl()
+    monkeypatch.setattr(time_limit.time, "monotonic", lambda: clock)
+    limit, control = time_limit.TimeLimit(minutes=1), TrainerControl()
     limit.on_train_begin(None, None, control)
     for pause, step, stops in [(20.0, 1.0, False), (5.0, 13.0, False), (0.5, 1.0, True)]:
         clock += pause

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 import latentlm
+from latentlm.cli.arguments import parse_command_line
 from latentlm.runs import RecipeError, load_recipe
-from latentlm.train import parse_command_line
 
 RECIPE = """
 model:

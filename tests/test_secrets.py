@@ -13,11 +13,12 @@ from test_publishing import RECIPE
 from test_trainer_options import trainer_for
 from training_setup import make_model
 
-from latentlm.hub.publishing import PublishError, explained
+from latentlm.architectures import architecture
+from latentlm.hub.files import PublishError
+from latentlm.hub.push import explained
 from latentlm.runs import LatentTrainingArguments, RecipeError, load_recipe
 from latentlm.runs.redaction import redact, redact_command
 from latentlm.train import main as train_main
-from latentlm.training import TRAINERS
 
 SECRETS = {
     "flag": "hf_onTheCommandLine",
@@ -33,7 +34,8 @@ SECRETS = {
 CODE = f"""
 import sys, torch
 from transformers import Trainer
-from latentlm.train import main, train
+from latentlm.train import main
+from latentlm.training.run import train
 from latentlm.runs import LatentTrainingArguments, load_recipe
 
 recipe, with_token, folder, hub = sys.argv[1:5]
@@ -90,7 +92,7 @@ def test_pickled_arguments_hold_no_token(tmp_path):
 
 @pytest.mark.parametrize("kind", ["encodzall", "abstractinator"])
 def test_pickled_arguments_of_other_trainers_hold_no_token(tmp_path, kind):
-    arguments = TRAINERS[kind].arguments_class(str(tmp_path), hub_token=SECRETS["flag"])
+    arguments = architecture(kind).trainer_class.arguments_class(str(tmp_path), hub_token=SECRETS["flag"])
     assert SECRETS["flag"].encode() not in pickle.dumps(arguments)
 
 

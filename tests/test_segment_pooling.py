@@ -48,9 +48,8 @@ def test_one_symbol_at_a_time_equals_the_whole(pooling, states):
     state = pooling.start(3, states)
     pooled = pooling(states, SEGMENTS, 4)
     for t in range(9):
-        rows = (t < LENGTHS).nonzero()[:, 0]
-        fresh = torch.ones(len(rows), dtype=torch.bool) if t == 0 else SEGMENTS[rows, t] != SEGMENTS[rows, t - 1]
-        state.write(rows, pooling.add(state.select(rows), states[rows, t], fresh))
+        fresh = torch.ones(3, dtype=torch.bool) if t == 0 else SEGMENTS[:, t] != SEGMENTS[:, t - 1]
+        state = state.updated(t < LENGTHS, pooling.add(state, states[:, t], fresh))
     last = SEGMENTS.max(1).values
     expected = pooled[torch.arange(3), last]
     torch.testing.assert_close(pooling.finish(state), expected, rtol=1e-5, atol=1e-6)

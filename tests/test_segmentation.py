@@ -84,6 +84,6 @@ def test_delta_settles_where_segments_have_the_target_length(target, start):
         entropies = 2 * torch.rand(4, 500, generator=generator)
         rule = SegmentRule(delta, None, 1, 32)
         opens = find_segments(entropies, torch.zeros(4, 500, dtype=torch.bool), rule)
-        lengths.append(opens.numel() / int(opens.sum()))
+        lengths.append(opens.numel() / opens.double().sum())
         delta = adapt_delta(delta, lengths[-1], target)
     assert math.isclose(sum(lengths[-100:]) / 100, target, rel_tol=0.05)

@@ -9,11 +9,12 @@ import re
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Set
 from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
-from architectures import each_architecture
+from architectures import each_architecture, each_causal_architecture
 from conftest import REPOSITORY
 from filelock import FileLock
 
@@ -33,7 +34,7 @@ def upstream_tests(shared_checks, tmp_path_factory) -> Path:
     return script
 
 
-def check(script: Path, class_name: str, config: str, report: Path, failing: set[str], least: int) -> None:
+def check(script: Path, class_name: str, config: str, report: Path, failing: Set[str], least: int) -> None:
     """All tests run. Those that fail are exactly `failing`, and at least `least` pass; what fails or is skipped is
     listed in docs/limits.md."""
     command = [sys.executable, script, class_name, REPOSITORY / "hub_configs" / config, f"--junitxml={report}"]
@@ -52,7 +53,6 @@ def check(script: Path, class_name: str, config: str, report: Path, failing: set
 
 
 # What fails, and why, is in docs/limits.md.
-ATTENTIONS = {"test_attention_outputs", "test_retain_grad_hidden_states_attentions"}
 TRAINING = {
     "test_training",
     "test_training_gradient_checkpointing",
@@ -61,39 +61,22 @@ TRAINING = {
 }
 
 
-def without_attentions(architecture) -> set[str]:
-    return ATTENTIONS if "attention_outputs" in architecture.exceptions else set()
-
-
 @each_architecture
 def test_upstream_tests_of_the_head(architecture, upstream_tests, tmp_path):
-    failing = without_attentions(architecture)
-    name = architecture.head_class.__name__
-    check(upstream_tests, name, architecture.tiny, tmp_path / "report.xml", failing, 90)
+    name, passes = architecture.head_class.__name__, architecture.upstream_passes
+    check(upstream_tests, name, architecture.tiny, tmp_path / "report.xml", architecture.upstream_failures, passes)
 
 
-@each_architecture
+@each_causal_architecture
 def test_gradients_of_hidden_states_without_attentions(architecture, upstream_tests, tmp_path):
     """What fails above for want of attentions passes without them."""
-    if not without_attentions(architecture):
+    if "test_retain_grad_hidden_states_attentions" not in architecture.upstream_failures:
         pytest.skip("has attentions")
     command = [sys.executable, upstream_tests, architecture.head_class.__name__]
     command += [REPOSITORY / "hub_configs" / architecture.tiny, "-k", "test_retain_grad_hidden_states_attentions"]
     environment = os.environ | {"UPSTREAM_ATTENTIONS": "False"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0 and "1 passed" in done.stdout, done.stdout
-
-
-OTHERS = {
-    "EncodzallForMaskedDenoising": ("encodzall-tiny", {"test_attention_outputs", "test_hidden_states_output"}, 90),
-    "FSQAutoencoderModel": ("fsq-tokenizer-tiny", ATTENTIONS | {"test_hidden_states_output"}, 50),
-}
-
-
-@pytest.mark.parametrize("class_name", OTHERS)
-def test_upstream_tests_of_models_that_are_no_language_models(class_name, upstream_tests, tmp_path):
-    config, failing, least = OTHERS[class_name]
-    check(upstream_tests, class_name, config, tmp_path / "report.xml", failing, least)
 
 
 @pytest.mark.slow
@@ -110,9 +93,9 @@ def test_upstream_tests_with_learned_dropout(architecture, upstream_tests, tmp_p
 
 
 @pytest.mark.slow
-@each_architecture
+@each_causal_architecture
 def test_upstream_tests_of_the_model_without_head(architecture, upstream_tests, tmp_path):
     """The training tests want a loss, which a model without head does not have."""
-    failing = without_attentions(architecture) | TRAINING
+    failing = architecture.upstream_failures | TRAINING
     name = architecture.model_class.__name__
     check(upstream_tests, name, architecture.tiny, tmp_path / "report.xml", failing, 90)

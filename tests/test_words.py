@@ -5,7 +5,10 @@ import random
 import pytest
 import torch
 
-from latentlm.models.encodzall_words import character_starts, find_words, is_space, pack_words, spell_words
+from latentlm import EncodzallTokenizer
+from latentlm.models.block_ragged import take
+from latentlm.models.encodzall_packing import bucket, pack_spelling, pack_words
+from latentlm.models.encodzall_words import character_starts, find_real_words, find_words, is_space
 
 SPACES = {*b" \t\n\v\f\r"}
 FRAME = (256, 257, 258)
@@ -121,54 +124,87 @@ def batch_of_words(seed: int = 0) -> torch.Tensor:
     return torch.tensor([row + [-1] * (length - len(row)) for row in rows])
 
 
-def test_a_packing_holds_every_token_once_and_no_word_crosses_an_edge():
+@pytest.mark.parametrize("bucketed", [False, True])
+def test_a_packing_holds_every_id_once_and_no_word_crosses_an_edge(bucketed):
     word_ids = batch_of_words()
-    packing = pack_words(word_ids, 32)
-    assert torch.equal(packing.token, (word_ids.flatten() >= 0).nonzero()[:, 0])
-    assert len(packing.slot.unique()) == len(packing.slot)
-    rows = packing.slot // packing.row_length
-    for word in range(packing.num_words):
-        mine = packing.word == word
-        assert len(rows[mine].unique()) == 1
-        assert torch.equal(packing.offset[mine], torch.arange(int(packing.lengths[word])))
-        assert torch.equal(packing.slot[mine] - packing.slot[mine][0], packing.offset[mine])
-        first = packing.token[mine][0]
-        assert packing.text[word] == first // word_ids.shape[1] and packing.index[word] == word_ids.flatten()[first]
-    values = torch.randn(len(packing.token), 3)
-    assert torch.equal(packing.from_rows(packing.to_rows(values)), values)
-    assert (packing.word_of_slot >= 0).sum() == len(packing.token)
+    packing = pack_words(word_ids, 32, bucketed)
+    texts, longest = packing["lengths"].shape
+    filled = packing["source"] < word_ids.numel()
+    assert torch.equal(packing["source"][filled], (word_ids.flatten() >= 0).nonzero()[:, 0])
+    assert torch.equal(filled, packing["word"] < texts * longest) and not packing["offset"][~filled].any()
+    words = take(word_ids, packing["source"], -1)
+    for place in range(texts * longest):
+        text, word = divmod(place, longest)
+        length = int((word_ids[text] == word).sum())
+        rows, columns = (packing["word"] == place).nonzero().unbind(1)
+        assert len(rows) == length == packing["lengths"][text, word] and len(rows.unique()) == min(length, 1)
+        if length:
+            assert (words[rows, columns] == word).all() and (columns.diff() == 1).all()
+            assert torch.equal(packing["offset"][rows, columns], torch.arange(length))
+            assert packing["vector"][text, word] == place
+            assert packing["starts"][text, word] == (word_ids[text, word_ids[text] >= 0] < word).sum()
+        else:
+            assert packing["vector"][text, word] == texts * longest and not packing["starts"][text, word]
+
+
+def test_buckets_are_few_and_hardly_larger():
+    sizes = {bucket(size) for size in range(1, 4097)}
+    assert all(size <= bucket(size) <= size * 17 / 16 for size in range(4097))
+    assert len(sizes) == 16 + 16 * 8 and len({bucket(size) for size in range(513, 1025)}) == 16
 
 
 def test_the_next_row_begins_only_where_a_word_does_not_fit():
     packing = pack_words(batch_of_words(), 32)
-    used = (packing.word_of_slot >= 0).sum(1)
-    first = [int(row[0]) for row in packing.word_of_slot]
+    used = (packing["source"] < batch_of_words().numel()).sum(1)
+    first = packing["word"][:, 0]
     for row, next_word in enumerate(first[1:]):
-        assert used[row] + packing.lengths[next_word] > packing.row_length
+        assert used[row] + packing["lengths"].flatten()[next_word] > 32
 
 
 def test_rows_are_full_on_text(shared_data):
     text = (shared_data / "wikitext2" / "wiki.valid.txt").read_bytes()[:100_000]
-    packing = pack_words(find_words(torch.tensor([[*text]]), MAX), 128)
-    assert len(packing.token) / (packing.num_rows * packing.row_length) >= 0.95
-    assert packing.num_rows * packing.row_length < 1.05 * len(text)  # memory follows the bytes
+    source = pack_words(find_words(torch.tensor([[*text]]), MAX), 128)["source"]
+    assert len(text) / source.numel() >= 0.95
+    assert source.numel() < 1.05 * len(text)  # memory follows the bytes
 
 
 def test_a_word_longer_than_a_row_makes_the_rows_longer():
-    packing = pack_words(torch.tensor([[0] * 40 + [1] * 3]), 16)
-    assert packing.row_length == 40 and packing.num_rows == 2
+    assert pack_words(torch.tensor([[0] * 40 + [1] * 3]), 16)["source"].shape == (2, 40)
 
 
-def test_words_are_spelled_and_padded():
-    ids = torch.tensor([[1, 2, 3, 9, 9], [4, 5, 5, 5, 6]])
+def test_of_equal_words_one_lies_in_the_rows():
+    texts = ["the end of the end", "of the"]
+    ids = EncodzallTokenizer()(texts, padding=True, return_tensors="pt")["input_ids"]
+    words = find_real_words(ids, ids != PAD, MAX)
+    packing = pack_words(words, 32, distinct_ids=ids)
+    every = pack_words(words, 32)
+
+    def spelled(packing):
+        letters, words = take(ids, packing["source"]), packing["word"]
+        vectors = packing["vector"][packing["lengths"] > 0].tolist()
+        return [tuple(letters[words == place].tolist()) for place in vectors], len(set(vectors))
+
+    found, count = spelled(packing)
+    expected, every_count = spelled(every)
+    assert found == expected and count == len(set(expected)) < every_count == len(expected)
+    laid = packing["word"][packing["word"] < packing["lengths"].numel()]
+    assert len(laid.unique()) == count
+
+
+@pytest.mark.parametrize("bucketed", [False, True])
+def test_words_are_spelled_with_their_ends(bucketed):
+    ids = torch.tensor([[1, 2, 3, 9, 9], [4, 5, 5, 5, EOS]])
     word_ids = torch.tensor([[0, 0, 1, -1, -1], [0, 1, 1, 1, 2]])
-    packing = pack_words(word_ids, 4)
-    spelled = spell_words(ids.flatten()[packing.token], packing)
-    assert spelled.tolist() == [[1, 2, -1], [3, -1, -1], [4, -1, -1], [5, 5, 5], [6, -1, -1]]
-    padded, mask = packing.pad_words(torch.arange(1.0, 6.0)[:, None], 2)
-    assert padded[..., 0].tolist() == [[1, 2, 0], [3, 4, 5]] and mask.tolist() == [[True, True, False], [True] * 3]
+    spelling = pack_spelling(ids, word_ids, 4, EOS, 4, bucketed)
+    targets, words = (take(spelling[name], spelling["slot"], fill) for name, fill in (("target", 10), ("word", 8)))
+    assert take(ids, targets, -1)[0].tolist() == [1, 2, -1, 3, -1, 4, -1, 5, 5, 5, -1, -1]
+    assert words[0].tolist() == [0, 0, 0, 1, 1, 4, 4, 5, 5, 5, 5, 6]
+    assert spelling["weight"][0].tolist() == pytest.approx([2 / 3] * 3 + [1 / 2] * 4 + [3 / 4] * 4 + [1])
+    assert spelling["offset"].tolist() == [[0, 1, 2, 0], [0, 1, 0, 1], [0, 1, 2, 3], [0, 0, 0, 0]]
 
 
 def test_an_empty_batch_packs():
-    packing = pack_words(torch.full((2, 3), -1), 16)
-    assert packing.num_words == packing.num_rows == 0 and len(packing.token) == 0
+    words = torch.full((2, 3), -1)
+    packing, spelling = pack_words(words, 16), pack_spelling(words, words, 1, EOS, 16)
+    assert packing["source"].tolist() == [[6] * 16] and packing["lengths"].tolist() == [[0], [0]]
+    assert spelling["slot"].shape == (1, 0) and spelling["target"].tolist() == [[6] * 16]

@@ -9,9 +9,8 @@ import torch
 from torch.utils.data import Dataset, IterableDataset
 
 import latentlm
-from latentlm.runs import LatentTrainingArguments
-from latentlm.runs.recipe import TRAINING_ARGUMENTS
-from latentlm.training import TRAINERS, LatentTrainer
+from latentlm.architectures import architecture
+from latentlm.training import LatentTrainer
 from latentlm.training.callbacks import TIMINGS
 
 LENGTH = 24
@@ -38,6 +37,42 @@ class Rows(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         return self.rows[index]
+
+
+class Texts(Dataset):
+    """Clean texts with their ends, for EncodZall; each has its own number of bytes and words."""
+
+    TEXTS = ("words that are packed", "a", "some longer text, with a longword in it", "it ends", "two words", "x y z")
+
+    def __init__(self, count: int):
+        texts = [self.TEXTS[i % len(self.TEXTS)] + " and more" * (i % 3) for i in range(count)]
+        tokenizer = latentlm.EncodzallTokenizer()
+        self.ids = tokenizer(texts, padding="max_length", max_length=64, return_tensors="pt")["input_ids"]
+        self.labels = self.ids.masked_fill(self.ids == tokenizer.pad_token_id, -100)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        return {"input_ids": self.ids[index], "labels": self.labels[index]}
+
+
+class Chunks(Dataset):
+    """Chunks of 1 to 4 letters, for the autoencoder, and how often a text uses each."""
+
+    def __init__(self, count: int):
+        generator = torch.Generator().manual_seed(count)
+        lengths = torch.arange(count) % 4 + 1
+        place = torch.arange(4)
+        self.ids = torch.randint(97, 123, (count, 4), generator=generator)
+        self.ids = self.ids.where(place < lengths[:, None], 256)
+        self.labels = self.ids.where(place <= lengths[:, None], -100)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        return {"input_ids": self.ids[index], "labels": self.labels[index], "use": torch.tensor(1.0 + index)}
 
 
 class Stream(IterableDataset):
@@ -84,9 +119,10 @@ def make_trainer(
         "disable_tqdm": True,
     }
     model = make_model() if model is None else model
-    return TRAINERS[model.config.model_type](
+    trainer_class = architecture(model.config.model_type).trainer_class
+    return trainer_class(
         model=model,
-        args=TRAINING_ARGUMENTS.get(model.config.model_type, LatentTrainingArguments)(**{**defaults, **arguments}),
+        args=trainer_class.arguments_class(**{**defaults, **arguments}),
         train_dataset=Rows(37) if train is None else train,
         eval_dataset=Rows(11, seed=1) if evaluation is None else evaluation,
         processing_class=latentlm.ByteTokenizer(),

@@ -16,10 +16,11 @@ from transformers.generation import GenerationMixin
 from transformers.models.blt.modeling_blt import process_patch_lengths
 
 from latentlm import DecoderOnlyConfig
+from latentlm.cli.train import recipe_from_command_line
 from latentlm.models.block_causal_head import CausalLMHead
 from latentlm.models.block_outputs import CausalLMOutput, CausalModelOutput
 from latentlm.models.modeling_decoder_only import DecoderOnlyPreTrainedModel
-from latentlm.train import recipe_from_command_line, train
+from latentlm.training.run import train
 
 PATCH_LENGTH = 3.0  # bytes, as one-level.yaml ends with
 MAX_PATCH_LENGTH = 32  # as there

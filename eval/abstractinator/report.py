@@ -26,7 +26,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM
 
 import latentlm  # noqa: F401  (registers the architectures)
-from latentlm.inspect import draw, inspect
+from latentlm.evaluation.segments import draw, inspect
 
 FIGURES = Path(__file__).parents[2] / "docs" / "results" / "figures"
 LENGTH = 4000  # bytes of validation text whose cuts are compared; rows of 500

@@ -16,14 +16,17 @@ from tokenizers.pre_tokenizers import Split
 from tokenizers.trainers import BpeTrainer
 from torch import nn
 from transformers import AutoModelForSeq2SeqLM
-from transformers.masking_utils import create_bidirectional_mask
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from latentlm import EncodzallConfig, EncodzallForMaskedDenoising
-from latentlm.models.block_bidirectional_layers import BidirectionalLayer, rms_norm
+from latentlm.cli.train import recipe_from_command_line
+from latentlm.models.block_attention import Attention
+from latentlm.models.block_layers import PreNormLayer, make_norm
+from latentlm.models.block_masks import bidirectional_mask
 from latentlm.models.encodzall_base import EncodzallModelOutput, EncodzallPreTrainedModel
-from latentlm.models.encodzall_words import NUM_BYTES, find_words, pack_words
-from latentlm.train import recipe_from_command_line, train
+from latentlm.models.encodzall_packing import Packing
+from latentlm.models.encodzall_words import NUM_BYTES
+from latentlm.training.run import train
 
 NUM_PIECES = 4096
 PIECES_WIDTH = 224  # of the SwiGLU layers: what leaves as many parameters as EncodZall has
@@ -52,9 +55,9 @@ class PieceEncoder(EncodzallPreTrainedModel):
         self.rotary = LlamaRotaryEmbedding(config)
         wide, config.intermediate_size = config.intermediate_size, PIECES_WIDTH
         count = config.num_word_encoder_layers + config.num_context_encoder_layers
-        self.layers = nn.ModuleList([BidirectionalLayer(config, i) for i in range(count)])
+        self.layers = nn.ModuleList(PreNormLayer(config, Attention(config, i)) for i in range(count))
         config.intermediate_size = wide
-        self.norm = rms_norm(config)
+        self.norm = make_norm(config)
         config.pieces = config.pieces  # training sets it on the class; saved with this one
         self.tokenizer = Tokenizer.from_str(config.pieces)
         self.post_init()
@@ -70,10 +73,10 @@ class PieceEncoder(EncodzallPreTrainedModel):
         positions = nn.utils.rnn.pad_sequence(starts, batch_first=True).to(input_ids.device)
         mask = pieces >= 0
         hidden_states = self.embed_pieces(pieces.clamp(min=0))
-        seen = create_bidirectional_mask(self.config, hidden_states, mask)
+        seen = bidirectional_mask(self.config, hidden_states, mask)
         rotary = self.rotary(hidden_states, torch.arange(pieces.shape[1], device=pieces.device).unsqueeze(0))
         for layer in self.layers:
-            hidden_states = layer(hidden_states, rotary, seen)
+            hidden_states, _ = layer(hidden_states, rotary=rotary, mask=seen)
         return averaged(self.norm(hidden_states) * mask.unsqueeze(-1), mask, positions)
 
 
@@ -84,15 +87,22 @@ class ConvolutionEncoder(EncodzallPreTrainedModel):
         super().__init__(config)
         size = config.hidden_size
         self.embed_tokens = nn.Embedding(config.vocab_size, size)
-        self.norms = nn.ModuleList([rms_norm(config) for _ in range(CONVOLUTION_BLOCKS)])
+        self.norms = nn.ModuleList([make_norm(config) for _ in range(CONVOLUTION_BLOCKS)])
         convolutions = [
             nn.Conv1d(size, size, KERNEL, padding="same", bias=False) for _ in range(2 * CONVOLUTION_BLOCKS)
         ]
         self.convolutions = nn.ModuleList(convolutions)
-        self.norm = rms_norm(config)
+        self.norm = make_norm(config)
         self.post_init()
 
-    def forward(self, input_ids: torch.Tensor, attention_mask=None, word_ids=None, **kwargs) -> EncodzallModelOutput:
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        word_ids: torch.Tensor | None = None,
+        packing: Packing | None = None,
+        **kwargs,
+    ) -> EncodzallModelOutput:
         real = input_ids != self.config.pad_token_id
         kept = real.unsqueeze(-1)  # padding stays 0 between all convolutions, as beyond the end of a text
         hidden_states = self.embed_tokens(input_ids) * kept
@@ -103,15 +113,13 @@ class ConvolutionEncoder(EncodzallPreTrainedModel):
         for block, norm in enumerate(self.norms):
             change = nn.functional.gelu(convolve(2 * block, norm(hidden_states)))
             hidden_states = hidden_states + convolve(2 * block + 1, change)
-        if word_ids is None:
-            word_ids = find_words(input_ids, self.config.max_word_bytes)
-        packing = pack_words(torch.where(real, word_ids, -1), self.config.packed_row_length)
-        bytes_ND = self.norm(hidden_states.flatten(0, 1)[packing.token])
-        words = bytes_ND.new_zeros(packing.num_words, bytes_ND.shape[1]).index_add(0, packing.word, bytes_ND)
-        memory, mask = packing.pad_words(words / packing.lengths.unsqueeze(1), len(input_ids))
-        first = packing.token[packing.offset == 0] % input_ids.shape[1]
-        positions, _ = packing.pad_words(first - real.long().argmax(1)[packing.text], len(input_ids))
-        return averaged(memory, mask, positions)
+        if packing is None:
+            packing = self.pack(input_ids, attention_mask, word_ids)["packing"]
+        lengths, words = packing["lengths"], packing["word_ids"]  # (B, S), (B, T)
+        place = torch.where(words < 0, lengths.shape[1], words).unsqueeze(-1).expand_as(hidden_states)
+        sums = hidden_states.new_zeros(len(words), lengths.shape[1] + 1, hidden_states.shape[-1])
+        sums = sums.scatter_add(1, place, self.norm(hidden_states))[:, :-1]
+        return averaged(sums / lengths.clamp(min=1).unsqueeze(-1), lengths > 0, packing["starts"])
 
 
 def averaged(memory: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor) -> EncodzallModelOutput:

@@ -14,7 +14,9 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import torch
 
-from latentlm.models.encodzall_words import find_words, pack_words
+from latentlm.models.block_ragged import take
+from latentlm.models.encodzall_packing import pack_words
+from latentlm.models.encodzall_words import find_words
 
 FIGURES = Path(__file__).parents[2] / "docs" / "results" / "figures"
 TEXT = "Words of many texts lie one after the other in rows, none crosses an edge."
@@ -24,10 +26,10 @@ def plot_packing() -> None:
     """Two rows of packed words, and which byte may look at which."""
     ids = torch.tensor([[*TEXT.encode()]])
     packing = pack_words(find_words(ids, 16), 40)
-    letters = packing.to_rows(ids[0], 0)
-    figure, axes = plt.subplots(1, packing.num_rows, figsize=(6 * packing.num_rows, 6), layout="constrained")
-    for axis, words, row in zip(axes, packing.word_of_slot, letters.tolist(), strict=True):
-        allowed = (words[:, None] == words[None]) & (words[:, None] >= 0)
+    letters = take(ids, packing["source"]).tolist()
+    figure, axes = plt.subplots(1, len(letters), figsize=(6 * len(letters), 6), layout="constrained")
+    for axis, words, row in zip(axes, packing["word"], letters, strict=True):
+        allowed = (words[:, None] == words[None]) & (words[:, None] < packing["lengths"].numel())
         axis.imshow(torch.where(allowed, words[:, None] % 5 + 1, 0), cmap="Blues", vmin=0, vmax=7)
         names = [chr(id_) if id_ > 32 else "·" if id_ else "" for id_ in row]
         axis.set_xticks(range(len(names)), names, fontsize=7)

@@ -8,7 +8,8 @@ import sys
 
 from transformers import TrainerCallback
 
-from latentlm.train import recipe_from_command_line, train
+from latentlm.cli.train import recipe_from_command_line
+from latentlm.training.run import train
 
 
 class FrozenWordEncoder(TrainerCallback):

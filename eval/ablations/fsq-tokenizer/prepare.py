@@ -21,7 +21,7 @@ from latentlm.data.tokenizers import train_bpe
 from latentlm.models.block_byte_pieces import byte_characters, bytes_pattern, to_characters
 from latentlm.models.fsq_vocabulary import FSQVocabulary
 from latentlm.models.tokenization_fsq_fast import build_pre_tokenizer
-from latentlm.tokenizer import build
+from latentlm.training.fsq_tokenizer import build
 
 SIZE = 32768
 LEVELS = [8, 8, 8, 8, 8, 5, 5, 5]

@@ -3,8 +3,8 @@
 Row i is `tokens[i * (T - 1) : i * (T - 1) + T]`: neighbours share one token, the last of a row being the first of the
 next, so that every token is predicted exactly once. `position_ids` restart at 0 where a row or a document begins (this
 is how a model tells documents apart: rows come without `attention_mask`). `labels` are the input ids, with -100 for
-tokens that nothing of the same document and row comes before. The default collator of transformers
-(`default_data_collator`) stacks rows; one that pads would add an attention mask and join the documents.
+tokens that nothing of the same document and row comes before. [`stack_rows`] makes batches; a collator that pads would
+add an attention mask and join the documents.
 """
 
 from collections.abc import Callable, Iterator
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, default_data_collator
 
 from .tokenizers import encode_documents
 
@@ -46,6 +46,16 @@ def pack_row(
         "position_ids": torch.from_numpy(position_ids),
         "labels": torch.from_numpy(labels),
     }
+
+
+def stack_rows(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """A batch of rows, without `position_ids` where no row has several documents: models in training keep documents
+    apart wherever there are positions, since to look would make an accelerator wait."""
+    batch = default_data_collator(rows)
+    positions = batch.get("position_ids")
+    if positions is not None and bool((positions == torch.arange(positions.shape[-1])).all()):
+        del batch["position_ids"]
+    return batch
 
 
 class PackedDataset(Dataset[dict[str, torch.Tensor]]):

@@ -42,7 +42,7 @@ class PreparedData:
     Attributes:
         tokenizer: with `model_max_length` set; its `len()` is the model's `vocab_size`.
         train, validation: rows of int64 tensors `input_ids`, `position_ids`, `labels`, each `(context_length,)`; see
-            `latentlm.data.packing`. To be stacked (`default_data_collator`), not padded. When streaming, `train` is an
+            `latentlm.data.packing`. To be stacked (`stack_rows`), not padded. When streaming, `train` is an
             `IterableDataset` without length.
         token_bytes: UTF-8 bytes per token id, float32 `(len(tokenizer),)`; divides nats into bits per byte.
         info: documents, bytes, tokens, rows and hash of the tokens of both splits (None where a stream does not know),

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from ..models.configuration_encodzall import EncodzallConfig
 from ..models.encodzall_words import find_words
 from ..models.tokenization_encodzall import EncodzallTokenizer
 from .cache import build_once
@@ -89,7 +90,7 @@ def prepare_texts(config: TextConfig, max_position_embeddings: int | None = None
         "dataset": config.dataset,
         "dataset_config": config.dataset_config,
         "validation_dataset": config.validation_dataset,
-        "tokenizer": "encodzall",
+        "tokenizer": EncodzallConfig.model_type,
         "vocab_size": len(tokenizer),
         "context_length": config.context_length,
         "train": counts["train"] | {"rows": len(train)},

@@ -1,6 +1,6 @@
 """Evaluation through lm-eval and `evaluate`: task files, metrics, and the adapters of architectures that need one.
 
-`python -m latentlm.evaluation run …` takes the flags of `lm_eval run`; see `eval/README.md`.
+`latentlm evaluate …` takes the flags of `lm_eval run`; see `eval/README.md`.
 """
 
 from pathlib import Path

@@ -1,7 +1,6 @@
 """`--model abstractinator`: scores by two-part code lengths. Next-byte likelihoods need no adapter: `--model hf`."""
 
 import torch
-from lm_eval.api.registry import register_model
 from tqdm import tqdm
 
 import latentlm  # noqa: F401  (registers the architecture)
@@ -9,7 +8,6 @@ import latentlm  # noqa: F401  (registers the architecture)
 from .causal import OneBeginLM
 
 
-@register_model("abstractinator")
 class AbstractinatorLM(OneBeginLM):
     """An Abstractinator with a categorical top model.
 

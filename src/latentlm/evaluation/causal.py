@@ -1,11 +1,9 @@
 """`--model hf-one-begin`: lm-eval's `hf` model with one begin token before every text."""
 
 from lm_eval.api.instance import Instance
-from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
 
 
-@register_model("hf-one-begin")
 class OneBeginLM(HFLM):
     """Whole texts are scored as log P(text | begin), in nats.
 

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import torch
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
-from lm_eval.api.registry import register_model
 from tqdm import tqdm
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
@@ -31,7 +30,6 @@ class MaskedWord:
     request: int
 
 
-@register_model("encodzall")
 class EncodzallLM(LM):
     """An EncodZall with a word decoder, for tasks that compare log-likelihoods.
 
@@ -143,10 +141,10 @@ class EncodzallLM(LM):
             )
             memory = self.model.model(ids, ids != pad, words).last_hidden_state
             vectors = memory[torch.arange(len(batch)), torch.tensor([item.word for item in batch])]
-            logits, targets, packing = self.model.spell_words(vectors, spelled)
+            logits, targets, word = self.model.spell_words(vectors, spelled)
             scores = -torch.nn.functional.cross_entropy(logits.float(), targets, reduction="none")
             wrong = (logits.argmax(-1) != targets).float()
-            sums = scores.new_zeros(2, len(batch)).index_add(1, packing.word, torch.stack((scores, wrong))).tolist()
+            sums = scores.new_zeros(2, len(batch)).index_add(1, word, torch.stack((scores, wrong))).tolist()
             for item, total, errors in zip(batch, *sums, strict=True):
                 totals[item.request] += total
                 greedy[item.request] &= errors == 0

@@ -1,13 +1,15 @@
-"""What the classes of the Abstractinator share: outputs, the cache, and rows of real symbols."""
+"""What the classes of the Abstractinator share: outputs, the cache, and the rows of a batch."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import nn
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
 from .abstractinator_level import Compressed, LevelCache
+from .block_positions import check_context
+from .block_ragged import Documents, RaggedRows, bucket
 from .block_refusals import WORKS
 from .block_row_cache import StackCache
 
@@ -40,12 +42,12 @@ class AbstractinatorCausalLMOutput(CausalLMOutputWithPast):
     code_statistics: what [`AbstractinatorLikelihood.code_statistics`] finds, where it is asked for.
     """
 
-    lm_loss: torch.FloatTensor | None = None
-    reconstruction_loss: torch.FloatTensor | None = None
-    vq_loss: torch.FloatTensor | None = None
-    entropy_loss: torch.FloatTensor | None = None
-    code_lm_loss: torch.FloatTensor | None = None
-    level_losses: dict[str, torch.FloatTensor] | None = None
+    lm_loss: torch.Tensor | None = None
+    reconstruction_loss: torch.Tensor | None = None
+    vq_loss: torch.Tensor | None = None
+    entropy_loss: torch.Tensor | None = None
+    code_lm_loss: torch.Tensor | None = None
+    level_losses: dict[str, torch.Tensor] | None = None
     code_statistics: dict[str, torch.Tensor] | None = None
 
 
@@ -122,7 +124,7 @@ class AbstractinatorCache(Cache):
     def is_compileable(self) -> bool:
         return False
 
-    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
+    def reorder_cache(self, beam_idx: torch.Tensor) -> None:
         """The rows of `beam_idx`, for beam search."""
         self.levels = [level.select(beam_idx) for level in self.levels]
         self.top = None if self.top is None else self.top.select(beam_idx)
@@ -134,7 +136,11 @@ class AbstractinatorCache(Cache):
         rows = torch.arange(len(self.levels[0].opens), device=self.levels[0].opens.device)
         self.reorder_cache(rows.repeat_interleave(repeats))
 
-    def crop(self, max_length: int) -> None:
+    def crop(self, max_length: int, *args: Any, **kwargs: Any) -> None:
+        """
+        Raises:
+            ValueError: always.
+        """
         raise ValueError(
             "An Abstractinator's cache cannot be cropped: closed segments are gone. There is no assisted generation."
         )
@@ -142,62 +148,55 @@ class AbstractinatorCache(Cache):
 
 @dataclass
 class Rows:
-    """The real symbols of a batch, each document a row of its own that is aligned to the left.
+    """The real symbols of a batch `(B, T)`, each document a row of its own that is aligned to the left.
 
     Attributes:
         ids: `(R, L)`.
         lengths: `(R,)`.
-        slot: `(B, T)` place of each position in the flattened rows, -1 where it is not real; None if nothing moves.
+        ragged: where positions of the batch lie in the rows; None if nothing moves.
+        num_documents: of the rows; those after them are empty.
     """
 
     ids: torch.Tensor
     lengths: torch.Tensor
-    slot: torch.Tensor | None
+    ragged: RaggedRows | None
+    num_documents: int
 
     def to_rows(self, values: torch.Tensor, fill: float) -> torch.Tensor:
         """Values `(B, T)` as `(R, L)`."""
-        if self.slot is None:
-            return values
-        kept = self.slot >= 0
-        rows = values.new_full((self.ids.numel(),), fill)
-        return rows.index_copy(0, self.slot[kept], values[kept]).view_as(self.ids)
+        return values if self.ragged is None else self.ragged.to_rows(values, fill)
 
     def from_rows(self, values: torch.Tensor) -> torch.Tensor:
         """Values `(R, L, ...)` as `(B, T, ...)`, 0 where a position is not real."""
-        if self.slot is None:
-            return values
-        flat = values.flatten(0, 1)
-        flat = torch.cat((flat, torch.zeros_like(flat[:1])))
-        return flat.index_select(0, self.slot.where(self.slot >= 0, len(flat) - 1).flatten()).unflatten(
-            0, self.slot.shape
-        )
+        return values if self.ragged is None else self.ragged.from_rows(values)
 
 
 def make_rows(
     input_ids: torch.Tensor,  # (B, T)
     attention_mask: torch.Tensor | None,  # (B, T)
-    position_ids: torch.Tensor | None,  # (B, T), 0 where a document begins
+    position_ids: torch.Tensor | None,  # (B or 1, T), 0 where a document begins
+    max_position_embeddings: int,
 ) -> Rows:
+    """
+    Raises:
+        ValueError: if a text is longer than `max_position_embeddings`.
+    """
+    batch, length = input_ids.shape
     real = torch.ones_like(input_ids) if attention_mask is None else attention_mask
     real = real.bool()
-    batch, length = input_ids.shape
-    document = torch.zeros_like(input_ids)
-    if position_ids is not None:
-        begins = real & (position_ids.expand_as(input_ids) == 0)
-        document = (begins.long().cumsum(1) - 1).clamp(min=0)
-    count = torch.where(real, document, 0).amax(1) + 1  # documents of each row of the batch, at least one
-    if real.all() and not document.any():
-        lengths = torch.full((batch,), length, device=input_ids.device)
-        return Rows(input_ids, lengths, None)
-    row = (count.cumsum(0) - count).unsqueeze(1) + document
-    num_rows = int(count.sum())
-    lengths = torch.zeros(num_rows, dtype=torch.long, device=row.device).index_add(
-        0, row[real], torch.ones_like(row[real])
-    )
-    longest = max(int(lengths.max()), 1)
-    # Position within the document: real symbols before it, less those of the documents before.
-    before = nn.functional.pad(lengths.cumsum(0), (1, 0))[row]
-    offset = (real.flatten().long().cumsum(0) - 1).view_as(row) - before
-    slot = torch.where(real, row * longest + offset, -1)
-    ids = input_ids.new_zeros(num_rows * longest).index_copy(0, slot[real], input_ids[real])
-    return Rows(ids.view(num_rows, longest), lengths, slot)
+    num_documents = batch
+    ragged = None if attention_mask is None else RaggedRows.left_aligned(real)
+    if position_ids is None:
+        check_context(length, max_position_embeddings)
+    else:
+        documents = Documents.of(real, position_ids)
+        # How many documents there are is in the data alone. A bound would be a row for each symbol.
+        sizes = torch.stack((documents.total, documents.longest, position_ids.max()))
+        num_documents, longest, last = sizes.tolist()
+        check_context(last + 1, max_position_embeddings)
+        if num_documents > batch:
+            num_rows, row_length = bucket(num_documents, batch * length, 1), bucket(max(longest, 1), length)
+            ragged = documents.rows(num_rows, row_length)
+    if ragged is None:
+        return Rows(input_ids, torch.full((batch,), length, device=input_ids.device), None, batch)
+    return Rows(ragged.to_rows(input_ids), ragged.lengths, ragged, num_documents)

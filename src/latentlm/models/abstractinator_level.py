@@ -1,6 +1,7 @@
 """One level of the Abstractinator: a small language model cuts the symbols where it is surprised, a compressor makes a
 code of every segment, and an expander turns codes back into symbols."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -9,13 +10,14 @@ from transformers import initialization as init
 
 from .abstractinator_pooling import PoolingState, SegmentPooling
 from .abstractinator_symbols import SymbolEmbedding, SymbolHead
-from .block_bidirectional_layers import rms_norm
+from .block_layers import make_norm
 from .block_optimizer_steps import follow_optimizer
 from .block_quantization import Float32Buffers, FSQQuantizer, Quantized, VectorQuantizer, all_summed
-from .block_row_cache import RowState, StackCache
+from .block_ragged import bucket
+from .block_row_cache import RowState, StackCache, where_active
 from .block_segmentation import SegmentRule, adapt_delta, find_segments, opens_segment, segment_index
 from .block_stack import CausalStack
-from .configuration_abstractinator import NUM_SPECIAL_CODES, LevelConfig
+from .configuration_abstractinator import NUM_SPECIAL_CODES, AbstractinatorConfig, LevelConfig
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,10 @@ class Segments:
         last = self.index.gather(1, (self.lengths - 1).clamp(min=0).unsqueeze(1)).squeeze(1)
         return torch.where(self.lengths > 0, last + 1, 0)
 
+    def exist(self, size: int) -> torch.Tensor:
+        """Whether a row has so many segments, `(R, size)`."""
+        return torch.arange(size, device=self.index.device) < self.count.unsqueeze(1)
+
     def closed(self, lengths: torch.Tensor) -> torch.Tensor:
         """Closed segments `(R,)` of the first `lengths` `(R,)` symbols: the number of the segment to come."""
         return self.index.gather(1, lengths.unsqueeze(1)).squeeze(1)
@@ -84,6 +90,23 @@ class Segments:
         """The sum of the symbols' values `(R, T)` in each of `size` segments, `(R, S)`."""
         place = torch.where(self.real, self.index[:, :-1], size)
         return values.new_zeros(len(values), size + 1).scatter_add(1, place, values)[:, :size]
+
+
+@dataclass
+class Cut:
+    """Where a level cuts R rows of T symbols.
+
+    Attributes:
+        symbols: `(R, T, digits)`.
+        segments: where they were cut.
+        entropy_states: `(R, T, D)` of the entropy model.
+        items: of its layers, for a cache.
+    """
+
+    symbols: torch.Tensor
+    segments: Segments
+    entropy_states: torch.Tensor
+    items: list[torch.Tensor]
 
 
 @dataclass
@@ -113,7 +136,7 @@ class Compressed:
     @property
     def exists(self) -> torch.Tensor:
         """`(R, S)` whether a row has so many segments."""
-        return torch.arange(self.vectors.shape[1], device=self.vectors.device) < self.segments.count.unsqueeze(1)
+        return self.segments.exist(self.vectors.shape[1])
 
     def weights(self, symbol_weights: torch.Tensor) -> torch.Tensor:
         """Weight of each segment `(R, S)`: the sum of those of its symbols, `(R, T)`, of which column t is that of
@@ -151,7 +174,7 @@ class LevelCache(RowState):
 class EntropyModel(nn.Module):
     """A causal language model with a short window: how surprising is the next symbol?"""
 
-    def __init__(self, config, level: LevelConfig, alphabet: Alphabet):
+    def __init__(self, config: AbstractinatorConfig, level: LevelConfig, alphabet: Alphabet):
         super().__init__()
         self.kind = level.entropy_head
         self.embedding = SymbolEmbedding(config, alphabet.num_ids, alphabet.num_digits, alphabet.size)
@@ -175,25 +198,30 @@ class EntropyModel(nn.Module):
         with torch.no_grad():
             if self.kind == "gaussian":
                 _, log_variance = self.normal(hidden_states)
-                return 0.5 * (log_variance + torch.log(log_variance.new_tensor(2 * torch.pi * torch.e))).mean(-1)
+                return 0.5 * (log_variance + math.log(2 * math.pi * math.e)).mean(-1)
             logs = self.head.digit_logits(hidden_states, None, 0).float().log_softmax(-1)
             return -(logs.exp() * logs).sum(-1)
 
     def losses(self, hidden_states: torch.Tensor, symbols: torch.Tensor) -> torch.Tensor:
-        """Nats `(n,)` of symbols `(n, digits)` after hidden states `(n, D)`; the normal one's per dimension."""
-        total = 0
+        """Nats `(...)` of symbols `(..., digits)` after hidden states `(..., D)`; the normal one's per dimension."""
+        total = hidden_states.new_zeros((), dtype=torch.float32)
         if self.kind != "gaussian":
             total = self.head.losses(hidden_states, symbols)
         if self.kind != "categorical":
             mean, log_variance = self.normal(hidden_states)
             error = (self.embedding(symbols).detach().float() - mean) ** 2
-            constant = torch.log(error.new_tensor(2 * torch.pi))
-            total = total + 0.5 * (log_variance + error / log_variance.exp() + constant).mean(-1)
+            total = total + 0.5 * (log_variance + error / log_variance.exp() + math.log(2 * math.pi)).mean(-1)
         return total
 
 
 class AbstractinatorLevel(Float32Buffers):
-    def __init__(self, config, level: LevelConfig, alphabet: Alphabet, is_first: bool):
+    """One level; [`compress`] goes up, [`expand`] down."""
+
+    delta: torch.Tensor  # adapted to a target length, where there is one
+    embedding: SymbolEmbedding
+    quantizer: "VectorQuantizer | FSQQuantizer | NoQuantizer"
+
+    def __init__(self, config: AbstractinatorConfig, level: LevelConfig, alphabet: Alphabet, is_first: bool):
         super().__init__()
         self.config = config
         self.level = level
@@ -216,7 +244,7 @@ class AbstractinatorLevel(Float32Buffers):
                 size, level.num_codes, level.code_dim, level.num_digits, level.commitment, level.codebook_decay
             )
         self.embedding = SymbolEmbedding(config, alphabet.num_ids, alphabet.num_digits, alphabet.size)
-        self.memory_norm = rms_norm(config)
+        self.memory_norm = make_norm(config)
         self.expander = CausalStack(config, level.num_expander_layers, level.expander_window, level.lookback)
         self.head = SymbolHead(config, alphabet.num_codes, alphabet.num_digits, alphabet.size)
         if level.target_segment_length is not None:
@@ -224,13 +252,13 @@ class AbstractinatorLevel(Float32Buffers):
         self.seen: torch.Tensor | None = None  # symbols and segments since the last update
 
     def initialize_parameters(self) -> None:
-        if hasattr(self, "delta"):
+        if self.level.target_segment_length is not None:
             init.constant_(self.delta, self.level.delta)
 
     @property
     def rule(self) -> SegmentRule:
         level = self.level
-        delta = self.delta if hasattr(self, "delta") else level.delta
+        delta = float(level.delta) if level.target_segment_length is None else self.delta
         return SegmentRule(delta, level.threshold, level.min_segment_length, level.max_segment_length)
 
     # ---- Whole rows ----
@@ -243,29 +271,40 @@ class AbstractinatorLevel(Float32Buffers):
         closes: torch.Tensor,  # (R, T), whether a symbol ends a text
         keys: torch.Tensor | None = None,  # (R, T), int64, by which training gathers; None where it does not
     ) -> Compressed:
+        """Cut rows of symbols, and make a code of each segment."""
+        cut = self.cut(symbols, lengths, closes)
+        # The one number that the host waits for. No rule bounds it below T, of which it is a third or a fourth: without
+        # it, compressor vectors, codes and all that is above would be computed for T segments.
+        size = bucket(max(int(cut.segments.count.max()), 1), symbols.shape[1])
+        if keys is not None and self.training and self.followed.requires_grad:
+            follow_optimizer(self)
+            seen = torch.stack((lengths.sum(), cut.segments.count.sum()))
+            self.seen = seen if self.seen is None else self.seen + seen
+        return self.encode(cut, vectors, size, keys)
+
+    def cut(self, symbols: torch.Tensor, lengths: torch.Tensor, closes: torch.Tensor) -> Cut:
+        """Where segments begin; arguments as of [`compress`]."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.entropy_is_frozen):
-            states, entropy_items = self.entropy_model(symbols)
+            states, items = self.entropy_model(symbols)
         entropies = nn.functional.pad(self.entropy_model.entropy(states), (1, 0))
         opens = find_segments(entropies, nn.functional.pad(closes, (0, 1)), self.rule)
-        segments = Segments(entropies, opens, segment_index(opens), lengths)
+        return Cut(symbols, Segments(entropies, opens, segment_index(opens), lengths), states, items)
+
+    def encode(self, cut: Cut, vectors: torch.Tensor | None, size: int, keys: torch.Tensor | None) -> Compressed:
+        """Codes of the segments of rows that have at most `size`; arguments as of [`compress`]."""
+        segments = cut.segments
         index = segments.index[:, :-1]
         if vectors is None:
-            vectors = self.compressor_embedding(symbols)
+            vectors = self.compressor_embedding(cut.symbols)
         local = index if self.level.compressor_attention == "segment" else None
-        hidden_states, compressor_items, _ = self.compressor(vectors, local)
-        count = segments.count
-        size = max(int(count.max()), 1)
+        hidden_states, items, _ = self.compressor(vectors, local)
         pooled = self.pooling(hidden_states, index.masked_fill(~segments.real, -1), size)
-        exists = torch.arange(size, device=count.device) < count.unsqueeze(1)
         keys = None if keys is None else segments.totals(keys, size)
-        gathers = keys is not None and self.training and self.followed.requires_grad
-        if gathers:
-            follow_optimizer(self)
-            seen = torch.stack((lengths.sum(), count.sum()))
-            self.seen = seen if self.seen is None else self.seen + seen
-        quantized = self.quantizer(pooled, exists, keys if gathers else None)
-        items = (entropy_items, compressor_items)
-        return Compressed(symbols, segments, states, pooled, quantized, items, hidden_states, keys)
+        gathers = self.training and self.followed.requires_grad
+        quantized = self.quantizer(pooled, segments.exist(size), keys if gathers else None)
+        return Compressed(
+            cut.symbols, segments, cut.entropy_states, pooled, quantized, (cut.items, items), hidden_states, keys
+        )
 
     def symbols_of(self, below: Compressed) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
         """What this level reads of the one below: symbols `(R, S + 1, digits)`, vectors `(R, S + 1, D)` and, if there
@@ -273,7 +312,9 @@ class AbstractinatorLevel(Float32Buffers):
         codes = nn.functional.pad(below.quantized.codes.clamp(min=0), (0, 0, 1, 0), value=self.alphabet.begin)
         begin = self.begin(codes.new_zeros(len(codes), 1)).to(below.vectors.dtype)
         keys = None if below.keys is None else nn.functional.pad(below.keys, (1, 0))
-        return codes, torch.cat((begin, below.vectors), 1), below.segments.count + 1, keys
+        count = below.segments.count
+        lengths = torch.where(below.segments.lengths > 0, count + 1, 0)  # nothing begins in an empty row
+        return codes, torch.cat((begin, below.vectors), 1), lengths, keys
 
     @property
     def entropy_is_frozen(self) -> bool:
@@ -335,39 +376,40 @@ class AbstractinatorLevel(Float32Buffers):
         )
 
     def notice(
-        self, cache: LevelCache, rows: torch.Tensor, symbols: torch.Tensor, closes: torch.Tensor
+        self, cache: LevelCache, active: torch.Tensor, symbols: torch.Tensor, closes: torch.Tensor
     ) -> torch.Tensor:
-        """Tell the entropy model the next symbols `(n, digits)` of some rows; returns whether the symbol after each
-        opens a segment `(n,)`."""
-        hidden_states = self.entropy_model.stack.step(cache.entropy, rows, self.entropy_model.embedding(symbols))
+        """Tell the entropy model the next symbols `(R, digits)` of the active rows `(R,)`; returns whether a row is
+        active and the symbol after this one opens a segment `(R,)`."""
+        hidden_states = self.entropy_model.stack.step(cache.entropy, active, self.entropy_model.embedding(symbols))
         entropy = self.entropy_model.entropy(hidden_states)
-        length = torch.where(cache.opens[rows], 1, cache.open_length[rows] + 1)
-        opens = opens_segment(entropy, cache.entropy_before[rows], length, closes, self.rule)
-        cache.entropy_before[rows], cache.open_length[rows], cache.opens[rows] = entropy, length, opens
-        cache.last[rows] = symbols
-        return opens
+        length = torch.where(cache.opens, 1, cache.open_length + 1)
+        opens = opens_segment(entropy, cache.entropy_before, length, closes, self.rule)
+        cache.entropy_before = where_active(active, entropy, cache.entropy_before)
+        cache.open_length = where_active(active, length, cache.open_length)
+        cache.opens = where_active(active, opens, cache.opens)
+        cache.last = where_active(active, symbols, cache.last)
+        return opens & active
 
     def pool(
         self,
         cache: LevelCache,
-        rows: torch.Tensor,
-        symbols: torch.Tensor,  # (n, digits)
-        vectors: torch.Tensor | None,  # (n, D)
-        fresh: torch.Tensor,  # (n,), whether the symbol opened a segment
+        active: torch.Tensor,  # (R,)
+        symbols: torch.Tensor,  # (R, digits)
+        vectors: torch.Tensor | None,  # (R, D)
+        fresh: torch.Tensor,  # (R,), whether the symbol opened a segment
     ) -> None:
-        """Add the next symbol of some rows to their open segments."""
-        if vectors is None:
-            vectors = self.compressor_embedding(symbols)
+        """Add the next symbol of the active rows to their open segments."""
+        inputs = self.compressor_embedding(symbols) if vectors is None else vectors
         if self.level.compressor_attention == "segment":
             seen = cache.compressor
-            seen.segment_starts[rows] = torch.where(fresh, seen.lengths[rows], seen.segment_starts[rows])
-        hidden_states = self.compressor.step(cache.compressor, rows, vectors)
-        cache.pool.write(rows, self.pooling.add(cache.pool.select(rows), hidden_states, fresh))
+            seen.segment_starts = where_active(active & fresh, seen.lengths, seen.segment_starts)
+        hidden_states = self.compressor.step(cache.compressor, active, inputs)
+        cache.pool = cache.pool.updated(active, self.pooling.add(cache.pool, hidden_states, fresh))
 
-    def close(self, cache: LevelCache, rows: torch.Tensor) -> tuple[torch.Tensor, Quantized]:
-        """Vectors `(n, D)` of the open segments of some rows, before and after quantization."""
-        pooled = self.pooling.finish(cache.pool.select(rows))
-        return pooled, self.quantizer(pooled, torch.ones(len(rows), dtype=torch.bool, device=pooled.device))
+    def close(self, cache: LevelCache, closing: torch.Tensor) -> tuple[torch.Tensor, Quantized]:
+        """Vectors `(R, D)` of the open segments of closing rows `(R,)`, before and after quantization."""
+        pooled = self.pooling.finish(cache.pool)
+        return pooled, self.quantizer(pooled, closing)
 
     # ---- Once per optimizer step ----
 
@@ -381,11 +423,11 @@ class AbstractinatorLevel(Float32Buffers):
         """Apply what the codebook and the running mean of segment lengths have gathered since the last time, in all
         processes."""
         self.quantizer.update()
-        if hasattr(self, "delta"):
+        if self.level.target_segment_length is not None:
             seen = torch.zeros(2, dtype=torch.long, device=self.delta.device) if self.seen is None else self.seen
-            symbols, segments = all_summed(seen).tolist()
-            if segments:
-                self.delta.copy_(adapt_delta(self.delta, symbols / segments, self.level.target_segment_length))
+            symbols, segments = all_summed(seen).double().unbind()
+            adapted = adapt_delta(self.delta, symbols / segments, self.level.target_segment_length)
+            self.delta.copy_(torch.where(segments > 0, adapted, self.delta))
         self.seen = None
 
 

@@ -1,6 +1,8 @@
 """What the Abstractinator's codes cost and say: two-part code lengths, reconstruction from own and other codes."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -22,9 +24,18 @@ class CodeNats:
     levels: list[torch.Tensor] | None
     top: torch.Tensor | None
 
+    @property
+    def parts(self) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Of the top codes, and of each level: all that is sent of a document."""
+        assert self.top is not None and self.levels is not None
+        return self.top, self.levels
+
 
 class AbstractinatorLikelihood:
     """Goes among the bases of the model, which has `model` and `config`."""
+
+    config: Any
+    model: Any
 
     @torch.no_grad()
     def code_lengths(
@@ -42,9 +53,10 @@ class AbstractinatorLikelihood:
         """
         if not self.predicts_codes:
             raise ValueError("Two-part code lengths need a top model with `top_head` 'categorical'.")
-        nats = self.code_nats(self.model.read(input_ids, attention_mask, position_ids, known=True)[1])
-        parts = {"codes": nats.top} | {f"level_{i}": level for i, level in enumerate(nats.levels, 1)}
-        return {name: values.double().sum(1) for name, values in parts.items()}
+        rows, pyramid = self.model.read(input_ids, attention_mask, position_ids, known=True)
+        top, levels = self.code_nats(pyramid).parts
+        parts = {"codes": top} | {f"level_{i}": level for i, level in enumerate(levels, 1)}
+        return {name: values.double().sum(1)[: rows.num_documents] for name, values in parts.items()}
 
     @torch.no_grad()
     def reconstruction_nats(
@@ -56,11 +68,11 @@ class AbstractinatorLikelihood:
         """Nats `(R,)` of each document's symbols, from the second on, given the codes of the first level: its `own`,
         `zeroed` (rows of zeros) or `shuffled` (each segment gets the code of the one that is half the document's
         segments away). How much do codes say?"""
-        rows = make_rows(input_ids, attention_mask, position_ids)
+        rows = make_rows(input_ids, attention_mask, position_ids, self.config.max_position_embeddings)
         compressed = self.model.compress_rows(rows.ids, rows.lengths)[0]
         own = self.model.levels[0].code_rows(compressed.quantized.vectors)
-        found = {"own": self.nats_given(compressed, own)} | self.nats_given_others(compressed, own)
-        return {name: values.double().sum(1) for name, values in found.items()}
+        nats = {"own": self.nats_given(compressed, own)} | self.nats_given_others(compressed, own)
+        return {name: values.double().sum(1)[: rows.num_documents] for name, values in nats.items()}
 
     @torch.no_grad()
     def code_statistics(self, pyramid: Pyramid, nats: CodeNats, scored: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -76,19 +88,25 @@ class AbstractinatorLikelihood:
             stage is used, of each level L; nats `reconstruction_own`, `_zeroed`, `_shuffled` and, with a categorical
             top model, `two_part`, as [`reconstruction_nats`] and [`code_lengths`] give them.
         """
-        found = {}
+        sums: dict[str, torch.Tensor] = {}
         for i, (level, compressed) in enumerate(zip(self.model.levels, pyramid.levels, strict=True), 1):
-            found[f"symbols_{i}"] = compressed.segments.lengths[scored].sum()
-            found[f"segments_{i}"] = compressed.segments.count[scored].sum()
+            sums[f"symbols_{i}"] = (compressed.segments.lengths * scored).sum()
+            sums[f"segments_{i}"] = (compressed.segments.count * scored).sum()
             if level.level.quantizer != "none":
-                codes = compressed.quantized.codes[scored][..., 0].flatten()
-                found[f"codes_{i}"] = torch.bincount(codes[codes >= 0], minlength=level.quantizer.num_codes)
+                counted = (compressed.exists & scored.unsqueeze(1)).long()
+                uses = counted.new_zeros(level.quantizer.num_codes)
+                codes = compressed.quantized.codes[..., 0].clamp(min=0)
+                sums[f"codes_{i}"] = uses.index_add(0, codes.flatten(), counted.flatten())
         own = self.model.levels[0].code_rows(pyramid.levels[0].quantized.vectors)
-        given = {"own": nats.levels[0]} | self.nats_given_others(pyramid.levels[0], own)
-        sums = {f"reconstruction_{name}": values[scored].double().sum() for name, values in given.items()}
+        assert nats.levels is not None
+        nats_of = {"own": nats.levels[0]} | self.nats_given_others(pyramid.levels[0], own)
         if self.predicts_codes:
-            sums["two_part"] = sum(values[scored].double().sum() for values in (nats.top, *nats.levels))
-        return found | sums
+            top, levels = nats.parts
+            nats_of["two_part"] = torch.cat((top, *levels), 1)
+        for name, values in nats_of.items():
+            total = (values.double().sum(1) * scored).sum()
+            sums[name if name == "two_part" else f"reconstruction_{name}"] = total
+        return sums
 
     @property
     def predicts_codes(self) -> bool:
@@ -102,11 +120,9 @@ class AbstractinatorLikelihood:
             levels = [symbol_nats(level.head.losses, states, compressed) for level, states, compressed in parts]
         if model.top is not None:
             last = pyramid.levels[-1]
-            exists = last.exists
-            values = model.top.losses(
-                pyramid.top_states[:, :-1][exists], last.quantized.codes[exists], last.vectors[exists]
-            )
-            top = values.new_zeros(exists.shape).masked_scatter(exists, values)
+            assert pyramid.top_states is not None
+            values = model.top.losses(pyramid.top_states[:, :-1], last.quantized.codes.clamp(min=0), last.vectors)
+            top = values.where(last.exists, 0)
         return CodeNats(levels, top)
 
     def nats_given_others(self, compressed: Compressed, own: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -124,9 +140,8 @@ class AbstractinatorLikelihood:
         return symbol_nats(level.head.losses, states, compressed)
 
 
-def symbol_nats(losses, states: torch.Tensor, compressed: Compressed) -> torch.Tensor:
+def symbol_nats(losses: Callable[..., torch.Tensor], states: torch.Tensor, compressed: Compressed) -> torch.Tensor:
     """Nats `(R, T - 1)` of each row's symbols but the first after the states `(R, T, D)` before them; 0 where there is
     none."""
-    real = compressed.segments.real[:, 1:]
-    values = losses(states[:, :-1][real], compressed.symbols[:, 1:][real])
-    return values.new_zeros(real.shape).masked_scatter(real, values)
+    values = losses(states[:, :-1], compressed.symbols[:, 1:])
+    return values.where(compressed.segments.real[:, 1:], 0)

@@ -1,13 +1,16 @@
 """Learned queries pool each segment to one vector: learned-query attention."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 
+from .block_quantization import ScaledLinear
+from .block_row_cache import RowState, where_active
+
 
 @dataclass
-class PoolingState:
+class PoolingState(RowState):
     """The open segment of each of R rows, for symbols that come one at a time; float32.
 
     Attributes:
@@ -20,13 +23,13 @@ class PoolingState:
     numerator: torch.Tensor
     denominator: torch.Tensor
 
-    def select(self, index: torch.Tensor) -> "PoolingState":
-        return PoolingState(*(getattr(self, field.name).index_select(0, index) for field in fields(self)))
-
-    def write(self, rows: torch.Tensor, other: "PoolingState") -> None:
-        """Replace the state of some rows."""
-        for field in fields(self):
-            getattr(self, field.name)[rows] = getattr(other, field.name)
+    def updated(self, active: torch.Tensor, new: "PoolingState") -> "PoolingState":
+        """The new state in the active rows `(R,)`, bool, and this one in the others."""
+        return PoolingState(
+            where_active(active, new.maximum, self.maximum),
+            where_active(active, new.numerator, self.numerator),
+            where_active(active, new.denominator, self.denominator),
+        )
 
 
 class SegmentPooling(nn.Module):
@@ -38,13 +41,11 @@ class SegmentPooling(nn.Module):
         self.num_heads, self.num_queries = num_heads, num_queries
         self.head_dim = hidden_size // num_heads
         self.queries = nn.Embedding(num_queries, hidden_size)
-        self.kv_proj = nn.Linear(hidden_size, 2 * hidden_size, bias=False)
+        # Small weights are soon outgrown by what all segments have in common, and then all vectors are alike.
+        self.kv_proj = ScaledLinear(hidden_size, 2 * hidden_size)
         self.key_norm = nn.RMSNorm(self.head_dim, eps=eps)
-        self.out_proj = nn.Linear(num_queries * hidden_size, hidden_size, bias=False)
+        self.out_proj = ScaledLinear(num_queries * hidden_size, hidden_size)
         self.norm = nn.RMSNorm(hidden_size, eps=eps)
-        # Weights that keep the size of what they read: small ones are soon outgrown by what all segments have in
-        # common, and then all vectors are alike.
-        self.kv_proj.keeps_scale = self.out_proj.keeps_scale = True
 
     def read(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Scores `(..., Q * H)` and values `(..., H, d)`, float32, of hidden states `(..., D)`."""
@@ -61,7 +62,8 @@ class SegmentPooling(nn.Module):
         return (weights * values.unsqueeze(-3)).flatten(-3, -2)
 
     def write(self, numerator: torch.Tensor, denominator: torch.Tensor) -> torch.Tensor:
-        """Vectors `(..., D)` of `(..., Q * H, d)` and `(..., Q * H)`."""
+        """Vectors `(..., D)` of `(..., Q * H, d)` and `(..., Q * H)`; of segments without symbols they mean nothing."""
+        denominator = denominator.masked_fill(denominator == 0, 1)
         pooled = (numerator / denominator.unsqueeze(-1)).flatten(-2)
         return self.norm(self.out_proj(pooled.to(self.norm.weight.dtype)))
 
@@ -74,9 +76,7 @@ class SegmentPooling(nn.Module):
             num_segments: S.
         """
         state = self.gathered(hidden_states, segments, num_segments)
-        exists = state.denominator[..., :1] > 0
-        denominator = torch.where(exists, state.denominator, 1)
-        return self.write(state.numerator, denominator) * exists
+        return self.write(state.numerator, state.denominator) * (state.denominator[..., :1] > 0)
 
     def gathered(self, hidden_states: torch.Tensor, segments: torch.Tensor, num_segments: int) -> PoolingState:
         """The sums of every segment, `(R, S, ...)` in place of `(R, ...)`."""
@@ -112,11 +112,11 @@ class SegmentPooling(nn.Module):
         scores, values = self.read(hidden_states)
         before = state.maximum.masked_fill(fresh.unsqueeze(1), -torch.inf)
         maximum = torch.maximum(before, scores)
-        kept, weight = (before - maximum).exp(), (scores - maximum).exp()
+        decay, weight = (before - maximum).exp(), (scores - maximum).exp()
         return PoolingState(
             maximum,
-            state.numerator * kept.unsqueeze(-1) + self.weighted(weight, values),
-            state.denominator * kept + weight,
+            state.numerator * decay.unsqueeze(-1) + self.weighted(weight, values),
+            state.denominator * decay + weight,
         )
 
     def finish(self, state: PoolingState) -> torch.Tensor:

@@ -1,11 +1,13 @@
 """Symbols of an alphabet, of one digit or several: their embedding, and the distribution of the next one."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
 
-from .block_bidirectional_layers import rms_norm
+from .block_layers import make_norm
+from .configuration_abstractinator import AbstractinatorConfig
 
 
 class SymbolEmbedding(nn.Module):
@@ -18,7 +20,7 @@ class SymbolEmbedding(nn.Module):
         size: of the smaller space; None for none.
     """
 
-    def __init__(self, config, num_ids: int, num_digits: int, size: int | None):
+    def __init__(self, config: AbstractinatorConfig, num_ids: int, num_digits: int, size: int | None):
         super().__init__()
         self.num_ids = num_ids
         self.table = nn.Embedding(num_ids * num_digits, size or config.hidden_size)
@@ -61,19 +63,19 @@ class SymbolHead(nn.Module):
         size: of the space in which digits are told apart; None for D.
     """
 
-    def __init__(self, config, num_ids: int, num_digits: int, size: int | None):
+    def __init__(self, config: AbstractinatorConfig, num_ids: int, num_digits: int, size: int | None):
         super().__init__()
         self.num_digits = num_digits
         if num_digits > 1:
             self.digits = SymbolEmbedding(config, num_ids, num_digits, size)
-            self.norm = rms_norm(config)
+            self.norm = make_norm(config)
         width = config.hidden_size
         self.out = nn.ModuleList(
             LinearProduct(width, size, num_ids) if size else nn.Linear(width, num_ids, bias=False)
             for _ in range(num_digits)
         )
 
-    def resize(self, resized: Callable[[nn.Linear], nn.Linear]) -> None:
+    def resize(self, resized: Callable[[Any], nn.Linear]) -> None:
         """Replace the layer that has an output for each id of the first digit."""
         layer = self.out[0]
         if isinstance(layer, LinearProduct):
@@ -88,14 +90,15 @@ class SymbolHead(nn.Module):
         return self.out[k](hidden_states)
 
     def losses(self, hidden_states: torch.Tensor, symbols: torch.Tensor) -> torch.Tensor:
-        """Cross-entropy in nats `(n,)`, float32, of symbols `(n, digits)` that follow hidden states `(n, D)`."""
-        total = hidden_states.new_zeros(len(symbols), dtype=torch.float32)
+        """Cross-entropy in nats `(...)`, float32, of symbols `(..., digits)` that follow hidden states `(..., D)`."""
+        total = hidden_states.new_zeros(symbols.shape[:-1], dtype=torch.float32)
         for k in range(self.num_digits):
-            logits = self.digit_logits(hidden_states, symbols, k)
-            total = total + nn.functional.cross_entropy(logits.float(), symbols[:, k], reduction="none")
+            logits = self.digit_logits(hidden_states, symbols, k).float().flatten(0, -2)
+            nats = nn.functional.cross_entropy(logits, symbols[..., k].flatten(), reduction="none")
+            total = total + nats.view_as(total)
         return total
 
-    def sample(self, hidden_states: torch.Tensor, choose) -> torch.Tensor:
+    def sample(self, hidden_states: torch.Tensor, choose: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
         """Symbols `(n, digits)` that follow hidden states `(n, D)`; `choose` picks ids `(n,)` by logits `(n, V)`."""
         symbols = hidden_states.new_zeros(len(hidden_states), self.num_digits, dtype=torch.long)
         for k in range(self.num_digits):

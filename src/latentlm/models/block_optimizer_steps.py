@@ -2,17 +2,32 @@
 
 import functools
 import weakref
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-FOLLOWERS: weakref.WeakValueDictionary[int, nn.Module] = weakref.WeakValueDictionary()
+
+class Follower(Protocol):
+    """A module with state that moves once per optimizer step."""
+
+    @property
+    def followed(self) -> nn.Parameter:
+        """The parameter whose steps it follows."""
+        ...
+
+    def update(self) -> None:
+        """Move by what was gathered since the last time."""
+        ...
+
+
+FOLLOWERS: weakref.WeakValueDictionary[int, Follower] = weakref.WeakValueDictionary()
 """In the order in which they came: updates of several processes meet."""
 
 
 @torch.compiler.disable
-def follow_optimizer(module: nn.Module) -> None:
+def follow_optimizer(module: Follower) -> None:
     """From now on call `module.update()` after each step of the torch optimizer that holds `module.followed`, a
     parameter. Accumulated micro-batches, and steps that a gradient scaler leaves out, are no steps."""
     FOLLOWERS[id(module)] = module
@@ -25,7 +40,8 @@ def watch_optimizers() -> None:
     register_optimizer_step_post_hook(update_followers)
 
 
-def update_followers(optimizer: torch.optim.Optimizer, args, kwargs) -> None:
+def update_followers(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+    """Update what follows a parameter of this optimizer, which has taken a step."""
     held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     for module in list(FOLLOWERS.values()):
         if id(module.followed) in held:

@@ -1,12 +1,9 @@
-"""Positions: where each token stands in its document, the limit of the context, subtraction before the output."""
+"""Positions: where each token stands in its document, and the limit of the context."""
 
 import torch
-from torch import nn
 from transformers.cache_utils import Cache
 from transformers.utils import is_torchdynamo_compiling
 from transformers.utils.import_utils import is_tracing
-
-from .block_layers import layer_norm
 
 
 def resolve_position_ids(
@@ -51,15 +48,19 @@ def document_begins(position_ids: torch.Tensor, attention_mask: torch.Tensor | N
 
 
 def packs_documents(
-    position_ids: torch.Tensor | None, attention_mask: torch.Tensor | None, past_key_values: Cache | None
+    position_ids: torch.Tensor | None,
+    attention_mask: torch.Tensor | None,
+    past_key_values: Cache | None,
+    look: bool = True,
 ) -> bool:
     """Whether a row holds several documents: a real token at position 0 comes after another real token. A mask
-    `(B, 1, T, T)` says by itself what sees what. Compiled code cannot look: there, all that is not cached may."""
+    `(B, 1, T, T)` says by itself what sees what. Compiled code cannot look, and to `look` makes an accelerator wait:
+    otherwise all that is not cached may."""
     if position_ids is None or position_ids.shape[1] == 1:
         return False
     if attention_mask is not None and len(attention_mask.shape) != 2:
         return False
-    if is_tracing(position_ids):
+    if not look or is_tracing(position_ids):
         return past_key_values is None
     begins = document_begins(position_ids, attention_mask)
     if attention_mask is None:
@@ -75,14 +76,3 @@ def check_context(length: int, max_position_embeddings: int) -> None:
             f"A context of {length} tokens does not fit: `max_position_embeddings` is {max_position_embeddings}. "
             "Shorten or truncate the input (for tokenizers: `truncation=True, max_length=...`)."
         )
-
-
-class PositionSubtraction(nn.Module):
-    """h - position_embedding(t + 1), optionally followed by a LayerNorm: positional embedding subtraction."""
-
-    def __init__(self, config):
-        super().__init__()
-        self.norm = layer_norm(config) if config.position_subtraction == "layer_norm" else nn.Identity()
-
-    def forward(self, hidden_states: torch.Tensor, next_positions: torch.Tensor) -> torch.Tensor:
-        return self.norm(hidden_states - next_positions)

@@ -1,8 +1,9 @@
 """Vectors to discrete codes and back: vector quantization with residual stages, and FSQ behind the same interface."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 import torch.distributed as dist
@@ -34,13 +35,21 @@ class Float32Buffers(nn.Module):
     """Its own buffers stay float32 when the weights become something shorter, in which averages stick and counts
     end."""
 
-    def _apply(self, fn, recurse: bool = True):
-        before = {name: buffer for name, buffer in self._buffers.items() if buffer.dtype == torch.float32}
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Self:
+        before = dict(self.named_buffers(recurse=False))
         super()._apply(fn, recurse)
-        for name, buffer in before.items():
-            if self._buffers[name].dtype != torch.float32:
-                self._buffers[name] = buffer.to(self._buffers[name].device)
+        for name, buffer in self.named_buffers(recurse=False):
+            if before[name].dtype == torch.float32 and buffer.dtype != torch.float32:
+                self._buffers[name] = before[name].to(buffer.device)
         return self
+
+
+class ScaledLinear(nn.Linear):
+    """A linear map without bias, whose initial weights keep the size of what they read, whatever the configuration's
+    standard deviation is: with small ones all vectors are alike."""
+
+    def __init__(self, in_features: int, out_features: int):
+        super().__init__(in_features, out_features, bias=False)
 
 
 class VectorQuantizer(Float32Buffers):
@@ -64,6 +73,13 @@ class VectorQuantizer(Float32Buffers):
             unequally, and one that is replaced because it is rare takes a part of what others stand for.
     """
 
+    codebook: torch.Tensor
+    counts: torch.Tensor
+    sums: torch.Tensor
+    idle: torch.Tensor
+    seen: torch.Tensor
+    updates: torch.Tensor
+
     def __init__(
         self,
         hidden_size: int,
@@ -77,10 +93,9 @@ class VectorQuantizer(Float32Buffers):
         super().__init__()
         self.num_codes, self.depth, self.code_dim = num_codes, depth, code_dim
         self.commitment, self.decay, self.reset_after = commitment, decay, reset_after
-        self.down = nn.Linear(hidden_size, code_dim, bias=False)
+        self.down = ScaledLinear(hidden_size, code_dim)
         self.norm = nn.RMSNorm(code_dim)  # vectors and entries have one scale from the first step on
-        self.up = nn.Linear(code_dim, hidden_size, bias=False)
-        self.down.keeps_scale = self.up.keeps_scale = True
+        self.up = ScaledLinear(code_dim, hidden_size)
         uses = torch.ones(depth, num_codes, dtype=torch.float32)  # whatever the default type is while a model is loaded
         self.register_buffer("codebook", spread_values(depth, num_codes, code_dim))
         self.register_buffer("counts", uses)
@@ -107,36 +122,41 @@ class VectorQuantizer(Float32Buffers):
             it. Without it their bits do, which may differ in the last place between divisions of a batch; then
             statistics are gathered only where there are gradients.
         """
+        mask = real.unsqueeze(-1)
         with torch.autocast(vectors.device.type, enabled=False):
-            latents = self.norm(self.down(vectors[real].to(self.norm.weight.dtype))).float()  # (N, code_dim)
+            # Every place is computed, with zeros where none is real: to pick the real ones, the host would wait.
+            latents = self.norm(self.down(vectors.where(mask, 0).to(self.norm.weight.dtype))).float()
         residual, total, codes, residuals = latents.detach(), torch.zeros_like(latents), [], []
         for stage in range(self.depth):
             residuals.append(residual)
             code = self.nearest(residual, stage)
-            entry = self.codebook[stage].index_select(0, code)
+            entry = self.codebook[stage].index_select(0, code.flatten()).view_as(residual)
             total, residual = total + entry, residual - entry
             codes.append(code)
         codes = torch.stack(codes, -1)
         trains = keys is not None or (torch.is_grad_enabled() and self.norm.weight.requires_grad)
         if self.training and trains and not in_backward():
-            keys = bit_keys(latents.detach()) if keys is None else keys[real]
-            found = Statistics.of(self.codebook, codes, torch.stack(residuals, 1), scrambled(keys ^ self.updates))
-            self.gathered = found if self.gathered is None else self.gathered + found
+            keys = bit_keys(latents.detach()) if keys is None else keys
+            priorities = scrambled(keys ^ self.updates).where(real, NO_VECTOR)
+            statistics = Statistics.of(
+                self.codebook, codes.flatten(0, -2), torch.stack(residuals, -2).flatten(0, -3), priorities.flatten()
+            )
+            self.gathered = statistics if self.gathered is None else self.gathered + statistics
         total = total.detach()
         commitment = (latents - total).square().mean(-1)
         loss = commitment.detach() + self.commitment * commitment
         quantized = self.up((latents + (total - latents).detach()).to(vectors.dtype))
-        return Quantized(scattered(quantized, real, 0), scattered(codes, real, -1), scattered(loss, real, 0))
+        return Quantized(quantized.where(mask, 0), codes.where(mask, -1), loss.where(real, 0))
 
     def nearest(self, vectors: torch.Tensor, stage: int) -> torch.Tensor:
-        """The entry `(N,)` nearest to each vector `(N, code_dim)`; float32 also under autocast."""
+        """The entry `(...)` nearest to each vector `(..., code_dim)`; float32 also under autocast."""
         with torch.autocast(vectors.device.type, enabled=False):
             codebook = self.codebook[stage]
-            return (codebook.square().sum(1) - 2 * vectors @ codebook.T).argmin(1)
+            return (codebook.square().sum(1) - 2 * vectors @ codebook.T).argmin(-1)
 
     def embed(self, codes: torch.Tensor) -> torch.Tensor:
         """The vectors `(..., D)` of codes `(..., depth)`, as a forward gives them."""
-        entries = sum(self.codebook[stage][codes[..., stage]] for stage in range(self.depth))
+        entries = torch.stack([self.codebook[stage][codes[..., stage]] for stage in range(self.depth)]).sum(0)
         return self.up(entries.to(self.norm.weight.dtype))
 
     @torch.no_grad()
@@ -145,31 +165,33 @@ class VectorQuantizer(Float32Buffers):
         statistics = (self.gathered or Statistics.empty(self.codebook)).over_processes()
         self.gathered = None
         counts, sums = statistics.counts, statistics.sums
-        if not counts.any():
-            return
-        self.counts.mul_(self.decay).add_(counts, alpha=1 - self.decay)
-        self.sums.mul_(self.decay).add_(sums, alpha=1 - self.decay)
+        any_vector = counts.any()  # without one everything stays as it is
+        for average, new in ((self.counts, counts), (self.sums, sums)):
+            average.copy_(torch.where(any_vector, torch.add(average * self.decay, new, alpha=1 - self.decay), average))
         # Laplace smoothing keeps entries finite that are hardly used.
         total = self.counts.sum(1, keepdim=True)
         smoothed = (self.counts + 1e-5) / (total + self.num_codes * 1e-5) * total
-        self.codebook.copy_(self.sums / smoothed.unsqueeze(-1))
+        self.codebook.copy_(torch.where(any_vector, self.sums / smoothed.unsqueeze(-1), self.codebook))
         self.idle.copy_(torch.where(counts > 0, 0, self.idle + counts.sum(1, keepdim=True)))
         self.seen += counts[0].sum().long()
-        self.reset(statistics.recent[statistics.priorities < NO_VECTOR])
-        self.updates += 1
+        self.reset(statistics)
+        self.updates += any_vector
 
-    def reset(self, recent: torch.Tensor) -> None:
-        """Replace entries that are hardly used, the longest unused first, by recent vectors `(n, depth, code_dim)`,
-        which come in random order; at the first update any entry, so that the first vectors are the first codebook."""
+    def reset(self, statistics: "Statistics") -> None:
+        """Replace entries that are hardly used, the longest unused first, by recent vectors, which come in random
+        order; at the first update any entry, so that the first vectors are the first codebook."""
         patience = (self.seen / 4).clamp(min=self.reset_after * self.num_codes)
+        num_recent = (statistics.priorities < NO_VECTOR).sum()  # they come first
+        order = torch.arange(len(statistics.priorities), device=self.idle.device)
         for stage in range(self.depth):
-            replaced = (self.idle[stage] > patience) | (self.updates == 0)
-            entries = recent[: int(replaced.sum()), stage]
-            places = self.idle[stage].argsort(descending=True, stable=True)[: len(entries)]
-            self.codebook[stage, places] = entries
-            self.counts[stage, places] = 1.0
-            self.sums[stage, places] = entries
-            self.idle[stage, places] = 0
+            num_replaced = ((self.idle[stage] > patience) | (self.updates == 0)).sum()
+            places = self.idle[stage].argsort(descending=True, stable=True)[: len(order)]
+            replaces = order < torch.minimum(num_recent, num_replaced)
+            entries = statistics.recent[:, stage]
+            for values, new in ((self.codebook, entries), (self.sums, entries), (self.counts, 1.0), (self.idle, 0.0)):
+                before = values[stage, places]
+                mask = replaces if before.ndim == 1 else replaces.unsqueeze(1)
+                values[stage, places] = torch.where(mask, new, before)
 
 
 @dataclass
@@ -204,13 +226,16 @@ class Statistics:
     def of(
         cls, codebook: torch.Tensor, codes: torch.Tensor, residuals: torch.Tensor, priorities: torch.Tensor
     ) -> "Statistics":
-        """Of N vectors: codes `(N, depth)`, what each stage read `(N, depth, code_dim)`, and priorities `(N,)`."""
-        found = cls.empty(codebook)
+        """Of N places: codes `(N, depth)`, what each stage read `(N, depth, code_dim)`, and priorities `(N,)`, of which
+        those without a vector have `NO_VECTOR`."""
+        statistics = cls.empty(codebook)
+        is_vector = (priorities < NO_VECTOR).to(residuals.dtype)
         for stage, (code, residual) in enumerate(zip(codes.unbind(1), residuals.unbind(1), strict=True)):
-            found.counts[stage].index_add_(0, code, torch.ones_like(residual[:, 0]))
-            found.sums[stage].index_add_(0, code, residual)
-        recent, priorities = torch.cat((found.recent, residuals)), torch.cat((found.priorities, priorities))
-        return cls(found.counts, found.sums, *chosen(recent, priorities, len(found.priorities)))
+            statistics.counts[stage].index_add_(0, code, is_vector)
+            statistics.sums[stage].index_add_(0, code, residual * is_vector.unsqueeze(1))
+        recent = torch.cat((statistics.recent, residuals))
+        size, priorities = len(statistics.priorities), torch.cat((statistics.priorities, priorities))
+        return cls(statistics.counts, statistics.sums, *chosen(recent, priorities, size))
 
     def __add__(self, other: "Statistics") -> "Statistics":
         recent, priorities = torch.cat((self.recent, other.recent)), torch.cat((self.priorities, other.priorities))
@@ -246,9 +271,8 @@ class FSQQuantizer(nn.Module):
     def __init__(self, hidden_size: int, levels: Sequence[int]):
         super().__init__()
         self.fsq = FSQ(levels)
-        self.down = nn.Linear(hidden_size, len(levels), bias=False)
-        self.up = nn.Linear(len(levels), hidden_size, bias=False)
-        self.down.keeps_scale = self.up.keeps_scale = True
+        self.down = ScaledLinear(hidden_size, len(levels))
+        self.up = ScaledLinear(len(levels), hidden_size)
 
     @property
     def num_codes(self) -> int:
@@ -275,12 +299,6 @@ def spread_values(*shape: int) -> torch.Tensor:
     return (math.sqrt(12) * ((places.square() * (math.sqrt(5) - 1) / 2).frac() - 0.5)).float().view(shape)
 
 
-def scattered(values: torch.Tensor, real: torch.Tensor, fill: float) -> torch.Tensor:
-    """Values `(N, ...)` of the real rows in their places `(..., ...)`, and `fill` elsewhere."""
-    places = values.new_full((*real.shape, *values.shape[1:]), fill)
-    return places.masked_scatter(real.reshape(*real.shape, *[1] * (values.ndim - 1)).expand_as(places), values)
-
-
 def in_backward() -> bool:
     """Whether this is gradient checkpointing's second forward, which must not be counted again."""
     return torch._C._current_graph_task_id() != -1
@@ -301,10 +319,10 @@ def prefix_keys(ids: torch.Tensor) -> torch.Tensor:
 
 
 def bit_keys(vectors: torch.Tensor) -> torch.Tensor:
-    """A number for each vector `(N, code_dim)`, float32, the same for those of the same bits."""
+    """A number for each vector `(..., code_dim)`, float32, the same for those of the same bits."""
     bits = vectors.contiguous().view(torch.int32).long()
-    places = torch.arange(bits.shape[1], device=bits.device)
-    return scrambled((places << 32) + bits).sum(1)
+    places = torch.arange(bits.shape[-1], device=bits.device)
+    return scrambled((places << 32) + bits).sum(-1)
 
 
 def processes() -> int:

@@ -1,6 +1,10 @@
-"""The cache of a causal stack whose rows advance at their own pace."""
+"""The cache of a causal stack whose rows advance at their own pace.
+
+Every step works on all rows. Rows that take no part in it are not `active`: a mask, so that no shape depends on data.
+"""
 
 from dataclasses import dataclass, fields
+from typing import Any, Self
 
 import torch
 from torch import nn
@@ -9,17 +13,26 @@ from torch import nn
 class RowState:
     """Base of dataclasses of tensors whose first dimension are the rows of a batch (or lists of these)."""
 
-    def select(self, index: torch.Tensor):
+    def select(self, index: torch.Tensor) -> Self:
         """The rows of `index` `(n,)`, copied: reordered, repeated or left out."""
 
-        def chosen(value):
+        def chosen(value: Any) -> Any:
             if isinstance(value, torch.Tensor):
                 return value.index_select(0, index)
             if isinstance(value, list):
                 return [chosen(part) for part in value]
             return value.select(index) if hasattr(value, "select") else value
 
-        return type(self)(**{field.name: chosen(getattr(self, field.name)) for field in fields(self)})
+        return type(self)(**{name: chosen(value) for name, value in self.parts().items()})
+
+    def parts(self) -> dict[str, Any]:
+        """The fields by name."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}  # pyright: ignore[reportArgumentType]
+
+
+def where_active(active: torch.Tensor, new: torch.Tensor, old: torch.Tensor) -> torch.Tensor:
+    """`new` in the active rows `(R,)`, bool, and `old` in the others; both `(R, ...)`."""
+    return torch.where(active.view(-1, *[1] * (new.ndim - 1)), new, old)
 
 
 @dataclass
@@ -29,6 +42,7 @@ class StackCache(RowState):
     Attributes:
         items: of every layer, `(R, C, item)`.
         lengths: `(R,)` symbols seen.
+        longest: a number that no length is above: the host knows it, where reading lengths would be waiting.
         window: C; None where C grows.
         segment_starts: `(R,)` first symbol that may be seen; 0 but for segment-local attention.
         memory: of every layer that looks at rows, `(R, lookback + 1, item)`: a ring of the past, then the current row.
@@ -37,23 +51,32 @@ class StackCache(RowState):
 
     items: list[torch.Tensor]
     lengths: torch.Tensor
+    longest: int
     window: int | None
     segment_starts: torch.Tensor
     memory: list[torch.Tensor]
     segments: torch.Tensor
 
-    def push(self, layer: int, rows: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
-        """Write the items `(n, item)` of the next symbol of some rows; returns all items of these rows, `(n, C, item)`,
-        which are in the order of the ring."""
-        ring = self.items[layer]
-        if self.window is None and int(self.lengths.max()) >= ring.shape[1]:
-            self.items[layer] = ring = nn.functional.pad(ring, (0, 0, 0, ring.shape[1]))
-        ring[rows, self.lengths[rows] % ring.shape[1]] = items.to(ring.dtype)
-        return ring if len(rows) == len(ring) else ring[rows]
+    def make_room(self) -> None:
+        """Grow, where it has no window, if a row's next symbol may have no place; once before a step."""
+        if self.window is None and self.items and self.longest >= self.items[0].shape[1]:
+            self.items = [nn.functional.pad(ring, (0, 0, 0, ring.shape[1])) for ring in self.items]
 
-    def visible(self, rows: torch.Tensor, capacity: int) -> torch.Tensor:
-        """Which places of the ring the next symbol of some rows sees, itself included: `(n, 1, 1, C)`."""
-        last = self.lengths[rows].unsqueeze(1)
+    def push(self, layer: int, items: torch.Tensor) -> torch.Tensor:
+        """Write the items `(R, item)` of the next symbol of every row; returns all items, `(R, C, item)`, in the order
+        of the ring. A row that is not active does not advance, so that its next symbol takes the place of this one."""
+        ring = self.items[layer]
+        place = (self.lengths % ring.shape[1]).view(-1, 1, 1).expand(-1, 1, ring.shape[2])
+        return ring.scatter_(1, place, items.unsqueeze(1).to(ring.dtype))
+
+    def visible(self, capacity: int) -> torch.Tensor:
+        """Which places of the ring the next symbol of each row sees, itself included: `(R, 1, 1, C)`."""
+        last = self.lengths.unsqueeze(1)
         places = torch.arange(capacity, device=last.device)
         positions = last - (last - places) % capacity
-        return (positions >= self.segment_starts[rows].unsqueeze(1).clamp(min=0))[:, None, None]
+        return (positions >= self.segment_starts.unsqueeze(1).clamp(min=0))[:, None, None]
+
+    def advance(self, active: torch.Tensor) -> None:
+        """The symbol that was pushed is one that the active rows `(R,)`, bool, have seen."""
+        self.lengths = self.lengths + active
+        self.longest += 1

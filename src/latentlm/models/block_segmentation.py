@@ -4,7 +4,6 @@ Rows are aligned to the left. The entropy of symbol t, in nats, is that of the d
 boundary is known before its symbol is: nothing here sees the future, other rows or padding.
 """
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -25,6 +24,7 @@ class SegmentRule:
 
 
 def surprising(entropy: torch.Tensor, before: torch.Tensor, rule: SegmentRule) -> torch.Tensor:
+    """Whether symbols surprise, by the nats of each and of the one before it, of one shape."""
     rises = entropy > before + rule.delta
     return rises if rule.threshold is None else rises | (entropy > rule.threshold)
 
@@ -83,6 +83,8 @@ def opens_segment(
     return closed | (wanted & (length >= rule.min_length))
 
 
-def adapt_delta(delta: torch.Tensor, mean_length: float, target: float, rate: float = 0.1) -> torch.Tensor:
-    """`delta` after one step towards segments of `target` symbols: higher where they are too short."""
-    return (delta + rate * math.log(target / mean_length)).clamp(*DELTA_RANGE)
+def adapt_delta(delta: torch.Tensor, mean_length: torch.Tensor, target: float, rate: float = 0.1) -> torch.Tensor:
+    """`delta` after one step towards segments of `target` symbols: higher where they are too short. Both are scalars,
+    the mean length float64."""
+    step = rate * torch.log(target / mean_length)
+    return (delta + step.to(delta.dtype)).clamp(*DELTA_RANGE)

@@ -90,8 +90,9 @@ class EncoderDecoderConfig(LearnedDropoutConfig):
 
     @property
     def cross_attention_config(self) -> Self:
-        assert self.num_cross_attention_heads is not None  # since it was made
-        return self.with_heads(self.num_cross_attention_heads)
+        assert self.num_cross_attention_heads is not None and self.num_key_value_heads is not None  # since it was made
+        groups = self.num_attention_heads // self.num_key_value_heads
+        return self.with_heads(self.num_cross_attention_heads, num_key_value_groups=groups)
 
     @property
     def decoder_attention_configs(self) -> Sequence["EncoderDecoderConfig"]:

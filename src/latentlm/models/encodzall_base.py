@@ -12,6 +12,7 @@ from transformers.modeling_utils import PreTrainedModel
 
 from .block_outputs import TakesCache
 from .configuration_encodzall import EncodzallConfig
+from .encodzall_packing import PackedBatch, pack_batch
 
 # What sentence-transformers reads beside the model: the vectors of words, then their mean.
 SENTENCE_TRANSFORMERS_FILES: dict[str, Any] = {
@@ -76,6 +77,7 @@ class EncodzallDenoisingOutput(Seq2SeqLMOutput):
         loss: scalar; in training the weighted sum of all terms, in evaluation `sequence_loss` alone.
         logits: `(B, T, V)` of the sequence decoder.
         word_logits: `(N, V)` of the word decoder: of each word in turn its bytes and its end; with labels only.
+            A bucketed packing has room after the last.
         sequence_loss: scalar, cross-entropy in nats of the clean bytes and the end of the text. Like every term: a mean
             over these symbols, or, where `num_items_in_batch` is given, their sum divided by it.
         word_loss: scalar, unweighted: focal cross-entropy of each word's bytes and end, where a word counts as often as
@@ -112,11 +114,18 @@ class EncodzallPreTrainedModel(TakesCache, PreTrainedModel):
     config: EncodzallConfig
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
-    _no_split_modules = ["BidirectionalLayer", "MemoryDecoderLayer"]
+    _no_split_modules = ["PreNormLayer"]
     _skip_keys_device_placement = ["past_key_values"]
     _supports_sdpa = True
+    _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
+
+    def pack(self, *args: torch.Tensor | None, **kwargs: Any) -> PackedBatch:
+        """What the model gathers with in a batch, as [`pack_batch`] makes it of its ids, masks, words and labels; with
+        `bucketed=True` in few sizes. Without a gradient each distinct word is encoded once: its vector depends on its
+        own bytes alone."""
+        return pack_batch(self.config, *args, **kwargs, distinct=not (torch.is_grad_enabled() or self.training))
 
     def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
         """As everywhere, and what `SentenceTransformer(save_directory, trust_remote_code=True)` needs."""

@@ -1,21 +1,33 @@
 """Generating of the Abstractinator: the cache for `generate()`, and `generate_bytes`, which samples codes first."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NoReturn
 
 import torch
-from transformers.generation import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+from transformers.generation import (
+    GenerationMixin,
+    LogitsProcessorList,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from .abstractinator_base import AbstractinatorCache
 from .block_positions import check_context
+from .block_row_cache import where_active
 
 
-class AbstractinatorGeneration:
-    """Goes before `GenerationMixin` among the bases of the model."""
+class AbstractinatorGeneration(GenerationMixin):
+    """Goes before `GenerationMixin` among the bases of the model, which has `model`."""
+
+    config: Any
+    model: Any
+    device: Any
 
     def _prepare_cache_for_generation(
         self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
-    ) -> None:
+    ) -> bool:
         if generation_config.cache_implementation is not None:
             raise ValueError(
                 f"`cache_implementation` is {generation_config.cache_implementation!r}, but an Abstractinator has a "
@@ -25,10 +37,11 @@ class AbstractinatorGeneration:
         name = "cache" if "cache" in BaseModelOutputWithPast.__dataclass_fields__ else "past_key_values"
         if generation_config.use_cache is not False and model_kwargs.get(name) is None:
             model_kwargs[name] = AbstractinatorCache()
-        else:  # one that is given is marked as such
-            super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
+            return False
+        mixin: Any = super()  # marks one that is given as such
+        return mixin._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
 
-    def init_continuous_batching(self, *args: Any, **kwargs: Any) -> None:
+    def init_continuous_batching(self, *args: Any, **kwargs: Any) -> NoReturn:
         raise ValueError(
             "`generate_batch` keeps the keys and values of equal layers in pages; an Abstractinator remembers windows, "
             "open segments and codes. Use `generate`, which takes a padded batch."
@@ -68,20 +81,21 @@ class AbstractinatorGeneration:
         batch = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=-1).to(self.device)
         sampler = CodeSampler(self.model, chooser(temperature, top_k, top_p), chooser(byte_temperature, None, None))
         sampler.read(batch.clamp(min=0), batch >= 0)
-        active = torch.arange(len(prompts), device=self.device)
-        texts = [bytearray(prompt) for prompt in prompts]
-        for _ in range(max_new_bytes):
-            new = sampler.next_symbols(0, active)[:, 0]
-            for row, id_ in zip(active.tolist(), new.tolist(), strict=True):
-                if id_ < 256:
-                    texts[row].append(id_)
-            active = active[~self.model.ends_text(new)]
-            if not len(active):
+        active = torch.ones(len(prompts), dtype=torch.bool, device=self.device)
+        new: list[torch.Tensor] = []
+        while len(new) < max_new_bytes:
+            # All that the host reads of a symbol, at once: is there a text to continue, and does one need a code?
+            continues, opens = torch.stack((active, active & sampler.cache.levels[0].opens)).any(1).tolist()
+            if not continues:
                 break
-        return [bytes(text) for text in texts]
+            ids = sampler.next_symbols(0, active, opens)[:, 0]
+            new.append(ids.where(active, -1))
+            active = active & ~self.model.ends_text(ids)
+        rows = torch.stack(new, 1).tolist() if new else [[] for _ in prompts]
+        return [prompt + bytes(i for i in row if 0 <= i < 256) for prompt, row in zip(prompts, rows, strict=True)]
 
 
-def chooser(temperature: float, top_k: int | None, top_p: float | None):
+def chooser(temperature: float, top_k: int | None, top_p: float | None) -> Callable[[torch.Tensor], torch.Tensor]:
     """A function that picks ids `(n,)` by logits `(n, V)`."""
     if temperature < 0:
         raise ValueError(f"`temperature` is {temperature}, but it must be at least 0.")
@@ -92,7 +106,8 @@ def chooser(temperature: float, top_k: int | None, top_p: float | None):
         warpers.append(TopKLogitsWarper(top_k))
     if top_p is not None:
         warpers.append(TopPLogitsWarper(top_p))
-    return lambda logits: warpers(None, logits.float()).softmax(-1).multinomial(1).squeeze(1)
+    no_ids: Any = None  # which no warper reads
+    return lambda logits: warpers(no_ids, logits.float()).softmax(-1).multinomial(1).squeeze(1)
 
 
 class CodeSampler:
@@ -102,30 +117,34 @@ class CodeSampler:
     the level above; only then does its expander read that symbol.
     """
 
-    def __init__(self, model, choose_code, choose_symbol):
+    top_states: torch.Tensor  # (B, D), from which the next top code is predicted
+
+    def __init__(
+        self,
+        model: Any,
+        choose_code: Callable[[torch.Tensor], torch.Tensor],
+        choose_symbol: Callable[[torch.Tensor], torch.Tensor],
+    ):
         self.model = model
         self.cache = AbstractinatorCache()
         self.choose_code, self.choose_symbol = choose_code, choose_symbol
 
     def start(self, ids: torch.Tensor) -> None:
         """Begin with the first id of each row `(B,)` alone, whose segments' codes are still to be chosen."""
-        model, rows = self.model, torch.arange(len(ids), device=ids.device)
+        model, everywhere = self.model, torch.ones_like(ids, dtype=torch.bool)
         model.new_cache(self.cache, len(ids), model.levels[0].embedding.table.weight.detach())
-        self.top_states = model.top.stack.step(self.cache.top, rows, model.top.begin(torch.zeros_like(ids)))
+        self.top_states = model.top.stack.step(self.cache.top, everywhere, model.top.begin(torch.zeros_like(ids)))
         for i in reversed(range(len(model.levels))):
             level, state = model.levels[i], self.cache.levels[i]
-            self.open(i, rows)
+            self.open(i, everywhere)
             first = ids if i == 0 else torch.full_like(ids, level.alphabet.begin)
             first = first.unsqueeze(1).expand(-1, level.alphabet.num_digits)
-            level.notice(
-                state, rows, first, model.ends_text(ids) if i == 0 else torch.zeros_like(ids, dtype=torch.bool)
-            )
+            level.notice(state, everywhere, first, model.ends_text(ids) if i == 0 else ~everywhere)
 
     def read(self, ids: torch.Tensor, mask: torch.Tensor) -> None:
         """Compress the prompts `(B, T)`, whose open segments end here."""
         model = self.model
-        rows_length = mask.sum(1)
-        pyramid = model.expand_rows(model.compress_rows(ids, rows_length), known=False)
+        pyramid = model.expand_rows(model.compress_rows(ids, mask.sum(1)))
         model.new_cache(self.cache, len(ids), pyramid.states[0])
         for level, state, compressed in zip(model.levels, self.cache.levels, pyramid.levels, strict=True):
             lengths, count = compressed.segments.lengths, compressed.segments.count
@@ -138,34 +157,40 @@ class CodeSampler:
             level.expander.fill_memory(state.expander, known, currents, last)
             state.row = known.gather(1, last.view(-1, 1, 1).expand(-1, 1, known.shape[-1])).squeeze(1)
             state.opens = torch.ones_like(state.opens)
+        count = pyramid.levels[-1].segments.count
         model.top.stack.fill_cache(self.cache.top, pyramid.top_items, count + 1)
         at = count.view(-1, 1, 1).expand(-1, 1, pyramid.top_states.shape[-1])
         self.top_states = pyramid.top_states.gather(1, at).squeeze(1)
 
-    def next_symbols(self, i: int, rows: torch.Tensor) -> torch.Tensor:
-        """The next symbols `(n, digits)` of level i in some rows `(n,)`."""
+    def next_symbols(self, i: int, active: torch.Tensor, opens: bool | None = None) -> torch.Tensor:
+        """The next symbols `(B, digits)` of level i in the active rows `(B,)`, bool; in others they mean nothing.
+
+        Args:
+            opens: whether one of these rows opens a segment; read where it is not known.
+        """
         level, state = self.model.levels[i], self.cache.levels[i]
-        opening = rows[state.opens[rows]]
-        if len(opening):
+        opening = active & state.opens
+        # No row opens a segment at most symbols, and then all that is above, the greater part of the work, is skipped.
+        if opening.any() if opens is None else opens:
             self.open(i, opening)
-        states = level.expander.step(state.expander, rows, level.embedding(state.last[rows]))
+        states = level.expander.step(state.expander, active, level.embedding(state.last))
         symbols = level.head.sample(states, self.choose_symbol)
-        closes = torch.zeros(len(rows), dtype=torch.bool, device=rows.device)
-        level.notice(state, rows, symbols, self.model.ends_text(symbols[:, 0]) if i == 0 else closes)
+        closes = self.model.ends_text(symbols[:, 0]) if i == 0 else torch.zeros_like(active)
+        level.notice(state, active, symbols, closes)
         return symbols
 
-    def open(self, i: int, rows: torch.Tensor) -> None:
-        """Choose the code of the next segment of level i in some rows, and let its expander see it."""
+    def open(self, i: int, opening: torch.Tensor) -> None:
+        """Choose the code of the next segment of level i in opening rows `(B,)`, and let its expander see it."""
         level, state = self.model.levels[i], self.cache.levels[i]
-        row = level.code_rows(level.quantizer.embed(self.next_codes(i, rows)))
-        past = None if (state.expander.segments[rows] < 0).any() else state.row[rows]
-        level.expander.open_row(state.expander, rows, row, past)
-        state.row[rows] = row
+        row = level.code_rows(level.quantizer.embed(self.next_codes(i, opening)))
+        level.expander.open_row(state.expander, opening, row, state.row)
+        state.row = where_active(opening, row, state.row)
         if i == len(self.model.levels) - 1:
-            self.top_states[rows] = self.model.top.stack.step(self.cache.top, rows, row)
+            states = self.model.top.stack.step(self.cache.top, opening, row)
+            self.top_states = where_active(opening, states, self.top_states)
 
-    def next_codes(self, i: int, rows: torch.Tensor) -> torch.Tensor:
-        """The next codes `(n, digits)` of level i, from what is above it."""
+    def next_codes(self, i: int, active: torch.Tensor) -> torch.Tensor:
+        """The next codes `(B, digits)` of level i in the active rows, from what is above it."""
         if i + 1 < len(self.model.levels):
-            return self.next_symbols(i + 1, rows)
-        return self.model.top.head.sample(self.top_states[rows], self.choose_code)
+            return self.next_symbols(i + 1, active)
+        return self.model.top.head.sample(self.top_states, self.choose_code)

@@ -6,7 +6,7 @@ itself what the model above predicts of it before it is there. That makes the by
 original design comes from github.com/OilProducts/abstractinator.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -27,28 +27,28 @@ from .abstractinator_base import (
     make_rows,
 )
 from .abstractinator_level import AbstractinatorLevel, Alphabet, Compressed
-from .abstractinator_likelihood import AbstractinatorLikelihood, CodeNats
-from .abstractinator_symbols import SymbolHead
-from .block_causal_head import PACKED_CACHE, TrainedByOthers, TransformerPreTrainedModel, pop_shift_labels
+from .abstractinator_likelihood import AbstractinatorLikelihood
+from .abstractinator_losses import IGNORED, AbstractinatorLosses
+from .abstractinator_top import TopModel
+from .block_causal_head import TrainedByOthers, TransformerPreTrainedModel, pop_shift_labels
+from .block_masks import PACKED_CACHE
 from .block_positions import check_context, packs_documents
-from .block_quantization import Quantized, in_backward, prefix_keys
+from .block_quantization import Quantized, ScaledLinear, in_backward, prefix_keys
 from .block_refusals import refuse_embeddings
-from .block_stack import CausalStack
 from .configuration_abstractinator import AbstractinatorConfig
 from .generation_abstractinator import AbstractinatorGeneration
 
-IGNORED = -100
-
 
 class AbstractinatorPreTrainedModel(TransformerPreTrainedModel):
+    """Flags and initialisation."""
+
     config: AbstractinatorConfig
-    _no_split_modules = ["StackLayer"]
-    _supports_flash_attn = False  # its masks are functions
+    _no_split_modules = ["PreNormLayer"]
     _can_compile_fullgraph = False  # the number of segments is known only when they are cut
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        if getattr(module, "keeps_scale", False):
+        if isinstance(module, ScaledLinear):
             init.normal_(module.weight, mean=0.0, std=module.in_features**-0.5)
 
     @property
@@ -56,38 +56,20 @@ class AbstractinatorPreTrainedModel(TransformerPreTrainedModel):
         return 2 * self.config.num_hidden_layers
 
 
-class TopModel(nn.Module):
-    """A causal transformer over the rows of the top codes."""
-
-    def __init__(self, config: AbstractinatorConfig):
-        super().__init__()
-        top = config.level_configs[-1]
-        self.config = config
-        self.begin = nn.Embedding(1, config.hidden_size)
-        self.stack = CausalStack(config, config.num_top_layers, None)
-        if config.top_head == "categorical":
-            self.head = SymbolHead(config, top.num_ids, top.num_digits, top.code_dim)
-        else:
-            self.head = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
-        self.to_row = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
-
-    def losses(self, hidden_states: torch.Tensor, codes: torch.Tensor, vectors: torch.Tensor) -> torch.Tensor:
-        """Of codes `(n, digits)`, or of their vectors `(n, D)`, after hidden states `(n, D)`: `(n,)`."""
-        if self.config.top_head == "categorical":
-            return self.head.losses(hidden_states, codes)
-        return (self.head(hidden_states).float() - vectors.detach().float()).square().mean(-1)
-
-
 class AbstractinatorModel(AbstractinatorPreTrainedModel):
+    """The levels and the top model, over whole rows or one symbol at a time."""
+
+    levels: Sequence[AbstractinatorLevel]
+    top: TopModel | None
+
     def __init__(self, config: AbstractinatorConfig):
         super().__init__(config)
         levels = config.level_configs
         alphabets = [Alphabet(config.vocab_size, config.vocab_size, 1, config.byte_code_dim)]
         alphabets += [Alphabet.above(level) for level in levels[:-1]]
-        self.levels = nn.ModuleList(
-            AbstractinatorLevel(config, level, alphabet, i == 0)
-            for i, (level, alphabet) in enumerate(zip(levels, alphabets, strict=True))
-        )
+        parts = enumerate(zip(levels, alphabets, strict=True))
+        modules = [AbstractinatorLevel(config, level, alphabet, i == 0) for i, (level, alphabet) in parts]
+        self.levels = nn.ModuleList(modules)  # pyright: ignore[reportAttributeAccessIssue]  # knows no type of modules
         self.top = TopModel(config) if config.num_top_layers else None
         if self.top is None:
             self.unknown = nn.Embedding(1, config.hidden_size)  # all that is known of a segment to come
@@ -99,6 +81,7 @@ class AbstractinatorModel(AbstractinatorPreTrainedModel):
         return self.levels[0].embedding.table
 
     def set_input_embeddings(self, value: nn.Module) -> None:
+        assert isinstance(value, nn.Embedding)
         self.levels[0].embedding.table = value
 
     def resize_token_embeddings(
@@ -113,7 +96,8 @@ class AbstractinatorModel(AbstractinatorPreTrainedModel):
         for owner in (level.entropy_model, level):
             if hasattr(owner, "head"):
                 owner.head.resize(lambda layer: self._get_resized_lm_head(layer, size, mean_resizing=mean_resizing))
-        self.config.vocab_size = self.vocab_size = size
+        self.config.vocab_size = size
+        self.vocab_size = size  # as transformers writes it
         level.alphabet = replace(level.alphabet, num_ids=size, num_codes=size)
         return level.embedding.table
 
@@ -126,7 +110,8 @@ class AbstractinatorModel(AbstractinatorPreTrainedModel):
     def train(self, mode: bool = True) -> "AbstractinatorModel":
         super().train(mode)
         if self.config.freeze_base:
-            self.levels.train(False)
+            for level in self.levels:
+                level.train(False)
         elif self.config.freeze_entropy:
             for level in self.levels:
                 level.entropy_model.train(False)
@@ -183,21 +168,20 @@ class AbstractinatorModel(AbstractinatorPreTrainedModel):
         position_ids: torch.Tensor | None,  # (B, T)
         cache: AbstractinatorCache | None,  # empty
         use_cache: bool | None,
-        **options: Any,  # of `read`
+        **options: Any,  # of `read_rows`
     ) -> tuple[Rows, Pyramid, AbstractinatorCache | None]:
         """What [`read`] gives, and the cache that remembers it, if one is given, or asked for and no documents are
         packed, which nobody continues."""
-        self.check_positions(position_ids)
-        if packs_documents(position_ids, attention_mask, cache):
+        rows = make_rows(input_ids, attention_mask, position_ids, self.config.max_position_embeddings)
+        if rows.num_documents > len(input_ids):
             if cache is not None:
                 raise ValueError(PACKED_CACHE)
         elif cache is None and use_cache:
             cache = AbstractinatorCache()
-        if cache is None:
-            return *self.read(input_ids, attention_mask, position_ids, **options), None
-        rows, pyramid = self.read(input_ids, attention_mask, **options)
-        self.fill_cache(cache, pyramid)
-        cache.seen = input_ids.shape[1]
+        pyramid = self.read_rows(rows, **options)
+        if cache is not None:
+            self.fill_cache(cache, pyramid)
+            cache.seen = input_ids.shape[1]
         return rows, pyramid, cache
 
     def continued(
@@ -208,7 +192,6 @@ class AbstractinatorModel(AbstractinatorPreTrainedModel):
         position_ids: torch.Tensor | None,  # (B, T)
     ) -> torch.Tensor:
         """The states `(B, T, D)` of T more ids of each row."""
-        self.check_positions(position_ids)
         if packs_documents(position_ids, attention_mask, cache):
             raise ValueError(PACKED_CACHE)
         length = input_ids.shape[1]
@@ -218,30 +201,25 @@ class AbstractinatorModel(AbstractinatorPreTrainedModel):
         cache.seen += length
         return torch.stack(states, 1)
 
-    def check_positions(self, position_ids: torch.Tensor | None) -> None:
-        """Raise a ValueError where a document is longer than the context."""
-        if position_ids is not None:
-            check_context(int(position_ids.max()) + 1, self.config.max_position_embeddings)
-
     def read(
         self,
         input_ids: torch.Tensor,  # (B, T)
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
         known: bool = False,
-        train_codes: bool = True,
     ) -> tuple[Rows, Pyramid]:
         """The batch as rows, and the pyramid above them; with `known` also what expanders say of true codes."""
-        self.check_positions(position_ids)
-        if position_ids is None:
-            check_context(input_ids.shape[1], self.config.max_position_embeddings)
-        rows = make_rows(input_ids, attention_mask, position_ids)
+        rows = make_rows(input_ids, attention_mask, position_ids, self.config.max_position_embeddings)
+        return rows, self.read_rows(rows, known)
+
+    def read_rows(self, rows: Rows, known: bool = False, train_codes: bool = True) -> Pyramid:
+        """The pyramid above rows."""
         gathers = self.training and torch.is_grad_enabled() and not in_backward()
-        found = self.compress_rows(rows.ids, rows.lengths, prefix_keys(rows.ids) if gathers else None)
+        levels = self.compress_rows(rows.ids, rows.lengths, prefix_keys(rows.ids) if gathers else None)
         if not train_codes:
-            for compressed in found:
+            for compressed in levels:
                 compressed.quantized = compressed.quantized.with_zero_gradient()
-        return rows, self.expand_rows(found, known)
+        return self.expand_rows(levels, known)
 
     def compress_rows(
         self, ids: torch.Tensor, lengths: torch.Tensor, keys: torch.Tensor | None = None
@@ -249,33 +227,32 @@ class AbstractinatorModel(AbstractinatorPreTrainedModel):
         """Every level's segments and codes of rows of ids `(R, L)`, from the bytes up; by keys `(R, L)` levels gather
         what moves their codebooks."""
         symbols, vectors, closes = ids.unsqueeze(-1), None, self.ends_text(ids)
-        found: list[Compressed] = []
+        levels: list[Compressed] = []
         for level in self.levels:
-            if found:
-                below = found[-1]
+            if levels:
+                below = levels[-1]
                 closes = below.segments.ending(closes, below.vectors.shape[1])
                 symbols, vectors, lengths, keys = level.symbols_of(below)
                 closes = nn.functional.pad(closes, (1, 0))
-            found.append(level.compress(symbols, vectors, lengths, closes, keys))
-        return found
+            levels.append(level.compress(symbols, vectors, lengths, closes, keys))
+        return levels
 
     def ends_text(self, ids: torch.Tensor) -> torch.Tensor:
         """Whether ids are the end of a text."""
         ends = self.config.eos_token_id
-        ends = [ends] if isinstance(ends, int) else ends or []
-        return torch.isin(ids, torch.tensor(ends, device=ids.device, dtype=ids.dtype))
+        is_end = torch.zeros_like(ids, dtype=torch.bool)
+        for end in [ends] if isinstance(ends, int) else ends or []:
+            is_end = is_end | (ids == end)
+        return is_end
 
-    def expand_rows(self, found: list[Compressed], known: bool = False) -> Pyramid:
+    def expand_rows(self, levels: list[Compressed], known: bool = False) -> Pyramid:
         """From the top codes down to the distribution of the bytes."""
-        pasts = [level.code_rows(c.quantized.vectors) for level, c in zip(self.levels, found, strict=True)]
-        states, top_items = None, []
-        if self.top is not None:
-            first = torch.zeros(len(pasts[-1]), 1, dtype=torch.long, device=pasts[-1].device)
-            begin = self.top.begin(first).to(pasts[-1].dtype)
-            states, top_items, _ = self.top.stack(torch.cat((begin, pasts[-1]), 1))
-        pyramid = Pyramid(found, states, top_items, [], [], [] if known else None, [], [])
-        for i in reversed(range(len(found))):
-            level, compressed, past = self.levels[i], found[i], pasts[i]
+        pasts = [level.code_rows(c.quantized.vectors) for level, c in zip(self.levels, levels, strict=True)]
+        states, top_items = (None, []) if self.top is None else self.top(pasts[-1])
+        known_of_levels: list[torch.Tensor] = []
+        pyramid = Pyramid(levels, states, top_items, [], [], known_of_levels if known else None, [], [])
+        for i in reversed(range(len(levels))):
+            level, compressed, past = self.levels[i], levels[i], pasts[i]
             symbols, index = compressed.symbols, compressed.segments.index
             current = self.current_rows(i, states, past)
             pyramid.currents.insert(0, current)
@@ -285,11 +262,13 @@ class AbstractinatorModel(AbstractinatorPreTrainedModel):
             states, items, inputs = level.expand(symbols, (past, current), index)
             if known:
                 states, known_states = states.chunk(2)
-                items, inputs = ([value.chunk(2)[0] for value in values] for values in (items, inputs))
-                pyramid.known_states.insert(0, known_states)
+                items = [(key.chunk(2)[0], value.chunk(2)[0]) for key, value in items]
+                inputs = [value.chunk(2)[0] for value in inputs]
+                known_of_levels.insert(0, known_states)
             pyramid.states.insert(0, states)
             pyramid.items.insert(0, items)
-        pyramid.hidden_states = [*inputs, states]
+            if i == 0:
+                pyramid.hidden_states = [*inputs, states]
         return pyramid
 
     def current_rows(self, i: int, states: torch.Tensor | None, past: torch.Tensor) -> torch.Tensor:
@@ -297,7 +276,8 @@ class AbstractinatorModel(AbstractinatorPreTrainedModel):
         if states is None:
             places = torch.zeros(len(past), past.shape[1] + 1, dtype=torch.long, device=past.device)
             return self.unknown(places).to(past.dtype)
-        return (self.top if i == len(self.levels) - 1 else self.levels[i + 1]).to_row(states)
+        above: Any = self.top if i == len(self.levels) - 1 else self.levels[i + 1]
+        return above.to_row(states)
 
     # ---- One symbol at a time ----
 
@@ -319,61 +299,66 @@ class AbstractinatorModel(AbstractinatorPreTrainedModel):
             past = level.code_rows(compressed.quantized.vectors)
             level.expander.fill_memory(state.expander, past, current, closed)
             lengths = closed + 1  # with the begin of the level above, which does not know the open segment
-        if self.top is not None:
+        if self.top is not None and cache.top is not None:
             self.top.stack.fill_cache(cache.top, pyramid.top_items, lengths)
 
     @torch.no_grad()
     def step(self, cache: AbstractinatorCache, ids: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
         """The state `(B, D)` after one more id of each row `(B,)`; 0 where it is not real."""
-        rows = real.bool().nonzero().squeeze(1)
-        states = cache.levels[0].row.new_zeros(len(ids), self.config.hidden_size)
-        if len(rows):
-            found = self.advance(cache, 0, rows, ids[rows].unsqueeze(1), None, self.ends_text(ids[rows]))
-            states = states.to(found.dtype)
-            states[rows] = found
-        return states
+        real = real.bool()
+        states = self.advance(cache, 0, real, ids.unsqueeze(1), None, self.ends_text(ids))
+        return states.where(real.unsqueeze(1), 0)
 
     def advance(
         self,
         cache: AbstractinatorCache,
         i: int,
-        rows: torch.Tensor,  # (n,)
-        symbols: torch.Tensor,  # (n, digits)
-        vectors: torch.Tensor | None,  # (n, D)
-        closes: torch.Tensor,  # (n,)
+        active: torch.Tensor,  # (R,), bool
+        symbols: torch.Tensor,  # (R, digits)
+        vectors: torch.Tensor | None,  # (R, D)
+        closes: torch.Tensor,  # (R,)
     ) -> torch.Tensor:
-        """Give level i its next symbol in some rows; the state `(n, D)` from which its head predicts the one after."""
+        """Give level i its next symbol in the active rows; the states `(R, D)` from which its head predicts the one
+        after, which mean nothing in the others."""
         level, state = self.levels[i], cache.levels[i]
-        fresh = state.opens[rows]
-        opens = level.notice(state, rows, symbols, closes)
-        level.pool(state, rows, symbols, vectors, fresh)
+        fresh = state.opens
+        opens = level.notice(state, active, symbols, closes)
+        level.pool(state, active, symbols, vectors, fresh)
+        # The one value of a symbol that is read: no row closes a segment at most symbols, and then all that is above,
+        # the greater part of the work, is skipped.
         if opens.any():
-            closing = rows[opens]
-            pooled, quantized = level.close(state, closing)
+            pooled, quantized = level.close(state, opens)
             row = level.code_rows(quantized.vectors)
-            above = self.advance_above(cache, i, closing, pooled, quantized, row, closes[opens])
+            above = self.advance_above(cache, i, opens, pooled, quantized, row, closes)
             current = self.current_rows(i, None if above is None else above.unsqueeze(1), row[:, None])[:, 0]
-            level.expander.open_row(state.expander, closing, current, row)
-        return level.expander.step(state.expander, rows, level.embedding(symbols))
+            level.expander.open_row(state.expander, opens, current, row)
+        return level.expander.step(state.expander, active, level.embedding(symbols))
 
     def advance_above(
         self,
         cache: AbstractinatorCache,
         i: int,
-        rows: torch.Tensor,
+        active: torch.Tensor,
         pooled: torch.Tensor,
         quantized: Quantized,
         row: torch.Tensor,
         closes: torch.Tensor,
     ) -> torch.Tensor | None:
-        """Give what is above level i the codes of closed segments; its states `(n, D)`."""
+        """Give what is above level i the codes of closed segments; its states `(R, D)`."""
         if i + 1 < len(self.levels):
-            return self.advance(cache, i + 1, rows, quantized.codes, pooled, closes)
-        return None if self.top is None else self.top.stack.step(cache.top, rows, row)
+            return self.advance(cache, i + 1, active, quantized.codes.clamp(min=0), pooled, closes)
+        if self.top is None or cache.top is None:
+            return None
+        return self.top.stack.step(cache.top, active, row)
 
 
 class AbstractinatorForCausalLM(
-    TrainedByOthers, AbstractinatorPreTrainedModel, AbstractinatorLikelihood, AbstractinatorGeneration, GenerationMixin
+    TrainedByOthers,
+    AbstractinatorPreTrainedModel,
+    AbstractinatorLikelihood,
+    AbstractinatorLosses,
+    AbstractinatorGeneration,
+    GenerationMixin,
 ):
     def __init__(self, config: AbstractinatorConfig):
         super().__init__(config)
@@ -386,8 +371,8 @@ class AbstractinatorForCausalLM(
     def get_output_embeddings(self) -> nn.Module:
         return self.model.levels[0].head.out[0]
 
-    def set_output_embeddings(self, value: nn.Module) -> None:
-        self.model.levels[0].head.out[0] = value
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        self.model.levels[0].head.out[0] = new_embeddings
 
     def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
         """As [`AbstractinatorModel.resize_token_embeddings`]."""
@@ -433,6 +418,8 @@ class AbstractinatorForCausalLM(
         """
         head = self.model.levels[0].head
         refuse_embeddings(kwargs, "segments are found in the symbols, which three embeddings read")
+        if input_ids is None:
+            raise ValueError("`input_ids` is missing.")
         AbstractinatorCache.check(past_key_values)
         shift_labels = pop_shift_labels(kwargs, labels)
         if shift_labels is None:
@@ -445,8 +432,8 @@ class AbstractinatorForCausalLM(
                 output_hidden_states=output_hidden_states,
                 return_dict=True,
             )
-            kept = slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep)
-            logits = head.digit_logits(kept, None, 0)
+            states = slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep)
+            logits = head.digit_logits(states, None, 0)
             return AbstractinatorCausalLMOutput(
                 logits=logits, past_key_values=outputs.past_key_values, hidden_states=outputs.hidden_states
             )
@@ -486,66 +473,6 @@ class AbstractinatorForCausalLM(
             hidden_states=tuple(map(rows.from_rows, pyramid.hidden_states)) if output_hidden_states else None,
             **losses,
         )
-
-    def lm_loss(
-        self,
-        logits: torch.Tensor,  # (B, T, V)
-        shift_labels: torch.Tensor,  # (B, T)
-        num_items_in_batch: torch.Tensor | int | None,
-    ) -> torch.Tensor:
-        return self.loss_function(logits, None, self.config.vocab_size, num_items_in_batch, shift_labels=shift_labels)
-
-    def losses(
-        self,
-        rows: Rows,
-        pyramid: Pyramid,
-        nats: CodeNats,
-        logits: torch.Tensor,  # (B, T, V)
-        shift_labels: torch.Tensor,  # (B, T)
-        num_items_in_batch: torch.Tensor | int | None,
-        lm_loss_scale: torch.Tensor | float,
-    ) -> dict[str, Any]:
-        """Every term and `loss`, as [`AbstractinatorCausalLMOutput`] describes them."""
-        config, model = self.config, self.model
-        count = shift_labels.ne(IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
-        found: dict[str, torch.Tensor] = {}  # by level
-        weights = rows.to_rows(shift_labels, IGNORED).ne(IGNORED).float()  # (R, L), of the symbol after each
-        for i, (level, compressed) in enumerate(zip(model.levels, pyramid.levels, strict=True)):
-            name = f"level_{i + 1}_"
-            total = weighted_sum(level.entropy_model.losses, compressed.entropy_states, compressed, weights)
-            found[f"{name}entropy_loss"] = total / count
-            if nats.levels is not None:
-                found[f"{name}reconstruction_loss"] = (nats.levels[i] * weights[:, :-1]).sum() / count
-            of_segments = compressed.weights(weights)  # (R, S)
-            if compressed.quantized.loss is not None:
-                found[f"{name}vq_loss"] = (compressed.quantized.loss * of_segments).sum() / count
-            weights = nn.functional.pad(of_segments, (0, 1))  # as symbols of the level above, which begin with a begin
-        losses: dict[str, torch.Tensor] = {}
-        for name in ("reconstruction_loss", "vq_loss", "entropy_loss"):
-            values = [value for key, value in found.items() if key.endswith(name)]
-            if values:
-                losses[name] = sum(values) / (len(values) if name == "reconstruction_loss" else 1)
-        if nats.top is not None:
-            losses["code_lm_loss"] = (nats.top * of_segments).sum() / count
-        losses["lm_loss"] = losses["loss"] = self.lm_loss(logits, shift_labels, num_items_in_batch)
-        if self.training:
-            scale = {"lm_loss": lm_loss_scale}
-            weight_of = {
-                name: getattr(config, f"{name.replace('code_lm', 'top_lm')}_weight")
-                for name in losses
-                if name != "loss"
-            }
-            losses["loss"] = sum(weight * scale.get(name, 1.0) * losses[name] for name, weight in weight_of.items())
-        if len(model.levels) > 1:
-            losses["level_losses"] = found
-        return losses
-
-
-def weighted_sum(losses, states: torch.Tensor, compressed: Compressed, weights: torch.Tensor) -> torch.Tensor:
-    """The sum of the nats of each symbol after the states `(R, T, D)` before it, times its weight `(R, T)`."""
-    weights = weights[:, :-1] * compressed.segments.real[:, 1:]
-    counted = weights > 0
-    return (losses(states[:, :-1][counted], compressed.symbols[:, 1:][counted]) * weights[counted]).sum()
 
 
 __all__ = ["AbstractinatorForCausalLM", "AbstractinatorModel", "AbstractinatorPreTrainedModel"]

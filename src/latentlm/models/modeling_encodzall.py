@@ -1,6 +1,6 @@
 """EncodZall: an encoder inside each word, pooling, an encoder over the words, and two decoders.
 
-Words of all texts are packed into dense rows (encodzall_words.py), so that Encoder 1 and the word decoder cost what
+Words of all texts are packed into dense rows (encodzall_packing.py), so that Encoder 1 and the word decoder cost what
 real bytes cost. The encoder sees the whole text; the decoders are causal in what they write. The original design comes
 from github.com/dleemiller/Encodzall.
 """
@@ -11,16 +11,18 @@ import torch
 from torch import nn
 from transformers.cache_utils import Cache
 from transformers.generation import GenerationMixin
-from transformers.masking_utils import create_bidirectional_mask, packed_sequence_mask_function
 from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
-from transformers.utils import can_return_tuple, is_torchdynamo_compiling
+from transformers.utils import can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
-from .block_bidirectional_layers import BidirectionalLayer, GroupedSelfAttention, rms_norm
+from .block_attention import Attention
+from .block_layers import PreNormLayer, make_norm
+from .block_masks import bidirectional_mask, sequence_mask
 from .block_positions import check_context
+from .block_ragged import take
 from .block_refusals import WORKS, refuse_embeddings
 from .configuration_encodzall import EncodzallConfig
 from .encodzall_base import (
@@ -32,15 +34,15 @@ from .encodzall_base import (
 from .encodzall_contrastive import ranking_loss
 from .encodzall_decoder import EncodzallDecoder
 from .encodzall_masking import MASKS, WordPattern, search_words
+from .encodzall_packing import IGNORED, Packing, Spelling, pack_spelling
 from .encodzall_pipelines import WordFillingPipeline, WordTaggingPipeline
-from .encodzall_words import WHITE_SPACE, Packing, find_real_words, pack_words, spell_words
+from .encodzall_words import WHITE_SPACE
 
-IGNORED = -100
 NO_EMBEDDINGS = "words are found, packed and compared by their bytes"
 
 
 class WordPooling(nn.Module):
-    """The vectors of a word's bytes `(N, D)` to one of the word `(W, D)`."""
+    """The vectors of words' bytes in rows `(R, L, D)` to one of each word `(B, S, D)`."""
 
     def __init__(self, config: EncodzallConfig):
         super().__init__()
@@ -49,29 +51,34 @@ class WordPooling(nn.Module):
             self.query = nn.Linear(config.hidden_size, 1, bias=False)
 
     def forward(self, hidden_states: torch.Tensor, packing: Packing) -> torch.Tensor:
+        lengths, word = packing["lengths"], packing["word"].flatten()
+        num_words = lengths.numel() + 1  # the last one has the empty slots
+        hidden_states = hidden_states.flatten(0, 1)
+
         def sums(values: torch.Tensor) -> torch.Tensor:
-            return values.new_zeros(packing.num_words, values.shape[-1]).index_add(0, packing.word, values)
+            return values.new_zeros(num_words, values.shape[-1]).index_add(0, word, values)
 
         def largest(values: torch.Tensor) -> torch.Tensor:
-            place = packing.word.unsqueeze(1).expand_as(values)
-            lowest = values.new_full((packing.num_words, values.shape[-1]), -torch.inf)
-            return lowest.scatter_reduce(0, place, values, "amax")
+            lowest = values.new_full((num_words, values.shape[-1]), -torch.inf)
+            return lowest.scatter_reduce(0, word.unsqueeze(1).expand_as(values), values, "amax")
 
         if self.kind == "mean":
-            return sums(hidden_states) / packing.lengths.unsqueeze(1)
-        if self.kind == "max":
-            return largest(hidden_states)
-        scores = self.query(hidden_states)  # (N, 1)
-        weights = (scores - largest(scores.detach())[packing.word]).exp()
-        return sums(hidden_states * weights) / sums(weights)
+            pooled = sums(hidden_states)[:-1] / lengths.flatten().clamp(min=1).unsqueeze(1)
+        elif self.kind == "max":
+            pooled = largest(hidden_states)[:-1]
+        else:
+            scores = self.query(hidden_states)  # (R * L, 1)
+            weights = (scores - largest(scores.detach())[word]).exp()
+            pooled = (sums(hidden_states * weights) / sums(weights).clamp(min=1))[:-1]  # the largest weight is 1
+        return take(pooled.unflatten(0, lengths.shape), packing["vector"])
 
 
 class EncodzallModel(EncodzallPreTrainedModel):
     """The two encoders: bytes to one vector per word and one per text."""
 
     _can_record_outputs = {
-        "hidden_states": OutputRecorder(BidirectionalLayer, layer_name="context_encoder"),
-        "attentions": OutputRecorder(GroupedSelfAttention, index=1, layer_name="context_encoder"),
+        "hidden_states": OutputRecorder(PreNormLayer, layer_name="context_encoder"),
+        "attentions": OutputRecorder(Attention, index=1, layer_name="context_encoder"),
     }
 
     def __init__(self, config: EncodzallConfig):
@@ -79,14 +86,14 @@ class EncodzallModel(EncodzallPreTrainedModel):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.rotary = LlamaRotaryEmbedding(config)
         self.word_encoder = nn.ModuleList(
-            [BidirectionalLayer(config, i) for i in range(config.num_word_encoder_layers)]
+            PreNormLayer(config, Attention(config, i)) for i in range(config.num_word_encoder_layers)
         )
-        self.word_norm = rms_norm(config)
+        self.word_norm = make_norm(config)
         self.word_pooling = WordPooling(config)
         self.context_encoder = nn.ModuleList(
-            [BidirectionalLayer(config, i) for i in range(config.num_context_encoder_layers)]
+            PreNormLayer(config, Attention(config, i)) for i in range(config.num_context_encoder_layers)
         )
-        self.context_norm = rms_norm(config)
+        self.context_norm = make_norm(config)
         self.dropout = nn.Dropout(config.hidden_dropout)
         self.gradient_checkpointing = False
         self.post_init()
@@ -98,7 +105,7 @@ class EncodzallModel(EncodzallPreTrainedModel):
         input_ids: torch.LongTensor | None = None,  # (B, T)
         attention_mask: torch.Tensor | None = None,  # (B, T), 1 where an id is real; without it, all but padding ids
         word_ids: torch.LongTensor | None = None,  # (B, T), the word of each id in its text; found in the ids if None
-        packing: Packing | None = None,  # of these words; how many there are decides shapes, which export must know
+        packing: Packing | None = None,  # of these words, in place of mask and words; made of them if None
         **kwargs,
     ) -> EncodzallModelOutput:
         """
@@ -110,61 +117,34 @@ class EncodzallModel(EncodzallPreTrainedModel):
         if kwargs.pop("past_key_values", None) is not None:
             raise ValueError(f"`past_key_values` is given, but the encoders see all words and have no cache. {WORKS}")
         check_context(input_ids.shape[1], self.config.max_position_embeddings)
-        real = input_ids != self.config.pad_token_id if attention_mask is None else attention_mask.bool()
         if packing is None:
-            packing = self.pack(input_ids, real, word_ids)
-            words_WD = self.encode_words(input_ids.flatten()[packing.token], packing)
-        else:
-            words_WD = self.encode_packed(input_ids.flatten()[packing.token], packing)
-        memory, word_mask = packing.pad_words(words_WD, input_ids.shape[0])  # (B, S, D), (B, S)
-        positions, _ = packing.pad_words(self.word_starts(packing, input_ids.shape[1], real), input_ids.shape[0])
+            packing = self.pack(input_ids, attention_mask, word_ids)["packing"]
+        memory = self.encode_words(input_ids, packing)  # (B, S, D)
+        word_mask = packing["lengths"] > 0  # (B, S)
 
-        mask = create_bidirectional_mask(self.config, memory, word_mask)
+        mask = bidirectional_mask(self.config, memory, word_mask)
         rotary = self.rotary(memory, torch.arange(memory.shape[1], device=memory.device).unsqueeze(0))
         hidden_states = self.dropout(memory)
         for layer in self.context_encoder:
-            hidden_states = layer(hidden_states, rotary, mask, **kwargs)
+            hidden_states, _ = layer(hidden_states, mask=mask, rotary=rotary, **kwargs)
         hidden_states = self.context_norm(hidden_states) * word_mask.unsqueeze(-1)
         return EncodzallModelOutput(
             last_hidden_state=hidden_states,
             pooler_output=hidden_states.sum(1) / word_mask.sum(1, keepdim=True),
             word_mask=word_mask,
-            word_positions=positions,
-            word_ids=packing.words_of_ids(input_ids),
+            word_positions=packing["starts"],
+            word_ids=packing["word_ids"],
         )
 
-    def pack(self, input_ids: torch.Tensor, real: torch.Tensor, word_ids: torch.Tensor | None = None) -> Packing:
-        """Where the words of ids `(B, T)` go, of which those count that are `real` `(B, T)`."""
-        if word_ids is None:
-            word_ids = find_real_words(input_ids, real, self.config.max_word_bytes)
-        packing = pack_words(torch.where(real, word_ids, -1), self.config.packed_row_length)
-        if not is_torchdynamo_compiling() and len(packing.text.unique()) < len(input_ids):
-            raise ValueError("A text without any id has no words: even the empty text has its end, `eos_token_id`.")
-        return packing
-
-    @staticmethod
-    def word_starts(packing: Packing, length: int, real: torch.Tensor) -> torch.Tensor:
-        """The place of each word's first id `(W,)`, counted from its text's first id, wherever padding is."""
-        return packing.first % length - real.long().argmax(1)[packing.text]
-
-    def encode_words(self, ids: torch.Tensor, packing: Packing) -> torch.Tensor:
-        """Vectors `(W, D)` of packed words from their ids `(N,)`. Without a gradient each distinct word is encoded
-        once: its vector depends on its own bytes alone."""
-        if torch.is_grad_enabled() or self.training:
-            return self.encode_packed(ids, packing)
-        spelled, which = torch.unique(spell_words(ids, packing), dim=0, return_inverse=True)
-        distinct = pack_words(torch.where(spelled < 0, -1, 0), self.config.packed_row_length)
-        return self.encode_packed(spelled.flatten()[distinct.token], distinct)[which]
-
-    def encode_packed(self, ids: torch.Tensor, packing: Packing) -> torch.Tensor:
-        """Encoder 1 and the pooling, on rows `(rows, R, D)` in which no word sees another."""
-        rows = self.dropout(packing.to_rows(self.embed_tokens(ids)))
-        own_word = packed_sequence_mask_function(packing.word_of_slot)
-        mask = create_bidirectional_mask(self.config, rows, None, and_mask_function=own_word)
-        rotary = self.rotary(rows, packing.position_of_slot)
+    def encode_words(self, input_ids: torch.Tensor, packing: Packing) -> torch.Tensor:
+        """Encoder 1 and the pooling, on rows `(R, L, D)` in which no word sees another: vectors `(B, S, D)` of the
+        words of ids `(B, T)`, 0 after a text's last."""
+        rows = self.dropout(self.embed_tokens(take(input_ids, packing["source"], self.config.pad_token_id)))
+        mask = sequence_mask(self.config, rows, is_causal=False, segments=packing["word"])
+        rotary = self.rotary(rows, packing["offset"])
         for layer in self.word_encoder:
-            rows = layer(rows, rotary, mask)
-        return self.word_pooling(self.word_norm(packing.from_rows(rows)), packing)
+            rows, _ = layer(rows, mask=mask, rotary=rotary)
+        return self.word_pooling(self.word_norm(rows), packing)
 
 
 class EncodzallForMaskedDenoising(EncodzallPreTrainedModel, GenerationMixin):
@@ -219,6 +199,9 @@ class EncodzallForMaskedDenoising(EncodzallPreTrainedModel, GenerationMixin):
         labels: torch.LongTensor | None = None,  # (B, T), the clean text with its end; -100 is ignored
         target_word_ids: torch.LongTensor | None = None,  # (B, T), words of the clean text; found in it if None
         clean_input_ids: torch.LongTensor | None = None,  # (B, T_clean), for the contrastive loss
+        packing: Packing | None = None,  # what `pack_batch` makes of all these, all of it or nothing
+        spelling: Spelling | None = None,
+        clean_packing: Packing | None = None,
         use_cache: bool | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
         **kwargs,
@@ -234,8 +217,14 @@ class EncodzallForMaskedDenoising(EncodzallPreTrainedModel, GenerationMixin):
                 "Give `labels` (the clean text) or `decoder_input_ids`; `denoise` and `generate` make the latter, "
                 "`fill_mask` fills masked words, and `model.model` (AutoModel) is the encoders alone."
             )
+        if packing is None and spelling is None and (encoder_outputs is None or labels is not None):
+            texts = (input_ids, attention_mask, word_ids) if encoder_outputs is None else (None, None, None)
+            word_mask = None if encoder_outputs is None else encoder_outputs["word_mask"]
+            packed = self.pack(*texts, labels, target_word_ids, clean_input_ids, word_mask)
+            packing, spelling = packed.get("packing"), packed.get("spelling")
+            clean_packing = packed.get("clean_packing")
         if encoder_outputs is None:
-            encoder_outputs = self.model(input_ids, attention_mask, word_ids, **kwargs)
+            encoder_outputs = self.model(input_ids, attention_mask, word_ids, packing=packing, **kwargs)
         elif not isinstance(encoder_outputs, EncodzallModelOutput):
             encoder_outputs = EncodzallModelOutput(**encoder_outputs)
         memory, word_mask = encoder_outputs.last_hidden_state, encoder_outputs.word_mask
@@ -263,10 +252,10 @@ class EncodzallForMaskedDenoising(EncodzallPreTrainedModel, GenerationMixin):
             count = symbols.sum() if num_items_in_batch is None else num_items_in_batch
             total = nn.functional.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), reduction="sum")
             losses["sequence_loss"] = total / count
-            if config.word_decoder != "none" and config.word_loss_weight:
-                losses["word_loss"], word_logits = self.word_loss(memory, word_mask, labels, target_word_ids, count)
+            if spelling is not None:
+                losses["word_loss"], word_logits = self.word_loss(memory, labels, spelling, count)
             if config.contrastive_loss_weight and clean_input_ids is not None:
-                clean = self.model(clean_input_ids).pooler_output
+                clean = self.model(clean_input_ids, packing=clean_packing).pooler_output
                 ranking = ranking_loss(
                     encoder_outputs.pooler_output, clean, config.contrastive_scale, config.contrastive_symmetric
                 )
@@ -289,63 +278,54 @@ class EncodzallForMaskedDenoising(EncodzallPreTrainedModel, GenerationMixin):
         )
 
     def word_loss(
-        self,
-        memory: torch.Tensor,
-        word_mask: torch.Tensor,
-        labels: torch.Tensor,
-        target_word_ids: torch.Tensor | None,
-        count: torch.Tensor | int,
+        self, memory: torch.Tensor, labels: torch.Tensor, spelling: Spelling, count: torch.Tensor | int
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Focal cross-entropy of every word's bytes and end, and their logits `(N, V)`.
 
         The words of the labels are those of the memory by their index, whatever became of their length.
         """
-        real = labels != IGNORED
-        ids = torch.where(real, labels, self.config.pad_token_id)
-        if target_word_ids is None:
-            target_word_ids = find_real_words(ids, real, self.config.max_word_bytes)
-        packing = pack_words(torch.where(real, target_word_ids, -1), self.config.packed_row_length)
-        expected = word_mask[real.any(1)].sum()  # rows that only fill up a batch have no labels
-        if not is_torchdynamo_compiling() and packing.num_words != expected:
-            raise ValueError(
-                f"The labels have {packing.num_words} words, the input {expected}: the word decoder needs the same. "
-                "Give `word_ids` and `target_word_ids` that agree, or set `word_loss_weight` to 0."
-            )
-        if packing.num_words == 0:
-            unused = [memory] if self.config.word_decoder == "shared" else [memory, *self.word_decoder.parameters()]
-            return sum(values.sum() * 0 for values in unused), memory.new_zeros(0, self.config.vocab_size)
-        words = memory[packing.text, packing.index]  # (W, D)
-        logits, targets, spelling = self.spell_words(words, spell_words(ids.flatten()[packing.token], packing))
+        logits, targets = self.spell(memory, labels, spelling)
         values = nn.functional.cross_entropy(logits.float(), targets, reduction="none")  # (N,)
         if self.config.word_loss_gamma:
             values = values * (1 - (-values).exp()) ** self.config.word_loss_gamma
-        weights = packing.lengths / spelling.lengths  # a word's end is no byte
-        return (values * weights[spelling.word]).sum() / count, logits
+        return (values * spelling["weight"][0]).sum() / count, logits
 
-    def spell_words(self, words: torch.Tensor, spelled: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, Packing]:
-        """Logits `(N, V)` and targets `(N,)` of spelling words, each from its vector alone, and where they belong.
+    def spell(self, memory: torch.Tensor, ids: torch.Tensor, spelling: Spelling) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits `(N, V)` and targets `(N,)` of spelling the words of ids `(B, T)`, each from its vector in the memory
+        `(B, S, D)` alone."""
+        config = self.config
+        targets = take(ids, spelling["target"], config.eos_token_id)  # (R, L)
+        before = nn.functional.pad(targets[:, :-1], (1, 0))
+        inputs = self.model.embed_tokens(torch.where(spelling["offset"] == 0, config.bos_token_id, before))
+        decoder = self.word_decoder if config.word_decoder == "own" else self.decoder
+        hidden = decoder.spell(inputs, take(memory, spelling["word"]), spelling)
+        return self.lm_head(take(hidden, spelling["slot"])[0]), take(targets, spelling["slot"])[0]
+
+    def spell_words(
+        self, words: torch.Tensor, spelled: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Logits `(N, V)` and targets `(N,)` of spelling words, each from its vector alone, and whose they are `(N,)`.
 
         Args:
             words: `(W, D)`, of the memory.
             spelled: `(W, L)`, ids of their bytes, -1 after the last; the end of a text is an empty word.
         """
-        config = self.config
-        spelled = torch.where(spelled == config.eos_token_id, -1, spelled)
-        inputs = nn.functional.pad(spelled, (1, 0), value=config.bos_token_id)
-        targets = torch.where(spelled < 0, config.eos_token_id, spelled)
-        targets = nn.functional.pad(targets, (0, 1), value=config.eos_token_id)
-        packing = pack_words(torch.where(inputs < 0, -1, 0), config.packed_row_length)
-        decoder = self.word_decoder if config.word_decoder == "own" else self.decoder
-        hidden = decoder.spell(self.model.embed_tokens(inputs.flatten()[packing.token]), packing, words)
-        return self.lm_head(hidden), targets.flatten()[packing.token], packing
+        end, row_length = self.config.eos_token_id, self.config.packed_row_length
+        ids = nn.functional.pad(spelled.cpu(), (0, 1), value=end)
+        spelling = pack_spelling(ids, torch.where(ids < 0, -1, 0), 1, end, row_length)
+        ids = ids.to(words.device)
+        for name, value in spelling.items():
+            spelling[name] = value.to(words.device)
+        logits, targets = self.spell(words.unsqueeze(1), ids, spelling)
+        return logits, targets, take(spelling["word"], spelling["slot"])[0]
 
     @torch.no_grad()
     def word_log_probabilities(self, words: torch.Tensor, spelled: torch.Tensor) -> torch.Tensor:
         """Log-probability in nats `(W,)`, float32, that the word decoder spells `spelled` `(W, L)` (-1 after the last
         byte) from the vectors `words` `(W, D)`; the end included."""
-        logits, targets, packing = self.spell_words(words, spelled)
+        logits, targets, word = self.spell_words(words, spelled)
         values = -nn.functional.cross_entropy(logits.float(), targets, reduction="none")
-        return values.new_zeros(len(words)).index_add(0, packing.word, values)
+        return values.new_zeros(len(words)).index_add(0, word, values)
 
     def denoise(self, texts: list[str], tokenizer: PreTrainedTokenizerBase, **kwargs: Any) -> list[str]:
         """The texts, repaired. `kwargs` are those of `generate()`; by default greedy, and at most twice as long.
@@ -384,9 +364,9 @@ class EncodzallForMaskedDenoising(EncodzallPreTrainedModel, GenerationMixin):
                     *spelled, closing = spelled
 
                 def score(beginnings: list[bytes], vector: torch.Tensor = memory[row, word]) -> list[list[float]]:
-                    tried = torch.tensor([[*beginning] for beginning in beginnings], device=vector.device).long()
-                    logits, _, packing = self.spell_words(vector.expand(len(tried), -1), tried)
-                    return logits[packing.lengths.cumsum(0) - 1].float().log_softmax(-1).tolist()
+                    tried = torch.tensor([[*beginning] for beginning in beginnings]).long()  # all as long
+                    logits, _, _ = self.spell_words(vector.expand(len(tried), -1), tried)
+                    return logits.unflatten(0, (len(tried), -1))[:, -1].float().log_softmax(-1).tolist()
 
                 limit = 2 * self.config.max_word_bytes
                 found = search_words(WordPattern(spelled), closing, score, top_k, num_beams, limit)

@@ -28,7 +28,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import CONFIG_MAPPING, AutoConfig, GenerationConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
 import latentlm
-from latentlm.data import ChunkConfig, DataConfig, TextConfig
+from latentlm.architectures import ARCHITECTURES, architecture, resolve
 from latentlm.data.config import SourceConfig
 
 from .arguments import LatentTrainingArguments
@@ -41,9 +41,6 @@ MODEL_SOURCES = ("config", "model_type", "from_pretrained")
 BOOKKEEPING = {"architectures", "auto_map", "transformers_version", "model_type", "dtype", "torch_dtype"}
 TOKENIZER_FIELDS = ("pad_token_id", "bos_token_id", "eos_token_id")
 MIN_VOCAB_SIZE = 259  # of any tokenizer here: the bytes and three special tokens
-# What the data section describes, by model type; rows of tokens if it is not listed.
-DATA_CONFIGS: dict[str, type[SourceConfig]] = {"fsq_autoencoder": ChunkConfig, "encodzall": TextConfig}
-# What the training section may hold, where it is more than usual.
 
 
 class RecipeError(ValueError):
@@ -97,7 +94,7 @@ class Recipe:
         """The model's configuration, with the vocabulary and the special tokens of `tokenizer`, if it reads tokens."""
         if tokenizer is None:
             return check_model(self.model_type, self.from_pretrained, self.model)
-        fields = {**self.model, **self.code_fields(tokenizer)}
+        fields = {**self.model, **self.tokenizer_fields(tokenizer)}
         if fields.setdefault("vocab_size", len(tokenizer)) < len(tokenizer):
             raise RecipeError(
                 f"model.vocab_size is {fields['vocab_size']}, but the tokenizer has {len(tokenizer)} tokens; "
@@ -111,21 +108,24 @@ class Recipe:
         if config.vocab_size < len(tokenizer):
             raise RecipeError(
                 f"model.from_pretrained {self.from_pretrained} knows {config.vocab_size} tokens, the tokenizer "
-                f"{self.data.tokenizer!r} has {len(tokenizer)}; set data.tokenizer to the model's own."
+                f"{self.tokenizer_name!r} has {len(tokenizer)}; set data.tokenizer to the model's own."
             )
         return config
 
-    def code_fields(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-        """Fields of a language model on codes that its tokenizer decides."""
-        if self.model_type != "fsq":
-            return {}
-        if not hasattr(tokenizer, "codes"):
+    @property
+    def tokenizer_name(self) -> str:
+        """What the data section says of the tokenizer."""
+        return getattr(self.data, "tokenizer", self.model_type)
+
+    def tokenizer_fields(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+        """Fields of the configuration that the tokenizer decides, beside its size and special tokens."""
+        reference = architecture(self.model_type).tokenizer_fields
+        try:
+            return {} if reference is None else resolve(reference)(tokenizer)
+        except ValueError as error:
             raise RecipeError(
-                f"data.tokenizer {self.data.tokenizer!r} has no codes; a model of type 'fsq' needs an FSQ tokenizer "
-                "(python -m latentlm.tokenizer build), or `model_type: decoder_only`."
-            )
-        special = int((tokenizer.codes < 0).sum())
-        return {"autoencoder": tokenizer.autoencoder_config, "num_special_tokens": special}
+                f"data.tokenizer {self.tokenizer_name!r} does not fit model_type {self.model_type!r}: {error}"
+            ) from error
 
     def build_model(self, tokenizer: PreTrainedTokenizerBase | None, auto_class: type) -> Any:
         """The model to train: random weights from the current seed, or pretrained ones."""
@@ -161,13 +161,6 @@ class Recipe:
         return header + yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
 
 
-def training_arguments_class(model_type: str) -> type[LatentTrainingArguments]:
-    """The class of the training section for a model type."""
-    from latentlm.training import TRAINERS, LatentTrainer
-
-    return TRAINERS.get(model_type, LatentTrainer).arguments_class
-
-
 def load_recipe(path: str | Path, overrides: dict[str, Any] | None = None) -> Recipe:
     """Read a recipe file.
 
@@ -198,8 +191,8 @@ def load_recipe(path: str | Path, overrides: dict[str, Any] | None = None) -> Re
     from_pretrained = recipe["model"].pop("from_pretrained", None)
     recipe["model"].pop("config", None), recipe["model"].pop("model_type", None)
 
-    data_class = DATA_CONFIGS.get(model_type, DataConfig)
-    arguments_class = training_arguments_class(model_type)
+    data_class: type[SourceConfig] = architecture(model_type).data_class
+    arguments_class: type[LatentTrainingArguments] = architecture(model_type).trainer_class.arguments_class
     fields = {
         "model": field_types(CONFIG_MAPPING[model_type]) | {"attn_implementation": str | None},
         "data": field_types(data_class),
@@ -224,7 +217,8 @@ def load_recipe(path: str | Path, overrides: dict[str, Any] | None = None) -> Re
     if from_pretrained is None:
         model = {**own_defaults(CONFIG_MAPPING[model_type]), **model}
     # The vocabulary is that of a tokenizer which is not there yet.
-    unknown = {} if from_pretrained is not None or data_class is not DataConfig else {"vocab_size": MIN_VOCAB_SIZE}
+    waits = from_pretrained is None and "tokenizer" in fields["data"]
+    unknown = {"vocab_size": MIN_VOCAB_SIZE} if waits else {}
     config = check_model(model_type, from_pretrained, {**unknown, **model})
     try:
         data = data_class(**recipe["data"])
@@ -270,7 +264,7 @@ def resolve_architecture(model: dict[str, Any], recipe_folder: Path) -> tuple[di
     if len(given) != 1:
         raise RecipeError(
             f"model: give exactly one of {', '.join(MODEL_SOURCES)}, got {', '.join(given) or 'none of them'}; "
-            f"model types: {', '.join(known_architectures())}."
+            f"model types: {', '.join(ARCHITECTURES)}."
         )
     value = str(model[given[0]])
     if given[0] == "from_pretrained":
@@ -293,12 +287,8 @@ def resolve_architecture(model: dict[str, Any], recipe_folder: Path) -> tuple[di
         dropped = {*BOOKKEEPING, *TOKENIZER_FIELDS, "vocab_size"}
         fields = {name: value for name, value in fields.items() if name not in dropped}
     if model_type not in CONFIG_MAPPING:
-        raise unknown_field("model.model_type", str(model_type), known_architectures())
+        raise unknown_field("model.model_type", str(model_type), ARCHITECTURES)
     return fields, model_type, folder
-
-
-def known_architectures() -> list[str]:
-    return [config_class.model_type for config_class, _ in latentlm.ARCHITECTURES]
 
 
 def own_defaults(config_class: type[PreTrainedConfig]) -> dict[str, Any]:

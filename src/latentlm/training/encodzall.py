@@ -1,7 +1,5 @@
 """Training of EncodZall: clean rows are corrupted when they are used, as strongly as a PID loop says."""
 
-import math
-from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,16 +7,16 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import AutoModelForSeq2SeqLM
-from transformers.trainer_utils import EvalLoopOutput
 
 from latentlm.runs.arguments import LatentTrainingArguments
 
 from ..models.encodzall_words import FRAME_IDS, find_words
-from .callbacks import SAMPLES_FILE, append_line
 from .masking import CorruptedBatch, mask_texts
+from .metrics import Count, Mean
 from .noise import MIXTURE, NoiseTables, check_mixture, corrupt_texts, default_tables
 from .pid import PIDCallback
 from .randomness import row_keys
+from .samples import write_texts
 from .trainer import LatentTrainer
 
 NOISES = ("mask", "realistic")
@@ -77,27 +75,27 @@ class EncodzallTrainer(LatentTrainer):
     """[`LatentTrainer`] for [`EncodzallForMaskedDenoising`]: rows are clean texts (`latentlm.data.TextDataset`).
 
     A row is corrupted when its batch is used, by random numbers that follow from the row, the seed and the optimizer
-    step alone: the same on one process or many, and after a resume. Logs are as [`PIDCallback.logs`], and the
-    contrastive loss where its weight is not 0. An evaluation adds:
+    step alone: the same on one process or many, and after a resume. The CPU does that and packs the words, in few
+    sizes; then the batch goes to the accelerator, which never waits in a forward. Logs are as [`PIDCallback.logs`], and
+    the contrastive loss where its weight is not 0. An evaluation adds:
 
         eval_corrupted_loss, eval_corrupted_accuracy: cross-entropy (nats) and accuracy on bytes that were corrupted;
         eval_untouched_accuracy: accuracy on the others, which need copying alone;
         eval_exact_words: share of the corrupted words of which every byte is right;
 
-    all of the sequence decoder, which has seen the clean bytes before.
+    all of the sequence decoder, which has seen the clean bytes before; each is left out where nothing was counted.
     """
-
-    arguments_class = EncodzallTrainingArguments
 
     auto_class = AutoModelForSeq2SeqLM
     arguments_class = EncodzallTrainingArguments
+    prepares_on_cpu = True
+    _corrupted: torch.Tensor  # `(B, T)`, bool, of the last batch
 
     def __init__(self, **kwargs: Any):
         super().__init__(**kwargs)
         self.add_callback(self.args.make_pid())
         path = self.args.noise_tables
         self._tables = default_tables() if path is None else NoiseTables.load(Path(path))
-        self._corrupted: torch.Tensor | None = None
 
     @property
     def pid(self) -> PIDCallback:
@@ -109,102 +107,67 @@ class EncodzallTrainer(LatentTrainer):
 
     # ---- Corruption ----
 
-    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        ids = inputs["input_ids"].cpu()
+    def prepare_batch(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        # Already there, but for a stream that one process shares out.
+        ids, labels = inputs["input_ids"].cpu(), inputs["labels"].cpu()
         if self.model.training:
             strength, step = self.pid.strength, self.state.global_step + 1
         else:
             strength, step = self.args.noise_eval_strength, 0
         batch = self.corrupt(ids, strength, step)
-        config = self._config
+        self._corrupted = batch.corrupted.to(self.args.device)
+        missing = (0, ids.shape[1] - batch.input_ids.shape[1])
         prepared = {
-            "input_ids": batch.input_ids,
-            "attention_mask": batch.attention_mask,
-            "word_ids": batch.word_ids,
-            "labels": inputs["labels"],
+            "input_ids": nn.functional.pad(batch.input_ids, missing, value=self.model_config.pad_token_id),
+            "attention_mask": nn.functional.pad(batch.attention_mask, missing),
+            "word_ids": nn.functional.pad(batch.word_ids, missing, value=-1),
+            "labels": labels,
         }
-        if config.contrastive_loss_weight and self.model.training:
+        if self.model_config.contrastive_loss_weight and self.model.training:
             prepared["clean_input_ids"] = ids
-        prepared = super()._prepare_inputs(prepared)
-        self._corrupted = batch.corrupted.to(prepared["labels"].device)
+        prepared |= self.unwrapped_model.pack(**prepared, bucketed=True)
         return prepared
 
     def corrupt(self, ids: torch.Tensor, strength: float, step: int) -> CorruptedBatch:
         """Clean texts `(B, T)` with noise of the run's kind."""
-        real = ids != self._config.pad_token_id
-        keys = row_keys((row[kept].numpy() for row, kept in zip(ids, real, strict=True)), self.args.seed, step)
-        longest = self._config.max_word_bytes
+        real = ids != self.model_config.pad_token_id
+        keys = row_keys((row[is_real].numpy() for row, is_real in zip(ids, real, strict=True)), self.args.seed, step)
+        longest = self.model_config.max_word_bytes
         if self.args.noise == "mask":
             return mask_texts(ids, real, strength, keys, longest)
         return corrupt_texts(ids, real, strength, keys, longest, self.args.noise_mixture or MIXTURE, self._tables)
 
-    @property
-    def _config(self) -> Any:
-        return self.accelerator.unwrap_model(self.model).config
+    def after_training_forward(self, inputs: dict[str, Any], outputs: Any) -> None:
+        if self.args.noise_set_point is not None:
+            self.pid.add(*corrupted_loss(outputs["logits"].detach(), inputs["labels"], self._corrupted))
 
-    def compute_loss(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Any],
-        return_outputs: bool = False,
-        num_items_in_batch: torch.Tensor | int | None = None,
-    ) -> torch.Tensor | tuple[torch.Tensor, Any]:
-        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
-        if model.training and self.args.noise_set_point is not None:
-            values = corrupted_losses(outputs["logits"].detach(), inputs["labels"], self._corrupted)
-            self.pid.add(values.sum(), torch.tensor(len(values), device=values.device))
-        return (loss, outputs) if return_outputs else loss
-
-    def _training_logs(self) -> dict[str, float]:
-        return super()._training_logs() | self.pid.logs()
+    def training_logs(self) -> dict[str, float]:
+        return super().training_logs() | self.pid.logs()
 
     # ---- Evaluation ----
 
-    def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs) -> EvalLoopOutput:
-        self._counts: dict[str, float] = defaultdict(float)
-        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
-        counts = dict(zip(self._counts, self._sum_over_processes(list(self._counts.values())), strict=True))
-
-        def share(part: str, whole: str) -> float:
-            return counts[part] / counts[whole] if counts[whole] else math.nan
-
-        metrics = {
-            "corrupted_loss": share("loss", "corrupted"),
-            "corrupted_accuracy": share("corrupted_right", "corrupted"),
-            "untouched_accuracy": share("untouched_right", "untouched"),
-            "exact_words": share("words_right", "words"),
-        }
-        output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in metrics.items()})
-        return output
-
-    def add_to_evaluation(self, inputs: dict[str, Any], outputs: Any) -> None:
-        super().add_to_evaluation(inputs, outputs)
+    def evaluation_counts(self, inputs: dict[str, Any], outputs: Any) -> dict[str, Count]:
+        counts = super().evaluation_counts(inputs, outputs)
         labels, logits, corrupted = inputs["labels"], outputs["logits"], self._corrupted
         scored = labels != -100
         right = logits.argmax(-1) == labels
         # A word is wrong if one of its bytes is.
-        ids = torch.where(scored, labels, self._config.pad_token_id)
-        word_ids = find_words(ids, self._config.max_word_bytes)
+        ids = torch.where(scored, labels, self.model_config.pad_token_id)
+        word_ids = find_words(ids, self.model_config.max_word_bytes)
 
         def any_of_word(flags: torch.Tensor) -> torch.Tensor:
             return torch.zeros_like(word_ids).scatter_reduce(1, word_ids, flags.long(), "amax", include_self=True) > 0
 
         touched = any_of_word(scored & corrupted)
-        sums = {
-            "loss": corrupted_losses(logits, labels, corrupted).sum(),
-            "corrupted": (scored & corrupted).sum(),
-            "corrupted_right": (scored & corrupted & right).sum(),
-            "untouched": (scored & ~corrupted).sum(),
-            "untouched_right": (scored & ~corrupted & right).sum(),
-            "words": touched.sum(),
-            "words_right": (touched & ~any_of_word(scored & ~right)).sum(),
-        }
-        for name, value in sums.items():
-            self._counts[name] += value.item()
+        counts["corrupted_loss"] = Mean(*corrupted_loss(logits, labels, corrupted))
+        counts["corrupted_accuracy"] = Mean((scored & corrupted & right).sum(), (scored & corrupted).sum())
+        counts["untouched_accuracy"] = Mean((scored & ~corrupted & right).sum(), (scored & ~corrupted).sum())
+        counts["exact_words"] = Mean((touched & ~any_of_word(scored & ~right)).sum(), touched.sum())
+        return counts
 
     def write_samples(self) -> None:
         """Repair the beginnings of a few validation rows, for `samples.jsonl` and the console."""
-        model = self.accelerator.unwrap_model(self.model)
+        model = self.unwrapped_model
         if self.processing_class is None or not self.is_world_process_zero() or self.is_fsdp_enabled:
             return
         for row in self.spread_validation_rows(self.args.sample_prompts):
@@ -221,12 +184,13 @@ class EncodzallTrainer(LatentTrainer):
                 "noisy": self.processing_class.decode([i for i in batch.input_ids[0].tolist() if i not in FRAME_IDS]),
                 "repaired": self.processing_class.decode(generated[0], skip_special_tokens=True),
             }
-            append_line(Path(self.args.output_dir) / SAMPLES_FILE, {"step": self.state.global_step, **texts})
-            text = f"    {texts['noisy']!r} → {texts['repaired']!r}"
-            self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+            write_texts(texts, self.state.global_step, self.run_folder, self.console)
 
 
-def corrupted_losses(logits: torch.Tensor, labels: torch.Tensor, corrupted: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy in nats `(n,)` of the corrupted bytes among the labels `(B, T)`."""
-    chosen = (labels != -100) & corrupted
-    return nn.functional.cross_entropy(logits[chosen].float(), labels[chosen], reduction="none")
+def corrupted_loss(
+    logits: torch.Tensor, labels: torch.Tensor, corrupted: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The sum of the cross-entropy, in nats, of the corrupted bytes among the labels `(B, T)`, and their number."""
+    targets = labels.masked_fill(~corrupted, -100)
+    total = nn.functional.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="sum")
+    return total, (targets != -100).sum()

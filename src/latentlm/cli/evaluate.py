@@ -1,19 +1,9 @@
-"""`python -m latentlm.evaluation`: lm-eval's own command line with our models, our task files and default tasks."""
+"""`latentlm evaluate`: lm-eval's own command line with our models, our task files and default tasks."""
 
 import argparse
 import sys
 from collections.abc import Sequence
-
-try:
-    from lm_eval._cli import HarnessCLI
-    from lm_eval.utils import setup_logging
-except ImportError as error:
-    raise SystemExit(f"latentlm.evaluation needs lm-eval ({error}): pip install 'latentlm[eval]'") from error
-
-from latentlm.evaluation import (
-    adapters,  # noqa: F401  (registers our lm-eval models)
-    task_folder,
-)
+from typing import Any
 
 # lm-eval's names of its `hf` model, which scores the begin token of a whole text as if it were text.
 HF_NAMES = ("hf", "hf-auto", "huggingface")
@@ -24,15 +14,26 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     """lm-eval's parsed arguments, with our task folder included and, for `run`, the default tasks filled in and
     `hf-one-begin` in place of `hf`.
 
-    What the user gives wins: `--tasks` (or `tasks` in the file of `--config`) over the default tasks, and the task
+    What the user says wins: `--tasks` (or `tasks` in the file of `--config`) over the default tasks, and the task
     files in the user's `include_path` over ours of the same name.
+
+    Raises:
+        SystemExit: without lm-eval.
     """
-    sys.argv = ["latentlm.evaluation", *argv]  # HarnessCLI reads sys.argv, to insert a missing "run"
+    try:
+        from lm_eval._cli import HarnessCLI
+    except ImportError as error:
+        raise SystemExit(f"latentlm evaluate needs lm-eval ({error}): pip install 'latentlm[eval]'") from error
+
+    from latentlm.evaluation import task_folder
+
+    # HarnessCLI reads sys.argv, and inserts a missing "run" where more than one argument follows.
+    sys.argv = ["latentlm evaluate", *(argv or ["run", "--help"])]
     arguments = HarnessCLI().parse_args()
     if not hasattr(arguments, "include_path"):  # no subcommand: lm-eval prints its help
         return arguments
 
-    file: dict[str, object] = {}
+    file: dict[str, Any] = {}
     if getattr(arguments, "config", None):
         from lm_eval.config.evaluate_config import EvaluatorConfig
 
@@ -48,15 +49,18 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     return arguments
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Runs `argv` (default: the command line) as `lm_eval` would; scores are printed and saved by lm-eval."""
-    setup_logging()
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs `arguments` (default: the command line) as `lm_eval` would; scores are printed and saved by lm-eval."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if list(arguments) in (["-h"], ["--help"]):
+        arguments = ["run", "--help"]  # the fields, not lm-eval's list of commands
     try:
-        arguments = parse_arguments(sys.argv[1:] if argv is None else argv)
+        options = parse_arguments(arguments)
     except (FileNotFoundError, TypeError, ValueError) as error:
-        raise SystemExit(f"latentlm.evaluation: {error}") from error
-    arguments.func(arguments)
+        raise SystemExit(f"latentlm evaluate: {error}") from error
+    from lm_eval.utils import setup_logging
 
+    setup_logging()
+    from latentlm.evaluation import adapters  # noqa: F401  (registers our lm-eval models)
 
-if __name__ == "__main__":
-    main()
+    options.func(options)

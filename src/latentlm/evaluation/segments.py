@@ -1,16 +1,12 @@
-"""Show where an Abstractinator cuts a text: segments in colours, the entropy above them, the codes of every level.
+"""Where an Abstractinator cuts a text: segments in colours, the entropy above them, the codes of every level."""
 
-python -m latentlm.inspect runs/abstractinator-tiny "A text to look at." --out segments.png
-"""
-
-import argparse
 import html
-import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+
+from latentlm.models.modeling_abstractinator import AbstractinatorForCausalLM
 
 COLOURS = ("#bcd9f2", "#f7d9b0", "#c9e7c3", "#ead0e6")
 ROW = 96  # bytes of a line of the picture
@@ -34,14 +30,14 @@ class Inspection:
 
     def pieces(self, level: int) -> list[tuple[bytes, list[int]]]:
         """Bytes and code of each segment."""
-        found: dict[int, bytearray] = {}
+        segments: dict[int, bytearray] = {}
         for byte, segment in zip(self.data, self.segments[level], strict=True):
-            found.setdefault(segment, bytearray()).append(byte)
-        return [(bytes(piece), self.codes[level][segment]) for segment, piece in found.items()]
+            segments.setdefault(segment, bytearray()).append(byte)
+        return [(bytes(piece), self.codes[level][segment]) for segment, piece in segments.items()]
 
 
 @torch.no_grad()
-def inspect(model, data: bytes) -> Inspection:
+def inspect(model: AbstractinatorForCausalLM, data: bytes) -> Inspection:
     """Cut a text.
 
     Raises:
@@ -58,7 +54,7 @@ def inspect(model, data: bytes) -> Inspection:
         # A byte's segment at a level: the one of its segment below, after the begin that this level's symbols have.
         inside = index[inside if i == 0 else inside + 1]
         segments.append(inside.tolist())
-        codes.append(compressed.quantized.codes[0].tolist())
+        codes.append(compressed.quantized.codes[0, : compressed.segments.count[0]].tolist())
     entropies = pyramid.levels[0].segments.entropies[0, 1 : ids.shape[1]].tolist()
     return Inspection(data, entropies, segments, codes)
 
@@ -68,27 +64,27 @@ def letter(byte: int) -> str:
     return chr(byte) if 32 < byte < 127 else "·" if byte == 32 else "↵" if byte == 10 else f"{byte:02x}"
 
 
-def draw(found: Inspection, path: Path) -> None:
+def draw(inspection: Inspection, path: Path) -> None:
     """The picture: lines of text with the entropy above and a coloured band for each level."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    lines = range(0, len(found.data), ROW)
-    levels = len(found.segments)
-    highest = max(max(found.entropies), 0.1)
-    width = min(ROW, len(found.data))
+    lines = range(0, len(inspection.data), ROW)
+    levels = len(inspection.segments)
+    highest = max(max(inspection.entropies), 0.1)
+    width = min(ROW, len(inspection.data))
     figure, axes = plt.subplots(
         len(lines), 1, figsize=(max(4, 0.135 * width), (1.1 + 0.22 * levels) * len(lines)), squeeze=False
     )
     for axis, begin in zip(axes[:, 0], lines, strict=True):
-        part = range(begin, min(begin + ROW, len(found.data)))
+        part = range(begin, min(begin + ROW, len(inspection.data)))
         columns = [i - begin for i in part]
         axis.plot(
-            columns, [found.entropies[i] / highest for i in part], color="#555555", linewidth=0.9, marker=".", ms=2
+            columns, [inspection.entropies[i] / highest for i in part], color="#555555", linewidth=0.9, marker=".", ms=2
         )
-        for level, segments in enumerate(found.segments):
+        for level, segments in enumerate(inspection.segments):
             for column, i in zip(columns, part, strict=True):
                 low = -0.35 * (level + 1)
                 colour = COLOURS[(2 * level + segments[i] % 2) % len(COLOURS)]
@@ -97,16 +93,16 @@ def draw(found: Inspection, path: Path) -> None:
                     axis.text(
                         column,
                         low + 0.16,
-                        letter(found.data[i]),
+                        letter(inspection.data[i]),
                         ha="center",
                         va="center",
                         size=6.5,
                         family="monospace",
                     )
                 elif i == 0 or segments[i] != segments[i - 1]:
-                    code = "/".join(map(str, found.codes[level][segments[i]]))
+                    code = "/".join(map(str, inspection.codes[level][segments[i]]))
                     axis.text(column - 0.4, low + 0.16, code, ha="left", va="center", size=4.5, color="#444444")
-        axis.set(xlim=(-0.6, ROW - 0.4 if len(found.data) > ROW else width - 0.4), ylim=(-0.35 * levels - 0.05, 1.1))
+        axis.set(xlim=(-0.6, width - 0.4), ylim=(-0.35 * levels - 0.05, 1.1))
         axis.set_yticks([0, 1], ["0", f"{highest:.1f}"], fontsize=6)
         axis.set_xticks([])
         for side in ("top", "right", "bottom"):
@@ -117,53 +113,15 @@ def draw(found: Inspection, path: Path) -> None:
     plt.close(figure)
 
 
-def write_html(found: Inspection, path: Path) -> None:
+def write_html(inspection: Inspection, path: Path) -> None:
     """A page with the segments of every level in colours; a code shows where the pointer rests."""
     parts = ["<!doctype html><meta charset='utf-8'><title>Segments</title>", "<style>span{padding:2px 0}</style>"]
-    for level in range(len(found.segments)):
+    for level in range(len(inspection.segments)):
         parts.append(f"<h3>level {level + 1}</h3><p style='font-family:monospace;line-height:1.9'>")
-        for i, (piece, code) in enumerate(found.pieces(level)):
+        for i, (piece, code) in enumerate(inspection.pieces(level)):
             text = html.escape(piece.decode("utf-8", "backslashreplace")).replace("\n", "↵<br>")
             colour = COLOURS[(2 * level + i % 2) % len(COLOURS)]
             title = " / ".join(map(str, code))
             parts.append(f"<span style='background:{colour}' title='{title}'>{text.replace(' ', '&nbsp;')}</span><wbr>")
         parts.append("</p>")
     path.write_text("\n".join(parts) + "\n", encoding="utf-8")
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point; mistakes in the input end with a message and exit status 1, not with a traceback."""
-    parser = argparse.ArgumentParser("latentlm.inspect", description=__doc__.split("\n")[0])
-    parser.add_argument("model", help="run folder, or name on the Hub")
-    parser.add_argument("text", help="the text, or a file that holds it")
-    parser.add_argument("--out", type=Path, default=Path("segments.png"), help="a .png or .html file")
-    parser.add_argument("--bytes", type=int, default=2000, help="look at the first ones only")
-    parser.add_argument("--trust_remote_code", action="store_true", help="for models that latentlm does not know")
-    given = parser.parse_args(arguments)
-    if given.out.suffix not in (".png", ".html"):
-        sys.exit(f"latentlm.inspect: --out is {given.out}, but must end with .png or .html.")
-    from transformers import AutoModelForCausalLM
-
-    import latentlm  # noqa: F401  (registers the architecture)
-
-    try:
-        is_file = len(given.text) < 4096 and Path(given.text).is_file()
-        data = (Path(given.text).read_bytes() if is_file else given.text.encode("utf-8", "surrogateescape"))[
-            : given.bytes
-        ]
-        model = AutoModelForCausalLM.from_pretrained(given.model, trust_remote_code=given.trust_remote_code)
-        if model.config.model_type != "abstractinator":
-            raise ValueError(f"{given.model} is a {model.config.model_type}, but only an abstractinator has segments.")
-        found = inspect(model, data)
-    except (OSError, ValueError) as error:
-        sys.exit(f"latentlm.inspect: {error}")
-    (draw if given.out.suffix == ".png" else write_html)(found, given.out)
-    for level in range(len(found.segments)):
-        pieces = found.pieces(level)
-        print(f"level {level + 1}: {len(pieces)} segments of {len(data) / len(pieces):.1f} bytes")
-        print("  " + "|".join(piece.decode("utf-8", "backslashreplace").replace("\n", "↵") for piece, _ in pieces[:40]))
-    print(f"Picture: {given.out}")
-
-
-if __name__ == "__main__":
-    main()

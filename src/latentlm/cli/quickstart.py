@@ -1,6 +1,6 @@
 """The quick start: train the smallest model for a few minutes, and load it where latentlm is not installed.
 
-    python -m latentlm.quickstart [--minutes 4] [--prompt "The import statement"] [--any_field value ...]
+    latentlm quickstart [--minutes 4] [--prompt "The import statement"] [--any_field value ...]
 
 Trains hub_configs/ar-encoder-decoder-tiny on the documentation inside the installed Python, which needs no download,
 until all steps are done or the time is up. Run again, it continues from the last checkpoint. Every field of the recipe
@@ -9,15 +9,14 @@ can be given: --output_dir runs/mine --learning_rate 1e-3
 
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from transformers import TrainerCallback
+from .arguments import parse_command_line
 
-from latentlm.runs import CheckpointError, Recipe, RecipeError, load_recipe
-from latentlm.runs.redaction import redact
-from latentlm.train import parse_command_line, train
+if TYPE_CHECKING:
+    from latentlm.runs import Recipe
 
 RECIPE = Path("hub_configs") / "ar-encoder-decoder-tiny" / "recipe.yaml"
 OUTPUT_DIR = "runs/quickstart"
@@ -43,57 +42,39 @@ print(tokenizer.decode(output[0], skip_special_tokens=True))
 """
 
 
-class TimeLimit(TrainerCallback):
-    """Ends training before the time is up, with an evaluation and a complete checkpoint.
-
-    Args:
-        minutes: for everything from the first step to the last evaluation and checkpoint. A step that has begun is
-            finished, so at least one is done.
-    """
-
-    def __init__(self, minutes: float):
-        self.seconds = 60 * minutes
-        self.longest_pause = 0.05 * self.seconds  # between two steps: evaluation, samples, checkpoint
-        self.steps = 0
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        self.started = self.step_ended = time.monotonic()
-
-    def on_step_begin(self, args, state, control, **kwargs):
-        self.longest_pause = max(self.longest_pause, time.monotonic() - self.step_ended)
-
-    def on_step_end(self, args, state, control, **kwargs):
-        self.steps += 1
-        self.step_ended = time.monotonic()
-        if self.step_ended - self.started + self.longest_pause >= self.seconds:
-            control.should_log = control.should_evaluate = control.should_save = control.should_training_stop = True
-        return control
+def recipe_file() -> Path:
+    """The recipe, which is there in a clone of the repository."""
+    return Path(__file__).resolve().parents[3] / RECIPE
 
 
-def load_quickstart(arguments: Sequence[str]) -> tuple[Recipe, float, str]:
+def load_quickstart(arguments: Sequence[str]) -> tuple["Recipe", float, str]:
     """Recipe, minutes and prompt of a command line."""
+    from latentlm.runs import RecipeError, load_recipe
+
     path, overrides = parse_command_line(arguments)
     if path is not None:
-        raise RecipeError(f"unexpected argument {path!r}; a recipe of your own: python -m latentlm.train RECIPE.yaml")
-    recipe_file = Path(__file__).resolve().parents[2] / RECIPE
-    if not recipe_file.is_file():
+        raise RecipeError(f"unexpected argument {path!r}; a recipe of your own: latentlm train RECIPE.yaml")
+    if not recipe_file().is_file():
         raise RecipeError(
-            f"no {recipe_file}; the quick start runs in a clone of the repository (make quickstart). "
-            "Elsewhere: python -m latentlm.train RECIPE.yaml"
+            f"no {recipe_file()}; the quick start runs in a clone of the repository (make quickstart). "
+            "Elsewhere: latentlm train RECIPE.yaml"
         )
-    given = overrides.pop("minutes", MINUTES)
+    value = overrides.pop("minutes", MINUTES)
     try:
-        minutes = float(given)
+        minutes = float(value)
     except (TypeError, ValueError):
         minutes = 0.0
     if not minutes > 0:
-        raise RecipeError(f"--minutes is {given!r}, but it must be a number above 0.")
+        raise RecipeError(f"--minutes is {value!r}, but it must be a number above 0.")
     prompt = overrides.pop("prompt", PROMPT)
-    return load_recipe(recipe_file, {"output_dir": OUTPUT_DIR, **overrides}), minutes, str(prompt)
+    return load_recipe(recipe_file(), {"output_dir": OUTPUT_DIR, **overrides}), minutes, str(prompt)
 
 
-def train_for(recipe: Recipe, minutes: float) -> None:
+def train_for(recipe: "Recipe", minutes: float) -> None:
     """Train until all steps are done or the time is up, and say which."""
+    from latentlm.training.run import train
+    from latentlm.training.time_limit import TimeLimit
+
     limit = TimeLimit(minutes)
     state = train(recipe, callbacks=[limit]).state
     if not limit.steps:
@@ -112,7 +93,7 @@ def generate_without_latentlm(folder: str, prompt: str) -> None:
     command = [sys.executable, "-P", "-X", "utf8", "-c", LOAD_AND_GENERATE, folder, prompt]
     done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8")
     if done.returncode:
-        sys.exit(f"latentlm.quickstart: generating from {folder} without latentlm failed:\n{done.stderr}")
+        sys.exit(f"latentlm quickstart: generating from {folder} without latentlm failed:\n{done.stderr}")
     print(f"\n{done.stdout}", end="")
 
 
@@ -120,17 +101,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point; every failure ends with a message and an exit status other than 0."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if {"-h", "--help"} & set(arguments):
-        print(__doc__)
+        from .recipe_help import recipe_help
+
+        print(f"{__doc__}\n{recipe_help([str(recipe_file()), *arguments])}")
         return
+    from latentlm.runs import CheckpointError, RecipeError
+    from latentlm.runs.redaction import redact
+
     try:
         recipe, minutes, prompt = load_quickstart(arguments)
         train_for(recipe, minutes)
-        generate_without_latentlm(recipe.training.output_dir, prompt)
+        generate_without_latentlm(str(recipe.training.output_dir), prompt)
     except (RecipeError, CheckpointError, OSError) as error:
-        sys.exit(redact(f"latentlm.quickstart: {error}"))
+        sys.exit(redact(f"latentlm quickstart: {error}"))
     except KeyboardInterrupt:
-        sys.exit("latentlm.quickstart: interrupted. The same command continues from the last checkpoint.")
-
-
-if __name__ == "__main__":
-    main()
+        sys.exit("latentlm quickstart: interrupted. The same command continues from the last checkpoint.")

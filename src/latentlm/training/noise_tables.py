@@ -1,23 +1,12 @@
-"""Learn what noise does from pairs of noisy and clean text.
+"""What noise does, learned from pairs of noisy and clean text."""
 
-    python -m latentlm.noise OUT.json [--ocr FILE ...] [--misspelling FILE ...] [--min_count 3]
-
-FILE holds JSON lines with a noisy text (`noisy`, `ocr` or `misspelling`) and its clean one (`clean`, `gt`, `correction`
-or `corrections`, of which the first counts), and perhaps a `count`. A table that no file is given for is the
-package's own. Used by `noise_tables: OUT.json` in a recipe of EncodZall.
-"""
-
-import argparse
 import json
-import sys
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from difflib import SequenceMatcher
 from pathlib import Path
 
-from tqdm import tqdm
-
-from latentlm.training.noise import LONGEST_KEY, NoiseTables, Table, default_tables
+from .noise import LONGEST_KEY, Table
 
 NOISY, CLEAN = ("noisy", "ocr", "misspelling"), ("clean", "gt", "correction", "corrections")
 MOST_REPLACEMENTS = 12  # of one string; the rest is chance
@@ -61,7 +50,7 @@ def replacements(noisy: str, clean: str) -> Iterator[tuple[str, str]]:
 
 def learn(pairs: Iterator[tuple[str, str, float]], min_count: float) -> Table:
     """The replacements that came at least `min_count` times, the commonest of each string."""
-    counts: dict[str, Counter] = defaultdict(Counter)
+    counts: dict[str, Counter[str]] = defaultdict(Counter)
     for noisy, clean, count in pairs:
         for before, after in replacements(noisy, clean):
             counts[before][after] += count
@@ -70,29 +59,3 @@ def learn(pairs: Iterator[tuple[str, str, float]], min_count: float) -> Table:
         for before, targets in sorted(counts.items())
     }
     return {before: targets for before, targets in table.items() if targets}
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out", type=Path)
-    for kind in ("ocr", "misspelling"):
-        parser.add_argument(f"--{kind}", type=Path, nargs="+", default=[])
-    parser.add_argument("--min_count", type=float, default=3)
-    options = parser.parse_args(arguments)
-    own = default_tables()
-    tables = {"ocr": own.ocr, "keyboard": own.keyboard, "misspelling": own.misspelling}
-    try:
-        for kind in ("ocr", "misspelling"):
-            files: list[Path] = getattr(options, kind)
-            if files:
-                pairs = (pair for path in files for pair in tqdm(read_pairs(path), desc=path.name, unit=" pairs"))
-                tables[kind] = learn(pairs, options.min_count)
-                print(f"{kind}: {len(tables[kind]):,} strings, {sum(map(len, tables[kind].values())):,} replacements")
-        NoiseTables(**tables)
-        options.out.write_text(json.dumps(tables, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-    except (ValueError, OSError) as error:
-        sys.exit(f"latentlm.noise: {error}")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,32 @@
+"""Command lines of recipe fields, which `train` and `quickstart` take."""
+
+from collections.abc import Sequence
+from typing import Any
+
+
+def parse_command_line(arguments: Sequence[str]) -> tuple[str | None, dict[str, Any]]:
+    """Recipe path (if there is one) and overrides: `--name value`, `--name=value`, `--flag`, `--list a b`.
+
+    Raises:
+        RecipeError: for a second path, or a field that is there twice.
+    """
+    from latentlm.runs import RecipeError
+
+    path: str | None = None
+    overrides: dict[str, list[str]] = {}
+    name: str | None = None
+    for argument in arguments:
+        if argument.startswith("--"):
+            name, equals, value = argument[2:].partition("=")
+            name = name.replace("-", "_")
+            if name in overrides:
+                raise RecipeError(f"--{name} is given twice.")
+            overrides[name] = [value] if equals else []
+            name = None if equals else name
+        elif name is not None:
+            overrides[name].append(argument)
+        elif path is None:
+            path = argument
+        else:
+            raise RecipeError(f"unexpected argument {argument!r}; fields are written --name value.")
+    return path, {name: values[0] if len(values) == 1 else values or "true" for name, values in overrides.items()}

@@ -1,0 +1,63 @@
+"""Build, check and analyse FSQ tokenizers.
+
+    latentlm tokenizer build RUN OUT [--segmentation fewest|unigram]   # from an autoencoder trained on pieces
+    latentlm tokenizer rebuild RUN OUT               # after joint training: model and tokenizer, a new table
+    latentlm tokenizer check TOKENIZER [TEXT ...]    # losslessness, slow against fast, bytes per token
+    latentlm tokenizer analyse TOKENIZER TEXT OUT    # use of vocabulary and codes, as tables and figures
+
+The autoencoder is trained by `latentlm train hub_configs/fsq-tokenizer-tiny/recipe.yaml`, which also chooses the
+pieces; that run resumes where it was killed, and everything here takes seconds to minutes.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+RUN = "folder of the trained run"
+TOKENIZER = "folder of the tokenizer"
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "latentlm tokenizer", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    def add(name: str, **folders: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+        for folder, what in folders.items():
+            command.add_argument(folder, type=Path, help=what)
+        return command
+
+    add("build", run=RUN, out="folder of the tokenizer to write").add_argument(
+        "--segmentation",
+        choices=("fewest", "unigram"),
+        default="fewest",
+        help="a text becomes the fewest tokens, or the likeliest ones of a unigram model",
+    )
+    add("rebuild", run=RUN, out="folder of the model and tokenizer to write")
+    add("check", tokenizer=TOKENIZER).add_argument("text", type=Path, nargs="*", help="text files to check it on")
+    add("analyse", tokenizer=TOKENIZER, text="text file", out="folder of analysis.md and its figures")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point; mistakes in the input end with a message and exit status 1, not with a traceback."""
+    options = build_parser().parse_args(arguments)
+    from latentlm.evaluation.tokenizers import analyse_tokenizer, check_tokenizer
+    from latentlm.training.fsq_tokenizer import build, rebuild
+
+    try:
+        if options.command == "build":
+            build(options.run, options.out, options.segmentation)
+        elif options.command == "rebuild":
+            rebuild(options.run, options.out)
+        elif options.command == "check":
+            check_tokenizer(options.tokenizer, options.text)
+        else:
+            analyse_tokenizer(options.tokenizer, options.text, options.out)
+    except (ValueError, OSError) as error:
+        sys.exit(f"latentlm tokenizer: {error}")
+    if options.command in ("build", "rebuild"):
+        print(f"Tokenizer: {options.out}")

@@ -1,0 +1,17 @@
+"""What a language model on codes takes from its tokenizer."""
+
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+
+def code_fields(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """The fields of [`FSQConfig`] that the tokenizer decides; it may be one of a checkpoint's own code.
+
+    Raises:
+        ValueError: for a tokenizer without codes.
+    """
+    codes = getattr(tokenizer, "codes", None)
+    if codes is None:
+        raise ValueError("it has no codes; build an FSQ tokenizer (latentlm tokenizer build), or train a decoder_only.")
+    return {"autoencoder": getattr(tokenizer, "autoencoder_config", None), "num_special_tokens": int((codes < 0).sum())}

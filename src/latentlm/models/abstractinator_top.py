@@ -1,0 +1,38 @@
+"""The Abstractinator's language model on the codes of its last level."""
+
+import torch
+from torch import nn
+
+from .abstractinator_symbols import SymbolHead
+from .block_stack import CausalStack
+from .configuration_abstractinator import AbstractinatorConfig
+
+
+class TopModel(nn.Module):
+    """A causal transformer over the rows of the top codes."""
+
+    def __init__(self, config: AbstractinatorConfig):
+        super().__init__()
+        top = config.level_configs[-1]
+        self.config = config
+        self.begin = nn.Embedding(1, config.hidden_size)
+        self.stack = CausalStack(config, config.num_top_layers, None)
+        self.head: SymbolHead | nn.Linear
+        if config.top_head == "categorical":
+            self.head = SymbolHead(config, top.num_ids, top.num_digits, top.code_dim)
+        else:
+            self.head = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+        self.to_row = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+
+    def forward(self, rows: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Hidden states `(R, S + 1, D)`, from which code s is predicted at s, of code rows `(R, S, D)`; and the items
+        of the layers."""
+        first = torch.zeros(len(rows), 1, dtype=torch.long, device=rows.device)
+        states, items, _ = self.stack(torch.cat((self.begin(first).to(rows.dtype), rows), 1))
+        return states, items
+
+    def losses(self, hidden_states: torch.Tensor, codes: torch.Tensor, vectors: torch.Tensor) -> torch.Tensor:
+        """Of codes `(..., digits)`, or of their vectors `(..., D)`, after hidden states `(..., D)`: `(...)`."""
+        if isinstance(self.head, SymbolHead):
+            return self.head.losses(hidden_states, codes)
+        return (self.head(hidden_states).float() - vectors.detach().float()).square().mean(-1)

@@ -1,0 +1,97 @@
+"""An FSQ tokenizer from a trained autoencoder, and anew after joint training."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save
+
+from latentlm import FSQAutoencoderModel, FSQForCausalLM, FSQTokenizerFast
+from latentlm.data.chunks import load_run_pieces
+from latentlm.models.configuration_fsq import own_fields
+from latentlm.models.fsq_vocabulary import FSQVocabulary, spelling_table
+
+from .codes import Codes, assign_codes
+
+STEPS_PER_BIT = 16  # of a unigram cost
+
+
+def build(run: Path, out: Path, segmentation: str = "fewest") -> FSQTokenizerFast:
+    """Give every byte and piece of a run a code, and write the tokenizer.
+
+    Args:
+        segmentation: a text becomes the "fewest" tokens, or the likeliest ones of a "unigram" model, in which a token
+            has the probability with which the pieces' text uses it.
+
+    Raises:
+        ValueError: if the run has no pieces, or more of them than there are codes.
+        OSError: if there is no trained model in it.
+    """
+    pieces = load_run_pieces(run)
+    autoencoder = FSQAutoencoderModel.from_pretrained(run).eval()
+    chunks, lengths = spelling_table([bytes([byte]) for byte in range(256)] + pieces.pieces)
+    uses = np.concatenate((pieces.byte_counts, pieces.counts))
+    assigned = assign_codes(autoencoder, chunks, lengths, uses)
+    share = uses / max(uses.sum(), 1)
+    print(
+        f"{len(assigned.codes):,} bytes and pieces; distinct codes of the encoder: {1 - assigned.moved.mean():.2%}; "
+        f"spelled exactly by the decoder: {assigned.exact.mean():.2%}, {(share * assigned.exact).sum():.2%} by use"
+    )
+    costs = unigram_costs(uses) if segmentation == "unigram" else None
+    return write_tokenizer(out, pieces.pieces, pieces.boundary, assigned, autoencoder, version=1, costs=costs)
+
+
+def unigram_costs(uses: np.ndarray) -> list[int]:
+    """-log2 of the share of each use, in sixteenths of a bit; what is never used counts as half a use."""
+    bits = -np.log2(np.maximum(uses, 0.5) / max(uses.sum(), 1))
+    return np.maximum(np.rint(STEPS_PER_BIT * bits), 1).astype(int).tolist()
+
+
+def rebuild(run: Path, out: Path) -> None:
+    """Make the table again with the encoder as joint training left it; write model and tokenizer.
+
+    The ids keep their spellings, so that the model's rows stay right; only codes change.
+    """
+    model = FSQForCausalLM.from_pretrained(run).eval()
+    if not model.config.joint:
+        raise ValueError(f"{run} was not trained jointly (its `joint` is false): its table is still right")
+    old = FSQTokenizerFast.from_pretrained(run).vocabulary
+    autoencoder = model.embedding.autoencoder
+    assert autoencoder is not None  # joint training needs it
+    by_use = -np.arange(len(old.codes))  # pieces are sorted by use; single bytes go first
+    assigned = assign_codes(autoencoder, *spelling_table(old.spellings), by_use)
+    changed = assigned.codes != old.codes
+    print(f"{changed.sum():,} of {len(changed):,} codes changed ({changed.mean():.2%})")
+    new = write_tokenizer(out, old.pieces, old.boundary, assigned, autoencoder, old.version + 1, old.costs)
+    model.embedding.set_table(torch.from_numpy(new.codes), *map(torch.from_numpy, new.piece_table()))
+    model.config.joint = False
+    if not model.config.has_autoencoder:
+        model.embedding.autoencoder = None
+    model.save_pretrained(out)
+
+
+def write_tokenizer(
+    out: Path,
+    pieces: list[bytes],
+    boundary: str,
+    assigned: Codes,
+    autoencoder: FSQAutoencoderModel,
+    version: int,
+    costs: list[int] | None,
+) -> FSQTokenizerFast:
+    """Write the repository of the fast tokenizer, from which the slow one loads too."""
+    vocabulary = FSQVocabulary(
+        boundary=boundary,
+        levels=list(autoencoder.config.levels),
+        pieces=pieces,
+        codes=assigned.codes,
+        moved=np.flatnonzero(assigned.moved).tolist(),
+        inexact=np.flatnonzero(~assigned.exact).tolist(),
+        version=version,
+        autoencoder=own_fields(autoencoder.config),
+        weights=save({name: tensor.contiguous() for name, tensor in autoencoder.state_dict().items()}),
+        costs=costs,
+    )
+    tokenizer = FSQTokenizerFast.from_vocabulary(vocabulary)
+    tokenizer.save_pretrained(out)
+    return tokenizer

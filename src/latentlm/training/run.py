@@ -1,0 +1,92 @@
+"""A recipe as a run: from its data to the finished model."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from transformers import TrainerCallback, set_seed
+from transformers.utils import logging
+
+from latentlm.architectures import architecture, resolve
+from latentlm.data import PreparedData
+from latentlm.runs import Recipe, RecipeError
+from latentlm.runs.checkpoints import checkpoint_step
+from latentlm.runs.redaction import redact
+from latentlm.runs.run_folder import check_data, find_start, open_run_folder, plot_curves, read_metrics, write_results
+
+from .trainer import LatentTrainer
+
+
+def load_data(recipe: Recipe) -> PreparedData:
+    """The rows that a recipe trains on.
+
+    Raises:
+        RecipeError: if the text cannot be found or read, is too little, or does not fit the model.
+    """
+    limit = recipe.max_position_embeddings
+    limits = {} if limit is None else {"max_position_embeddings": limit}
+    try:
+        return resolve(architecture(recipe.model_type).prepare)(recipe.data, **limits)
+    except (ValueError, TypeError, OSError) as error:
+        raise RecipeError(f"data: {error}") from error
+
+
+def build_trainer(recipe: Recipe, data: PreparedData, callbacks: Sequence[TrainerCallback] = ()) -> LatentTrainer:
+    """Model and trainer of a recipe; the same seed gives the same model."""
+    arguments = recipe.training
+    set_seed(arguments.seed)
+    trainer_class: type[LatentTrainer] = architecture(recipe.model_type).trainer_class
+    return trainer_class(
+        model=recipe.build_model(data.tokenizer, trainer_class.auto_class),
+        args=arguments,
+        train_dataset=data.train,
+        eval_dataset=data.validation,
+        processing_class=data.tokenizer,
+        token_bytes=data.token_bytes,
+        callbacks=list(callbacks),
+    )
+
+
+def train(recipe: Recipe, callbacks: Sequence[TrainerCallback] = ()) -> LatentTrainer:
+    """Run a recipe to its end, from its last checkpoint on if it has one, and leave the finished model."""
+    logging.disable_progress_bar()  # of saving; the run has its own
+    start = find_start(recipe)
+    data = load_data(recipe)
+    if start is not None:
+        check_data(start, data.info)
+    trainer = build_trainer(recipe, data, callbacks)
+    if trainer.is_world_process_zero():
+        open_run_folder(recipe, data.info, recipe.training.world_size, recipe.training.device, data.files)
+    trainer.accelerator.wait_for_everyone()
+    if start is not None and trainer.is_world_process_zero():
+        trainer.console.print(f"Continuing from {start}.", highlight=False)
+    trainer.train(resume_from_checkpoint=start)
+    trainer.save_model(_internal_call=True)
+    if trainer.is_world_process_zero():
+        if trainer.state.global_step > (checkpoint_step(start) if start else 0):
+            write_results(trainer)
+        report(trainer)
+    if recipe.training.push_to_hub:
+        commit = trainer.push_to_hub()
+        if commit is not None:
+            print(redact(f"Published: {commit.repo_url}"))
+    # Also lets gloo's threads release their last tensors: a process group that is destroyed before hangs (the
+    # destructor holds Python's lock, which those threads wait for).
+    trainer.accelerator.wait_for_everyone()
+    return trainer
+
+
+def report(trainer: LatentTrainer) -> None:
+    """Print losses and bits per byte before and after, and where everything lies."""
+    run_folder = Path(str(trainer.args.output_dir))
+    metrics = read_metrics(run_folder)
+    for kind, key in (("training", "loss"), ("held-out text", "eval_loss")):
+        entries = [entry for entry in metrics if key in entry]
+        if not entries:
+            continue
+        first, last = entries[0], entries[-1]
+        for name in sorted(last):
+            if name.endswith(("_loss", "_bits_per_byte")) and not (name == key and "eval_lm_loss" in last):
+                label = name.removeprefix("eval_").replace("_", " ")
+                print(f"{kind}, step {first['step']} → {last['step']}: {label} {first[name]:.4f} → {last[name]:.4f}")
+    print(f"Curves: {plot_curves(run_folder)}")
+    print(f"Model, tokenizer and code: {run_folder}")

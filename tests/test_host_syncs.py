@@ -1,0 +1,236 @@
+"""How often the host waits for an accelerator: in a training step, and in a decoding step with a cache.
+
+CPU tensors stand for those of an accelerator. Counted is what needs a value, or a size that follows from values.
+"""
+
+from collections import Counter
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import wraps
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import encodzall_setup
+import pytest
+import torch
+from architectures import AUTOENCODER, PAD, Case, build, each_causal_case, token_ids
+from encodzall_setup import each_variant, encode, labels_of
+from torch.utils._python_dispatch import TorchDispatchMode
+from train_each_architecture import Texts
+from training_setup import make_trainer
+
+from latentlm import (
+    EncodzallForSequenceClassification,
+    EncodzallForTokenClassification,
+    FSQAutoencoderConfig,
+    FSQAutoencoderModel,
+)
+from latentlm.models import block_positions
+
+WAITING = {
+    "_local_scalar_dense",  # item(), int(), float(), bool(), if
+    "is_nonzero",
+    "equal",
+    "nonzero",
+    "masked_select",
+    "_unique",
+    "_unique2",
+    "unique_dim",
+    "unique_consecutive",
+    "unique_dim_consecutive",
+    "bincount",
+}
+READING = ("tolist", "numpy", "cpu", "__array__")
+
+
+class HostSyncs(TorchDispatchMode):
+    """Counts, while active, what makes the host wait, by its name."""
+
+    def __init__(self):
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        if name in WAITING:
+            self.counts[name] += 1
+        elif name == "repeat_interleave" and isinstance(args[-1], torch.Tensor):
+            if (kwargs or {}).get("output_size") is None:
+                self.counts[name] += 1
+        elif name in ("index", "index_put", "index_put_", "_index_put_impl_"):
+            masked = any(index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1])
+            filled = name != "index" and args[2].numel() == 1  # that is a masked fill
+            if masked and not filled:
+                self.counts[f"{name} by a mask"] += 1
+        return func(*args, **kwargs or {})
+
+    def __enter__(self) -> "HostSyncs":
+        self.stack = ExitStack()
+        for name in READING:
+            self.stack.enter_context(patch.object(torch.Tensor, name, self.counted(name, getattr(torch.Tensor, name))))
+        return super().__enter__()
+
+    def __exit__(self, *args: Any) -> None:
+        super().__exit__(*args)
+        self.stack.close()
+
+    def counted(self, name: str, method: Callable) -> Callable:
+        def read(*args: Any, **kwargs: Any) -> Any:
+            self.counts[name] += 1
+            return method(*args, **kwargs)
+
+        return read
+
+
+@pytest.fixture(autouse=True)
+def _positions_as_on_an_accelerator(monkeypatch):
+    """They are read and checked where that costs nothing: on the CPU, and not in compiled code."""
+    monkeypatch.setattr(block_positions, "is_torchdynamo_compiling", lambda: True)
+
+
+@pytest.mark.parametrize(
+    ("work", "count"),
+    [
+        (lambda t: t.sum().item(), 1),
+        (lambda t: bool((t > 0).all()), 1),
+        (lambda t: 1 if t[0] > 0 else 0, 1),
+        (lambda t: t[t > 0], 1),
+        (lambda t: t.clone().__setitem__(t > 0, t[:2]), 1),
+        (lambda t: t.clone().__setitem__(t > 0, 0.0), 0),
+        (lambda t: t.nonzero(), 1),
+        (lambda t: torch.where(t > 0), 1),
+        (lambda t: t.unique(), 1),
+        (lambda t: t.unique_consecutive(), 1),
+        (lambda t: t.repeat_interleave(t.long()), 1),
+        (lambda t: t.repeat_interleave(t.long(), output_size=3), 0),
+        (lambda t: t.repeat_interleave(2), 0),
+        (lambda t: torch.equal(t, t), 1),
+        (lambda t: t.masked_select(t > 0), 1),
+        (lambda t: t.tolist(), 1),
+        (lambda t: t.cpu(), 1),
+        (lambda t: t.numpy(), 1),
+        (lambda t: [*t], 0),
+        (lambda t: torch.where(t > 0, t, 0)[t.long()], 0),
+    ],
+)
+def test_what_waits_is_counted(work: Callable, count: int):
+    values = torch.tensor([1.0, 2.0, 0.0])
+    with HostSyncs() as syncs:
+        work(values)
+    assert syncs.counts.total() == count, syncs.counts
+
+
+MASK = "transformers looks whether the mask of padding is full"
+GROUPS = "which groups of LearnedDropout are on decides what is computed; at inference alone"
+ABS = "see ABS"
+
+SYNCS: dict[str, tuple[int, int, str]] = {
+    "decoder_only": (0, 1, MASK),
+    "decoder_only/learned_dropout_groups": (0, 7, f"{MASK}; {GROUPS}"),
+    "ar_encoder_decoder": (0, 1, MASK),
+    "parallel_encoder_decoder": (0, 1, MASK),
+    "parallel_encoder_decoder/cross_first": (0, 9, f"{MASK}; {GROUPS}"),
+    "fsq": (0, 1, MASK),
+    "abstractinator/default": (28, 3, ABS),
+    "abstractinator/two_levels": (39, 7, ABS),
+    "abstractinator/latent": (36, 3, ABS),
+    "abstractinator/no_top": (35, 10, ABS),
+    "abstractinator/continuous": (25, 6, ABS),
+    "encodzall": (0, 0, ""),
+    "fsq_autoencoder": (0, 0, ""),
+}
+"""Of each architecture or variant: how often the host waits in the forward and backward of a training step, on a batch
+as the library's data sets and trainers make it, and in a decoding step with a cache; why, where it is not 0."""
+
+
+def expected(architecture: str, variant: str = "") -> tuple[int, int, str]:
+    return SYNCS.get(f"{architecture}/{variant}") or SYNCS[architecture]
+
+
+def training_syncs(model: torch.nn.Module, inputs: dict[str, Any]) -> Counter[str]:
+    model.train()
+    with HostSyncs() as syncs:
+        model(**inputs).loss.backward()
+    return syncs.counts
+
+
+def decoding_syncs(model: Any, **inputs: Any) -> Counter[str]:
+    """Of the last forward of a generation."""
+    steps: list[Counter[str]] = []
+    forward = model.forward
+
+    @wraps(forward)
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        with HostSyncs() as syncs:
+            output = forward(*args, **kwargs)
+        steps.append(syncs.counts)
+        return output
+
+    with patch.object(model, "forward", counted):
+        model.generate(**inputs, max_new_tokens=4, do_sample=False)
+    assert len(steps) == 4
+    return steps[-1]
+
+
+def test_what_waits_has_a_reason():
+    assert all(bool(training or decoding) == bool(reason) for training, decoding, reason in SYNCS.values())
+
+
+@each_causal_case
+def test_causal_models(case: Case):
+    training, decoding, _ = expected(case.architecture.name, case.variant)
+    ids = token_ids(2, 12)
+    packed = torch.cat([torch.arange(n) for n in (5, 1, 6)]).expand(2, -1)
+    counts = training_syncs(case.model(), {"input_ids": ids, "labels": ids, "position_ids": packed})
+    assert counts.total() == training, counts
+    mask = torch.ones_like(ids)
+    mask[0, :4] = 0
+    counts = decoding_syncs(case.model(), input_ids=ids.masked_fill(mask == 0, PAD), attention_mask=mask)
+    assert counts.total() == decoding, counts
+
+
+# ---- EncodZall and the autoencoder ----
+
+
+@each_variant
+@pytest.mark.parametrize("backend", ["eager", "sdpa"])
+def test_encodzall(variant: str, backend: str):
+    training, decoding, _ = expected("encodzall", variant)
+    model = encodzall_setup.build(variant, backend=backend, contrastive_loss_weight=0.5).train()
+    inputs = {**encode(), "labels": labels_of(), "clean_input_ids": encode()["input_ids"]}
+    counts = training_syncs(model, inputs | model.pack(**inputs, bucketed=True))
+    assert counts.total() == training, counts
+    counts = decoding_syncs(model.eval(), **encode())
+    assert counts.total() == decoding, counts
+
+
+@pytest.mark.parametrize("head", [EncodzallForSequenceClassification, EncodzallForTokenClassification])
+def test_encodzall_with_labels_of_classes(head: type):
+    model = encodzall_setup.build(model_class=head, num_labels=3).train()
+    inputs = dict(encode())
+    of_texts = head is EncodzallForSequenceClassification
+    labels = torch.tensor([0, 2, 1, 1]) if of_texts else inputs["word_ids"] % 3
+    counts = training_syncs(model, {**inputs, **model.pack(**inputs, bucketed=True), "labels": labels})
+    assert not counts, counts
+
+
+def test_encodzalls_trainer(tmp_path: Path):
+    """What moves the noise with the loss is read once a step, not in it; batches leave the CPU when they are packed."""
+    model = encodzall_setup.build(contrastive_loss_weight=0.5)
+    trainer = make_trainer(tmp_path, model, Texts(8), Texts(2), noise_strength=0.4, noise_set_point=5.0)
+    loader = trainer.get_train_dataloader()
+    assert loader.device is None
+    model.train()
+    inputs = trainer._prepare_inputs(next(iter(loader)))
+    assert {"packing", "clean_packing", "spelling"} <= inputs.keys()
+    with HostSyncs() as syncs:
+        trainer.compute_loss(model, inputs, num_items_in_batch=torch.tensor(99)).backward()
+    assert trainer.pid._sums is not None and not syncs.counts, syncs.counts
+
+
+def test_the_autoencoder():
+    model = build(FSQAutoencoderModel, FSQAutoencoderConfig(**AUTOENCODER), "eager")
+    chunks = token_ids(6, 4, vocab_size=256)
+    counts = training_syncs(model, {"input_ids": chunks, "labels": chunks})
+    assert counts.total() == expected("fsq_autoencoder")[0], counts
