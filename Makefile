@@ -18,6 +18,7 @@ test-slow: $(INSTALLED)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
+	$(BIN)/basedpyright
 
 # Installed anew only when the requirements change; an install cut short leaves no stamp and is taken up again.
 $(INSTALLED): pyproject.toml constraints.txt

@@ -4,7 +4,7 @@ to chunks of bytes: `prepare_chunks(ChunkConfig(...))`; to rows of words: `prepa
 from .chunks import ChunkDataset, prepare_chunks
 from .config import ChunkConfig, DataConfig, TextConfig
 from .packing import PackedDataset, PackedStream
-from .prepare import PreparedData, prepare_data
+from .prepare import PreparedData, PreparedText, prepare_data
 from .texts import TextDataset, prepare_texts
 from .tokenizers import token_bytes
 
@@ -15,6 +15,7 @@ __all__ = [
     "PackedDataset",
     "PackedStream",
     "PreparedData",
+    "PreparedText",
     "TextConfig",
     "TextDataset",
     "prepare_chunks",

@@ -25,7 +25,7 @@ END = 256  # the symbol after the last byte of a chunk
 IGNORED = -100
 
 
-class ChunkDataset(Dataset):
+class ChunkDataset(Dataset[dict[str, torch.Tensor]]):
     """Rows `input_ids` `(16,)` (bytes, then 256), `labels` `(16,)` (bytes, one 256, then -100), both int64, and `use`.
 
     Args:

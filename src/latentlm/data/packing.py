@@ -58,7 +58,7 @@ def stack_rows(rows: list[dict[str, Any]]) -> dict[str, Any]:
     return batch
 
 
-class PackedDataset(Dataset):
+class PackedDataset(Dataset[dict[str, torch.Tensor]]):
     """Rows of a tokenized corpus that lies in memory or on disk.
 
     Args:
@@ -98,21 +98,21 @@ class PackedDataset(Dataset):
         first, last = np.searchsorted(self.starts, (begin, begin + len(tokens)))
         return pack_row(tokens, self.starts[first:last] - begin, self.context_length, self.pad_token_id or 0)
 
-    def __getstate__(self) -> dict:
+    def __getstate__(self) -> dict[str, Any]:
         """Pickling (for spawned workers) would copy a memory map's content; its file name is enough."""
         state = self.__dict__.copy()
         if isinstance(self.tokens, np.memmap):
             state["tokens"] = (self.tokens.filename, self.tokens.dtype)
         return state
 
-    def __setstate__(self, state: dict) -> None:
+    def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         if isinstance(self.tokens, tuple):
             filename, dtype = self.tokens
             self.tokens = np.memmap(filename, dtype=dtype, mode="r")
 
 
-class PackedStream(IterableDataset):
+class PackedStream(IterableDataset[dict[str, torch.Tensor]]):
     """Rows packed while documents are read; the same rows in the same order in every pass.
 
     In a run of several processes Accelerate hands out the rows. Resuming reads and skips what was seen already (the

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch.utils.data import Dataset, IterableDataset
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
@@ -34,9 +35,9 @@ FORMAT = 1  # of a cached corpus; part of its name
 STREAM_BPE_DOCUMENTS = 20_000  # a BPE for a stream is trained on its first documents
 
 
-@dataclass
+@dataclass(frozen=True)
 class PreparedData:
-    """What `prepare_data` returns.
+    """What a trainer is given: rows, and where they came from.
 
     Attributes:
         tokenizer: with `model_max_length` set; its `len()` is the model's `vocab_size`.
@@ -52,14 +53,22 @@ class PreparedData:
     """
 
     tokenizer: PreTrainedTokenizerBase | None
-    train: Dataset | IterableDataset
-    validation: Dataset
+    train: Dataset[dict[str, torch.Tensor]] | IterableDataset[dict[str, torch.Tensor]]
+    validation: Dataset[dict[str, torch.Tensor]]
     token_bytes: np.ndarray | None
     info: dict[str, Any]
     files: dict[str, Path] = field(default_factory=dict)
 
 
-def prepare_data(config: DataConfig, max_position_embeddings: int | None = None) -> PreparedData:
+@dataclass(frozen=True)
+class PreparedText(PreparedData):
+    """[`PreparedData`] that a tokenizer has made."""
+
+    tokenizer: PreTrainedTokenizerBase
+    token_bytes: np.ndarray
+
+
+def prepare_data(config: DataConfig, max_position_embeddings: int | None = None) -> PreparedText:
     """Read, split, tokenize and pack the text that `config` describes; from the cache where that was done before.
 
     May be called by every process of a run at once: one does the work, the others wait.
@@ -75,7 +84,6 @@ def prepare_data(config: DataConfig, max_position_embeddings: int | None = None)
     tokenizer = None if config.tokenizer == "bpe" else load_tokenizer(config.tokenizer)
     prepare = _prepare_stream if config.streaming else _prepare_corpus
     data = prepare(config, train_source, validation_source, tokenizer)
-    assert data.tokenizer is not None
     data.tokenizer.model_max_length = max_position_embeddings or config.context_length
     return data
 
@@ -118,7 +126,7 @@ def _prepare_corpus(
     train_source: Source,
     validation_source: Source | None,
     tokenizer: PreTrainedTokenizerBase | None,
-) -> PreparedData:
+) -> PreparedText:
     identity = {
         "format": FORMAT,
         "train": train_source.fingerprint(),
@@ -226,7 +234,7 @@ def _prepare_stream(
     train_source: Source,
     validation_source: Source | None,
     tokenizer: PreTrainedTokenizerBase | None,
-) -> PreparedData:
+) -> PreparedText:
     """Only the validation rows are made now; without a source of their own they are the stream's first documents."""
     if tokenizer is None:
         identity = asdict(config) | {"train": train_source.fingerprint()}
@@ -278,7 +286,7 @@ def _prepared(
     train_counts: dict[str, Any],
     validation_counts: dict[str, Any],
     folder: Path | None,
-) -> PreparedData:
+) -> PreparedText:
     info = {
         "dataset": config.dataset,
         "dataset_config": config.dataset_config,
@@ -290,4 +298,4 @@ def _prepared(
         "validation": validation_counts | {"rows": len(validation)},
         "cache": None if folder is None else str(folder),
     }
-    return PreparedData(tokenizer, train, validation, token_bytes(tokenizer), info)
+    return PreparedText(tokenizer, train, validation, token_bytes(tokenizer), info)

@@ -32,11 +32,15 @@ class LosslessDecoding(PreTrainedTokenizerBase if TYPE_CHECKING else object):
         token_names: how the ids from 0 on are called; special and added tokens follow.
         token_ids: the same, by name.
         token_lengths: bytes that each of them stands for, int64.
+        pad_token_id, bos_token_id, eos_token_id: each of these tokenizers has the three.
     """
 
     token_names: list[str]
     token_ids: dict[str, int]
     token_lengths: np.ndarray
+    pad_token_id: int
+    bos_token_id: int
+    eos_token_id: int
     decoding_errors = "latentlm.surrogates_or_replace"
 
     if TYPE_CHECKING:

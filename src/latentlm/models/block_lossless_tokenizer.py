@@ -350,7 +350,7 @@ class LosslessTokenizer(LosslessDecoding, PreTrainedTokenizer):
             encoding.pad(length, direction=padding_side, pad_id=self.pad_token_id, pad_token=str(self.pad_token))
         return encoding
 
-    def _frame(self, first: list, second: list | None, bos: Any, eos: Any) -> list:
+    def _frame(self, first: list[int], second: list[int] | None, bos: int | None, eos: int | None) -> list[int]:
         """`first` (and `second`), each between `bos` and `eos` where these are added (None: never)."""
         before = [bos] if self.add_bos_token and bos is not None else []
         after = [eos] if self.add_eos_token and eos is not None else []
@@ -375,7 +375,7 @@ class LosslessTokenizer(LosslessDecoding, PreTrainedTokenizer):
     ) -> list[int]:
         return [0] * len(self.build_inputs_with_special_tokens(token_ids_0, token_ids_1))
 
-    def _pad(self, encoded_inputs: Any, *args: Any, padding_side: str | None = None, **kwargs: Any) -> dict:
+    def _pad(self, encoded_inputs: Any, *args: Any, padding_side: str | None = None, **kwargs: Any) -> dict[str, Any]:
         """Pads the offsets along with what the base class pads."""
         padded = super()._pad(encoded_inputs, *args, padding_side=padding_side, **kwargs)
         if "offset_mapping" in padded:

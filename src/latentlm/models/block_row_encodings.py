@@ -80,7 +80,7 @@ class Encodings(Sequence[Encoding]):
             self._rows[index] = self._rows[index]()
         return self._rows[index]
 
-    def __reduce__(self) -> tuple:
+    def __reduce__(self) -> tuple[Any, ...]:
         return list, (list(self),)
 
 

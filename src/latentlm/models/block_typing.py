@@ -23,14 +23,19 @@ class ModuleList(nn.ModuleList, Generic[M]):
 if TYPE_CHECKING:
 
     class GenerativeModel(PreTrainedModel, GenerationMixin):
-        """Base of mixins that go before a `PreTrainedModel` with a `GenerationMixin`; nothing when the code runs."""
+        """Goes first among the bases of a model that generates, or is that of a mixin which does; empty when it runs.
 
-        # Those of transformers take as `self` a protocol that no model satisfies (one whose `device` can be set).
+        Three methods of transformers take as `self` a protocol that no model satisfies (one whose `device` can be set).
+        """
+
         def generate(self, *args: Any, **kwargs: Any) -> Any: ...
         def _prepare_cache_for_generation(self, *args: Any, **kwargs: Any) -> Any: ...
         def _validate_generated_length(self, *args: Any, **kwargs: Any) -> Any: ...
 
 else:
-    GenerativeModel = object
+
+    class GenerativeModel:
+        pass
+
 
 __all__ = ["GenerativeModel", "ModuleList"]

@@ -99,7 +99,7 @@ class TransformerConfig(AttentionConfig):
     intermediate_size: int | None = None
     max_position_embeddings: int = 200
     position_embedding_type: Literal["learned", "rotary"] = "learned"
-    rope_parameters: dict | None = None
+    rope_parameters: dict[str, Any] | None = None
     position_subtraction: Literal["none", "plain", "layer_norm"] = "none"
     use_bias: bool = False
     layer_norm_eps: float = 1e-5

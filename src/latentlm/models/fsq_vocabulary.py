@@ -200,7 +200,7 @@ class Segmenter:
         self.tried: set[bytes] = set()
         self.cached = lru_cache(cache_size)(self.segment) if cache_size else self.segment
 
-    def __reduce__(self) -> tuple:
+    def __reduce__(self) -> tuple[Any, ...]:
         """What was seen and tried stays behind: it changes speed alone."""
         return Segmenter, (self.vocabulary, self.cache_size, self.neural, self.autoencoder)
 

@@ -171,7 +171,9 @@ class FactorisedHead(nn.Module):
         self.std = config.initializer_range
         width = sum(code_embedding.fsq.levels) + config.num_special_tokens
         self.columns = nn.Parameter(torch.empty(width, config.hidden_size))
-        self.built: tuple[torch.Tensor, tuple, torch.Tensor] | None = None  # codes, their version, the table of them
+        self.built: tuple[torch.Tensor, tuple[Any, ...], torch.Tensor] | None = (
+            None  # codes, their version, the table of them
+        )
 
     def initialize_parameters(self) -> None:
         init.normal_(self.columns, std=self.std)

@@ -60,7 +60,7 @@ class ChunkEncoder(nn.Module):
             self.convs.append(nn.Conv1d(width, channels, config.kernel_size, stride, config.kernel_size // 2))
             width = channels
             positions = -(-positions // stride)
-        self.activation = ACT2FN[config.hidden_act]
+        self.activation: nn.Module = ACT2FN[config.hidden_act]
         self.pooling = config.pooling
         if self.pooling == "attention":
             self.pool_scores = nn.Linear(width, 1)
@@ -108,7 +108,7 @@ class VectorDecoder(nn.Module):
                 nn.ConvTranspose1d(width, channels, config.kernel_size, stride, config.kernel_size // 2, stride - 1)
             )
             width = channels
-        self.activation = ACT2FN[config.hidden_act]
+        self.activation: nn.Module = ACT2FN[config.hidden_act]
         self.to_bytes = nn.Linear(width, config.vocab_size)
 
     def forward(self, vectors: torch.Tensor) -> torch.Tensor:

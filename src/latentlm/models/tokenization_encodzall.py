@@ -87,7 +87,7 @@ class EncodzallTokenizer(LosslessTokenizer):
             num_tokens_to_remove = len(ids) - end
         return super().truncate_sequences(ids, pair_ids, num_tokens_to_remove, truncation_strategy, stride)
 
-    def _pad(self, encoded_inputs: Any, *args: Any, padding_side: str | None = None, **kwargs: Any) -> dict:
+    def _pad(self, encoded_inputs: Any, *args: Any, padding_side: str | None = None, **kwargs: Any) -> dict[str, Any]:
         """Adds the words of each id, and pads them along."""
         if "word_ids" not in encoded_inputs:
             encoded_inputs["word_ids"] = self.find_words(list(encoded_inputs["input_ids"]))
