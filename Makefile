@@ -7,7 +7,7 @@ INSTALLED := .venv/.installed
 .PHONY: quickstart test test-slow lint clean
 
 quickstart: $(INSTALLED)
-	$(BIN)/python -m latentlm.quickstart
+	$(BIN)/latentlm quickstart
 
 test: lint
 	$(BIN)/python -m pytest -n 2 --dist worksteal --durations 10

@@ -4,7 +4,7 @@ all of one vocabulary size and trained on the same text; of its network; and of 
     pip install sentencepiece tiktoken
     python benchmarks/fsq_tokenizer.py TRAIN.txt HELD_OUT.txt TOKENIZER [--repeats 5] [--cache runs/benchmarks]
 
-TOKENIZER is a folder of `python -m latentlm.tokenizer build`. Every side encodes the lines of HELD_OUT, one core each.
+TOKENIZER is a folder of `latentlm tokenizer build`. Every side encodes the lines of HELD_OUT, one core each.
 """
 
 import argparse

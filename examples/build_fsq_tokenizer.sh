@@ -16,5 +16,5 @@ cat "$@" > "$out.txt"
 python -m latentlm.train hub_configs/fsq-tokenizer-original/recipe.yaml \
     --dataset "$out.txt" --dataset_config null --validation_split null --output_dir "$run" \
     --tokenizer_vocab_size "${TOKENS:-32768}" --learning_rate 2e-3 --lr_scheduler_type cosine --warmup_steps 500 --max_steps "${STEPS:-16000}" --eval_steps 2000
-python -m latentlm.tokenizer build "$run" "$out"
-python -m latentlm.tokenizer check "$out" "$@"
+latentlm tokenizer build "$run" "$out"
+latentlm tokenizer check "$out" "$@"

@@ -777,6 +777,7 @@ for name in filter(None, os.environ.get("LATENTLM_TEST_ARCHITECTURES", "").split
     ARCHITECTURES.append(pkgutil.resolve_name(name))
 
 
+
 def parameters(architectures: list[Architecture]) -> list[Any]:
     return [
         pytest.param(Case(architecture, variant), id=f"{architecture.name}-{variant}")

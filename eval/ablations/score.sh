@@ -7,8 +7,8 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 for run in "$@"; do
     model="pretrained=$run,trust_remote_code=True,dtype=float32"
-    python -m latentlm.evaluation run --model hf --model_args "$model" --batch_size 64 --device cpu \
+    latentlm evaluate --model hf --model_args "$model" --batch_size 64 --device cpu \
         --tasks local_blimp --limit "${LIMIT_BLIMP:-100}" --output_path "$run/lm_eval/blimp.json"
-    python -m latentlm.evaluation run --model hf --model_args "$model" --batch_size 16 --device cpu \
+    latentlm evaluate --model hf --model_args "$model" --batch_size 16 --device cpu \
         --tasks lambada_openai,hellaswag,arc_easy --limit "${LIMIT:-300}" --output_path "$run/lm_eval/tasks.json"
 done

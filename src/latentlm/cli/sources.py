@@ -6,7 +6,7 @@ import inspect
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -51,9 +51,10 @@ def read(module: str) -> Source | None:
     """A module by its name, not imported; None if it has no source."""
     top, *rest = module.split(".")
     spec = importlib.util.find_spec(top)
-    if spec is None or spec.origin is None:
+    if spec is None:
         return None
-    path = Path(spec.origin)
+    # A folder of modules without __init__.py has no origin.
+    path = Path(spec.origin or Path(next(iter(spec.submodule_search_locations or ["nowhere"]))) / "__init__.py")
     for name in rest:
         folder = path.parent / name
         path = folder / "__init__.py" if folder.is_dir() else path.parent / f"{name}.py"
@@ -118,27 +119,23 @@ def fields_of(reference: str) -> list[Field]:
         raise LookupError(f"{reference}: no source")
     for source, node in reversed(sources):
         texts = described_in(ast.get_docstring(node, clean=False) or "")
-        last = (0, "")  # the line where the field before ends, and what its comment says
+        end, comment = 0, ""  # the line where the field before ends, and what the comment above it says
         for statement in node.body:
-            if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
-                name = statement.target.id
-                comment = comment_above(source.lines, statement.lineno)
-                if not comment and last[0] == statement.lineno - 1:
-                    comment = last[1]
-                last = (statement.end_lineno or statement.lineno, comment)
-                options = keywords(statement.value)
-                annotation = ast.unparse(statement.annotation)
-                if annotation.startswith(("ClassVar", "typing.ClassVar")) or is_false(options.get("init")):
-                    continue
-                said = options.get("help")
-                text = string(said) if said is not None else texts.get(name) or comment
-                inherited = fields.get(name)
-                if not text and inherited is not None:
-                    text = inherited.help
-                fields[name] = Field(name, annotation, default_of(statement.value, options, source), text)
+            if not (isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name)):
+                continue
+            above = comment_above(source.lines, statement.lineno)
+            comment = comment if not above and end == statement.lineno - 1 else above
+            end = statement.end_lineno or statement.lineno
+            options, name, kind = keywords(statement.value), statement.target.id, ast.unparse(statement.annotation)
+            if kind.startswith(("ClassVar", "typing.ClassVar")) or is_false(options.get("init")):
+                continue
+            text = string(options["help"]) if "help" in options else texts.get(name) or comment
+            if not text and name in fields:
+                text = fields[name].help
+            fields[name] = Field(name, kind, default_of(statement.value, options, source, node), text)
         for name, text in texts.items():  # what a subclass says of an inherited field
             if name in fields and not fields[name].help:
-                fields[name] = Field(name, fields[name].type, fields[name].default, text)
+                fields[name] = replace(fields[name], help=text)
     return list(fields.values())
 
 
@@ -183,7 +180,9 @@ def keywords(value: ast.expr | None) -> dict[str, ast.expr]:
     return options
 
 
-def default_of(value: ast.expr | None, options: dict[str, ast.expr], source: Source) -> str:
+def default_of(
+    value: ast.expr | None, options: dict[str, ast.expr], source: Source, owner: ast.ClassDef | None = None
+) -> str:
     """The default as it would be written in a recipe, [`REQUIRED`] if there is none."""
     if options:
         value = options.get("default")
@@ -193,18 +192,31 @@ def default_of(value: ast.expr | None, options: dict[str, ast.expr], source: Sou
             return empty.get(ast.unparse(factory), ast.unparse(factory))
     if value is None:
         return REQUIRED
-    if isinstance(value, ast.Name):
-        place = find(source.module, value.id)
-        value = place[1] if place is not None and isinstance(place[1], ast.expr) else value
-    if isinstance(value, ast.Attribute) and isinstance(value.value, ast.Name):  # a member of an Enum
-        place = find(source.module, value.value.id)
-        members = place[1].body if place is not None and isinstance(place[1], ast.ClassDef) else []
-        for member in members:
-            if isinstance(member, ast.Assign) and value.attr in map(ast.unparse, member.targets):
-                return default_of(member.value, {}, source)
+    value = constant(value, source, owner)
     if isinstance(value, ast.Constant):
         return json.dumps(value.value) if value.value is None or isinstance(value.value, bool) else str(value.value)
     return ast.unparse(value)
+
+
+def constant(value: ast.expr, source: Source, owner: ast.ClassDef | None) -> ast.expr:
+    """The constant that names, members of an Enum and sums stand for, as far as the source says it."""
+    if isinstance(value, ast.Name):
+        for statement in reversed(list(ast.walk(owner)) if owner else []):  # of several assignments the last
+            if isinstance(statement, ast.Assign) and value.id in map(ast.unparse, statement.targets):
+                return statement.value
+        place, node = find(source.module, value.id) or (None, None)
+        if place is not None and isinstance(node, ast.expr):
+            return constant(node, place, None)
+    elif isinstance(value, ast.Attribute) and isinstance(value.value, ast.Name):
+        place, node = find(source.module, value.value.id) or (None, None)
+        for member in node.body if isinstance(node, ast.ClassDef) else []:
+            if isinstance(member, ast.Assign) and value.attr in map(ast.unparse, member.targets):
+                return member.value
+    elif isinstance(value, ast.BinOp) and isinstance(value.op, ast.Add):
+        left, right = constant(value.left, source, owner), constant(value.right, source, owner)
+        if isinstance(left, ast.Constant) and isinstance(right, ast.Constant):
+            return ast.Constant(left.value + right.value)  # pyright: ignore[reportOperatorIssue]
+    return value
 
 
 def is_false(value: ast.expr | None) -> bool:

@@ -73,5 +73,5 @@ def explained(folder: Path, repo_id: str, token: str | None) -> Iterator[None]:
         reason = redact(" ".join(str(error).split()).rstrip("."), token) or type(error).__name__
         raise PublishError(
             f"{repo_id} was not published: {reason}. Whatever {folder} holds is untouched; "
-            f"a finished run is pushed with: python -m latentlm.publish {folder} {repo_id}"
+            f"a finished run is pushed with: latentlm publish {folder} {repo_id}"
         ) from error

@@ -24,7 +24,7 @@ FORMAT = 1
 NUM_BYTES = 256
 VOCABULARY_FILE = "fsq_vocabulary.json"
 AUTOENCODER_FILE = "fsq_autoencoder.safetensors"
-REBUILD = "build the tokenizer again (python -m latentlm.tokenizer build), or download it anew"
+REBUILD = "build the tokenizer again (latentlm tokenizer build), or download it anew"
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,7 @@ class EncodzallTrainingArguments(LatentTrainingArguments):
         default=0.3, metadata={"help": "Strength in evaluations, which all have the same noise."}
     )
     noise_mixture: dict | None = field(default=None, metadata={"help": "Weight of each kind; all alike by default."})
-    noise_tables: str | None = field(default=None, metadata={"help": "File from `python -m latentlm.noise`."})
+    noise_tables: str | None = field(default=None, metadata={"help": "File from `latentlm noise`."})
 
     def __post_init__(self):
         super().__post_init__()

@@ -1,6 +1,6 @@
 """Phase 2 of EncodZall: noise as people, keyboards and scanners make it.
 
-The tables are `noise_tables.json` beside this file, or learned from pairs (`python -m latentlm.noise`).
+The tables are `noise_tables.json` beside this file, or learned from pairs (`latentlm noise`).
 """
 
 import json
