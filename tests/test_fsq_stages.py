@@ -162,16 +162,15 @@ def test_the_rebuilt_table_has_new_codes_and_the_old_ids(stages):
     torch.testing.assert_close(model.model.embed_ids(kept), joint.model.embed_ids(kept), rtol=1e-4, atol=1e-5)
 
 
-def test_unigram_costs_are_those_of_the_pieces_text(stages, text, tmp_path, capsys):  # noqa: F811
+def test_unigram_costs_are_those_of_the_pieces_text(stages, text, tmp_path):  # noqa: F811
     tokenizer_main(["build", str(stages / "autoencoder"), str(tmp_path / "unigram"), "--segmentation", "unigram"])
-    tokenizer_main(["check", str(tmp_path / "unigram"), str(text)])
-    assert "Nothing is lost" in capsys.readouterr().out
     fewest, unigram = (FSQTokenizer.from_pretrained(f) for f in (stages / "tokenizer", tmp_path / "unigram"))
     pieces = load_run_pieces(stages / "autoencoder")
     uses = np.concatenate((pieces.byte_counts, pieces.counts))
     bits = -np.log2(np.maximum(uses, 0.5) / uses.sum())
     assert np.abs(np.array(unigram.vocabulary.costs) / 16 - bits).max() <= 1 / 32
     ids = [tokenizer(text.read_text(), add_special_tokens=False).input_ids for tokenizer in (fewest, unigram)]
+    assert unigram.decode_bytes(ids[1]) == text.read_bytes()
     assert len(ids[0]) < len(ids[1])
     assert sum(bits[index] for index in ids[1]) < sum(bits[index] for index in ids[0])
 
