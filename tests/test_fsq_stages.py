@@ -13,6 +13,7 @@ from training_setup import metrics_of
 from latentlm import FSQForCausalLM, FSQTokenizer, FSQTokenizerFast
 from latentlm.data.chunks import load_run_pieces
 from latentlm.data.pieces import load_pieces
+from latentlm.evaluation import tokenizers as tokenizer_evaluation
 from latentlm.hub.publishing import published_files
 from latentlm.models.fsq_vocabulary import AUTOENCODER_FILE, VOCABULARY_FILE
 from latentlm.tokenizer import main as tokenizer_main
@@ -175,7 +176,10 @@ def test_unigram_costs_are_those_of_the_pieces_text(stages, text, tmp_path):  # 
     assert sum(bits[index] for index in ids[1]) < sum(bits[index] for index in ids[0])
 
 
-def test_check_and_analyse(stages, tmp_path, capsys):
+def test_check_and_analyse(stages, tmp_path, capsys, monkeypatch):
+    # Every scalar takes ten seconds, here as in test_fsq_tokenizer.py and test_examples.py.
+    scalars = tokenizer_evaluation.every_scalar()[::50]
+    monkeypatch.setattr(tokenizer_evaluation, "every_scalar", lambda: scalars)
     (tmp_path / "some.txt").write_text("The documentation | of\n<eos> things, naïve.\n" * 20)
     tokenizer_main(["check", str(stages / "tokenizer"), str(tmp_path / "some.txt")])
     assert "Nothing is lost" in capsys.readouterr().out
