@@ -128,10 +128,10 @@ def network(options: argparse.Namespace) -> None:
     }
     torch.set_num_threads(1)
     seconds = median_seconds(sides, options.repeats * 20, warmup=5)
-    print("\n| network | ms per chunk | asked |\n|---|--:|--:|")
+    print("\n| network | ms per chunk | target |\n|---|--:|--:|")
     aims = ("≤ 0.35", "≤ 0.4", "≤ 0.05", "≤ 0.05", "", "")
-    for (name, value), asked in zip(seconds.items(), aims, strict=True):
-        print(f"| {name} | {1000 * value / (256 if '256' in name else 1):.3f} | {asked} |")
+    for (name, value), target in zip(seconds.items(), aims, strict=True):
+        print(f"| {name} | {1000 * value / (256 if '256' in name else 1):.3f} | {target} |")
 
     text = options.held_out.read_bytes()[:20_000]
     neural = Segmenter(tokenizer.vocabulary, 1 << 16, neural=True, autoencoder=model)

@@ -48,8 +48,8 @@ def training(repeats: int, device: torch.device) -> Iterator[Row]:
             "hidden-state masks": parallel(length, **MASKED),
         }
         seconds = median_seconds({name: step(model.to(device), ids) for name, model in sides.items()}, repeats)
-        asked = {"off": "≤ 1.15", "embedding masks": "≤ 1.35", "hidden-state masks": "–"}
-        for name, limit in asked.items():
+        targets = {"off": "≤ 1.15", "embedding masks": "≤ 1.35", "hidden-state masks": "–"}
+        for name, limit in targets.items():
             what = "LearnedDropout off" if name == "off" else f"LearnedDropout on, {name}"
             ratio = seconds[name] / seconds["decoder-only"]
             yield f"training step / decoder-only's, {what}, float32 eager, B {batch}, T {length}", ratio, limit

@@ -7,7 +7,7 @@ import torch
 from timing import machine, median_seconds
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
-Row = tuple[str, float, str]  # what, measured ratio, what the specification asks
+Row = tuple[str, float, str]  # metric, measured ratio, target
 
 
 def gpt2(length: int) -> PreTrainedModel:
@@ -69,7 +69,7 @@ def main(description: str, parts: dict[str, Callable[[int, torch.device], Iterat
     for part in options.only:
         for row in parts[part](options.repeats, device):
             rows.append(row)
-            print(f"    {row[0]}: {row[1]:.2f} (asked: {row[2]})", flush=True)
-    print("\n| what | measured | asked |\n|---|--:|--:|")
+            print(f"    {row[0]}: {row[1]:.2f} (target: {row[2]})", flush=True)
+    print("\n| metric | measured | target |\n|---|--:|--:|")
     for what, ratio, limit in rows:
         print(f"| {what} | {ratio:.2f} | {limit} |")

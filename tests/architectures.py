@@ -655,6 +655,7 @@ ARCHITECTURES = [
             "near_float32": "where a segment is cut can turn on rounding",
             "torch_compile": "the number of segments is known only when they are cut: not one graph",
             "export": "the number of segments is known only when they are cut",
+            "plain_step": "its trainer begins with fixed codes and a small share of lm_loss",
             "equal_shapes": "with another segmentation its products have other shapes",
         },
         upstream_failures=WITHOUT_ATTENTIONS,

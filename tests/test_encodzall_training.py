@@ -287,12 +287,10 @@ def test_the_second_phase_goes_on_from_the_first(recipe, tmp_path, capsys):
     assert (config["word_decoder"], config["contrastive_loss_weight"]) == ("none", 0.5)
 
 
-NO_WORD_LOSS = ["--word_loss_weight", "0.0", "--gradient_checkpointing", "true"]
-
-
-@pytest.mark.parametrize("options", [[], REALISTIC, NO_WORD_LOSS], ids=["masks", "realistic", "no word loss"])
-def test_two_processes_equal_one(recipe, tmp_path, options):
-    options = [*options, "--hidden_dropout", "0.0", "--max_steps", "4", "--sample_prompts", "0", "--output_dir"]
+@pytest.mark.two_process
+def test_two_processes_equal_one(recipe, tmp_path):
+    """From the command line, with realistic noise; test_two_processes.py has masks and every variant."""
+    options = [*REALISTIC, "--hidden_dropout", "0.0", "--max_steps", "4", "--sample_prompts", "0", "--output_dir"]
     main([str(recipe), *options, str(tmp_path / "one")])
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(TWO_PROCESSES)]
     command += ["--main_process_port", "0", "-m", "latentlm.train", str(recipe), *options, str(tmp_path / "two")]

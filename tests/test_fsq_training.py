@@ -1,9 +1,7 @@
-"""Training of the autoencoder and of the language model on codes: rows, measures, guard, resuming, two processes."""
+"""Training of the autoencoder and of the language model on codes: rows, measures, guard, resuming."""
 
 import json
 import math
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +18,6 @@ from latentlm.runs import LatentTrainingArguments
 from latentlm.train import main
 from latentlm.training import FSQAutoencoderTrainer
 
-TESTS = Path(__file__).parent
-TWO_PROCESSES = TESTS.parent / "examples" / "accelerate" / "two_cpu_processes.yaml"
 RECIPE = """
 model:
   model_type: fsq_autoencoder
@@ -206,18 +202,3 @@ def test_the_command_line_trains_resumes_and_keeps_the_pieces(recipe, tmp_path):
     main(["--resume_from_checkpoint", str(whole / "checkpoint-6"), "--output_dir", str(resumed)])
     assert metrics_of(resumed) == metrics_of(whole)
     assert (resumed / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
-
-
-@pytest.mark.two_process
-def test_two_processes_equal_one(recipe, tmp_path):
-    options = ["--max_steps", "4", "--output_dir"]
-    main([str(recipe), *options, str(tmp_path / "one")])
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(TWO_PROCESSES)]
-    command += ["--main_process_port", "0", "-m", "latentlm.train", str(recipe), *options, str(tmp_path / "two")]
-    done = subprocess.run([*command, "--gradient_accumulation_steps", "1"], capture_output=True, text=True, timeout=400)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert json.loads((tmp_path / "two" / "environment.json").read_text())["processes"] == 2
-    for one, two in zip(metrics_of(tmp_path / "one"), metrics_of(tmp_path / "two"), strict=True):
-        assert one.keys() == two.keys()
-        for name in one.keys() - {"epoch"}:  # 396 chunks do not fill the last round: none may count twice
-            assert two[name] == pytest.approx(one[name], rel=1e-5), name

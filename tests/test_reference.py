@@ -93,7 +93,7 @@ def attention(queries: list, keys: list, values: list, heads: int, turned: int) 
 
 @torch.no_grad()
 def reference_logits(model: nn.Module, ids: list[int]) -> torch.Tensor:
-    """Logits `(T, V)` of one unpadded row, straight from the specification."""
+    """Logits `(T, V)` of one unpadded row, by the formulas of the design's page."""
     config = model.config
     weights = Weights({**dict(model.named_parameters()), **dict(model.named_buffers())})
     inner = weights["model"]
