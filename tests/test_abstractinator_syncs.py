@@ -162,8 +162,7 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     return torch.compile(function, fullgraph=True, dynamic=False, backend="aot_eager")
 
 
-@pytest.mark.parametrize("variant", ["two_levels", "latent"])
-@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize(("variant", "training"), [("two_levels", True), ("latent", False)])
 def test_each_part_is_one_graph(variant, training):
     """Cutting, coding and expanding, for sizes that are known: equal to eager, and compiled once for a bucket."""
     torch.compiler.reset()
