@@ -39,8 +39,8 @@ def build(path: str, **changes) -> latentlm.AbstractinatorForCausalLM:
     rows = text(ROWS * LENGTH).view(ROWS, LENGTH)
     for level in model.model.levels:
         with torch.no_grad():
-            found = model.model.compress_rows(rows, torch.full((ROWS,), LENGTH))
-        entropies = found[list(model.model.levels).index(level)].segments.entropies[:, 1:]
+            levels = model.model.compress_rows(rows, torch.full((ROWS,), LENGTH))
+        entropies = levels[list(model.model.levels).index(level)].segments.entropies[:, 1:]
         level.level.delta = float((entropies[:, 1:] - entropies[:, :-1]).flatten().quantile(2 / 3))
     return model
 
@@ -88,11 +88,9 @@ def train(options: argparse.Namespace) -> None:
     ours, frozen = build(options.config), build(options.config, freeze_entropy=True)
     other = blt(ours.num_parameters())
     print(f"{ours.num_parameters():,} parameters, BLT {other.num_parameters():,}")
-    found = ours.model.compress_rows(ids, torch.full((ROWS,), LENGTH))[0]
-    count = found.segments.count
-    print(
-        f"{LENGTH / count.float().mean():.2f} bytes a segment; padded rows {1 - count.sum() / (ROWS * count.max()):.1%}"
-    )
+    first = ours.model.compress_rows(ids, torch.full((ROWS,), LENGTH))[0]
+    length, empty = LENGTH / first.segments.count.float().mean(), 1 - first.exists.float().mean()
+    print(f"{length:.2f} bytes a segment; empty places among segments {empty:.1%}")
     sides = {
         "float32": step(ours, ids, False),
         "bf16": step(build(options.config), ids, True),

@@ -99,8 +99,8 @@ def test_reads_of_a_training_step(variant, rows):
 
 @pytest.mark.parametrize("variant", ["default", "two_levels", "latent", "no_top"])
 def test_reads_of_a_decoding_step(variant):
-    """One a symbol of a level, whether a segment closes: a step that skips what is above takes a fraction of the time
-    (docs/benchmarks.md). None for the code of a segment, but where it is the symbol of a level that has its own
+    """One a symbol of a level, whether a segment closes: a step takes 2.3 times as long where what is above is never
+    skipped (docs/abstractinator.md, Generating). None for the code of a segment, but where it is the symbol of a level that has its own
     segments."""
     model = build(variant, **BYTES)
     ids, mask = token_ids(2, 40), torch.ones(2, 40, dtype=torch.long)
@@ -162,8 +162,7 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     return torch.compile(function, fullgraph=True, dynamic=False, backend="aot_eager")
 
 
-@pytest.mark.parametrize("variant", ["two_levels", "latent"])
-@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize(("variant", "training"), [("two_levels", True), ("latent", False)])
 def test_each_part_is_one_graph(variant, training):
     """Cutting, coding and expanding, for sizes that are known: equal to eager, and compiled once for a bucket."""
     torch.compiler.reset()

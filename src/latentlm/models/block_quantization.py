@@ -300,8 +300,9 @@ def spread_values(*shape: int) -> torch.Tensor:
 
 
 def in_backward() -> bool:
-    """Whether this is gradient checkpointing's second forward, which must not be counted again."""
-    return torch._C._current_graph_task_id() != -1
+    """Whether this is gradient checkpointing's second forward, which must not be counted again; never in a graph that
+    is being compiled."""
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
 
 def scrambled(values: torch.Tensor) -> torch.Tensor:
