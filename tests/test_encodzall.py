@@ -17,6 +17,7 @@ from encodzall_setup import (
 from torch import nn
 
 from latentlm import (
+    EncodzallForMaskedDenoising,
     EncodzallForSequenceClassification,
     EncodzallForTokenClassification,
     EncodzallModel,
@@ -84,6 +85,43 @@ def test_neither_buckets_nor_padding_change_a_loss_or_a_gradient(variant):
             count = len(exact.word_logits)
             assert len(output.word_logits) > count
             torch.testing.assert_close(output.word_logits[:count], exact.word_logits, **CLOSE)
+
+
+HEADS = [EncodzallForMaskedDenoising, EncodzallForSequenceClassification, EncodzallForTokenClassification]
+
+
+@pytest.mark.parametrize("head", HEADS)
+@torch._dynamo.config.patch(error_on_recompile=True)
+def test_a_training_forward_compiles_as_one_graph(head):
+    """Only tensors of it depend on the texts: other texts, packed in the same sizes, find it compiled."""
+    sizes = {"num_word_encoder_layers": 1, "num_context_encoder_layers": 1, "num_decoder_layers": 1}
+    model = build(model_class=head, contrastive_loss_weight=0.5, num_labels=3, **sizes).train()
+
+    def batch(texts):
+        inputs = dict(encode(texts))
+        if head is EncodzallForMaskedDenoising:
+            inputs |= {"labels": labels_of(texts), "clean_input_ids": inputs["input_ids"]}
+        packed = model.pack(**inputs, bucketed=True)
+        if head is EncodzallForSequenceClassification:
+            inputs["labels"] = torch.arange(len(texts))
+        elif head is EncodzallForTokenClassification:
+            inputs["labels"] = inputs["input_ids"] % 3
+        return {**inputs, **packed}
+
+    torch.compiler.reset()
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    for texts in (["the same words", "a b c d"], ["other texts no", "x y z w"]):
+        inputs = batch(texts)
+        results = []
+        for run in (compiled, model):
+            model.zero_grad()
+            output = run(**inputs)
+            output.loss.backward()
+            results.append((output.loss, output.logits, gradients(model)))
+        torch.testing.assert_close(*results, rtol=1e-4, atol=1e-5)
+    with pytest.raises(torch._dynamo.exc.RecompileError):
+        compiled(**batch(["texts of another size"] * 3))
+    torch.compiler.reset()
 
 
 @each_variant

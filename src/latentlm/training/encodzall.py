@@ -48,8 +48,8 @@ class EncodzallTrainingArguments(LatentTrainingArguments):
         super().__post_init__()
         if self.neftune_noise_alpha is not None:
             raise ValueError(
-                f"neftune_noise_alpha is {self.neftune_noise_alpha}, but NEFTune knows embeddings (B, T, H) alone, and "
-                "those of packed words are (N, H); it must be None."
+                f"neftune_noise_alpha is {self.neftune_noise_alpha}, but NEFTune scales its noise by the length of a "
+                "text, and embeddings here are of rows that words of many texts share; it must be None."
             )
         if self.noise not in NOISES:
             raise ValueError(f"noise is {self.noise!r}, but must be one of {', '.join(NOISES)}.")
