@@ -51,12 +51,19 @@ def last_evaluation(metrics: list[dict[str, Any]]) -> dict[str, float]:
     timing = {"eval_runtime", "eval_samples_per_second", "eval_steps_per_second"}
     bits = [line["eval_bits_per_byte"] for line in evaluations if "eval_bits_per_byte" in line]
     lowest = {"lowest_bits_per_byte": min(bits)} if bits else {}
-    return {name: value for name, value in numbers.items() if name not in timing} | lowest
+    return {name: float(value) for name, value in numbers.items() if name not in timing} | lowest
+
+
+def last_logged(metrics: list[dict[str, Any]], names: list[str]) -> dict[str, float]:
+    """The training loss of the last log, and the last values of the curves that an entry names."""
+    losses = [line.get("lm_loss", line["loss"]) for line in metrics if "loss" in line]
+    train_loss = {"train_loss": float(losses[-1])} if losses else {}
+    return train_loss | {name: float(points[-1][1]) for name, points in curves(metrics, names).items()}
 
 
 def train_one(recipe: Recipe, peer: str | None, measures: list[str], curve_names: list[str]) -> dict[str, Any]:
     """Train a recipe to its end, from its last checkpoint on; fields of the record."""
-    run = Path(recipe.training.output_dir)
+    run = Path(str(recipe.training.output_dir))
     trainer = train(recipe, prepare_peer(peer, recipe))
     metrics = read_metrics(run)
     model: Any = trainer.accelerator.unwrap_model(trainer.model)
@@ -68,7 +75,7 @@ def train_one(recipe: Recipe, peer: str | None, measures: list[str], curve_names
         measured |= importlib.import_module(f"measures.{name}").measure(model.eval(), trainer.processing_class, run)
     return {
         "curve": curves(metrics, [*CURVES, *curve_names]),
-        "metrics": {**last_evaluation(metrics), **measured},
+        "metrics": {**last_logged(metrics, curve_names), **last_evaluation(metrics), **measured},
         "steps": trainer.state.global_step,
         "seconds": training[-1]["training_seconds"] if training else 0.0,
         "peak_memory_bytes": peak_memory(recipe.training.device),

@@ -63,13 +63,14 @@ class PatchedBlt(nn.Module):
     def __init__(self, config: DecoderOnlyConfig):
         super().__init__()
         self.blt = BltModel(blt_config(config))
+        assert self.blt.patcher is not None  # a configuration without one has none
         self.blt.patcher.requires_grad_(True)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.register_buffer("threshold", torch.tensor(2.0))
 
     def forward(self, input_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Logits `(B, T, V)` of the next byte, and of the patcher. Rows without padding."""
-        patcher = self.blt.patcher
+        patcher: Any = self.blt.patcher
         entropies, _, patcher_logits = patcher(input_ids)
         entropies = entropies.detach().float()
         if self.training:

@@ -44,6 +44,8 @@ class CausalPeer(PreTrainedModel):
         self, logits: torch.Tensor, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None
     ) -> torch.Tensor:
         """Cross-entropy in nats; labels are shifted here."""
+        if isinstance(num_items_in_batch, int):
+            num_items_in_batch = torch.tensor(num_items_in_batch)
         return ForCausalLMLoss(logits, labels, logits.shape[-1], num_items_in_batch)
 
     def forward(

@@ -27,7 +27,7 @@ class GPT2Peer(CausalPeer):
             "n_head": config.num_attention_heads,
             "n_positions": config.max_position_embeddings,
         }
-        dropout = {
+        dropout: dict[str, Any] = {
             "resid_pdrop": config.hidden_dropout,
             "embd_pdrop": config.hidden_dropout,
             "attn_pdrop": config.attention_dropout,
