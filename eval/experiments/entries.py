@@ -1,0 +1,234 @@
+"""Experiments: the entries of a page's `rows.yaml`, checked before anything runs."""
+
+import copy
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+from records import NAME, REPOSITORY
+
+from latentlm.runs import Recipe, load_recipe
+from latentlm.runs.recipe import SECTIONS, RecipeLoader
+
+HERE = Path(__file__).parent
+LIST_FILE = "rows.yaml"
+MAX_RATES = 7  # a grid is extended to so many learning rates; then its optimum is reported as one at the edge
+
+
+class ListError(ValueError):
+    """A `rows.yaml` that cannot be run; the message names the file, the entry and the field."""
+
+
+@dataclass
+class Entry:
+    """What is run with several seeds and becomes one row of a table.
+
+    Args:
+        name: of its records.
+        label: how tables and figures call it.
+        recipe: a recipe, beside `rows.yaml` or below the repository.
+        peer: a file of `peers/`, whose model takes the place of the recipe's.
+        overrides: fields by name (`hidden_size`), with section (`model.hidden_size`), or nested (`levels.0.delta`).
+        seeds: of the runs that are reported.
+        learning_rates: to try, at least three; without any the recipe's own is used.
+        tuned_with: another entry, whose learning rate is used.
+        tuning_overrides: what the trials change, such as `max_steps`.
+        start_from: another entry, whose finished model (of the same seed) is trained on.
+        measures: files of `measures/`, run on the finished model.
+        curves: further logged values that the record keeps; one that ends with `*` names all that begin so.
+    """
+
+    name: str
+    label: str
+    recipe: Path
+    peer: str | None = None
+    overrides: dict[str, Any] = field(default_factory=dict)
+    seeds: list[int] = field(default_factory=lambda: [0])
+    learning_rates: list[float] = field(default_factory=list)
+    tuned_with: str | None = None
+    tuning_overrides: dict[str, Any] = field(default_factory=dict)
+    start_from: str | None = None
+    measures: list[str] = field(default_factory=list)
+    curves: list[str] = field(default_factory=list)
+
+
+@dataclass
+class ExperimentList:
+    """The entries of one page, in running order: what matters most comes first.
+
+    Args:
+        page: name of the folder.
+        text: what all entries read: fields of the data section. Paths are looked up below `--text` first.
+        budget_bytes: bytes of training text, read once; None for what the recipes say.
+        halves: whether trials are scored on half A of the validation text and results on half B.
+        entries: by name.
+    """
+
+    page: str
+    text: dict[str, Any]
+    budget_bytes: int | None
+    halves: bool
+    entries: dict[str, Entry]
+
+
+def read_mapping(path: Path) -> dict[str, Any]:
+    """A YAML file with the scalars of recipes: `1e-3` is a number."""
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), RecipeLoader)
+    except (OSError, yaml.YAMLError) as error:
+        raise ListError(f"{path}: {error}") from error
+    if not isinstance(content, dict):
+        raise ListError(f"{path} must hold a mapping")
+    return content
+
+
+def read_list(page: str, root: Path = HERE) -> ExperimentList:
+    """
+    Raises:
+        ListError: for an unknown field, recipe, peer or entry.
+    """
+    folder = root / page
+    path = folder / LIST_FILE
+    content = read_mapping(path)
+    check_names(
+        path, content, ("text", "budget_bytes", "halves", "defaults", "entries", "tables", "figures", "differences")
+    )
+    defaults = content.get("defaults") or {}
+    names = [one.name for one in fields(Entry) if one.name != "name"]
+    entries: dict[str, Entry] = {}
+    for name, values in (content.get("entries") or {}).items():
+        values = {**defaults, **(values or {})}
+        check_names(f"{path}: entry {name}", values, names)
+        if not NAME.fullmatch(name):
+            raise ListError(f"{path}: entry {name!r} is no plain name (a-z, 0-9, '-', '.', '_')")
+        if "recipe" not in values:
+            raise ListError(f"{path}: entry {name} names no recipe")
+        values["recipe"] = find_recipe(folder, str(values["recipe"]))
+        values["overrides"] = {**(defaults.get("overrides") or {}), **(values.get("overrides") or {})}
+        if isinstance(values.get("seeds"), int):
+            values["seeds"] = list(range(values["seeds"]))
+        values.setdefault("label", name)
+        entries[name] = Entry(name=name, **values)
+    for entry in entries.values():
+        check_entry(path, entry, entries)
+    budget = content.get("budget_bytes")
+    return ExperimentList(page, dict(content.get("text") or {}), budget, bool(content.get("halves", False)), entries)
+
+
+def check_entry(path: Path, entry: Entry, entries: dict[str, Entry]) -> None:
+    for what in ("tuned_with", "start_from"):
+        other = getattr(entry, what)
+        if other is not None and other not in entries:
+            raise ListError(f"{path}: entry {entry.name}: {what} {other!r} is no entry here{nearest(other, entries)}")
+    if entry.tuned_with is not None and (entry.learning_rates or not entries[entry.tuned_with].learning_rates):
+        raise ListError(
+            f"{path}: entry {entry.name}: tuned_with needs an entry with learning_rates, and none of its own"
+        )
+    if entry.learning_rates and (len(entry.learning_rates) < 3 or sorted(entry.learning_rates) != entry.learning_rates):
+        raise ListError(f"{path}: entry {entry.name}: learning_rates must be at least three, in ascending order")
+    for folder, modules in (("peers", [entry.peer] if entry.peer else []), ("measures", entry.measures)):
+        for module in modules:
+            if not (HERE / folder / f"{module}.py").exists():
+                known = [one.stem for one in (HERE / folder).glob("*.py")]
+                raise ListError(f"{path}: entry {entry.name}: no {folder}/{module}.py{nearest(module, known)}")
+
+
+def check_names(where: Any, content: dict[str, Any], known: Iterable[str]) -> None:
+    for name in content:
+        if name not in known:
+            raise ListError(f"{where}: unknown field {name!r}{nearest(name, known)}")
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.3)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def find_recipe(folder: Path, name: str) -> Path:
+    """A recipe beside `rows.yaml` (with or without its suffix), or below the repository."""
+    candidates = [folder / name, folder / f"{name}.yaml", REPOSITORY / name, REPOSITORY / name / "recipe.yaml"]
+    for path in candidates:
+        if path.is_file():
+            return path
+    raise ListError(f"no recipe {name!r} in {folder} or {REPOSITORY}")
+
+
+# ---- Overrides ----
+
+
+def load_with_overrides(recipe: Path, overrides: dict[str, Any]) -> Recipe:
+    """A recipe with fields changed, also inside of lists and mappings: `levels.0.delta`, `model.levels.0.delta`."""
+    flat = {name: value for name, value in overrides.items() if not nested_path(name)}
+    nested = {name: value for name, value in overrides.items() if nested_path(name)}
+    if not nested:
+        return load_recipe(recipe, flat)
+    content = load_recipe(recipe, flat).to_dict()
+    for name, value in nested.items():
+        section, path = locate(content, name)
+        top = copy.deepcopy(content[section][path[0]])
+        set_inside(top, path[1:], value, name)
+        content[section][path[0]] = top
+        flat[f"{section}.{path[0]}"] = top
+    return load_recipe(recipe, flat)
+
+
+def nested_path(name: str) -> bool:
+    """Whether a field lies inside of another; a section before it does not count."""
+    parts = name.split(".")
+    return len(parts) > (2 if parts[0] in SECTIONS else 1)
+
+
+def locate(content: dict[str, dict[str, Any]], name: str) -> tuple[str, list[str]]:
+    """Section, and the path in it, of a nested override."""
+    first, *rest = name.split(".")
+    if first in SECTIONS:
+        homes, path = [first] if rest[0] in content[first] else [], rest
+    else:
+        homes, path = [section for section in SECTIONS if first in content[section]], [first, *rest]
+    if len(homes) != 1:
+        every = [field for section in SECTIONS for field in content[section]]
+        problem = (
+            f"write {' or '.join(f'{home}.{name}' for home in homes)}" if homes else "the recipe sets no such field"
+        )
+        raise ListError(f"override {name!r}: {problem}{'' if homes else nearest(path[0], every)}")
+    return homes[0], path
+
+
+def set_inside(container: Any, path: list[str], value: Any, name: str) -> None:
+    """Change one value of nested lists and mappings; a list must have it already, a mapping of the lowest level need
+    not."""
+    for depth, part in enumerate(path):
+        is_last = depth == len(path) - 1
+        if isinstance(container, list):
+            if not part.isdigit() or int(part) >= len(container):
+                raise ListError(f"override {name!r}: {part!r} is no place in a list of {len(container)}")
+            key: Any = int(part)
+        elif isinstance(container, dict):
+            key = part
+            if not is_last and key not in container:
+                raise ListError(f"override {name!r}: {part!r} is not set{nearest(part, container)}")
+        else:
+            raise ListError(f"override {name!r}: {part!r} would lie inside of {container!r}")
+        if is_last:
+            container[key] = value
+        else:
+            container = container[key]
+
+
+# ---- Learning rates ----
+
+
+def extend_grid(rates: list[float], best: float) -> float | None:
+    """The learning rate to try next, so that the optimum lies inside the grid; None where it does, or where the grid
+    is as long as it may be."""
+    ordered = sorted(rates)
+    if best not in (ordered[0], ordered[-1]) or len(ordered) >= MAX_RATES:
+        return None
+    return float(f"{ordered[0] ** 2 / ordered[1] if best == ordered[0] else ordered[-1] ** 2 / ordered[-2]:.3g}")
+
+
+def at_edge(rates: list[float], best: float) -> bool:
+    return best in (min(rates), max(rates))

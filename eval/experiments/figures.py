@@ -1,0 +1,96 @@
+"""Figures of a results page from the curves of records, readable at page width and by the colour-blind."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+from PIL import Image
+from tables import Group, pick
+
+# Okabe & Ito (2008), without yellow, which is hard to see on white; a line style per round of colours.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+STYLES = ("-", "--", ":", "-.")
+DIGEST = "Description"  # field of the PNG that says what was drawn
+
+
+def points(group: Group, name: str, x: str) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The curve of each record, over `step` or `bytes` (in MB)."""
+    curves = []
+    for record in group.records:
+        curve = np.array(record.curve.get(name, []), dtype=float).reshape(-1, 2)
+        per_step = (record.bytes_seen or 0) / max(record.steps or 1, 1) / 1e6 if x == "bytes" else 1.0
+        if len(curve):
+            curves.append((curve[:, 0] * per_step, curve[:, 1]))
+    return curves
+
+
+def contents(groups: dict[str, Group], figure: dict[str, Any], where: str) -> dict[str, Any]:
+    """Everything that a figure shows, as plain numbers."""
+    chosen = pick(groups, figure["entries"], where)
+    panels = []
+    for panel in figure["panels"]:
+        lines = []
+        for group in chosen:
+            curves = points(group, panel["value"], panel.get("x", "step"))
+            if curves:
+                shared = min(len(x) for x, _ in curves)
+                ys = np.array([y[:shared] for _, y in curves])
+                lines.append(
+                    {
+                        "label": group.label + (" (one seed)" if len(curves) == 1 else ""),
+                        "x": curves[0][0][:shared].round(6).tolist(),
+                        "mean": ys.mean(0).round(6).tolist(),
+                        "low": ys.min(0).round(6).tolist(),
+                        "high": ys.max(0).round(6).tolist(),
+                    }
+                )
+        yardsticks = {
+            group.label: group.mean(panel["value"]) for group in pick(groups, panel.get("yardsticks", []), where)
+        }
+        panels.append({**panel, "lines": lines, "yardsticks": yardsticks})
+    return {"panels": panels}
+
+
+def digest(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def drawn_digest(path: Path) -> str | None:
+    """What the figure in a file was drawn from; None if there is none, or it is not ours."""
+    try:
+        with Image.open(path) as image:
+            return image.info.get(DIGEST)
+    except OSError:
+        return None
+
+
+def draw(content: dict[str, Any], path: Path) -> None:
+    """One panel beside the other: the mean over seeds as a line, lowest to highest as a band, yardsticks as grey lines
+    across."""
+    panels: Sequence[dict[str, Any]] = content["panels"]
+    figure, axes = plt.subplots(1, len(panels), figsize=(4.2 * len(panels), 3.6), layout="constrained", squeeze=False)
+    for axis, panel in zip(axes[0], panels, strict=True):
+        for i, line in enumerate(panel["lines"]):
+            style = {"color": COLOURS[i % len(COLOURS)], "linestyle": STYLES[i // len(COLOURS) % len(STYLES)]}
+            axis.plot(line["x"], line["mean"], label=line["label"], linewidth=1.5, **style)
+            axis.fill_between(line["x"], line["low"], line["high"], color=style["color"], alpha=0.2, linewidth=0)
+        for i, (label, value) in enumerate(panel["yardsticks"].items()):
+            if value is not None:
+                axis.axhline(value, color="#555555", linestyle=STYLES[1 + i % 3], linewidth=1, label=label)
+        axis.set_xlabel({"bytes": "MB of text seen"}.get(panel.get("x", "step"), "step"), fontsize=9)
+        axis.set_ylabel(panel.get("heading", panel["value"]), fontsize=9)
+        axis.tick_params(labelsize=8)
+        axis.grid(alpha=0.25, linewidth=0.5)
+        if "range" in panel:
+            axis.set_ylim(*panel["range"])
+    axes[0][-1].legend(fontsize=8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150, metadata={DIGEST: digest(content)})
+    plt.close(figure)

@@ -1,0 +1,117 @@
+"""One run of an experiment, in a process of its own: train, measure, leave a record.
+
+python eval/experiments/one_run.py JOB.json          # written by run.py
+"""
+
+import importlib
+import json
+import math
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from entries import load_with_overrides
+from records import Record, count_parameters, curves, machine, portable, revision, versions, write_record
+from transformers import TrainerCallback
+
+from latentlm.data.config import DataConfig
+from latentlm.runs import Recipe
+from latentlm.runs.run_folder import peak_memory, read_metrics
+from latentlm.training.run import train
+
+CURVES = ("loss", "lm_loss", "eval_bits_per_byte")
+FLOPS_METHOD = "6 N D: N parameters of the body (no embedding tables), D predicted tokens; attention is left out"
+
+
+def prepare_peer(name: str | None, recipe: Recipe) -> list[TrainerCallback]:
+    """Let a peer take the place of the recipe's model; callbacks that its training needs."""
+    return [] if name is None else importlib.import_module(f"peers.{name}").prepare(recipe)
+
+
+def seen(metrics: list[dict[str, Any]], unit: str) -> int:
+    """Tokens or bytes that were predicted in training, from the speeds between two logs."""
+    total = before = 0.0
+    for line in metrics:
+        if f"{unit}_per_second" in line:
+            total += line[f"{unit}_per_second"] * (line["training_seconds"] - before)
+            before = line["training_seconds"]
+    return round(total)
+
+
+def last_evaluation(metrics: list[dict[str, Any]]) -> dict[str, float]:
+    """The values of the last evaluation, and the lowest bits per byte of all of them."""
+    evaluations = [line for line in metrics if "eval_loss" in line]
+    numbers = {
+        name: value
+        for name, value in evaluations[-1].items()
+        if name.startswith("eval_") and isinstance(value, int | float) and math.isfinite(value)
+    }
+    timing = {"eval_runtime", "eval_samples_per_second", "eval_steps_per_second"}
+    bits = [line["eval_bits_per_byte"] for line in evaluations if "eval_bits_per_byte" in line]
+    lowest = {"lowest_bits_per_byte": min(bits)} if bits else {}
+    return {name: float(value) for name, value in numbers.items() if name not in timing} | lowest
+
+
+def last_logged(metrics: list[dict[str, Any]], names: list[str]) -> dict[str, float]:
+    """The training loss of the last log, and the last values of the curves that an entry names."""
+    losses = [line.get("lm_loss", line["loss"]) for line in metrics if "loss" in line]
+    train_loss = {"train_loss": float(losses[-1])} if losses else {}
+    return train_loss | {name: float(points[-1][1]) for name, points in curves(metrics, names).items()}
+
+
+def train_one(recipe: Recipe, peer: str | None, measures: list[str], curve_names: list[str]) -> dict[str, Any]:
+    """Train a recipe to its end, from its last checkpoint on; fields of the record."""
+    run = Path(str(recipe.training.output_dir))
+    trainer = train(recipe, prepare_peer(peer, recipe))
+    metrics = read_metrics(run)
+    model: Any = trainer.accelerator.unwrap_model(trainer.model)
+    parameters = count_parameters(model)
+    tokens = seen(metrics, "tokens")
+    training = [line for line in metrics if "training_seconds" in line]
+    measured: dict[str, float] = {}
+    for name in measures:
+        measured |= importlib.import_module(f"measures.{name}").measure(model.eval(), trainer.processing_class, run)
+    return {
+        "curve": curves(metrics, [*CURVES, *curve_names]),
+        "metrics": {**last_logged(metrics, curve_names), **last_evaluation(metrics), **measured},
+        "steps": trainer.state.global_step,
+        "seconds": training[-1]["training_seconds"] if training else 0.0,
+        "peak_memory_bytes": peak_memory(recipe.training.device),
+        "flops": 6.0 * parameters["body"] * tokens,
+        "flops_method": FLOPS_METHOD,
+        "parameters": parameters,
+        "tokens_seen": tokens,
+        "bytes_seen": seen(metrics, "bytes"),
+    }
+
+
+def main() -> None:
+    started = time.perf_counter()
+    job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    torch.set_num_threads(job["threads"])
+    recipe = load_with_overrides(Path(job["recipe"]), job["overrides"])
+    configuration = portable(recipe.to_dict() | {"peer": job["peer"]})
+    peer = importlib.import_module(f"peers.{job['peer']}") if job["peer"] else None
+    if hasattr(peer, "fit"):  # counts: nothing is trained
+        assert isinstance(recipe.data, DataConfig) and peer is not None
+        fields = peer.fit(recipe)
+    else:
+        fields = train_one(recipe, job["peer"], job["measures"], job["curves"])
+    commit, dirty = revision()
+    record = Record(
+        **job["record"],
+        **fields,
+        configuration=configuration,
+        wall_seconds=time.perf_counter() - started,
+        versions=versions(),
+        revision=commit,
+        dirty=dirty,
+        machine=machine(),
+    )
+    print(write_record(record, Path(job["records"])))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,127 @@
+"""Make the tables and figures of the results pages from records; nothing is trained.
+
+    python eval/experiments/report.py [PAGE ...] [--check]
+
+Each page of `docs/results` (or a `page.md` beside the list) has blocks that this writes, between markers:
+
+    <!-- table NAME --> … <!-- end -->            and figure, differences, tuning
+
+What a block holds is said by `report.yaml` beside the list. `--check` changes nothing and fails where a block, or a
+figure, is not what the records give.
+"""
+
+import argparse
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from entries import HERE, ListError, check_names, nearest, read_mapping
+from figures import contents, digest, draw, drawn_digest
+from records import RECORDS, REPOSITORY, RecordError, read_page
+from tables import differences, group_records, results_table, tuning_table
+
+RESULTS = REPOSITORY / "docs" / "results"
+REPORT_FILE = "report.yaml"
+SECTIONS = {"table": "tables", "figure": "figures", "differences": "differences", "tuning": "tunings"}
+BLOCK = re.compile(r"(<!-- (table|figure|differences|tuning) ([\w.-]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+BEGIN = re.compile(r"<!-- (table|figure|differences|tuning) ")
+
+
+class Report:
+    """The blocks of one page.
+
+    Args:
+        page: folder of its list.
+        lists: where that folder lies.
+        records: folder of all records.
+        results: folder of the pages.
+    """
+
+    def __init__(self, page: str, lists: Path = HERE, records: Path = RECORDS, results: Path = RESULTS):
+        beside = lists / page / "page.md"
+        self.path = beside if beside.exists() else results / f"{page}.md"
+        self.where = lists / page / REPORT_FILE
+        self.specification = read_mapping(self.where)
+        check_names(self.where, self.specification, ("tables", "figures", "differences", "tunings", "shared"))
+        self.page, self.records = page, read_page(page, records)
+        self.groups = group_records(self.records)
+        self.figures: dict[Path, dict[str, Any]] = {}
+
+    def block(self, kind: str, name: str) -> str:
+        """The text of a block."""
+        section = self.specification.get(SECTIONS[kind]) or {}
+        if name not in section:
+            raise ListError(f"{self.where}: no {kind} {name!r}{nearest(name, section)}")
+        where = f"{self.where}: {kind} {name}"
+        makers: dict[str, Callable[[Any], str]] = {
+            "table": lambda one: results_table(self.groups, one, where),
+            "figure": lambda one: self.figure(name, one, where),
+            "differences": lambda one: differences(self.groups, one, where),
+            "tuning": lambda one: tuning_table(self.records, one),
+        }
+        return makers[kind](section[name])
+
+    def figure(self, name: str, figure: dict[str, Any], where: str) -> str:
+        path = self.path.parent / "figures" / f"{self.page}-{name}.png"
+        self.figures[path] = contents(self.groups, figure, where)
+        return f"![{figure['alt']}](figures/{path.name})"
+
+    def text(self) -> str:
+        """The page with every block as the records give it.
+
+        Raises:
+            ListError: for a block that is not closed, or that `report.yaml` does not know.
+        """
+        old = self.path.read_text(encoding="utf-8")
+        if len(BEGIN.findall(old)) != len(BLOCK.findall(old)):
+            raise ListError(f"{self.path}: a block has no `<!-- end -->`")
+        return BLOCK.sub(lambda match: f"{match[1]}{self.block(match[2], match[3])}\n{match[5]}", old)
+
+    def problems(self) -> list[str]:
+        """What of the page is not what the records give."""
+        old, new = self.path.read_text(encoding="utf-8"), self.text()
+        found = []
+        for before, after in zip(BLOCK.finditer(old), BLOCK.finditer(new), strict=True):
+            if before[0] != after[0]:
+                lines = zip(before[4].splitlines(), after[4].splitlines(), strict=False)
+                line = next((f": {a!r} there, {b!r} from the records" for a, b in lines if a != b), "")
+                found.append(f"{self.path}: {before[2]} {before[3]} is not what the records give{line}")
+        stale = [path for path, content in self.figures.items() if drawn_digest(path) != digest(content)]
+        return found + [f"{path} was not drawn from these records" for path in stale]
+
+    def write(self) -> None:
+        text = self.text()
+        self.path.write_text(text, encoding="utf-8")
+        for path, content in self.figures.items():
+            if drawn_digest(path) != digest(content):
+                draw(content, path)
+        print(self.path)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("pages", nargs="*", help="folders beside this file (default: all with a report.yaml)")
+    parser.add_argument("--check", action="store_true", help="fail where a page is not what the records give")
+    parser.add_argument("--records", type=Path, default=RECORDS)
+    parser.add_argument("--lists", type=Path, default=HERE)
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    options = parser.parse_args(arguments)
+    pages = options.pages or sorted(path.parent.name for path in options.lists.glob(f"*/{REPORT_FILE}"))
+    problems = []
+    try:
+        for page in pages:
+            report = Report(page, options.lists, options.records, options.results)
+            if options.check:
+                problems += report.problems()
+            else:
+                report.write()
+    except (ListError, RecordError) as error:
+        sys.exit(f"report.py: {error}")
+    if problems:
+        sys.exit("\n".join([*problems, "Run `python eval/experiments/report.py`."]))
+
+
+if __name__ == "__main__":
+    main()

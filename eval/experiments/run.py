@@ -1,0 +1,371 @@
+"""Run the experiments of a page, one process after the other; each finished run leaves a record.
+
+    python eval/experiments/run.py PAGE [--only ENTRY ...] [--dry_run] [--threads 1] [--text FOLDER]
+
+PAGE is a folder beside this file with a `rows.yaml`. Killed and started again, it goes on: runs with a record are
+skipped, the others continue from their last checkpoint. Several of these may work on one list, each run is taken by
+one of them.
+"""
+
+import argparse
+import fcntl
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from entries import HERE, Entry, ExperimentList, ListError, at_edge, extend_grid, load_with_overrides, read_list
+from records import RECORDS, REPOSITORY, RESULT, RUN, TUNING, Record, read_page, read_record, record_name
+from texts import prepare_text
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+
+from latentlm.runs import RecipeError
+
+SCORE = "eval_bits_per_byte"  # what a learning rate is chosen by
+START_SECONDS = 12.0  # of a process before it trains; for estimates
+BUSY_SECONDS = 5.0  # between two looks at what another process is running
+GUESSED_EFFICIENCY = 0.3  # of a matrix product's speed; for estimates before the first record
+
+
+class RunFailed(RuntimeError):
+    """A run that ended with an error; the message names its log."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run: an entry with a seed and, where it is tuned, a learning rate."""
+
+    entry: Entry
+    seed: int
+    purpose: str
+    learning_rate: float | None
+
+    @property
+    def name(self) -> str:
+        rate = self.learning_rate if self.purpose == TUNING else None
+        return record_name(self.entry.name, self.seed, rate).removesuffix(".json").replace("/", "-")
+
+
+class Runner:
+    """Works through a list.
+
+    Args:
+        experiments: what to run.
+        runs: folder of runs, logs and locks.
+        records: folder of records.
+        text: where the paths of the list's text begin.
+        threads: of each run.
+        only: names of the entries to run, None for all; what they are tuned with is run as well.
+    """
+
+    def __init__(
+        self,
+        experiments: ExperimentList,
+        runs: Path,
+        records: Path,
+        text: Path,
+        threads: int = 1,
+        only: list[str] | None = None,
+    ):
+        self.experiments, self.records, self.threads = experiments, records, threads
+        unknown = set(only or ()) - set(experiments.entries)
+        if unknown:
+            raise ListError(
+                f"--only: no entry {', '.join(sorted(unknown))}; there are {', '.join(experiments.entries)}"
+            )
+        self.entries = [entry for name, entry in experiments.entries.items() if only is None or name in only]
+        self.runs = runs / experiments.page
+        self.runs.mkdir(parents=True, exist_ok=True)
+        with locked(self.runs / "text.lock"):
+            self.data = prepare_text(experiments, text, self.runs / "text")
+
+    # ---- What there is to do ----
+
+    def record_path(self, job: Job) -> Path:
+        rate = job.learning_rate if job.purpose == TUNING else None
+        return self.records / self.experiments.page / record_name(job.entry.name, job.seed, rate)
+
+    def trials(self, entry: Entry) -> list[Job]:
+        """Of the learning rates: those of the list, and those that extend its grid so far."""
+        seed = entry.seeds[0]
+        rates = list(entry.learning_rates)
+        while True:
+            jobs = [Job(entry, seed, TUNING, rate) for rate in rates]
+            if not all(self.record_path(job).exists() for job in jobs):
+                return jobs
+            added = extend_grid(rates, self.best_rate(jobs))
+            if added is None:
+                return jobs
+            rates.append(added)
+
+    def best_rate(self, jobs: list[Job]) -> float:
+        """The learning rate whose trial ended lowest."""
+        scores = {job.learning_rate: read_record(self.record_path(job)).metrics[SCORE] for job in jobs}
+        return min((rate for rate in scores if rate is not None), key=lambda rate: scores[rate])
+
+    def tuned(self, entry: Entry) -> Entry | None:
+        """The entry whose trials decide the learning rate."""
+        return (
+            self.experiments.entries[entry.tuned_with]
+            if entry.tuned_with
+            else (entry if entry.learning_rates else None)
+        )
+
+    def results(self, entry: Entry, rate: float | None) -> list[Job]:
+        return [Job(entry, seed, RESULT, rate) for seed in entry.seeds]
+
+    def open_jobs(self) -> list[Job]:
+        """Everything without a record, as far as it is known: extensions of a grid are not, before its trials ran."""
+        jobs: dict[Path, Job] = {}
+        for entry in self.entries:
+            source = self.tuned(entry)
+            trials = self.trials(source) if source else []
+            for job in [*trials, *self.results(entry, trials[0].learning_rate if trials else None)]:
+                jobs[self.record_path(job)] = job
+        return [job for path, job in jobs.items() if not path.exists()]
+
+    def overrides(self, job: Job) -> dict[str, Any]:
+        """Everything that the run changes of its recipe."""
+        entry = job.entry
+        changed: dict[str, Any] = {**self.data[job.purpose], **entry.overrides}
+        if self.experiments.budget_bytes is not None:
+            changed = {"num_train_epochs": 1, "max_steps": -1, **changed}  # the text is as long as the budget says
+        if job.purpose == TUNING:
+            changed |= entry.tuning_overrides
+        if job.learning_rate is not None:
+            changed["learning_rate"] = job.learning_rate
+        if entry.start_from is not None:
+            changed["from_pretrained"] = str(
+                self.runs / Job(self.experiments.entries[entry.start_from], job.seed, RESULT, None).name
+            )
+        return {
+            "report_to": "none",
+            "sample_prompts": 0,
+            **changed,
+            "seed": job.seed,
+            "output_dir": str(self.runs / job.name),
+        }
+
+    # ---- Doing it ----
+
+    def run_all(self) -> None:
+        """Run the list in its order: an entry's trials, then its seeds."""
+        for entry in self.entries:
+            rate, edge = None, None
+            if source := self.tuned(entry):
+                rate, edge = self.tune(source)
+            for job in self.results(entry, rate):
+                self.run(job, edge)
+
+    def tune(self, entry: Entry) -> tuple[float, bool]:
+        """Run the trials of an entry; the best learning rate, and whether it lies at the edge of the grid."""
+        while True:
+            jobs = self.trials(entry)
+            waiting = [job for job in jobs if not self.record_path(job).exists()]
+            if not waiting:
+                rates = [job.learning_rate for job in jobs if job.learning_rate is not None]
+                best = self.best_rate(jobs)
+                return best, at_edge(rates, best)
+            if not any([self.run(job, None) for job in waiting]):
+                time.sleep(BUSY_SECONDS)  # another process is running all of them
+
+    def run(self, job: Job, edge: bool | None) -> bool:
+        """Run a job unless it has a record or another process has taken it; whether it is finished.
+
+        Raises:
+            RunFailed: if it ended with an error.
+        """
+        record = self.record_path(job)
+        lock = self.runs / f"{job.name}.lock"
+        with locked(lock, wait=False) as file:
+            if file is None:
+                print(f"{job.name}: another process runs it", flush=True)
+                return False
+            if record.exists():
+                return True
+            self.report_progress(job)
+            self.start(job, edge, file)
+        return True
+
+    def start(self, job: Job, edge: bool | None, lock: int) -> None:
+        """Train in a process of its own, which holds the lock as long as it lives, also if this one is killed."""
+        entry, page = job.entry, self.experiments.page
+        content = {
+            "recipe": str(entry.recipe),
+            "overrides": self.overrides(job),
+            "peer": entry.peer,
+            "measures": entry.measures if job.purpose == RESULT else [],
+            "curves": entry.curves,
+            "threads": self.threads,
+            "records": str(self.records),
+            "record": {
+                "page": page,
+                "entry": entry.name,
+                "label": entry.label,
+                "source": RUN,
+                "seed": job.seed,
+                "purpose": job.purpose,
+                "learning_rate": job.learning_rate,
+                "at_edge": edge,
+            },
+        }
+        path = self.runs / f"{job.name}.json"
+        path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        log_path = self.runs / f"{job.name}.log"
+        environment = {**os.environ, "OMP_NUM_THREADS": str(self.threads), "TOKENIZERS_PARALLELISM": "false"}
+        command = [sys.executable, str(HERE / "one_run.py"), str(path)]
+        with open(log_path, "ab") as log:
+            status = subprocess.run(
+                command, stdout=log, stderr=subprocess.STDOUT, env=environment, pass_fds=[lock], check=False
+            ).returncode
+        if status:
+            tail = log_path.read_text(encoding="utf-8", errors="replace").splitlines()[-5:]
+            raise RunFailed(f"{job.name} ended with status {status}, see {log_path}:\n    " + "\n    ".join(tail))
+
+    # ---- How long it takes ----
+
+    def flops(self, job: Job) -> float | None:
+        """6 N D of a run; None where the model cannot be counted before its data are read."""
+        if job.entry.peer == "ngram":
+            return 0.0
+        try:
+            recipe = load_with_overrides(job.entry.recipe, self.overrides(job))
+            config = AutoConfig.for_model(recipe.model_type, **{"vocab_size": 259, **recipe.model})
+            with torch.device("meta"):
+                model: torch.nn.Module = build_on_meta(config)
+        except (ValueError, TypeError, KeyError, OSError):
+            return None
+        tables = sum(m.weight.numel() for m in model.modules() if isinstance(m, torch.nn.Embedding))
+        body = sum(parameter.numel() for parameter in model.parameters()) - tables
+        training = recipe.training
+        tokens: float = self.experiments.budget_bytes or 0
+        if training.max_steps > 0:
+            rows = training.per_device_train_batch_size * training.gradient_accumulation_steps
+            tokens = training.max_steps * rows * getattr(recipe.data, "context_length", 1)
+        return 6.0 * body * tokens if tokens else None
+
+    def seconds(self, jobs: list[Job]) -> list[float | None]:
+        """What each of the jobs is expected to take: as long, for its arithmetic, as the records of this page took; a
+        guess from the speed of a matrix product before there are any."""
+        speed = measured_speed(read_page(self.experiments.page, self.records)) or guessed_speed(self.threads)
+        costs = [self.flops(job) for job in jobs]
+        return [None if cost is None else START_SECONDS + cost / speed for cost in costs]
+
+    def report_progress(self, job: Job) -> None:
+        jobs = self.open_jobs()
+        expected = self.seconds([job, *jobs])
+        left = sum(second for second in expected[1:] if second is not None)
+        known = "" if None not in expected else ", without what cannot be estimated"
+        this = "?" if expected[0] is None else minutes(expected[0])
+        print(
+            f"{time.strftime('%H:%M:%S')} {job.name}: about {this}; {len(jobs)} to go, about {minutes(left)}{known}",
+            flush=True,
+        )
+
+    def print_plan(self) -> None:
+        """What would run, and how long that is expected to take."""
+        jobs = self.open_jobs()
+        expected = self.seconds(jobs)
+        for job, second in zip(jobs, expected, strict=True):
+            rate = f", learning rate {job.learning_rate:g}" if job.purpose == TUNING else ""
+            print(
+                f"{job.entry.name}, seed {job.seed}, {job.purpose}{rate}: {'?' if second is None else minutes(second)}"
+            )
+        total = sum(second for second in expected if second is not None)
+        more = "" if None not in expected else ", without what cannot be estimated"
+        print(f"{len(jobs)} runs, about {minutes(total)}{more}; a grid whose optimum is at its edge adds more.")
+
+
+def build_on_meta(config: Any) -> torch.nn.Module:
+    """The causal model of a configuration, or the plain one where it has none."""
+    try:
+        return AutoModelForCausalLM.from_config(config)
+    except ValueError:
+        return AutoModel.from_config(config)
+
+
+def measured_speed(records: list[Record]) -> float | None:
+    """FLOP/s of the runs that are there, start-up included."""
+    runs = [one for one in records if one.source == RUN and one.flops and one.wall_seconds]
+    total = sum(max((one.wall_seconds or 0.0) - START_SECONDS, 1.0) for one in runs)
+    return sum(one.flops or 0.0 for one in runs) / total if runs else None
+
+
+def guessed_speed(threads: int) -> float:
+    """FLOP/s that training may reach here, from one matrix product."""
+    torch.set_num_threads(threads)
+    matrix = torch.randn(512, 512)
+    matrix @ matrix
+    started = time.perf_counter()
+    for _ in range(5):
+        matrix @ matrix
+    return GUESSED_EFFICIENCY * 5 * 2 * 512**3 / (time.perf_counter() - started)
+
+
+def minutes(seconds: float) -> str:
+    return (
+        f"{seconds:.0f} s"
+        if seconds < 100
+        else f"{seconds / 60:.0f} min"
+        if seconds < 6000
+        else f"{seconds / 3600:.1f} h"
+    )
+
+
+@contextmanager
+def locked(path: Path, wait: bool = True) -> Iterator[int | None]:
+    """Hold a lock file; its descriptor, or None if another process holds it. The system takes the lock of a process
+    that died away, so that none is ever stale."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield None
+            return
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("page", help="folder with a rows.yaml, beside this file")
+    parser.add_argument("--only", nargs="+", metavar="ENTRY", help="run these entries alone")
+    parser.add_argument("--dry_run", action="store_true", help="print what would run and how long it takes")
+    parser.add_argument("--threads", type=int, default=1, help="of each run (default: 1)")
+    parser.add_argument(
+        "--text", type=Path, default=REPOSITORY.parent / "shared" / "data", help="folder of the corpora"
+    )
+    parser.add_argument("--runs", type=Path, default=REPOSITORY / "runs" / "experiments")
+    parser.add_argument("--records", type=Path, default=RECORDS)
+    parser.add_argument("--lists", type=Path, default=HERE, help="folder of the pages (default: beside this file)")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    options = parse(arguments)
+    try:
+        experiments = read_list(options.page, options.lists.resolve())
+        runner = Runner(
+            experiments,
+            options.runs.resolve(),
+            options.records.resolve(),
+            options.text.resolve(),
+            options.threads,
+            options.only,
+        )
+        runner.print_plan() if options.dry_run else runner.run_all()
+    except (ListError, RecipeError, RunFailed, ValueError) as error:
+        sys.exit(f"run.py: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,175 @@
+"""Tables of a results page, in Markdown, from records alone."""
+
+import dataclasses
+import statistics
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from entries import ListError, nearest
+from records import FORMER, RESULT, RUN, TUNING, Record
+
+MISSING = "–"
+ONE_SEED = "¹"
+
+
+class Group:
+    """The records of one entry: its runs, one per seed, or what a former page stated."""
+
+    def __init__(self, records: Sequence[Record]):
+        runs = [one for one in records if one.source == RUN]
+        self.records = runs or [one for one in records if one.source == FORMER]
+        self.label = self.records[0].label
+
+    @property
+    def num_seeds(self) -> int | None:
+        """How many runs; None where a former page did not say."""
+        counts = [one.num_seeds for one in self.records]
+        return None if None in counts else sum(count for count in counts if count is not None)
+
+    def values(self, names: str) -> list[float]:
+        """Of each record: a metric, or a field such as `seconds` or `parameters.body`; of `a|b` the first one known."""
+        return next((values for name in names.split("|") if (values := self.values_of(name))), [])
+
+    def values_of(self, name: str) -> list[float]:
+        found = []
+        for record in self.records:
+            value: Any = record.metrics.get(name)
+            if value is None:
+                value = dataclasses.asdict(record)
+                for part in name.split("."):
+                    value = value.get(part) if isinstance(value, dict) else None
+            if isinstance(value, int | float):
+                found.append(float(value))
+        return found
+
+    def mean(self, name: str) -> float | None:
+        values = self.values(name)
+        return statistics.fmean(values) if values else None
+
+    def spread(self, name: str) -> float | None:
+        """Standard deviation over seeds; None of a single one."""
+        if len(self.records) == 1:
+            return next(
+                (self.records[0].spreads[one] for one in name.split("|") if one in self.records[0].spreads), None
+            )
+        values = self.values(name)
+        return statistics.stdev(values) if len(values) > 1 else None
+
+
+def group_records(records: Iterable[Record], purpose: str = RESULT) -> dict[str, Group]:
+    """The records of a page by entry."""
+    by_entry: dict[str, list[Record]] = {}
+    for record in records:
+        if record.purpose == purpose:
+            by_entry.setdefault(record.entry, []).append(record)
+    return {entry: Group(ones) for entry, ones in by_entry.items()}
+
+
+def pick(groups: dict[str, Group], names: Sequence[str], where: str) -> list[Group]:
+    """
+    Raises:
+        ListError: for an entry without records.
+    """
+    for name in names:
+        if name not in groups:
+            raise ListError(f"{where}: no records of entry {name!r}{nearest(name, groups)}")
+    return [groups[name] for name in names]
+
+
+def number(value: float, column: dict[str, Any]) -> str:
+    text = format(value * column.get("scale", 1), column.get("format", ".3f"))
+    return text + column.get("unit", "")
+
+
+def cell(group: Group, column: dict[str, Any]) -> str:
+    """What a column says of an entry: the mean over seeds, with its spread where it is known.
+
+    Args:
+        column: `value` (a metric or field, `a|b` for the first that is known, or a list, joined by `join`), `format`,
+            `scale`, `unit`, and `plus_minus` (a metric that is the error of a single measurement).
+    """
+    names = column["value"] if isinstance(column["value"], list) else [column["value"]]
+    cells = []
+    for name in names:
+        mean = group.num_seeds if name == "num_seeds" else group.mean(name)
+        if mean is None:
+            cells.append(MISSING)
+            continue
+        error = group.mean(column["plus_minus"]) if "plus_minus" in column else group.spread(name)
+        unit = column.get("unit", "")
+        text = number(mean, column)
+        if error is not None and column.get("spread", True):
+            text = f"{text.removesuffix(unit)} ± {number(error, column)}"
+        cells.append(text)
+    join = column.get("join", ", ")
+    while len(cells) > 1 and cells[-1] == MISSING and join == ", ":
+        cells.pop()
+    return MISSING if set(cells) == {MISSING} else join.join(cells)
+
+
+def markdown(header: Sequence[str], rows: Iterable[Sequence[str]], numbers_from: int = 1) -> str:
+    rule = ["---"] * numbers_from + ["--:"] * (len(header) - numbers_from)
+    return "\n".join("| " + " | ".join(line) + " |" for line in (header, rule, *rows))
+
+
+def results_table(groups: dict[str, Group], table: dict[str, Any], where: str) -> str:
+    """A table of entries, with a note on those that are one seed; a column of which nothing is known is left out."""
+    chosen = pick(groups, table["entries"], where)
+    labels = table.get("labels") or {}
+    single = [group.num_seeds == 1 for group in chosen]
+    if table.get("mark", True) is False:
+        single = [False] * len(chosen)
+    mixed = any(single) and not all(single)
+    names = [
+        labels.get(name, group.label) + (f" {ONE_SEED}" if mixed and one else "")
+        for name, group, one in zip(table["entries"], chosen, single, strict=True)
+    ]
+    columns = [(column["heading"], [cell(group, column) for group in chosen]) for column in table["columns"]]
+    columns = [(heading, cells) for heading, cells in columns if set(cells) != {MISSING}]
+    rows = zip(names, *(cells for _, cells in columns), strict=True)
+    text = markdown([table.get("head", ""), *(heading for heading, _ in columns)], rows)
+    if not any(single):
+        return text
+    return text + ("\n\nOne seed each." if not mixed else f"\n\n{ONE_SEED} One seed: a difference may be chance.")
+
+
+def tuning_table(records: Iterable[Record], table: dict[str, Any]) -> str:
+    """Every trial of a learning rate; the best one of each entry is bold, with a note where it is at the edge."""
+    trials = [one for one in records if one.purpose == TUNING and one.entry in table.get("entries", [one.entry])]
+    trials.sort(key=lambda one: (one.entry, one.learning_rate or 0.0))
+    columns = table["columns"]
+    rows = []
+    for entry in dict.fromkeys(one.entry for one in trials):
+        mine = [one for one in trials if one.entry == entry]
+        best = min(mine, key=lambda one: one.metrics[columns[0]["value"]])
+        for one in mine:
+            rate = f"{one.learning_rate:g}" if one.learning_rate else MISSING
+            edge = " (optimum at the edge)" if one in (mine[0], mine[-1]) else ""
+            label = table.get("labels", {}).get(entry, one.label)
+            cells = [number(one.metrics[column["value"]], column) for column in columns]
+            rows.append([label, f"**{rate}**{edge}" if one is best else rate, *cells])
+    return markdown(
+        [table.get("head", "configuration"), "learning rate", *(column["heading"] for column in columns)], rows
+    )
+
+
+def differences(groups: dict[str, Group], pairs: Sequence[dict[str, Any]], where: str) -> str:
+    """One line per pair of entries: which is lower and by how much, or that no difference is seen beside the spread."""
+    return "\n".join(f"- {difference(*pick(groups, pair['entries'], where), pair)}" for pair in pairs)
+
+
+def difference(one: Group, other: Group, pair: dict[str, Any]) -> str:
+    name = pair["value"]
+    means = one.mean(name), other.mean(name)
+    heading = f"{one.label} against {other.label}, {pair.get('heading', name)}"
+    if means[0] is None or means[1] is None:
+        return f"{heading}: not measured"
+    shown = " and ".join(cell(group, pair) for group in (one, other))
+    spreads = [spread for group in (one, other) if (spread := group.spread(name)) is not None]
+    change = means[0] - means[1]
+    if len(spreads) < 2:
+        return f"{heading}: {shown}; one seed, so nothing follows from the difference of {number(abs(change), pair)}"
+    if abs(change) <= max(spreads):
+        return f"{heading}: {shown}; no difference seen (spread {number(max(spreads), pair)})"
+    word = "lower" if change < 0 else "higher"
+    return f"{heading}: {shown}; {number(abs(change), pair)} {word} (spread {number(max(spreads), pair)})"

@@ -1,0 +1,100 @@
+"""The text of a list: so many bytes of training text, and the two halves of the validation text."""
+
+import json
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from entries import ExperimentList
+
+from latentlm.data.sources import Source, open_source
+from latentlm.data.splitting import split_by_hash
+
+SOURCE_FIELDS = ("dataset_config", "text_column", "document_start")
+PATHS = ("dataset", "validation_dataset", "tokenizer")
+
+
+def locate_text(text: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The fields of `text` with paths that lie below `folder` written out."""
+    return {
+        name: str(folder / value) if name in PATHS and (folder / str(value)).exists() else value
+        for name, value in text.items()
+    }
+
+
+def prepare_text(experiments: ExperimentList, folder: Path, cache: Path) -> dict[str, dict[str, Any]]:
+    """The data fields of trials (`tuning`) and of reported runs (`result`).
+
+    With a budget, the first `budget_bytes` of the training documents are written below `cache`, the last document cut
+    at a line. With halves, half of the validation documents (by bytes) are in half A, the others in half B.
+    """
+    text = locate_text(experiments.text, folder)
+    if experiments.budget_bytes is None and not experiments.halves:
+        return {"tuning": text, "result": text}
+    options = {name: text[name] for name in SOURCE_FIELDS if name in text}
+    train, validation = open_parts(text, options)
+    kept = {name: value for name, value in text.items() if name not in (*SOURCE_FIELDS, "validation_fraction")}
+    paths = {name: cache / f"{name}.jsonl" for name in ("train", "validation-a", "validation-b")}
+    if experiments.budget_bytes is not None:
+        paths["train"] = cache / f"train-{experiments.budget_bytes}.jsonl"
+    held_out = list(validation)
+    halves = split_in_halves(held_out) if experiments.halves else (held_out, held_out)
+    write_documents(paths["train"], first_bytes(train, experiments.budget_bytes))
+    write_documents(paths["validation-a"], halves[0])
+    write_documents(paths["validation-b"], halves[1])
+    return {
+        purpose: {**kept, "dataset": str(paths["train"]), "validation_dataset": str(paths[f"validation-{half}"])}
+        for purpose, half in (("tuning", "a"), ("result", "b"))
+    }
+
+
+def open_parts(text: dict[str, Any], options: dict[str, Any]) -> tuple[Iterator[str], Iterator[str]]:
+    """Training and validation documents."""
+    source = open_source(str(text.get("dataset", "python_docs")), **options)
+    if "validation_dataset" in text:
+        held_out: Source = open_source(str(text["validation_dataset"]), **options)
+        return source.documents(), held_out.documents()
+    split = split_by_hash(source.documents(), float(text.get("validation_fraction", 0.05)))
+    return split.train(source.documents()), split.validation(source.documents())
+
+
+def first_bytes(documents: Iterable[str], budget: int | None) -> Iterator[str]:
+    """As many documents as have `budget` bytes of UTF-8; the last one is cut after a line where it has one."""
+    left = budget if budget is not None else -1
+    for text in documents:
+        size = len(text.encode())
+        if left < 0 or size <= left:
+            yield text
+            left -= size if left >= 0 else 0
+            continue
+        part = text.encode()[:left].decode(errors="ignore")
+        if part := part[: part.rfind("\n") + 1] or part:
+            yield part
+        return
+
+
+def split_in_halves(documents: list[str]) -> tuple[list[str], list[str]]:
+    """Each document in turn to the half that has fewer bytes; a single one is cut at a line near its middle."""
+    if len(documents) == 1:
+        [text] = documents
+        middle = text.find("\n", len(text) // 2) + 1 or len(text) // 2
+        return [text[:middle]], [text[middle:]]
+    halves: tuple[list[str], list[str]] = ([], [])
+    sizes = [0, 0]
+    for text in documents:
+        half = sizes.index(min(sizes))
+        halves[half].append(text)
+        sizes[half] += len(text.encode())
+    return halves
+
+
+def write_documents(path: Path, documents: Iterable[str]) -> None:
+    """JSON lines, whole or not at all; a file with the same content keeps its time."""
+    text = "".join(json.dumps({"text": document}, ensure_ascii=False) + "\n" for document in documents)
+    if path.exists() and path.read_text(encoding="utf-8") == text:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staging = path.with_name(f".{path.stem}.{os.getpid()}.jsonl")
+    staging.write_text(text, encoding="utf-8")
+    os.replace(staging, path)
