@@ -17,8 +17,7 @@ import torch
 from architectures import AUTOENCODER, PAD, Case, build, each_causal_case, token_ids
 from encodzall_setup import each_variant, encode, labels_of
 from torch.utils._python_dispatch import TorchDispatchMode
-from train_each_architecture import Texts
-from training_setup import make_trainer
+from training_setup import Texts, make_trainer
 
 from latentlm import (
     EncodzallForSequenceClassification,
