@@ -1,11 +1,11 @@
 """The table of architectures that every shared test runs over. A new architecture joins all of them with one row.
 
 A row says what its model is, how a batch of it looks, and what it cannot do (`exceptions`): no shared test asks for a
-name. A row may also come from outside: with `LATENTLM_TEST_ARCHITECTURES=package.module:ROW` (several with commas
+name. A row may also come from outside: with `LATENTLM_TEST_ROWS=package.module:ROW` (several with spaces
 between them) in the environment, the object of that name, an `Architecture`, is appended, here and in the processes
 that tests start. Its module may import anything that is defined above the table. To see one row alone:
 
-    LATENTLM_TEST_ARCHITECTURES=toy.row:ROW pytest tests -k toy
+    LATENTLM_TEST_ROWS=toy.row:ROW pytest tests -k toy
 
 Every model here is tiny and all its parameters are random, norm gains, biases and gates included: a parameter that is
 ignored, doubled or read from the wrong place then changes the output.
@@ -774,8 +774,10 @@ ARCHITECTURES = [
         upstream_passes=50,
     ),
 ]
-for name in filter(None, os.environ.get("LATENTLM_TEST_ARCHITECTURES", "").split(",")):
-    ARCHITECTURES.append(pkgutil.resolve_name(name))
+
+
+for reference in os.environ.get("LATENTLM_TEST_ROWS", "").split():  # of other packages, "module:name"
+    ARCHITECTURES.append(pkgutil.resolve_name(reference))
 
 
 

@@ -154,6 +154,6 @@ def test_it_joins_the_shared_tests(run_with):
         *("-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--rootdir", REPOSITORY),
         *("-c", REPOSITORY / "pyproject.toml", "-k", CHOSEN),
         *(REPOSITORY / "tests" / name for name in SHARED),
-        LATENTLM_TEST_ARCHITECTURES="gated_window.shared_tests:ROW",
+        LATENTLM_TEST_ROWS="gated_window.shared_tests:ROW",
     )
     assert " passed" in printed and "failed" not in printed

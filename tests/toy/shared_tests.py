@@ -1,4 +1,4 @@
-"""The row of the shared tests, which `LATENTLM_TEST_ARCHITECTURES` hands to tests/architectures.py."""
+"""The row of the shared tests, which `LATENTLM_TEST_ROWS` hands to tests/architectures.py."""
 
 from architectures import Architecture
 from transformers import AutoModelForCausalLM
