@@ -1,7 +1,7 @@
 """Configuration fields and checks that every transformer of this package shares."""
 
 import copy
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig
@@ -25,7 +25,7 @@ class AttentionConfig(PreTrainedConfig):
     key_value_latent_size: int = 64
     latent_rope_size: int = 16
 
-    def __post_init__(self, **kwargs):
+    def __post_init__(self, **kwargs: Any) -> None:
         if self.num_key_value_heads is None:
             self.num_key_value_heads = self.num_attention_heads
         super().__post_init__(**kwargs)
@@ -33,10 +33,10 @@ class AttentionConfig(PreTrainedConfig):
     @property
     def num_key_value_groups(self) -> int:
         """Heads that share a key and a value."""
-        return max(1, self.num_attention_heads // max(1, self.num_key_value_heads))  # bad values are named later
+        return max(1, self.num_attention_heads // max(1, self.num_key_value_heads or 1))  # bad values are named later
 
     @property
-    def cache_config(self) -> PreTrainedConfig:
+    def cache_config(self) -> Self:
         """What an attention keeps in a cache, as transformers asks for it."""
         if self.attention_form == "regular":
             return self
@@ -47,6 +47,7 @@ class AttentionConfig(PreTrainedConfig):
 
     def validate_with_attention(self) -> None:  # validators run in the order of their names: after the sizes
         heads, shared = self.num_attention_heads, self.num_key_value_heads
+        assert shared is not None  # since it was made
         if shared < 1 or heads % shared:
             raise ValueError(f"`num_key_value_heads` is {shared}, but must divide `num_attention_heads` {heads}.")
         for name in ("query_latent_size", "key_value_latent_size"):

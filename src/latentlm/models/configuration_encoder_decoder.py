@@ -117,6 +117,7 @@ class EncoderDecoderConfig(LearnedDropoutConfig):
     def validate_with_attention(self) -> None:
         super().validate_with_attention()
         groups = self.num_key_value_groups
+        assert self.num_cross_attention_heads is not None  # since it was made
         if self.num_cross_attention_heads % groups:
             raise ValueError(
                 f"`num_key_value_heads` is {self.num_key_value_heads}, so {groups} heads share keys and values, but "
