@@ -11,7 +11,7 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .block_attention import FORMS, Attention, Rotary, rotary_table
-from .block_causal_head import CausalLMHead, PositionSubtraction, TransformerPreTrainedModel
+from .block_causal_head import CausalLMHead, CausalPreTrainedModel, PositionSubtraction
 from .block_embedding_loss import EmbeddingLoss
 from .block_layers import PreNormLayer, make_norm
 from .block_learned_dropout import LearnedDropout, make_learned_dropout, mean_penalties
@@ -36,7 +36,7 @@ def decoder_layer(config: EncoderDecoderConfig, layer_idx: int, learned_dropout:
     )
 
 
-class EncoderDecoderPreTrainedModel(TransformerPreTrainedModel):
+class EncoderDecoderPreTrainedModel(CausalPreTrainedModel):
     config: EncoderDecoderConfig
     _no_split_modules = ["PreNormLayer"]
     _can_record_outputs = {

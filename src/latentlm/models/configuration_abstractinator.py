@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
 
-from .configuration_common import AttentionConfig
+from .configuration_attention import AttentionConfig
 
 NUM_SPECIAL_CODES = 3
 """Padding, begin and end follow the codes of every alphabet above the first."""

@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
 
-from .configuration_common import AttentionConfig
+from .configuration_attention import AttentionConfig
 
 VOCAB_SIZE = 264
 """The bytes, then `<pad>`, `<bos>`, `<eos>`, `<mask>` (a whole word) and the masks of one character: `<vowel>`,

@@ -30,9 +30,9 @@ from .abstractinator_level import AbstractinatorLevel, Alphabet, Compressed
 from .abstractinator_likelihood import AbstractinatorLikelihood
 from .abstractinator_losses import IGNORED, AbstractinatorLosses
 from .abstractinator_top import TopModel
-from .block_causal_head import TrainedByOthers, TransformerPreTrainedModel, pop_shift_labels
 from .block_masks import PACKED_CACHE
 from .block_positions import check_context, packs_documents
+from .block_pretrained import TrainedByOthers, TransformerPreTrainedModel, pop_shift_labels
 from .block_quantization import Quantized, ScaledLinear, in_backward, prefix_keys
 from .block_refusals import refuse_embeddings
 from .configuration_abstractinator import AbstractinatorConfig

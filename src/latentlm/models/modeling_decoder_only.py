@@ -8,14 +8,14 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .block_attention import FORMS, Attention, rotary_table
-from .block_causal_head import CausalLMHead, PositionSubtraction, TransformerPreTrainedModel
+from .block_causal_head import CausalLMHead, CausalPreTrainedModel, PositionSubtraction
 from .block_layers import PreNormLayer, make_norm
 from .block_learned_dropout import make_learned_dropout, mean_penalties
 from .block_outputs import CausalModelOutput
 from .configuration_decoder_only import DecoderOnlyConfig
 
 
-class DecoderOnlyPreTrainedModel(TransformerPreTrainedModel):
+class DecoderOnlyPreTrainedModel(CausalPreTrainedModel):
     config: DecoderOnlyConfig
     _no_split_modules = ["PreNormLayer"]
     _can_record_outputs = {
