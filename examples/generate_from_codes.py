@@ -20,6 +20,6 @@ torch.manual_seed(0)
 inputs = tokenizer(prompts, padding=True, return_tensors="pt")
 for text in tokenizer.batch_decode(model.generate(**inputs, max_new_tokens=40), skip_special_tokens=True):
     print(f"byte by byte: {text!r}")
-given = [prompt.encode() for prompt in prompts]
-for text in model.generate_bytes(given, max_new_bytes=40, top_p=0.9, byte_temperature=0.7):
+starts = [prompt.encode() for prompt in prompts]
+for text in model.generate_bytes(starts, max_new_bytes=40, top_p=0.9, byte_temperature=0.7):
     print(f"from codes:   {text.decode('utf-8', 'replace')!r}")

@@ -25,4 +25,4 @@ for text, repaired in zip(texts, model.denoise(texts, tokenizer, num_beams=2), s
 model = AutoModelForSeq2SeqLM.from_pretrained(fills, trust_remote_code=True)
 text = "The <mask> returns a n<vowel>w list."
 for word in model.fill_mask([text], tokenizer, top_k=3)[0]:
-    print("filled: " + ", ".join(f"{found!r} ({score:.2f} nats)" for found, score in word))
+    print("filled: " + ", ".join(f"{guess!r} ({score:.2f} nats)" for guess, score in word))

@@ -67,8 +67,9 @@ def model_type_of(arguments: Sequence[str]) -> str | None:
     recipe = Path(words[0]) if words and not words[0].startswith("--") else None
     if recipe is not None and recipe.is_file():
         folder = recipe.parent
-        content: dict[str, Any] = yaml.safe_load(recipe.read_text(encoding="utf-8")) or {}
-        model = content.get("model") or {}
+        content = yaml.safe_load(recipe.read_text(encoding="utf-8"))
+        if isinstance(content, dict):
+            model = content.get("model") or {}
     for name in ("model_type", "config", "from_pretrained"):
         value = options.get(f"--{name}") or options.get(f"--model.{name}")
         if value is not None:

@@ -13,5 +13,7 @@ def code_fields(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     """
     codes = getattr(tokenizer, "codes", None)
     if codes is None:
-        raise ValueError("it has no codes; build an FSQ tokenizer (latentlm tokenizer build), or train a decoder_only.")
+        raise ValueError(
+            "it has no codes, and this model needs an FSQ tokenizer (latentlm tokenizer build); or train another."
+        )
     return {"autoencoder": getattr(tokenizer, "autoencoder_config", None), "num_special_tokens": int((codes < 0).sum())}

@@ -1,9 +1,9 @@
 """`--model abstractinator`: scores by two-part code lengths. Next-byte likelihoods need no adapter: `--model hf`."""
 
+from functools import reduce
+
 import torch
 from tqdm import tqdm
-
-import latentlm  # noqa: F401  (registers the architecture)
 
 from .causal import OneBeginLM
 
@@ -34,8 +34,8 @@ class AbstractinatorLM(OneBeginLM):
             ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).to(self.device)
             lengths = torch.tensor([len(row) for row in rows], device=self.device)
             mask = torch.arange(ids.shape[1], device=self.device) < lengths.unsqueeze(1)
-            found = sum(self.model.code_lengths(ids, mask).values())
-            for i, value in zip(chosen, found.tolist(), strict=True):
+            lengths_in_nats: torch.Tensor = reduce(torch.add, self.model.code_lengths(ids, mask).values())
+            for i, value in zip(chosen, lengths_in_nats.tolist(), strict=True):
                 nats[i] = value if len(texts[i]) > 1 else 0.0  # the first id by itself is known: nothing is sent
         scores = [(nats[i + 1] - nats[i], False) for i in range(0, len(nats), 2)]
         for (key, _, _), score in zip(requests, scores, strict=True):

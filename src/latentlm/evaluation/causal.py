@@ -1,5 +1,7 @@
 """`--model hf-one-begin`: lm-eval's `hf` model with one begin token before every text."""
 
+from typing import Any
+
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
@@ -15,9 +17,14 @@ class OneBeginLM(HFLM):
         kwargs: those of lm-eval's `hf` model.
     """
 
+    # HFLM's decorator hides them from type checkers.
+    model: Any
+    max_length: int
+    batch_size: int | str
+
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
-        given, self.add_bos_token = self.add_bos_token, False
+        former, self.add_bos_token = self.add_bos_token, False
         try:
-            return super().loglikelihood_rolling(requests, disable_tqdm)
+            return super().loglikelihood_rolling(requests, disable_tqdm)  # pyright: ignore[reportCallIssue]  as above
         finally:
-            self.add_bos_token = given
+            self.add_bos_token = former

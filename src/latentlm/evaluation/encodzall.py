@@ -2,15 +2,16 @@
 arXiv:1910.14659, with words in place of tokens)."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 from tqdm import tqdm
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedTokenizerBase
 
-import latentlm  # noqa: F401  (registers the architecture)
 from latentlm.models.encodzall_words import WHITE_SPACE, find_words
+from latentlm.models.modeling_encodzall import EncodzallForMaskedDenoising
 
 
 @dataclass
@@ -44,10 +45,13 @@ class EncodzallLM(LM):
         dtype: of the weights.
     """
 
+    model: EncodzallForMaskedDenoising
+    tokenizer: Any
+
     def __init__(
         self,
-        pretrained: str | torch.nn.Module,
-        tokenizer=None,
+        pretrained: str | EncodzallForMaskedDenoising,
+        tokenizer: PreTrainedTokenizerBase | None = None,
         batch_size: int | str = 64,
         device: str | None = None,
         dtype: str = "float32",
@@ -60,19 +64,24 @@ class EncodzallLM(LM):
         if isinstance(pretrained, str):
             trusted = {"trust_remote_code": bool(trust_remote_code)}
             tokenizer = AutoTokenizer.from_pretrained(pretrained, **trusted)
-            pretrained = AutoModelForSeq2SeqLM.from_pretrained(pretrained, dtype=getattr(torch, dtype), **trusted)
-        if pretrained.config.word_decoder == "none":
+            model = AutoModelForSeq2SeqLM.from_pretrained(pretrained, dtype=getattr(torch, dtype), **trusted)
+        else:
+            model = pretrained
+        if tokenizer is None:
+            raise ValueError("A loaded model comes without a tokenizer: give the one that it was trained with.")
+        if model.config.word_decoder == "none":
             raise ValueError("This model has no word decoder (`word_decoder` is 'none'), so it cannot score words.")
         if not torch.cuda.is_available() and str(device).startswith("cuda"):
             device = None  # lm-eval asks for a GPU by default
-        self.model = pretrained.to(device or "cpu").eval()
+        self.model = model.to(device or "cpu").eval()  # pyright: ignore[reportArgumentType]  transformers wraps `to`
         self.tokenizer = tokenizer
         self.batch_size = 64 if str(batch_size).startswith("auto") else int(batch_size)
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
         masked = []
         for index, request in enumerate(requests):
-            context, continuation = request.args
+            arguments: tuple[Any, ...] = request.args
+            context, continuation = arguments
             masked += self.mask_words(context + continuation, len(context.encode("utf-8", "surrogatepass")), index)
         return self.score(masked, len(requests))
 

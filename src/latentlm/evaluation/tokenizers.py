@@ -55,7 +55,7 @@ def every_scalar() -> str:
 
 def compare(slow: FSQTokenizer, fast: FSQTokenizerFast, name: str, text: str) -> Iterator[str]:
     """The cells of one row; the text's special tokens are read as text."""
-    found, speeds = [], []
+    encoded, speeds = [], []
     size = len(text.encode())
     for tokenizer in (slow, fast):
         started = time.perf_counter()
@@ -63,9 +63,9 @@ def compare(slow: FSQTokenizer, fast: FSQTokenizerFast, name: str, text: str) ->
         speeds.append(size / 1e6 / (time.perf_counter() - started))
         if tokenizer.decode(ids) != text:
             raise ValueError(f"{type(tokenizer).__name__} loses something of {name}")
-        found.append(ids)
-    if found[0] != found[1]:
-        first = next(i for i, (a, b) in enumerate(zip(*found, strict=False)) if a != b)
+        encoded.append(ids)
+    if encoded[0] != encoded[1]:
+        first = next(i for i, (a, b) in enumerate(zip(*encoded, strict=False)) if a != b)
         raise ValueError(f"{name}: the slow and the fast tokenizer differ from token {first} on")
     yield from (f"{size:,}", f"{len(ids):,}", f"{size / max(len(ids), 1):.3f}", *(f"{speed:.1f}" for speed in speeds))
 
@@ -98,8 +98,8 @@ def analyse_tokenizer(folder: Path, text: Path, out: Path) -> None:
         "| --: | --: |",
     ]
     most = np.sort(counts[coded])[::-1].cumsum()
-    for kept in (2**k for k in range(8, 16) if 2**k <= len(most)):
-        lines.append(f"| {kept:,} | {most[kept - 1] / len(ids):.2%} |")
+    for size_kept in (2**k for k in range(8, 16) if 2**k <= len(most)):
+        lines.append(f"| {size_kept:,} | {most[size_kept - 1] / len(ids):.2%} |")
     lines += ["", "Nearest in code space (distance between values):", "", "| piece | neighbours |", "| --- | --- |"]
     lines += [f"| {show(piece)} | {' '.join(near)} |" for piece, near in neighbours(slow, fsq)]
     lines += ["", "![Use by rank](use.png)", "", "![Digits of the codes](digits.png)", ""]

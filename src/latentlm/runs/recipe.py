@@ -18,7 +18,7 @@ import types
 import typing
 from collections.abc import Iterable
 from dataclasses import dataclass
-from enum import EnumType
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -158,7 +158,7 @@ class Recipe:
 
     def to_yaml(self) -> str:
         header = f"# Written by latentlm {latentlm.__version__}: the recipe as it was run, command line included.\n"
-        return header + yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
+        return f"{header}{yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)}"
 
 
 def load_recipe(path: str | Path, overrides: dict[str, Any] | None = None) -> Recipe:
@@ -260,20 +260,20 @@ def read_mapping(path: Path) -> dict[str, Any]:
 
 def resolve_architecture(model: dict[str, Any], recipe_folder: Path) -> tuple[dict[str, Any], str, Path | None]:
     """Fields of the configuration folder (if any), the model type, and the folder."""
-    given = [name for name in MODEL_SOURCES if model.get(name) is not None]
-    if len(given) != 1:
+    sources = [name for name in MODEL_SOURCES if model.get(name) is not None]
+    if len(sources) != 1:
         raise RecipeError(
-            f"model: give exactly one of {', '.join(MODEL_SOURCES)}, got {', '.join(given) or 'none of them'}; "
+            f"model: give exactly one of {', '.join(MODEL_SOURCES)}, got {', '.join(sources) or 'none of them'}; "
             f"model types: {', '.join(ARCHITECTURES)}."
         )
-    value = str(model[given[0]])
-    if given[0] == "from_pretrained":
+    value = str(model[sources[0]])
+    if sources[0] == "from_pretrained":
         try:
             return {}, AutoConfig.from_pretrained(value).model_type, None
         except (OSError, ValueError) as error:
             raise RecipeError(f"model.from_pretrained {value!r} has no configuration to load: {error}") from error
     folder, fields, model_type = None, {}, value
-    if given[0] == "config":
+    if sources[0] == "config":
         candidates = [recipe_folder / value, Path(value)]
         folder = next((folder for folder in candidates if (folder / "config.json").is_file()), None)
         if folder is None:
@@ -390,7 +390,7 @@ def check_field(section: str, name: str, value: Any, known: dict[str, Any]) -> A
     allowed = alternatives(annotation)
     if isinstance(value, int) and not isinstance(value, bool) and float in allowed:
         return value
-    choices = [choice.value for kind in allowed if isinstance(kind, EnumType) for choice in kind]
+    choices = [choice.value for kind in allowed if isinstance(kind, type) and issubclass(kind, Enum) for choice in kind]
     if choices and isinstance(value, str) and value not in choices:
         raise RecipeError(f"{section}.{name} is {value!r}, but it must be one of {', '.join(choices)}.")
     try:

@@ -1,7 +1,7 @@
 """What noise does, learned from pairs of noisy and clean text."""
 
 import json
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator
 from difflib import SequenceMatcher
 from pathlib import Path
@@ -48,14 +48,19 @@ def replacements(noisy: str, clean: str) -> Iterator[tuple[str, str]]:
             yield before, after
 
 
+def commonest(targets: dict[str, float]) -> list[tuple[str, float]]:
+    """The replacements that come most, with their counts."""
+    return sorted(targets.items(), key=lambda item: item[1], reverse=True)[:MOST_REPLACEMENTS]
+
+
 def learn(pairs: Iterator[tuple[str, str, float]], min_count: float) -> Table:
     """The replacements that came at least `min_count` times, the commonest of each string."""
-    counts: dict[str, Counter[str]] = defaultdict(Counter)
+    counts: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
     for noisy, clean, count in pairs:
         for before, after in replacements(noisy, clean):
             counts[before][after] += count
     table = {
-        before: {after: count for after, count in targets.most_common(MOST_REPLACEMENTS) if count >= min_count}
+        before: {after: count for after, count in commonest(targets) if count >= min_count}
         for before, targets in sorted(counts.items())
     }
     return {before: targets for before, targets in table.items() if targets}
