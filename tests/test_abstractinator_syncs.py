@@ -100,8 +100,8 @@ def test_reads_of_a_training_step(variant, rows):
 @pytest.mark.parametrize("variant", ["default", "two_levels", "latent", "no_top"])
 def test_reads_of_a_decoding_step(variant):
     """One a symbol of a level, whether a segment closes: a step takes 2.3 times as long where what is above is never
-    skipped (docs/abstractinator.md, Generating). None for the code of a segment, but where it is the symbol of a level that has its own
-    segments."""
+    skipped (docs/abstractinator.md, Generating). None for the code of a segment, but where it is the symbol of a level
+    that has its own segments."""
     model = build(variant, **BYTES)
     ids, mask = token_ids(2, 40), torch.ones(2, 40, dtype=torch.long)
     mask[0, :3] = 0
