@@ -221,10 +221,7 @@ class Runner:
         log_path = self.runs / f"{job.name}.log"
         environment = {**os.environ, "OMP_NUM_THREADS": str(self.threads), "TOKENIZERS_PARALLELISM": "false"}
         command = [sys.executable, str(HERE / "one_run.py"), str(path)]
-        with open(log_path, "ab") as log:
-            status = subprocess.run(
-                command, stdout=log, stderr=subprocess.STDOUT, env=environment, pass_fds=[lock], check=False
-            ).returncode
+        status = run_process(command, log_path, environment, lock)
         if status:
             tail = log_path.read_text(encoding="utf-8", errors="replace").splitlines()[-5:]
             raise RunFailed(f"{job.name} ended with status {status}, see {log_path}:\n    " + "\n    ".join(tail))
@@ -281,6 +278,14 @@ class Runner:
         total = sum(second for second in expected if second is not None)
         more = "" if None not in expected else ", without what cannot be estimated"
         print(f"{len(jobs)} runs, about {minutes(total)}{more}; a grid whose optimum is at its edge adds more.")
+
+
+def run_process(command: list[str], log_path: Path, environment: dict[str, str], lock: int) -> int:
+    """Run a command to its end with its output in a log; it inherits the lock. Its exit status."""
+    with open(log_path, "ab") as log:
+        return subprocess.run(
+            command, stdout=log, stderr=subprocess.STDOUT, env=environment, pass_fds=[lock], check=False
+        ).returncode
 
 
 def build_on_meta(config: Any) -> torch.nn.Module:

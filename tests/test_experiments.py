@@ -1,0 +1,334 @@
+"""The harness of eval/experiments: lists, runs, records, reports."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import REPOSITORY
+
+sys.path.insert(0, str(REPOSITORY / "eval" / "experiments"))
+import one_run
+import report
+import run
+from entries import ListError, at_edge, extend_grid, load_with_overrides, read_list
+from records import FORMER, RECORDS, TUNING, Record, RecordError, portable, read_page, read_record, thin, write_record
+from tables import Group, difference
+from texts import first_bytes, split_in_halves
+
+EXPERIMENTS = REPOSITORY / "eval" / "experiments"
+TINY = {"warmup_steps": 1, "eval_steps": 3, "logging_steps": 3, "save_steps": 3, "eval_on_start": False}
+SIZES = {"model.hidden_size": 16, "num_hidden_layers": 1, "context_length": 64}
+PAGES = sorted(path.parent.name for path in EXPERIMENTS.glob(f"*/{report.REPORT_FILE}"))
+LISTS = sorted(path.parent.name for path in EXPERIMENTS.glob("*/rows.yaml"))
+
+
+@pytest.fixture
+def text(tmp_path):
+    """Eight documents of 1 kB, and four to hold out."""
+    for name, count in (("train", 8), ("valid", 4)):
+        documents = [f" = {name} {i} = \n" + f"The {i} river of {name} flows to the sea .\n" * 25 for i in range(count)]
+        (tmp_path / f"{name}.txt").write_text("".join(documents), encoding="utf-8")
+    return {"dataset": "train.txt", "validation_dataset": "valid.txt", "document_start": "^ = "}
+
+
+@pytest.fixture
+def make_runner(tmp_path, text, monkeypatch):
+    monkeypatch.setenv("LATENTLM_CACHE", str(tmp_path / "cache"))
+
+    def make(entries, **options):
+        defaults = {"recipe": "hub_configs/decoder-only-tiny", "overrides": {**TINY, **SIZES}}
+        content = {"text": text, "budget_bytes": 5000, "halves": True, "defaults": defaults, "entries": entries}
+        (tmp_path / "lists" / "tiny").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "lists" / "tiny" / "rows.yaml").write_text(
+            yaml.safe_dump(content, sort_keys=False), encoding="utf-8"
+        )
+        experiments = read_list("tiny", tmp_path / "lists")
+        return run.Runner(experiments, tmp_path / "runs", tmp_path / "records", tmp_path, **options)
+
+    return make
+
+
+@pytest.fixture
+def in_this_process(monkeypatch):
+    """Runs start as functions here: a process of its own takes seconds to begin."""
+    started = []
+
+    def start(command, log_path, environment, lock):
+        started.append(Path(command[2]).stem)
+        with monkeypatch.context() as context:
+            context.setattr(sys, "argv", command[1:])
+            one_run.main()
+        return 0
+
+    monkeypatch.setattr(run, "run_process", start)
+    return started
+
+
+def make_record(**fields):
+    known = {
+        "configuration": {"model": {}, "data": {}, "training": {}},
+        **{
+            "seed": 0,
+            "steps": 3,
+            "seconds": 1.0,
+            "flops": 2.0,
+            "flops_method": "6 N D",
+            "tokens_seen": 9,
+            "bytes_seen": 9,
+        },
+        "parameters": {"total": 2, "embedding": 1, "body": 1},
+        **{"versions": {}, "dirty": False, "machine": {}, "metrics": {"eval_bits_per_byte": 2.0}},
+    }
+    return Record(page="page", entry="one", label="One", **known | fields)
+
+
+# ---- End to end ----
+
+
+def test_two_entries_with_two_seeds_leave_records_from_which_a_page_is_made(make_runner, in_this_process, tmp_path):
+    entries = {"ours": {"seeds": 2}, "counts": {"peer": "ngram", "seeds": 2}}
+    runner = make_runner(entries)
+    runner.run_all()
+    assert in_this_process == ["ours-0", "ours-1", "counts-0", "counts-1"]
+    records = read_page("tiny", tmp_path / "records")
+    assert {(one.entry, one.seed) for one in records} == {(e, s) for e in entries for s in (0, 1)}
+    ours = next(one for one in records if one.entry == "ours")
+    counts = next(one for one in records if one.entry == "counts")
+    # One pass over the budget, the same bytes for both.
+    assert 4500 < ours.bytes_seen <= 5000 and abs(ours.bytes_seen - counts.bytes_seen) < 64
+    assert ours.flops == 6 * ours.parameters["body"] * ours.tokens_seen
+    assert ours.configuration["model"]["hidden_size"] == 16
+    assert ours.configuration["data"]["validation_dataset"] == "validation-b.jsonl"
+    assert ours.curve["eval_bits_per_byte"][-1][1] == pytest.approx(ours.metrics["eval_bits_per_byte"], rel=1e-5)
+    assert counts.metrics["eval_bits_per_byte"] < ours.metrics["eval_bits_per_byte"]
+    written = (tmp_path / "records" / "tiny" / "ours-0.json").read_text(encoding="utf-8")
+    assert str(tmp_path) not in written and len(written) < 16_000
+    # A second round finds nothing to do.
+    make_runner(entries).run_all()
+    assert len(in_this_process) == 4
+    # The page, from the records alone.
+    columns = [{"heading": "bits", "value": "eval_bits_per_byte"}]
+    panels = [{"value": "eval_bits_per_byte", "x": "bytes", "yardsticks": ["counts"]}]
+    specification = {
+        "tables": {"all": {"entries": list(entries), "columns": columns}},
+        "figures": {"curves": {"alt": "Curves", "entries": ["ours"], "panels": panels}},
+    }
+    folder = tmp_path / "lists" / "tiny"
+    (folder / "report.yaml").write_text(yaml.safe_dump(specification), encoding="utf-8")
+    page = folder / "page.md"
+    page.write_text(
+        "# A\n\n<!-- table all -->\n<!-- end -->\n\n<!-- figure curves -->\n<!-- end -->\n", encoding="utf-8"
+    )
+    arguments = ["--lists", str(folder.parent), "--records", str(tmp_path / "records")]
+    report.main(arguments)
+    report.main([*arguments, "--check"])
+    assert "| ours |" in page.read_text(encoding="utf-8") and (folder / "figures" / "tiny-curves.png").exists()
+    # What does not follow from the records is seen: a number, and a figure of other records.
+    page.write_text(page.read_text(encoding="utf-8").replace("| ours | ", "| ours | 1"), encoding="utf-8")
+    with pytest.raises(SystemExit, match="table all is not what the records give"):
+        report.main([*arguments, "--check"])
+    report.main(arguments)
+    path = tmp_path / "records" / "tiny" / "ours-0.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    content["curve"]["eval_bits_per_byte"][0][1] += 1
+    path.write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(SystemExit, match=r"tiny-curves\.png was not drawn from these records"):
+        report.main([*arguments, "--check"])
+
+
+def test_a_killed_run_goes_on_from_its_checkpoint_and_its_lock_is_free(make_runner, tmp_path):
+    overrides = {**TINY, **SIZES, "max_steps": 60, "eval_steps": 60}
+    runner = make_runner({"long": {"overrides": overrides}}, only=["long"])
+    [job] = runner.results(runner.entries[0], None)
+    with run.locked(runner.runs / f"{job.name}.lock") as lock:
+        assert lock is not None
+        assert runner.run(job, None) is False  # another one works on it
+    arguments = ["tiny", "--lists", tmp_path / "lists", "--records", tmp_path / "records", "--runs", tmp_path / "runs"]
+    command = [sys.executable, str(EXPERIMENTS / "run.py"), *map(str, arguments), "--text", str(tmp_path)]
+    process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL)
+    checkpoint = runner.runs / job.name / "checkpoint-6"
+    until = time.monotonic() + 200
+    while not (checkpoint / "checkpoint.json").exists() and process.poll() is None and time.monotonic() < until:
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert checkpoint.exists() and not runner.record_path(job).exists()
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    record = read_record(runner.record_path(job))
+    assert record.steps == 60
+    assert "Continuing from" in (runner.runs / f"{job.name}.log").read_text(encoding="utf-8")
+
+
+def test_a_grid_is_extended_until_the_optimum_lies_inside(make_runner, monkeypatch, tmp_path):
+    runner = make_runner({"tuned": {"learning_rates": [1e-3, 2e-3, 4e-3]}, "other": {"tuned_with": "tuned"}})
+    tried = []
+
+    def start(job, edge, lock):
+        tried.append((job.entry.name, job.purpose, job.learning_rate, edge))
+        score = abs(job.learning_rate - best)
+        fields = {"purpose": job.purpose, "learning_rate": job.learning_rate, "seed": job.seed}
+        record = make_record(**fields, metrics={"eval_bits_per_byte": score})
+        write_record(dataclasses.replace(record, page="tiny", entry=job.entry.name), tmp_path / "records")
+
+    monkeypatch.setattr(runner, "start", start)
+    best = 8e-3
+    runner.run_all()
+    assert [rate for _, purpose, rate, _ in tried if purpose == TUNING] == [1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2]
+    assert tried[-2:] == [("tuned", "result", 8e-3, False), ("other", "result", 8e-3, False)]
+
+
+def test_an_optimum_that_stays_at_the_edge_is_marked():
+    rates = [1e-3, 2e-3, 4e-3]
+    while (more := extend_grid(rates, max(rates))) is not None:
+        rates.append(more)
+    assert len(rates) == 7 and at_edge(rates, max(rates)) and not at_edge(rates, 4e-3)
+    assert extend_grid([1e-3, 2e-3, 4e-3], 1e-3) == 5e-4 and extend_grid([1e-3, 2e-3, 4e-3], 2e-3) is None
+
+
+def test_tuning_reads_half_a_and_results_half_b(make_runner):
+    runner = make_runner({"a": {"learning_rates": [1e-3, 2e-3, 4e-3]}})
+    [trial, *_], [result] = runner.trials(runner.entries[0]), runner.results(runner.entries[0], 1e-3)
+    paths = [Path(runner.overrides(job)["validation_dataset"]) for job in (trial, result)]
+    documents = [set(path.read_text(encoding="utf-8").splitlines()) for path in paths]
+    assert documents[0] and documents[1] and not documents[0] & documents[1]
+
+
+def test_the_plan_trains_nothing(make_runner, in_this_process, capsys):
+    runner = make_runner({"a": {"seeds": 2}, "counts": {"peer": "ngram"}})
+    runner.print_plan()
+    assert "a, seed 1, result: " in (shown := capsys.readouterr().out) and "3 runs, about " in shown
+    assert not in_this_process and not runner.records.exists()
+    with pytest.raises(ListError, match="no entry b; there are a, counts"):
+        make_runner({"a": {}, "counts": {"peer": "ngram"}}, only=["b"])
+
+
+# ---- Lists ----
+
+
+@pytest.mark.parametrize("page", LISTS)
+def test_every_list_and_its_recipes_are_valid(page):
+    experiments = read_list(page)
+    for entry in experiments.entries.values():
+        overrides = {name: value for name, value in entry.overrides.items() if name != "tokenizer"}
+        recipe = load_with_overrides(entry.recipe, {**overrides, **entry.tuning_overrides, "output_dir": "unused"})
+        assert recipe.training.max_steps > 0
+
+
+def test_nested_overrides_change_one_value_of_a_list():
+    recipe = EXPERIMENTS / "abstractinator" / "two-levels.yaml"
+    for name in ("levels.1.delta", "model.levels.1.delta"):
+        levels = load_with_overrides(recipe, {name: 0.4, "hidden_size": 72, "output_dir": "x"}).model["levels"]
+        assert [level["delta"] for level in levels] == [0.5, 0.4]
+    changed = load_with_overrides(recipe, {"lr_scheduler_kwargs.min_lr_rate": 0.2, "output_dir": "x"})
+    assert changed.training.lr_scheduler_kwargs == {"min_lr_rate": 0.2}
+    for name, message in (("levels.2.delta", "no place in a list of 2"), ("level.0.delta", "did you mean 'levels'")):
+        with pytest.raises(ListError, match=message):
+            load_with_overrides(recipe, {name: 1.0})
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ({"a": {"recipes": "x"}}, "unknown field 'recipes'; did you mean 'recipe'"),
+        ({"a": {"recipe": "hub_configs/none"}}, "no recipe 'hub_configs/none'"),
+        ({"a": {"peer": "gpt3"}}, r"no peers/gpt3\.py; did you mean 'gpt2'"),
+        ({"a": {"tuned_with": "b"}, "c": {}}, "tuned_with 'b' is no entry here"),
+        ({"a": {"learning_rates": [1e-3, 2e-3]}}, "at least three, in ascending order"),
+    ],
+)
+def test_a_mistake_in_a_list_is_named(make_runner, entries, message):
+    with pytest.raises(ListError, match=message):
+        make_runner(entries)
+
+
+def test_the_budget_and_the_halves_of_a_text():
+    assert list(first_bytes(["one\n", "two\nthree\n"], 9)) == ["one\n", "two\n"]
+    assert list(first_bytes(["ää\n"], 3)) == ["ä"]
+    assert list(first_bytes(["one", "two"], None)) == ["one", "two"]
+    assert split_in_halves(["aaaa", "b", "c", "d"]) == (["aaaa"], ["b", "c", "d"])
+    assert split_in_halves(["one\ntwo\nthree\n"]) == (["one\ntwo\n"], ["three\n"])
+
+
+# ---- Records ----
+
+
+@pytest.mark.parametrize("path", sorted(RECORDS.rglob("*.json")), ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_every_record_follows_the_schema_and_lies_where_it_belongs(path):
+    record = read_record(path)
+    assert path == RECORDS / record.page / record.file_name
+    text = path.read_text(encoding="utf-8")
+    assert "/home/" not in text and "/work/" not in text and "/tmp/" not in text and len(text) < 16_000
+    if record.source == FORMER and record.purpose == "result":
+        assert record.configuration is None and not record.curve
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"schema": 2}, "schema is 2, but must be 1"),
+        ({"metrics": {}}, "the run is not finished"),
+        ({"metrics": {"eval_loss": float("nan")}}, "must be finite"),
+        ({"seed": None}, "seed is None, but must be known of a run"),
+        ({"steps": 1.5}, "steps"),
+        ({"source": "guess"}, "source is 'guess'"),
+        ({"configuration": {"model": {}}}, "must hold data, model, training"),
+        ({"parameters": {"total": 1}}, "must be counted"),
+    ],
+)
+def test_a_record_that_is_incomplete_is_refused(fields, message):
+    with pytest.raises(RecordError, match=message):
+        make_record(**fields)
+
+
+def test_a_record_is_not_replaced_by_a_lesser_run(tmp_path):
+    path = write_record(make_record(metrics={"eval_bits_per_byte": 2.0, "extra": 1.0}), tmp_path)
+    before = path.read_text(encoding="utf-8")
+    with pytest.raises(RecordError, match="it has no extra"):
+        write_record(make_record(), tmp_path)
+    with pytest.raises(RecordError, match="8 bytes, there 9"):
+        write_record(make_record(bytes_seen=8, metrics={"eval_bits_per_byte": 1.0, "extra": 1.0}), tmp_path)
+    assert path.read_text(encoding="utf-8") == before and [one.name for one in path.parent.iterdir()] == ["one-0.json"]
+    write_record(make_record(bytes_seen=10, metrics={"eval_bits_per_byte": 1.0, "extra": 1.0}), tmp_path)
+    assert read_record(path).metrics["eval_bits_per_byte"] == 1.0
+
+
+def test_what_a_record_says_of_a_run_is_portable_and_small(monkeypatch):
+    monkeypatch.setenv("SOME_TOKEN", "a-secret-token")
+    value = {"a": [Path("/home/someone/text.txt"), str(REPOSITORY / "runs" / "x")], "b": "a-secret-token", "c": None}
+    assert portable(value) == {"a": ["text.txt", "runs/x"], "b": "<hidden>", "c": None}
+    points = thin([(step, step / 3) for step in range(1000)])
+    assert len(points) == 60 and points[0][0] == 0 and points[-1][0] == 999
+
+
+# ---- Reports ----
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_pages_are_what_the_records_give(page):
+    assert report.Report(page).problems() == []
+
+
+def test_a_difference_within_the_spread_is_said_to_be_none():
+    def group(entry, values):
+        return Group([make_record(seed=i, metrics={"bits": value}) for i, value in enumerate(values)])
+
+    pair = {"value": "bits", "format": ".2f"}
+    near = difference(group("a", [2.0, 2.2]), group("b", [2.1, 2.2]), pair)
+    far = difference(group("a", [1.0, 1.1]), group("b", [2.1, 2.2]), pair)
+    single = difference(group("a", [1.0]), group("b", [2.1, 2.2]), pair)
+    assert near.endswith("no difference seen (spread 0.14)")
+    assert far.endswith("1.10 lower (spread 0.07)")
+    assert "one seed, so nothing follows" in single
+
+
+def test_every_figure_is_shown_by_a_page():
+    figures = {path.name for path in (REPOSITORY / "docs" / "results" / "figures").iterdir()}
+    pages = "".join(path.read_text(encoding="utf-8") for path in (REPOSITORY / "docs").rglob("*.md"))
+    assert {name for name in figures if f"figures/{name})" not in pages} == set()
