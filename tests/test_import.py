@@ -199,3 +199,25 @@ def test_every_module_is_imported_where_posix_has_nothing():
     done = subprocess.run([sys.executable, "-c", IMPORT_ALL, *POSIX_ONLY], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "None"
+
+
+FLOORS = [{"models"}, {"data"}, {"runs", "hub"}, {"training", "evaluation"}, {"cli"}]
+"""Packages of latentlm from the ground up: each imports its own floor and those below."""
+
+
+def test_imports_go_one_way():
+    source = REPOSITORY / "src" / "latentlm"
+    floor_of = {name: number for number, names in enumerate(FLOORS) for name in names}
+    for path in source.rglob("*.py"):
+        package = path.relative_to(source).parts[0]
+        if package not in floor_of:  # a file of latentlm itself
+            continue
+        for node in imports_of(ast.parse(path.read_text(encoding="utf-8"))):
+            modules = [node.module or ""] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
+            if isinstance(node, ast.ImportFrom) and node.level > 1:
+                modules = [f"latentlm.{modules[0]}"]
+            for module in modules:
+                _, dot, rest = module.partition("latentlm.")
+                if dot:
+                    imported = floor_of.get(rest.split(".")[0], -1)
+                    assert imported <= floor_of[package], f"{path.name}:{node.lineno} imports {module}"
