@@ -3,6 +3,8 @@
 A model says in `run_stacks` how its encoder and decoder layers follow each other.
 """
 
+from typing import Any
+
 import torch
 from torch import nn
 from transformers.cache_utils import Cache
@@ -193,6 +195,6 @@ class EncoderDecoderForCausalLM(CausalLMHead, EncoderDecoderPreTrainedModel, Gen
         return statistics
 
 
-def whole(parameter: torch.Tensor) -> torch.Tensor:
+def whole(parameter: Any) -> torch.Tensor:
     """The values of a parameter, gathered from all processes where FSDP2 has sharded it."""
     return parameter.detach().full_tensor() if hasattr(parameter, "full_tensor") else parameter.detach()

@@ -1,7 +1,7 @@
 """Configuration fields and checks of attention, which every transformer of this package has."""
 
 import copy
-from typing import Literal
+from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig
@@ -33,10 +33,10 @@ class AttentionConfig(PreTrainedConfig):
     @property
     def num_key_value_groups(self) -> int:
         """Heads that share a key and a value."""
-        return max(1, self.num_attention_heads // max(1, self.num_key_value_heads))  # bad values are named later
+        return max(1, self.num_attention_heads // max(1, self.num_key_value_heads or 1))  # bad values are named later
 
     @property
-    def cache_config(self) -> PreTrainedConfig:
+    def cache_config(self) -> Any:
         """What an attention keeps in a cache, as transformers asks for it."""
         if self.attention_form == "regular":
             return self
@@ -47,7 +47,7 @@ class AttentionConfig(PreTrainedConfig):
 
     def validate_with_attention(self) -> None:  # validators run in the order of their names: after the sizes
         heads, shared = self.num_attention_heads, self.num_key_value_heads
-        if shared < 1 or heads % shared:
+        if shared is None or shared < 1 or heads % shared:
             raise ValueError(f"`num_key_value_heads` is {shared}, but must divide `num_attention_heads` {heads}.")
         for name in ("query_latent_size", "key_value_latent_size"):
             if getattr(self, name) < 1:
