@@ -185,8 +185,11 @@ class CausalLMHead(TrainedByOthers):
         `position_ids` and `shift_labels` (the next tokens), each `(B, T)` or, but for the last, None; and `continued`,
         whether earlier tokens are in a cache.
         """
+        penalties = outputs.mask_penalties
+        if penalties is None:
+            return {}
         return {
-            name: (outputs.mask_penalties[..., k], mask_loss_weight(self.config, name, training_step))
+            name: (penalties[..., k], mask_loss_weight(self.config, name, training_step))
             for k, name in enumerate(self.config.mask_losses)
         }
 
