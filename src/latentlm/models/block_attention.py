@@ -106,7 +106,7 @@ class Attention(nn.Module):
         self.make_projections()
         if has_output:
             self.o_proj = nn.Linear(self.width, config.hidden_size, bias=self.bias)
-            self.o_proj.adds_to_residual = True
+            self.o_proj.adds_to_residual = True  # pyright: ignore[reportArgumentType]
         else:
             self.o_proj = nn.Identity()
 
@@ -175,7 +175,12 @@ class Attention(nn.Module):
         kind = mask.backend or self.config._attn_implementation
         if self.reads_memory:
             query = self.queries(hidden_states, rotary)
-            pair = memory_pairs(past_key_values, self, lambda: self.pairs(memory, memory_rotary))
+
+            def make() -> Pair:
+                assert memory is not None  # else the store has its pairs
+                return self.pairs(memory, memory_rotary)
+
+            pair = memory_pairs(past_key_values, self, make)
         else:
             query, pair = self.project(hidden_states, rotary)
             if past_key_values is not None:
@@ -293,7 +298,7 @@ def memory_pairs(store: Any, attention: Attention, make: Callable[[], Pair]) -> 
     if not isinstance(store, EncoderDecoderCache):
         return store.update(*make(), layer_idx)
     if store.is_updated.get(layer_idx):
-        layer = store.cross_attention_cache.layers[layer_idx]
+        layer: Any = store.cross_attention_cache.layers[layer_idx]
         return layer.keys, layer.values
     store.is_updated[layer_idx] = True
     return store.cross_attention_cache.update(*make(), layer_idx)

@@ -28,7 +28,7 @@ class CausalPreTrainedModel(TransformerPreTrainedModel):
         attention_mask: torch.Tensor | None,
         position_ids: torch.LongTensor | None,
         past_key_values: Cache | None,
-        inputs_embeds: torch.FloatTensor | None,  # (B, T, D)
+        inputs_embeds: torch.Tensor | None,  # (B, T, D)
         use_cache: bool | None,
     ) -> tuple[torch.Tensor, Mask, torch.Tensor, Cache | None]:
         """How every forward begins: token embeddings `(B, T, D)`, the causal mask, positions `(B or 1, T)`, and
@@ -41,10 +41,10 @@ class CausalPreTrainedModel(TransformerPreTrainedModel):
                 packed documents come with a cache.
         """
         check_filled_cache(past_key_values, self.config)
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("Give exactly one of `input_ids` and `inputs_embeds`.")
-        if inputs_embeds is None:
+        if input_ids is not None and inputs_embeds is None:
             inputs_embeds = self.embed_ids(input_ids)
+        elif input_ids is not None or inputs_embeds is None:
+            raise ValueError("Give exactly one of `input_ids` and `inputs_embeds`.")
         mask, packed = causal_mask(
             self.config, inputs_embeds, attention_mask, past_key_values, position_ids, look=not self.training
         )
@@ -84,6 +84,10 @@ class CausalLMHead(TrainedByOthers):
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
     _fsdp_plan = {"lm_head": "keep_full_weight"}
     output_class: type[CausalLMOutput] = CausalLMOutput
+    config: Any
+    model: Any
+    lm_head: Any
+    generation_config: Any
 
     @property
     def further_losses(self) -> list[str]:
@@ -162,7 +166,8 @@ class CausalLMHead(TrainedByOthers):
                 f"{config.hidden_size}: an attention keeps {needed} values of a token, but the cache of "
                 f"`generate_batch` has {room} in every layer. Use `generate`."
             )
-        return super().generate_batch(inputs, generation_config, *args, **kwargs)
+        parent: Any = super()  # GenerationMixin
+        return parent.generate_batch(inputs, generation_config, *args, **kwargs)
 
     @staticmethod
     def create_masks_for_generate(
@@ -182,8 +187,11 @@ class CausalLMHead(TrainedByOthers):
         `position_ids` and `shift_labels` (the next tokens), each `(B, T)` or, but for the last, None; and `continued`,
         whether earlier tokens are in a cache.
         """
+        penalties = outputs.mask_penalties
+        if penalties is None:
+            return {}
         return {
-            name: (outputs.mask_penalties[..., k], mask_loss_weight(self.config, name, training_step))
+            name: (penalties[..., k], mask_loss_weight(self.config, name, training_step))
             for k, name in enumerate(self.config.mask_losses)
         }
 

@@ -12,9 +12,9 @@ from transformers import initialization as init
 class Float32LayerNorm(nn.LayerNorm):
     """LayerNorm in float32 whatever the dtype of its parameters."""
 
-    def forward(self, states: torch.Tensor) -> torch.Tensor:
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
         weight, bias = (None if p is None else p.float() for p in (self.weight, self.bias))
-        return nn.functional.layer_norm(states, self.normalized_shape, weight, bias, self.eps)
+        return nn.functional.layer_norm(input, self.normalized_shape, weight, bias, self.eps)
 
 
 class CumulativeMean(nn.Module):

@@ -3,6 +3,8 @@
 A model says in `run_stacks` how its encoder and decoder layers follow each other.
 """
 
+from typing import Any
+
 import torch
 from torch import nn
 from transformers.cache_utils import Cache
@@ -167,9 +169,12 @@ class EncoderDecoderForCausalLM(CausalLMHead, EncoderDecoderPreTrainedModel, Gen
     def further_losses(self) -> list[str]:
         return [*super().further_losses, *(["embedding_loss"] if self.config.embedding_loss != "none" else [])]
 
-    def extra_losses(self, outputs, token_mask, position_ids, continued, **inputs):
-        losses = super().extra_losses(outputs, **inputs)
-        if self.config.embedding_loss != "none" and not continued:  # a cache does not hold the embeddings before it
+    def extra_losses(self, outputs: Any, training_step: torch.Tensor | None, **inputs: Any) -> dict[str, Any]:
+        losses = super().extra_losses(outputs, training_step, **inputs)
+        token_mask, position_ids = inputs["token_mask"], inputs["position_ids"]
+        if (
+            self.config.embedding_loss != "none" and not inputs["continued"]
+        ):  # a cache does not hold the embeddings before it
             if position_ids is None and token_mask is not None:
                 position_ids = (token_mask.long().cumsum(-1) - 1).clamp(min=0)
             disaffinity_BT = self.embedding_loss(
@@ -193,6 +198,6 @@ class EncoderDecoderForCausalLM(CausalLMHead, EncoderDecoderPreTrainedModel, Gen
         return statistics
 
 
-def whole(parameter: torch.Tensor) -> torch.Tensor:
+def whole(parameter: Any) -> torch.Tensor:
     """The values of a parameter, gathered from all processes where FSDP2 has sharded it."""
     return parameter.detach().full_tensor() if hasattr(parameter, "full_tensor") else parameter.detach()

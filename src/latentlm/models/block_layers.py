@@ -40,7 +40,7 @@ class FeedForward(nn.Module):
             self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=bias)
         self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=bias)
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=bias)
-        self.down_proj.adds_to_residual = True
+        self.down_proj.adds_to_residual = True  # pyright: ignore[reportArgumentType]
         self.learned_dropout = learned_dropout
 
     def forward(self, hidden_states: torch.Tensor, **mask_inputs) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -135,6 +135,8 @@ class PreNormLayer(GradientCheckpointingLayer):
         norms_memory: the memory gets a norm of the layer.
         gated: a learned scalar multiplies what is read of the memory, 1 at the start.
     """
+
+    cross_attn: Any  # Attention, or None
 
     def __init__(
         self,

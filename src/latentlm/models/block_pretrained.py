@@ -9,7 +9,7 @@ from transformers import initialization as init
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import logging
 
-from .block_outputs import TakesCache
+from .block_outputs import Base, TakesCache
 from .block_positions import check_context
 
 logger = logging.get_logger(__name__)
@@ -35,11 +35,13 @@ class TransformerPreTrainedModel(TakesCache, PreTrainedModel):
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        if hasattr(module, "initialize_parameters"):
-            module.initialize_parameters()
+        initialize: Any = getattr(module, "initialize_parameters", None)
+        if initialize is not None:
+            initialize()
         if getattr(module, "adds_to_residual", False):
             std = self.config.initializer_range / math.sqrt(self.num_residual_projections)
-            init.normal_(module.weight, mean=0.0, std=std)
+            weight: Any = module.weight
+            init.normal_(weight, mean=0.0, std=std)
 
     def _validate_generated_length(self, generation_config, input_ids_length, has_default_max_length) -> None:
         """A prompt that fills the context is an error; generation ends, with a warning, where the context ends."""
@@ -51,10 +53,12 @@ class TransformerPreTrainedModel(TakesCache, PreTrainedModel):
                 f"`max_length` {generation_config.max_length} was asked for."
             )
             generation_config.max_length = limit
-        super()._validate_generated_length(generation_config, input_ids_length, has_default_max_length)
+        super()._validate_generated_length(  # pyright: ignore[reportAttributeAccessIssue]
+            generation_config, input_ids_length, has_default_max_length
+        )  # of GenerationMixin
 
 
-class TrainedByOthers:
+class TrainedByOthers(Base):
     """Says what is left out when TRL replaces the forward; goes before the `PreTrainedModel`."""
 
     @property

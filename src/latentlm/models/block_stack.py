@@ -53,7 +53,7 @@ class RingStep:
 
     def update(self, key: torch.Tensor, value: torch.Tensor, layer_idx: int) -> Pair:
         items = self.cache.push(layer_idx, to_items((key, value))[:, 0])
-        return from_items(items, (key.shape[1::2], value.shape[1::2]))
+        return from_items(items, ((key.shape[1], key.shape[3]), (value.shape[1], value.shape[3])))
 
     def memory_pairs(self, attention: Attention, make: Callable[[], Pair]) -> Pair:
         return from_items(self.cache.memory[attention.layer_idx], attention.pair_shapes)
@@ -73,16 +73,17 @@ class CausalStack(nn.Module):
         super().__init__()
         self.config = config
         self.window = window
-        self.lookback = lookback
+        self.reads_memory = lookback is not None
+        self.lookback = lookback or 0
         self.rotary = rotary_table(config)
-        if lookback is not None:
-            self.memory_rotary = LlamaRotaryEmbedding(config)
-        self.layers = nn.ModuleList(self.make_layer(i) for i in range(num_layers))
+        if self.reads_memory:
+            self.memory_rotary: Any = LlamaRotaryEmbedding(config)
+        self.layers: Any = nn.ModuleList(self.make_layer(i) for i in range(num_layers))
         self.norm = make_norm(config)
         self.dropout = nn.Dropout(config.hidden_dropout)
 
     def make_layer(self, i: int) -> PreNormLayer:
-        memory = None if self.lookback is None else Attention(self.config, i, reads_memory=True)
+        memory = Attention(self.config, i, reads_memory=True) if self.reads_memory else None
         layer = PreNormLayer(self.config, FORMS[self.config.attention_form](self.config, i), memory)
         layer._can_checkpoint_with_cache = True  # what is recorded twice is recorded alike
         return layer
@@ -103,7 +104,7 @@ class CausalStack(nn.Module):
             "mask": sequence_mask(self.config, embeddings, window=self.window, segments=segments),
             "past_key_values": record,
         }
-        if memory is not None:
+        if memory is not None and memory_segments is not None:
             past, current = memory
             number = torch.arange(current.shape[1], device=past.device)
             number = torch.cat((number[:-1], number)).unsqueeze(0)
@@ -132,7 +133,7 @@ class CausalStack(nn.Module):
             size = sum(heads * size for heads, size in attention.pair_shapes)
             return like.new_zeros(num_rows, length, size)
 
-        reading = [] if self.lookback is None else self.layers
+        reading = self.layers if self.reads_memory else []
         return StackCache(
             items=[zeros_of(layer.self_attn, capacity) for layer in self.layers],
             lengths=zeros,
@@ -206,7 +207,7 @@ class CausalStack(nn.Module):
             "mask": step_mask(self.config, hidden_states, cache.visible(capacity)),
             "past_key_values": RingStep(cache),
         }
-        if self.lookback is not None:
+        if self.reads_memory:
             shared["memory_mask"] = step_mask(self.config, hidden_states, self.visible_rows(cache.segments))
             shared["memory_rotary"] = (self.memory_rotary(hidden_states, cache.segments.unsqueeze(1)), None)
         for layer in self.layers:

@@ -47,8 +47,7 @@ class AttentionConfig(PreTrainedConfig):
 
     def validate_with_attention(self) -> None:  # validators run in the order of their names: after the sizes
         heads, shared = self.num_attention_heads, self.num_key_value_heads
-        assert shared is not None  # since it was made
-        if shared < 1 or heads % shared:
+        if shared is None or shared < 1 or heads % shared:
             raise ValueError(f"`num_key_value_heads` is {shared}, but must divide `num_attention_heads` {heads}.")
         for name in ("query_latent_size", "key_value_latent_size"):
             if getattr(self, name) < 1:
