@@ -67,8 +67,6 @@ class EncodzallLM(LM):
             model = AutoModelForSeq2SeqLM.from_pretrained(pretrained, dtype=getattr(torch, dtype), **trusted)
         else:
             model = pretrained
-        if tokenizer is None:
-            raise ValueError("A loaded model comes without a tokenizer: give the one that it was trained with.")
         if model.config.word_decoder == "none":
             raise ValueError("This model has no word decoder (`word_decoder` is 'none'), so it cannot score words.")
         if not torch.cuda.is_available() and str(device).startswith("cuda"):
