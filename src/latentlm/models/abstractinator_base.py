@@ -171,6 +171,14 @@ class Rows:
         return values if self.ragged is None else self.ragged.from_rows(values)
 
 
+def mask_of_padding(attention_mask: torch.Tensor | None, output_hidden_states: bool | None) -> torch.Tensor | None:
+    """The mask `(B, T)`; None where hidden states are asked for and nothing is padded. They are then what the layers
+    read, of which a caller may want the gradient, and no copy of it; that is worth a value that the host reads."""
+    if output_hidden_states and attention_mask is not None and attention_mask.all():
+        return None
+    return attention_mask
+
+
 def make_rows(
     input_ids: torch.Tensor,  # (B, T)
     attention_mask: torch.Tensor | None,  # (B, T)

@@ -25,6 +25,7 @@ from .abstractinator_base import (
     Pyramid,
     Rows,
     make_rows,
+    mask_of_padding,
 )
 from .abstractinator_level import AbstractinatorLevel, Alphabet, Compressed
 from .abstractinator_likelihood import AbstractinatorLikelihood
@@ -154,6 +155,7 @@ class AbstractinatorModel(AbstractinatorPreTrainedModel):
         if past_key_values is not None and past_key_values.seen:
             states = self.continued(past_key_values, input_ids, attention_mask, position_ids)
             return AbstractinatorModelOutput(last_hidden_state=states, past_key_values=past_key_values)
+        attention_mask = mask_of_padding(attention_mask, output_hidden_states)
         rows, pyramid, cache = self.begun(input_ids, attention_mask, position_ids, past_key_values, use_cache)
         return AbstractinatorModelOutput(
             last_hidden_state=rows.from_rows(pyramid.states[0]),
@@ -450,9 +452,11 @@ class AbstractinatorForCausalLM(
             return AbstractinatorCausalLMOutput(loss, logits, past_key_values, lm_loss=loss)
         if attention_mask is None and self.config.pad_token_id is not None:
             attention_mask = input_ids != self.config.pad_token_id  # rows of a data set are filled up with it
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
         rows, pyramid, cache = self.model.begun(
             input_ids,
-            attention_mask,
+            mask_of_padding(attention_mask, output_hidden_states),
             position_ids,
             past_key_values,
             use_cache,
@@ -460,8 +464,6 @@ class AbstractinatorForCausalLM(
             train_codes=train_codes,
         )
         logits = head.digit_logits(rows.from_rows(pyramid.states[0]), None, 0)
-        if output_hidden_states is None:
-            output_hidden_states = self.config.output_hidden_states
         nats = self.code_nats(pyramid)
         losses = self.losses(rows, pyramid, nats, logits, shift_labels, num_items_in_batch, lm_loss_scale)
         if code_statistics:
