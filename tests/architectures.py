@@ -139,8 +139,34 @@ def fixed_draw(probability: torch.Tensor) -> torch.Tensor:
     return (probability > (torch.arange(probability.shape[-1]) + 0.5) / probability.shape[-1]).float()
 
 
-RENAMED: list[tuple[str, str]] = []
+RENAMED: list[tuple[str, str]] = [
+    # EncodZall's and the Abstractinator's layers
+    (r"^((word_)?decoder\.layers\.\d+)\.cross_attn_query_norm", r"\1.cross_attn_norm"),
+    (r"(expander\.layers\.\d+)\.cross_attn_query_norm", r"\1.row_attn_norm"),
+    (r"(expander\.layers\.\d+)\.cross_attn\.", r"\1.row_attn."),
+]
 """Regular expressions of parameter names, and what those names were when golden.json was written."""
+
+FUSED: list[tuple[str, dict[str, int]]] = [
+    (r"(word_encoder|context_encoder|^(word_)?decoder\.layers)\S*\.qkv_proj", {"q_proj": 0, "k_proj": 1, "v_proj": 1}),
+    (r"^(word_)?decoder\.layers\S*\.kv_proj", {"k_proj": 1, "v_proj": 1}),
+    (r"(stack|compressor|expander)\.layers\S*\.qkv_proj", {"q_proj": 0, "kv_proj": 1}),
+]
+"""Regular expressions of projections that were several when golden.json was written: the name of each, and whether it
+is one of those that share what is left of the rows beside D of queries."""
+
+
+def former_names(name: str, parameter: torch.Tensor) -> dict[str, int]:
+    """The names that a parameter, or each part of it, had when golden.json was written, and their rows."""
+    for pattern, former in RENAMED:
+        name = re.sub(pattern, former, name)
+    for pattern, parts in FUSED:
+        if re.search(pattern, name):
+            width, fused = parameter.shape[1], re.search(r"q?kv_proj", name).group()
+            rest = len(parameter) - (width if 0 in parts.values() else 0)
+            sizes = {part: rest // sum(parts.values()) if shares else width for part, shares in parts.items()}
+            return {name.replace(fused, part): size for part, size in sizes.items()}
+    return {name: parameter.shape[0] if parameter.ndim else 1}
 
 
 @torch.no_grad()
@@ -149,11 +175,12 @@ def randomise(model: nn.Module) -> None:
     they have the same parameter. A longer table starts with the rows of a shorter one."""
     fixed = [(name, buffer) for name, buffer in model.named_buffers() if name.endswith(("_proj.weight", ".codebook"))]
     for name, parameter in [*model.named_parameters(), *fixed]:
-        for pattern, former in RENAMED:
-            name = re.sub(pattern, former, name)
-        generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
-        size = max(1 << 16, parameter.numel())
-        noise = torch.randn(size, generator=generator)[: parameter.numel()].view_as(parameter)
+        parts = []
+        for former, rows in former_names(name, parameter).items():
+            generator = torch.Generator().manual_seed(zlib.crc32(former.encode()))
+            numel = rows * parameter[:1].numel() if parameter.ndim else 1
+            parts.append(torch.randn(max(1 << 16, numel), generator=generator)[:numel])
+        noise = torch.cat(parts).view_as(parameter)
         if parameter.ndim < 2:  # gains, biases, gates: around what they start from
             parameter.add_(0.3 * noise)
         else:

@@ -440,7 +440,7 @@ def test_initial_weights():
     keeping = (level.pooling.kv_proj, level.pooling.out_proj, level.quantizer.down, level.quantizer.up)
     for module in keeping:
         assert module.weight.std().item() == pytest.approx(module.in_features**-0.5, rel=0.05)
-    assert level.compressor.layers[0].self_attn.kv_proj.weight.std().item() == pytest.approx(0.05, rel=0.05)
+    assert level.compressor.layers[0].self_attn.qkv_proj.weight.std().item() == pytest.approx(0.05, rel=0.05)
     quantizer = model.model.levels[0].quantizer
     assert quantizer.counts.eq(1).all() and quantizer.codebook.std().item() == pytest.approx(1, rel=0.05)
     assert model.model.levels[0].embedding.table.weight.std().item() == pytest.approx(0.05, rel=0.1)

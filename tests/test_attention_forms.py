@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from latentlm import AbstractinatorConfig
-from latentlm.models.block_attention_forms import FORMS, Band
+from latentlm.models.block_attention import FORMS
+from latentlm.models.block_masks import sequence_mask
 from latentlm.models.block_stack import CausalStack
 
 T, SEGMENTS = 19, [0, 0, 1, 1, 1, 2, 3, 3, 3, 3, 4, 4, 5, 5, 5, 5, 5, 6, 6]
@@ -105,7 +106,7 @@ def test_memory_rows_that_a_symbol_sees():
 @pytest.mark.parametrize("window", [1, 2, 3, 7, 9])
 def test_a_band_equals_a_dense_mask_in_gradients_too(window):
     stack, _ = build("regular", "sdpa", window=window)
-    assert isinstance(stack.mask(states(), None), Band)
+    assert sequence_mask(stack.config, states(), window=window).band == window
     found = {}
     for backend in ("eager", "sdpa"):
         stack, _ = build("regular", backend, window=window)

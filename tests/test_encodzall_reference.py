@@ -34,12 +34,12 @@ def turn_slowly(states, positions):
 
 def attend_slowly(attention, queries, keys, allowed, positions=None, key_positions=None):
     """One text: `(T, D)` queries look at `(S, D)` keys where `allowed` `(T, S)`."""
-    size, groups = attention.head_dim, attention.num_key_value_groups
-
-    def heads(projection, states):
-        return projection(states).view(len(states), -1, size).transpose(0, 1)
-
-    q, k, v = heads(attention.q_proj, queries), heads(attention.k_proj, keys), heads(attention.v_proj, keys)
+    size, groups, width = attention.head_dim, attention.num_key_value_groups, queries.shape[-1]
+    if attention.reads_memory:
+        q, (k, v) = attention.q_proj(queries), attention.kv_proj(keys).chunk(2, -1)
+    else:
+        q, (k, v) = attention.qkv_proj(queries)[:, :width], attention.qkv_proj(keys)[:, width:].chunk(2, -1)
+    q, k, v = (states.view(len(states), -1, size).transpose(0, 1) for states in (q, k, v))
     if positions is not None:
         q, k = turn_slowly(q, positions), turn_slowly(k, positions if key_positions is None else key_positions)
     k, v = k.repeat_interleave(groups, 0), v.repeat_interleave(groups, 0)
@@ -102,7 +102,7 @@ def outputs_slowly(model, ids, labels):
     def read_text(layer, h):
         everything = torch.ones(len(h), len(memory), dtype=torch.bool)
         return attend_slowly(
-            layer.cross_attn, norm_slowly(layer.cross_attn_norm, h), memory, everything, positions, starts
+            layer.cross_attn, norm_slowly(layer.cross_attn_query_norm, h), memory, everything, positions, starts
         )
 
     inputs = torch.cat((torch.tensor([257]), labels[:-1]))
@@ -111,7 +111,9 @@ def outputs_slowly(model, ids, labels):
     for word, vector in zip(split_words(labels), memory, strict=True):
 
         def read_word(layer, h, vector=vector):
-            value = layer.cross_attn.v_proj(vector).view(-1, layer.cross_attn.head_dim)
+            projection = getattr(layer.cross_attn, "v_proj", None) or layer.cross_attn.kv_proj
+            value = projection(vector)[-layer.cross_attn.num_key_value_heads * layer.cross_attn.head_dim :]
+            value = value.view(-1, layer.cross_attn.head_dim)
             return layer.cross_attn.o_proj(value.repeat_interleave(layer.cross_attn.num_key_value_groups, 0).flatten())
 
         inputs = torch.cat((torch.tensor([257]), word[word != 258]))

@@ -3,7 +3,6 @@
 import pytest
 import torch
 from architectures import (
-    CAUSAL,
     Case,
     each_causal_architecture,
     each_causal_case,
@@ -113,27 +112,6 @@ def test_packed_documents_are_not_continued_from_a_cache(architecture):
     places = (left_padded.cumsum(-1) - 1).clamp(min=0)
     output = model(ids[:, :5], attention_mask=left_padded, position_ids=places, use_cache=True)
     assert output.past_key_values is not None
-
-
-@pytest.mark.parametrize(
-    ("rows", "padding", "works"), [(1, False, True), (1, True, False), (2, False, False)], ids=["row", "padded", "rows"]
-)
-def test_flash_attention_packs_one_row_without_padding(rows: int, padding: bool, works: bool):
-    """Only the mask is made: flash attention takes the documents from `position_ids`, where nothing else is given."""
-    config = Case(CAUSAL[0], "default").config()
-    config._attn_implementation = "flash_attention_2"
-    model_class = CAUSAL[0].model_class
-    positions = torch.tensor([[0, 1, 2, 0, 1]]).expand(rows, -1)
-    mask = torch.ones_like(positions)
-    if padding:
-        mask = mask.index_fill(1, torch.tensor([4]), 0)
-    for given in (mask, None)[: 1 if padding else 2]:
-        arguments = (config, torch.zeros(rows, 5, 32), given, None, positions)
-        if works:
-            assert model_class.create_packed_mask(*arguments) is None
-        else:
-            with pytest.raises(ValueError, match="`attn_implementation` 'flash_attention_2' keeps documents"):
-                model_class.create_packed_mask(*arguments)
 
 
 def assert_flex_equals_eager(case: Case) -> None:

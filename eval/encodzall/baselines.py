@@ -16,11 +16,12 @@ from tokenizers.pre_tokenizers import Split
 from tokenizers.trainers import BpeTrainer
 from torch import nn
 from transformers import AutoModelForSeq2SeqLM
-from transformers.masking_utils import create_bidirectional_mask
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from latentlm import EncodzallConfig, EncodzallForMaskedDenoising
-from latentlm.models.block_bidirectional_layers import BidirectionalLayer, rms_norm
+from latentlm.models.block_attention import Attention
+from latentlm.models.block_layers import PreNormLayer, make_norm
+from latentlm.models.block_masks import bidirectional_mask
 from latentlm.models.encodzall_base import EncodzallModelOutput, EncodzallPreTrainedModel
 from latentlm.models.encodzall_packing import Packing
 from latentlm.models.encodzall_words import NUM_BYTES
@@ -53,9 +54,9 @@ class PieceEncoder(EncodzallPreTrainedModel):
         self.rotary = LlamaRotaryEmbedding(config)
         wide, config.intermediate_size = config.intermediate_size, PIECES_WIDTH
         count = config.num_word_encoder_layers + config.num_context_encoder_layers
-        self.layers = nn.ModuleList([BidirectionalLayer(config, i) for i in range(count)])
+        self.layers = nn.ModuleList(PreNormLayer(config, Attention(config, i)) for i in range(count))
         config.intermediate_size = wide
-        self.norm = rms_norm(config)
+        self.norm = make_norm(config)
         config.pieces = config.pieces  # training sets it on the class; saved with this one
         self.tokenizer = Tokenizer.from_str(config.pieces)
         self.post_init()
@@ -71,10 +72,10 @@ class PieceEncoder(EncodzallPreTrainedModel):
         positions = nn.utils.rnn.pad_sequence(starts, batch_first=True).to(input_ids.device)
         mask = pieces >= 0
         hidden_states = self.embed_pieces(pieces.clamp(min=0))
-        seen = create_bidirectional_mask(self.config, hidden_states, mask)
+        seen = bidirectional_mask(self.config, hidden_states, mask)
         rotary = self.rotary(hidden_states, torch.arange(pieces.shape[1], device=pieces.device).unsqueeze(0))
         for layer in self.layers:
-            hidden_states = layer(hidden_states, rotary, seen)
+            hidden_states, _ = layer(hidden_states, rotary=rotary, mask=seen)
         return averaged(self.norm(hidden_states) * mask.unsqueeze(-1), mask, positions)
 
 
@@ -85,12 +86,12 @@ class ConvolutionEncoder(EncodzallPreTrainedModel):
         super().__init__(config)
         size = config.hidden_size
         self.embed_tokens = nn.Embedding(config.vocab_size, size)
-        self.norms = nn.ModuleList([rms_norm(config) for _ in range(CONVOLUTION_BLOCKS)])
+        self.norms = nn.ModuleList([make_norm(config) for _ in range(CONVOLUTION_BLOCKS)])
         convolutions = [
             nn.Conv1d(size, size, KERNEL, padding="same", bias=False) for _ in range(2 * CONVOLUTION_BLOCKS)
         ]
         self.convolutions = nn.ModuleList(convolutions)
-        self.norm = rms_norm(config)
+        self.norm = make_norm(config)
         self.post_init()
 
     def forward(

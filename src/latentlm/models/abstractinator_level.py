@@ -9,7 +9,7 @@ from transformers import initialization as init
 
 from .abstractinator_pooling import PoolingState, SegmentPooling
 from .abstractinator_symbols import SymbolEmbedding, SymbolHead
-from .block_bidirectional_layers import rms_norm
+from .block_layers import make_norm
 from .block_optimizer_steps import follow_optimizer
 from .block_quantization import Float32Buffers, FSQQuantizer, Quantized, VectorQuantizer, all_summed
 from .block_row_cache import RowState, StackCache
@@ -216,7 +216,7 @@ class AbstractinatorLevel(Float32Buffers):
                 size, level.num_codes, level.code_dim, level.num_digits, level.commitment, level.codebook_decay
             )
         self.embedding = SymbolEmbedding(config, alphabet.num_ids, alphabet.num_digits, alphabet.size)
-        self.memory_norm = rms_norm(config)
+        self.memory_norm = make_norm(config)
         self.expander = CausalStack(config, level.num_expander_layers, level.expander_window, level.lookback)
         self.head = SymbolHead(config, alphabet.num_codes, alphabet.num_digits, alphabet.size)
         if level.target_segment_length is not None:

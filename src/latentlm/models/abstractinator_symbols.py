@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from .block_bidirectional_layers import rms_norm
+from .block_layers import make_norm
 
 
 class SymbolEmbedding(nn.Module):
@@ -66,7 +66,7 @@ class SymbolHead(nn.Module):
         self.num_digits = num_digits
         if num_digits > 1:
             self.digits = SymbolEmbedding(config, num_ids, num_digits, size)
-            self.norm = rms_norm(config)
+            self.norm = make_norm(config)
         width = config.hidden_size
         self.out = nn.ModuleList(
             LinearProduct(width, size, num_ids) if size else nn.Linear(width, num_ids, bias=False)

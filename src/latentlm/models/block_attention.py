@@ -1,34 +1,22 @@
-"""Causal attention on the attention interface of transformers: what all kinds share, self- and cross-attention."""
+"""Attention on the attention interface of transformers: of a sequence to itself or to a memory, multi-head, grouped
+or multi-head latent, with or without a store of keys."""
 
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
-from transformers.cache_utils import Cache
+from transformers.cache_utils import EncoderDecoderCache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
+from transformers.models.llama.modeling_llama import eager_attention_forward, repeat_kv, rotate_half
+
+from .block_masks import CAUSAL, Mask, fold, fold_keys, unfold
 
 Rotary = tuple[torch.Tensor, torch.Tensor]
+"""Cosines and sines `(B or 1, T, d)` of positions."""
 
-
-def eager_attention_forward(
-    module: nn.Module,
-    query: torch.Tensor,  # (B, H, T, D / H)
-    key: torch.Tensor,  # (B, H, T_key, D / H)
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,  # additive, (B or 1, 1, T, T_key)
-    scaling: float,
-    dropout: float = 0.0,
-    **kwargs,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention written out; the reference of the other backends. Returns `(B, T, H, D / H)` and the probabilities."""
-    scores = torch.matmul(query, key.transpose(2, 3)) * scaling
-    if attention_mask is not None:
-        scores = scores + attention_mask
-    weights = nn.functional.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
-    weights = nn.functional.dropout(weights, p=dropout, training=module.training)
-    return torch.matmul(weights, value).transpose(1, 2).contiguous(), weights
+Pair = tuple[torch.Tensor, torch.Tensor]
+"""What a store keeps of each position: `(B, h, T, d)` and `(B, h, T, d')`."""
 
 
 def call_backend(
@@ -38,7 +26,6 @@ def call_backend(
     value: torch.Tensor,  # (B, H or its groups, T_key, d_value)
     attention_mask: Any,  # what the backend takes
     kind: str,
-    eager: Callable = eager_attention_forward,
     **kwargs,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Attention by the backend `kind` of transformers: `(B, T, H, d_value)`, and the probabilities if it has them.
@@ -59,131 +46,275 @@ def call_backend(
     if fill:
         query, key = (nn.functional.pad(states, (0, fill)) for states in (query, key))
         value = nn.functional.pad(value, (0, query.shape[-1] - size))
-    backend = ALL_ATTENTION_FUNCTIONS.get_interface(kind, eager)
+    backend = ALL_ATTENTION_FUNCTIONS.get_interface(kind, eager_attention_forward)
     output, weights = backend(module, query, key, value, attention_mask, **kwargs)
     return output[..., :size], weights
 
 
-class CausalAttention(nn.Module):
-    """What every attention here shares: heads, cache and backend. Its width is D unless the subclass says otherwise."""
+def rotate(states: torch.Tensor, rotary: Rotary | None) -> torch.Tensor:
+    """Queries or keys `(B, H, T, d)` turned by their positions (Su et al. 2021), if there are any."""
+    if rotary is None:
+        return states
+    cos, sin = (table.unsqueeze(1) for table in rotary)
+    return states * cos + rotate_half(states) * sin
 
-    is_causal = True  # read by the sdpa and flash backends, which then need no mask
 
-    def __init__(self, config, num_heads: int, layer_idx: int, width: int | None = None):
+class Attention(nn.Module):
+    """Attention of a sequence to itself, or with `reads_memory` to a memory: to other states, whose keys have positions
+    of their own. What tells forms apart is how they make queries and the pairs that a store keeps, and how they unfold
+    pairs into keys and values. Here: a key and a value for each head, or each group of heads.
+
+    Args:
+        config: of the model.
+        layer_idx: place of these keys in a store.
+        num_heads: `num_attention_heads` when None.
+        num_key_value_groups: heads that share a key and a value; the configuration's when None.
+        width: of all heads together; `hidden_size` when None.
+        has_output: whether a projection into the residual stream follows.
+    """
+
+    config: Any
+    scaling: float
+
+    def __init__(
+        self,
+        config: Any,
+        layer_idx: int,
+        *,
+        reads_memory: bool = False,
+        num_heads: int | None = None,
+        num_key_value_groups: int | None = None,
+        width: int | None = None,
+        has_output: bool = True,
+    ):
         super().__init__()
         self.config = config
-        self.layer_idx = layer_idx  # index of this attention's layer in the cache
-        self.num_heads = num_heads
-        self.head_dim = (width or config.hidden_size) // num_heads
+        self.layer_idx = layer_idx
+        self.reads_memory = reads_memory
+        self.num_heads = num_heads or config.num_attention_heads
+        self.num_key_value_groups = num_key_value_groups or config.num_attention_heads // config.num_key_value_heads
+        self.num_key_value_heads = self.num_heads // self.num_key_value_groups
+        self.width = width or config.hidden_size
+        self.head_dim = self.width // self.num_heads
+        self.bias = getattr(config, "use_bias", False)
+        self.make_projections()
+        if has_output:
+            self.o_proj = nn.Linear(self.width, config.hidden_size, bias=self.bias)
+            self.o_proj.adds_to_residual = True
+        else:
+            self.o_proj = nn.Identity()
+
+    def make_projections(self) -> None:
+        """One product for all that is made of the same states: several small ones take longer."""
+        size = self.config.hidden_size
         self.scaling = self.head_dim**-0.5
+        self.key_value_size = 2 * self.num_key_value_heads * self.head_dim
+        if self.reads_memory:
+            self.q_proj = nn.Linear(size, self.width, bias=self.bias)
+            self.kv_proj = nn.Linear(size, self.key_value_size, bias=self.bias)
+        else:
+            self.qkv_proj = nn.Linear(size, self.width + self.key_value_size, bias=self.bias)
 
-    def split_heads(self, states: torch.Tensor) -> torch.Tensor:
-        """`(B, T, D)` to `(B, H, T, D / H)`."""
-        return states.view(*states.shape[:-1], self.num_heads, self.head_dim).transpose(1, 2)
+    def split_heads(self, states: torch.Tensor, size: int | None = None) -> torch.Tensor:
+        """`(B, T, h * d)` to `(B, h, T, d)`, by default of the heads' size d."""
+        return states.unflatten(-1, (-1, size or self.head_dim)).transpose(1, 2)
 
-    def attend(
-        self,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        attention_mask: torch.Tensor | None,
-        rotary: Rotary | None,
-        past_key_values: Cache | None,
-        **kwargs,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Projected `(B, T, D)` queries, keys and values to the heads' outputs side by side `(B, T, D)`, and the
-        probabilities."""
-        query, key, value = (self.split_heads(states) for states in (query, key, value))
-        if rotary is not None:
-            query, key = apply_rotary_pos_emb(query, key, *rotary)
-        kind = self.config._attn_implementation
-        if past_key_values is not None:
-            key, value = past_key_values.update(key, value, self.layer_idx)
-        elif (cache := kwargs.pop("cache", None)) is not None:
-            # Here, not in the backend: its heads may be others than the cache's, and are filled below.
-            key, value = update_paged_cache(cache, key, value, self.layer_idx, kwargs)
-            kind = kind.removeprefix("paged|")
-        kwargs |= {"dropout": self.config.attention_dropout if self.training else 0.0, "scaling": self.scaling}
-        output, weights = call_backend(self, query, key, value, attention_mask, kind, **kwargs)
-        return output.flatten(-2), weights  # (B, T, H, D / H) to (B, T, D)
+    # ---- The form ----
 
+    @property
+    def pair_shapes(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Number and size of the heads of a pair's first and second part."""
+        return (self.num_key_value_heads, self.head_dim), (self.num_key_value_heads, self.head_dim)
 
-def update_paged_cache(
-    cache,  # transformers' PagedAttentionCache
-    key: torch.Tensor,  # (1, H, T, D / H)
-    value: torch.Tensor,
-    layer_idx: int,
-    kwargs: dict,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Keys and values `(1, H, T_key, D / H)` of all requests in a batch of `generate_batch`, earlier tokens included.
+    def project(self, hidden_states: torch.Tensor, rotary: Rotary | None) -> tuple[torch.Tensor, Pair]:
+        """Queries `(B, H, T, d)` and pairs of the same states `(B, T, D)`."""
+        query, key_value = self.qkv_proj(hidden_states).split((self.width, self.key_value_size), -1)
+        return rotate(self.split_heads(query), rotary), self.split_pair(key_value, rotary)
 
-    That cache has one shape for all layers, the self-attention's: heads of other sizes are stored side by side in it,
-    narrower ones with zeros after them.
-    """
-    allocator = cache.layer_to_allocator[layer_idx]
-    shape = (allocator.num_key_value_heads, allocator.head_dim)
-    heads, size = key.shape[1], key.shape[3]
-    missing = shape[0] * shape[1] - heads * size
-    if kwargs.get("block_table") is not None and (heads, size) != shape:
-        raise ValueError(
-            f"The flash kernel of `generate_batch` reads heads of the cache, {shape}, but cache layer {layer_idx} has "
-            f"{(heads, size)} (number, size). Give `ContinuousBatchingConfig(max_blocks_per_request=0)`."
-        )
+    def queries(self, hidden_states: torch.Tensor, rotary: Rotary | None) -> torch.Tensor:
+        """Queries `(B, H, T, d)` to a memory, of states `(B, T, D)`."""
+        return rotate(self.split_heads(self.q_proj(hidden_states)), rotary)
 
-    def to_cache(states: torch.Tensor) -> torch.Tensor:
-        side_by_side = nn.functional.pad(states.transpose(1, 2).flatten(-2), (0, missing))
-        return side_by_side.unflatten(-1, shape).transpose(1, 2)
+    def pairs(self, memory: torch.Tensor, rotary: Rotary | None) -> Pair:
+        """Pairs of a memory `(B, S, D)`."""
+        return self.split_pair(self.kv_proj(memory), rotary)
 
-    def from_cache(states: torch.Tensor) -> torch.Tensor:
-        return states.transpose(1, 2).flatten(-2)[..., : heads * size].unflatten(-1, (heads, size)).transpose(1, 2)
+    def split_pair(self, key_value: torch.Tensor, rotary: Rotary | None) -> Pair:
+        key, value = key_value.chunk(2, -1)
+        return rotate(self.split_heads(key), rotary), self.split_heads(value)
 
-    return tuple(map(from_cache, cache.update(to_cache(key), to_cache(value), layer_idx, kwargs)))
+    def unfold(self, pair: Pair) -> Pair:
+        """Keys and values of a pair."""
+        return pair
 
+    def read_single(self, memory: torch.Tensor) -> torch.Tensor:
+        """What is read where each position sees a single key, that of its own memory `(B, T, D)`: its value, whatever
+        the query."""
+        _, value = self.unfold(self.pairs(memory, None))
+        return self.o_proj(repeat_kv(value, self.num_key_value_groups).transpose(1, 2).flatten(-2))
 
-def output_projection(config) -> nn.Linear:
-    """D to D, into the residual stream."""
-    projection = nn.Linear(config.hidden_size, config.hidden_size, bias=config.use_bias)
-    projection.adds_to_residual = True
-    return projection
-
-
-class SelfAttention(CausalAttention):
-    def __init__(self, config, layer_idx: int):
-        super().__init__(config, config.num_attention_heads, layer_idx)
-        self.qkv_proj = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=config.use_bias)
-        self.o_proj = output_projection(config)
+    # ---- All forms ----
 
     def forward(
         self,
         hidden_states: torch.Tensor,  # (B, T, D)
-        attention_mask: torch.Tensor | None = None,
+        mask: Mask = CAUSAL,
         rotary: Rotary | None = None,
-        past_key_values: Cache | None = None,
-        **kwargs,
+        memory: torch.Tensor | None = None,  # (B, S, D)
+        memory_rotary: Rotary | None = None,
+        past_key_values: Any = None,  # a store of keys: see [`self_pairs`] and [`memory_pairs`]
+        **kwargs,  # of the backend
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        query, key, value = self.qkv_proj(hidden_states).chunk(3, dim=-1)
-        output, weights = self.attend(query, key, value, attention_mask, rotary, past_key_values, **kwargs)
-        return self.o_proj(output), weights
+        """What is read `(B, T, D)`, and the probabilities `(B, H, T, T_key)` if the backend has them."""
+        kind = mask.backend or self.config._attn_implementation
+        if self.reads_memory:
+            query = self.queries(hidden_states, rotary)
+            pair = memory_pairs(past_key_values, self, lambda: self.pairs(memory, memory_rotary))
+        else:
+            query, pair = self.project(hidden_states, rotary)
+            if past_key_values is not None:
+                pair = self_pairs(past_key_values, self.layer_idx, pair)
+        if past_key_values is None and (paged := kwargs.pop("cache", None)) is not None:
+            # Here, not in the backend: its heads may be others than the cache's, and are filled below.
+            pair = update_paged_cache(paged, pair, self.layer_idx, kwargs)
+            kind = kind.removeprefix("paged|")
+        key, value = self.unfold(pair)
+        batch, _, length, _ = query.shape
+        if mask.band is not None:
+            query = fold(query, mask.band).flatten(0, 1)
+            key, value = fold_keys(key, mask.band), fold_keys(value, mask.band)
+        options = {
+            "is_causal": mask.is_causal,
+            **(mask.arguments or {}),
+            **kwargs,
+            "dropout": self.config.attention_dropout if self.training else 0.0,
+            "scaling": self.scaling,
+        }
+        output, weights = call_backend(self, query, key, value, mask.tensor, kind, **options)
+        if mask.band is not None:
+            output = unfold(output, batch, length)
+        return self.o_proj(output.flatten(-2)), weights
 
 
-class CrossAttention(CausalAttention):
-    """Position t attends to encoder positions up to t. Keys are projected once per encoder position and then cached."""
+class LatentAttention(Attention):
+    """Multi-head latent attention (DeepSeek-V2, 2405.04434, section 2.1): queries, and keys with values, come through
+    low-rank latents; positions turn a small part of their own, whose key all heads share. A store keeps the latent and
+    that key."""
 
-    def __init__(self, config, layer_idx: int):
-        super().__init__(config, config.num_cross_attention_heads, layer_idx)
-        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=config.use_bias)
-        self.kv_proj = nn.Linear(config.hidden_size, 2 * config.hidden_size, bias=config.use_bias)
-        self.o_proj = output_projection(config)
+    def make_projections(self) -> None:
+        config, size = self.config, self.config.hidden_size
+        eps = norm_eps(config)
+        self.rope_size, self.latent_size = config.latent_rope_size, config.key_value_latent_size
+        self.scaling = (self.head_dim + self.rope_size) ** -0.5
+        self.num_key_value_groups = 1  # every head has keys of its own, made of the shared latent
+        self.q_down = nn.Linear(size, config.query_latent_size, bias=self.bias)
+        self.q_norm = nn.RMSNorm(config.query_latent_size, eps=eps)
+        self.q_up = nn.Linear(config.query_latent_size, self.width + self.num_heads * self.rope_size, bias=self.bias)
+        self.kv_down = nn.Linear(size, self.latent_size + self.rope_size, bias=self.bias)
+        self.kv_norm = nn.RMSNorm(self.latent_size, eps=eps)
+        self.kv_up = nn.Linear(self.latent_size, 2 * self.width, bias=self.bias)
 
-    def forward(
-        self,
-        hidden_states: torch.Tensor,  # (B, T, D), the queries
-        encoder_states: torch.Tensor,  # (B, T, D), of the same positions
-        attention_mask: torch.Tensor | None = None,
-        rotary: Rotary | None = None,
-        past_key_values: Cache | None = None,
-        **kwargs,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        query, (key, value) = self.q_proj(hidden_states), self.kv_proj(encoder_states).chunk(2, dim=-1)
-        output, weights = self.attend(query, key, value, attention_mask, rotary, past_key_values, **kwargs)
-        return self.o_proj(output), weights
+    @property
+    def pair_shapes(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        return (1, self.latent_size), (1, self.rope_size)
+
+    def project(self, hidden_states: torch.Tensor, rotary: Rotary | None) -> tuple[torch.Tensor, Pair]:
+        return self.queries(hidden_states, rotary), self.pairs(hidden_states, rotary)
+
+    def queries(self, hidden_states: torch.Tensor, rotary: Rotary | None) -> torch.Tensor:
+        query = self.split_heads(self.q_up(self.q_norm(self.q_down(hidden_states))), self.head_dim + self.rope_size)
+        plain, turned = query.split((self.head_dim, self.rope_size), -1)
+        return torch.cat((plain, rotate(turned, rotary)), -1)
+
+    def pairs(self, memory: torch.Tensor, rotary: Rotary | None) -> Pair:
+        latent, key = self.kv_down(memory).unsqueeze(1).split((self.latent_size, self.rope_size), -1)
+        return self.kv_norm(latent), rotate(key, rotary)
+
+    def unfold(self, pair: Pair) -> Pair:
+        latent, turned = pair
+        key, value = (self.split_heads(states) for states in self.kv_up(latent.squeeze(1)).chunk(2, -1))
+        return torch.cat((key, turned.expand(-1, self.num_heads, -1, -1)), -1), value
+
+
+class SingleKeyAttention(Attention):
+    """Where each position sees a single key alone there is nothing to choose from: no queries and keys."""
+
+    def make_projections(self) -> None:
+        size = self.num_key_value_heads * self.head_dim
+        self.v_proj = nn.Linear(self.config.hidden_size, size, bias=self.bias)
+
+    def pairs(self, memory: torch.Tensor, rotary: Rotary | None) -> Pair:
+        value = self.split_heads(self.v_proj(memory))
+        return value, value
+
+
+def norm_eps(config: Any) -> float:
+    """Epsilon of the configuration's norms."""
+    return config.rms_norm_eps if hasattr(config, "rms_norm_eps") else config.layer_norm_eps
+
+
+FORMS: dict[str, type[Attention]] = {"regular": Attention, "latent": LatentAttention}
+"""By the configuration's `attention_form`."""
+
+
+# ---- Stores of keys ----
+
+
+def self_pairs(store: Any, layer_idx: int, pair: Pair) -> Pair:
+    """The pairs of all positions so far. A store is a cache of transformers, or has its
+    `update(key, value, layer_idx)`."""
+    if isinstance(store, EncoderDecoderCache):
+        store = store.self_attention_cache
+    return store.update(*pair, layer_idx)
+
+
+def memory_pairs(store: Any, attention: Attention, make: Callable[[], Pair]) -> Pair:
+    """The pairs of a memory: what `make` makes of its positions, once where the store is an `EncoderDecoderCache`,
+    and joined by other caches to those before; what a store with a method of this name says."""
+    layer_idx = attention.layer_idx
+    if store is None:
+        return make()
+    if hasattr(store, "memory_pairs"):
+        return store.memory_pairs(attention, make)
+    if not isinstance(store, EncoderDecoderCache):
+        return store.update(*make(), layer_idx)
+    if store.is_updated.get(layer_idx):
+        layer = store.cross_attention_cache.layers[layer_idx]
+        return layer.keys, layer.values
+    store.is_updated[layer_idx] = True
+    return store.cross_attention_cache.update(*make(), layer_idx)
+
+
+def update_paged_cache(
+    cache: Any,  # transformers' PagedAttentionCache
+    pair: Pair,  # of batch size 1
+    layer_idx: int,
+    kwargs: dict[str, Any],
+) -> Pair:
+    """The pairs of all requests in a batch of `generate_batch`, earlier tokens included.
+
+    That cache has one shape for all layers, the self-attention's: heads of other sizes are stored side by side in it,
+    narrower ones with zeros after them.
+
+    Raises:
+        ValueError: if they do not fit.
+    """
+    allocator = cache.layer_to_allocator[layer_idx]
+    shape = (allocator.num_key_value_heads, allocator.head_dim)
+    shapes = [(states.shape[1], states.shape[3]) for states in pair]
+    if kwargs.get("block_table") is not None and any(own != shape for own in shapes):
+        raise ValueError(
+            f"The flash kernel of `generate_batch` reads heads of the cache, {shape}, but cache layer {layer_idx} has "
+            f"{shapes[0]} (number, size). Give `ContinuousBatchingConfig(max_blocks_per_request=0)`."
+        )
+
+    def to_cache(states: torch.Tensor) -> torch.Tensor:
+        missing = shape[0] * shape[1] - states.shape[1] * states.shape[3]
+        side_by_side = nn.functional.pad(states.transpose(1, 2).flatten(-2), (0, missing))
+        return side_by_side.unflatten(-1, shape).transpose(1, 2)
+
+    def from_cache(states: torch.Tensor, heads: int, size: int) -> torch.Tensor:
+        return states.transpose(1, 2).flatten(-2)[..., : heads * size].unflatten(-1, (heads, size)).transpose(1, 2)
+
+    key, value = cache.update(*map(to_cache, pair), layer_idx, kwargs)
+    return from_cache(key, *shapes[0]), from_cache(value, *shapes[1])

@@ -10,20 +10,15 @@ from transformers.cache_utils import Cache, DynamicCache
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_utils import PreTrainedModel, slice_logits_to_keep
 from transformers.utils import can_return_tuple, logging
-from transformers.utils.generic import is_flash_attention_requested
-from transformers.utils.import_utils import is_tracing
 
+from .block_layers import make_norm
 from .block_learned_dropout import SharedMaskAttention, mask_loss_weight
+from .block_masks import Mask, causal_mask
 from .block_outputs import CausalLMOutput, CausalModelOutput, TakesCache
-from .block_positions import check_context, document_ids, packs_documents, resolve_position_ids
+from .block_positions import check_context, resolve_position_ids
 from .block_refusals import check_filled_cache
 
 logger = logging.get_logger(__name__)
-
-PACKED_CACHE = (
-    "`position_ids` pack several documents into a row, and `past_key_values` is given: a cache cannot tell them apart. "
-    "Leave the cache out, or give each document a row of its own."
-)
 
 
 class TransformerPreTrainedModel(TakesCache, PreTrainedModel):
@@ -60,25 +55,24 @@ class TransformerPreTrainedModel(TakesCache, PreTrainedModel):
         past_key_values: Cache | None,
         inputs_embeds: torch.FloatTensor | None,  # (B, T, D)
         use_cache: bool | None,
-    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor, Cache | None]:
-        """How every forward begins: token embeddings `(B, T, D)`, the causal mask of the backend, positions
-        `(B or 1, T)`, and the cache to fill.
+    ) -> tuple[torch.Tensor, Mask, torch.Tensor, Cache | None]:
+        """How every forward begins: token embeddings `(B, T, D)`, the causal mask, positions `(B or 1, T)`, and
+        the cache to fill.
 
         Packed documents get no cache: nobody continues several of them.
 
         Raises:
             ValueError: if not exactly one of `input_ids` and `inputs_embeds` is given, the context is too long, or
-                packed documents come with a cache or with a backend that cannot keep them apart.
+                packed documents come with a cache.
         """
         check_filled_cache(past_key_values, self.config)
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Give exactly one of `input_ids` and `inputs_embeds`.")
         if inputs_embeds is None:
             inputs_embeds = self.embed_ids(input_ids)
-        look = not self.training or is_flash_attention_requested(self.config)
-        packed = packs_documents(position_ids, attention_mask, past_key_values, look)
-        make_mask = self.create_packed_mask if packed else create_causal_mask
-        mask = make_mask(self.config, inputs_embeds, attention_mask, past_key_values, position_ids)
+        # In training nobody looks what is packed, which would make an accelerator wait.
+        look = not self.training
+        mask, packed = causal_mask(self.config, inputs_embeds, attention_mask, past_key_values, position_ids, look)
         positions = resolve_position_ids(
             inputs_embeds, attention_mask, position_ids, past_key_values, self.config.max_position_embeddings
         )
@@ -89,34 +83,6 @@ class TransformerPreTrainedModel(TakesCache, PreTrainedModel):
     def embed_ids(self, input_ids: torch.LongTensor) -> torch.Tensor:
         """Token embeddings `(B, T, D)`."""
         return self.get_input_embeddings()(input_ids)
-
-    @staticmethod
-    def create_packed_mask(config, inputs_embeds, attention_mask, past_key_values, position_ids):
-        """[`create_causal_mask`] that keeps documents apart. By itself it does so without an attention mask alone, and
-        looks whether there are several."""
-        if past_key_values is not None:
-            raise ValueError(PACKED_CACHE)
-        together = None
-        if is_flash_attention_requested(config):
-            # It takes no mask, and cuts where positions restart; compiled code cannot look whether they do.
-            if not is_tracing(position_ids):
-                if len(inputs_embeds) > 1 or not (attention_mask is None or attention_mask.all()):
-                    raise ValueError(
-                        f"`attn_implementation` {config._attn_implementation!r} keeps documents that `position_ids` "
-                        "pack apart in a batch of one row without padding alone. Flatten the batch, or use 'sdpa'."
-                    )
-                attention_mask = None
-        else:
-            documents = document_ids(position_ids, attention_mask).expand(len(inputs_embeds), -1)
-
-            def together(batch, head, query, key):
-                return documents[batch, query] == documents[batch, key]
-
-            position_ids = None
-
-        return create_causal_mask(
-            config, inputs_embeds, attention_mask, past_key_values, position_ids, and_mask_function=together
-        )
 
     def shared_mask_attention(self, layer_idx: int) -> SharedMaskAttention | None:
         """The attention on the input embeddings that decides the masks of all layers, if the configuration asks for
@@ -135,6 +101,17 @@ class TransformerPreTrainedModel(TakesCache, PreTrainedModel):
             )
             generation_config.max_length = limit
         super()._validate_generated_length(generation_config, input_ids_length, has_default_max_length)
+
+
+class PositionSubtraction(nn.Module):
+    """h - position_embedding(t + 1), optionally followed by a LayerNorm: positional embedding subtraction."""
+
+    def __init__(self, config: Any):
+        super().__init__()
+        self.norm = make_norm(config) if config.position_subtraction == "layer_norm" else nn.Identity()
+
+    def forward(self, hidden_states: torch.Tensor, next_positions: torch.Tensor) -> torch.Tensor:
+        return self.norm(hidden_states - next_positions)
 
 
 class TrainedByOthers:

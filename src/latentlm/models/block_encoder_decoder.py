@@ -5,88 +5,45 @@ A model says in `run_stacks` how its encoder and decoder layers follow each othe
 
 import torch
 from torch import nn
-from transformers import initialization as init
 from transformers.cache_utils import Cache
 from transformers.generation import GenerationMixin
-from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
-from .block_attention import CrossAttention, Rotary, SelfAttention
-from .block_causal_head import CausalLMHead, TransformerPreTrainedModel
+from .block_attention import Attention, Rotary
+from .block_causal_head import CausalLMHead, PositionSubtraction, TransformerPreTrainedModel
 from .block_embedding_loss import EmbeddingLoss
-from .block_layers import CausalLayer, FeedForward, layer_norm
+from .block_layers import PreNormLayer, make_norm
 from .block_learned_dropout import LearnedDropout, make_learned_dropout, mean_penalties
 from .block_outputs import EncoderDecoderCausalLMOutput, EncoderDecoderModelOutput
-from .block_positions import PositionSubtraction
 from .configuration_encoder_decoder import EncoderDecoderConfig
 
 
-class DecoderLayer(GradientCheckpointingLayer):
-    """h += SelfAttention(LN1(h)); h += gate * CrossAttention(LN_q(h), LN_kv(encoder)); h += FeedForward(LN2(h));
-    the first two in the other order with `decoder_order="cross_first"`, without the first where
-    `decoder_self_attention` is False."""
-
-    def __init__(self, config: EncoderDecoderConfig, layer_idx: int, learned_dropout: LearnedDropout | None = None):
-        super().__init__()
-        self.cross_first = config.decoder_order == "cross_first"
-        self.self_attn = None
-        if len(config.decoder_attention_configs) == 2:
-            self.self_attn_norm = layer_norm(config)
-            self.self_attn = SelfAttention(config, layer_idx)
-            layer_idx += 1
-        self.cross_attn_query_norm = layer_norm(config)
-        self.cross_attn_key_norm = layer_norm(config)
-        self.cross_attn = CrossAttention(config, layer_idx)
-        self.cross_attn_gate = nn.Parameter(torch.empty(())) if config.cross_attention_gate else None
-        self.mlp_norm = layer_norm(config)
-        self.mlp = FeedForward(config, learned_dropout)
-        self.dropout = nn.Dropout(config.hidden_dropout)
-
-    def initialize_parameters(self) -> None:
-        if self.cross_attn_gate is not None:
-            init.ones_(self.cross_attn_gate)
-
-    def attend_self(self, hidden_states: torch.Tensor, **kwargs) -> torch.Tensor:
-        if self.self_attn is None:
-            return hidden_states
-        attended, _ = self.self_attn(self.self_attn_norm(hidden_states), **kwargs)
-        return hidden_states + self.dropout(attended)
-
-    def attend_encoder(self, hidden_states: torch.Tensor, encoder_states: torch.Tensor, **kwargs) -> torch.Tensor:
-        query, key_value = self.cross_attn_query_norm(hidden_states), self.cross_attn_key_norm(encoder_states)
-        attended, _ = self.cross_attn(query, key_value, **kwargs)
-        if self.cross_attn_gate is not None:
-            attended = self.cross_attn_gate * attended
-        return hidden_states + self.dropout(attended)
-
-    def forward(
-        self,
-        hidden_states: torch.Tensor,  # (B, T, D)
-        encoder_states: torch.Tensor,  # (B, T, D)
-        shared_attention: torch.Tensor | None = None,  # (B, T, M), of LearnedDropout
-        rotary: Rotary | None = None,
-        cross_rotary: Rotary | None = None,
-        **kwargs,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """The new hidden states, and the penalties of the mask `(B, T, K)` if there are any."""
-        if self.cross_first:
-            hidden_states = self.attend_encoder(hidden_states, encoder_states, rotary=cross_rotary, **kwargs)
-        hidden_states = self.attend_self(hidden_states, rotary=rotary, **kwargs)
-        if not self.cross_first:
-            hidden_states = self.attend_encoder(hidden_states, encoder_states, rotary=cross_rotary, **kwargs)
-        output, penalties = self.mlp(self.mlp_norm(hidden_states), shared_attention=shared_attention, **kwargs)
-        return hidden_states + self.dropout(output), penalties
+def decoder_layer(config: EncoderDecoderConfig, layer_idx: int, learned_dropout: LearnedDropout | None) -> PreNormLayer:
+    """A layer that reads the encoder; `layer_idx` is the cache layer of its first attention."""
+    self_attn = None
+    if len(config.decoder_attention_configs) == 2:
+        self_attn = Attention(config, layer_idx)
+        layer_idx += 1
+    return PreNormLayer(
+        config,
+        self_attn,
+        Attention(config, layer_idx, reads_memory=True, num_heads=config.num_cross_attention_heads),
+        learned_dropout,
+        cross_first=config.decoder_order == "cross_first",
+        norms_memory=True,
+        gated=config.cross_attention_gate,
+    )
 
 
 class EncoderDecoderPreTrainedModel(TransformerPreTrainedModel):
     config: EncoderDecoderConfig
-    _no_split_modules = ["CausalLayer", "DecoderLayer"]
+    _no_split_modules = ["PreNormLayer"]
     _can_record_outputs = {
-        "hidden_states": [OutputRecorder(CausalLayer), OutputRecorder(DecoderLayer)],
-        "attentions": SelfAttention,
-        "cross_attentions": CrossAttention,
+        "hidden_states": PreNormLayer,
+        "attentions": OutputRecorder(Attention, index=1, layer_name="self_attn"),
+        "cross_attentions": OutputRecorder(Attention, index=1, layer_name="cross_attn"),
     }
 
     @property
@@ -120,15 +77,16 @@ class EncoderDecoderModel(EncoderDecoderPreTrainedModel):
             return None
 
         self.encoder_layers = nn.ModuleList(
-            [CausalLayer(config, i, dropout("encoder", i)) for i in range(config.num_encoder_layers)]
+            PreNormLayer(config, Attention(config, i), learned_dropout=dropout("encoder", i))
+            for i in range(config.num_encoder_layers)
         )
-        self.bridge_norm = layer_norm(config) if config.bridge_layer_norm else nn.Identity()
+        self.bridge_norm = make_norm(config) if config.bridge_layer_norm else nn.Identity()
         self.bridge = nn.Linear(config.hidden_size, config.hidden_size, bias=config.use_bias)
         first, each = config.num_encoder_layers, len(config.decoder_attention_configs)
         self.decoder_layers = nn.ModuleList(
-            [DecoderLayer(config, first + each * i, dropout("decoder", i)) for i in range(config.num_decoder_layers)]
+            decoder_layer(config, first + each * i, dropout("decoder", i)) for i in range(config.num_decoder_layers)
         )
-        self.norm = layer_norm(config)
+        self.norm = make_norm(config)
         if config.position_subtraction != "none":
             self.position_subtraction = PositionSubtraction(config)
         self.gradient_checkpointing = False
@@ -139,13 +97,10 @@ class EncoderDecoderModel(EncoderDecoderPreTrainedModel):
         embeddings: torch.Tensor,  # (B, T, D)
         positions: torch.Tensor,  # (B or 1, T)
         shared_attention: torch.Tensor | None,  # (B, T, M), of LearnedDropout
-        cross_rotary: Rotary | None,
+        memory_rotary: tuple[Rotary, Rotary] | None,
         **shared,  # what every layer gets
     ) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor | None]]:
-        """The last states of encoder and decoder, and the penalties of each layer's mask.
-
-        What may carry a gradient goes to a layer by position: reentrant checkpointing sees no other.
-        """
+        """The last states of encoder and decoder, and the penalties of each layer's mask."""
         raise NotImplementedError
 
     def cross_bridge(self, encoder_states: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
@@ -171,18 +126,18 @@ class EncoderDecoderModel(EncoderDecoderPreTrainedModel):
         embeddings, mask, positions, past_key_values = self.embed(
             input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache
         )
-        # position_ids: the flash backend finds packed documents by them.
-        shared = {"attention_mask": mask, "past_key_values": past_key_values, "position_ids": position_ids, **kwargs}
-        rotary = cross_rotary = None
+        shared = {"mask": mask, "past_key_values": past_key_values, **kwargs}
+        rotary = memory_rotary = None
         if config.position_embedding_type == "learned":
             embeddings = embeddings + self.embed_positions(positions)
         else:
-            rotary, cross_rotary = (table(embeddings, positions) for table in (self.rotary, self.cross_rotary))
+            rotary, turned = (table(embeddings, positions) for table in (self.rotary, self.cross_rotary))
+            memory_rotary = (turned, turned)
         embeddings = self.dropout(embeddings)
-        shared_attention = None if self.mask_attention is None else self.mask_attention(embeddings, **shared)
+        shared_attention = None if self.mask_attention is None else self.mask_attention(embeddings, **shared)[0]
 
         encoder_states, hidden_states, penalties = self.run_stacks(
-            embeddings, positions, shared_attention, cross_rotary, rotary=rotary, **shared
+            embeddings, positions, shared_attention, memory_rotary, rotary=rotary, **shared
         )
 
         hidden_states = self.norm(hidden_states)

@@ -1,30 +1,45 @@
-"""The pre-norm causal transformer layer and its feed-forward block."""
+"""The pre-norm transformer layer of all architectures, and its norms and feed-forward blocks."""
 
 from itertools import groupby
+from typing import Any
 
 import torch
 from torch import nn
-from transformers.cache_utils import Cache
+from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import is_torchdynamo_compiling
 
-from .block_attention import Rotary, SelfAttention
-from .block_learned_dropout import LearnedDropout
+from .block_attention import Attention, Rotary, SingleKeyAttention
+from .block_masks import Mask
 
 
-def layer_norm(config) -> nn.LayerNorm:
-    """The LayerNorm of all blocks: its bias follows `use_bias`."""
+def uses_rms_norm(config: Any) -> bool:
+    """Whether layers have RMSNorm and SwiGLU, in place of LayerNorm and GELU: what the configuration has an epsilon
+    for."""
+    return hasattr(config, "rms_norm_eps")
+
+
+def make_norm(config: Any) -> nn.LayerNorm | nn.RMSNorm:
+    """The norm of all blocks; the bias of a LayerNorm follows `use_bias`."""
+    if uses_rms_norm(config):
+        return nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
     return nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps, bias=config.use_bias)
 
 
 class FeedForward(nn.Module):
-    """D to `intermediate_size` F and back, with exact GELU; with LearnedDropout on its output, or on groups of its F
-    channels, which are then not computed where the mask is 0 (at inference)."""
+    """D to `intermediate_size` F and back, with exact GELU or as SwiGLU. LearnedDropout acts on its output, or on
+    groups of its F channels, which are then not computed where the mask is 0 (at inference)."""
 
-    def __init__(self, config, learned_dropout: LearnedDropout | None = None):
+    learned_dropout: Any  # LearnedDropout, handed in by who makes the layer
+
+    def __init__(self, config: Any, learned_dropout: nn.Module | None = None):
         super().__init__()
-        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.use_bias)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=config.use_bias)
+        bias = getattr(config, "use_bias", False)
+        self.gate_proj = None
+        if uses_rms_norm(config):
+            self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=bias)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=bias)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=bias)
         self.down_proj.adds_to_residual = True
         self.learned_dropout = learned_dropout
 
@@ -45,8 +60,18 @@ class FeedForward(nn.Module):
                 output = self.down_proj((groups * mask.unsqueeze(-1)).flatten(-2))
         return output, self.learned_dropout.penalise(probability)
 
-    def activate(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return nn.functional.gelu(self.up_proj(hidden_states))
+    def activate(self, hidden_states: torch.Tensor, channels: slice | None = None) -> torch.Tensor:
+        """The inner channels, or some of them."""
+
+        def project(linear: nn.Linear) -> torch.Tensor:
+            if channels is None:
+                return linear(hidden_states)
+            bias = None if linear.bias is None else linear.bias[channels]
+            return nn.functional.linear(hidden_states, linear.weight[channels], bias)
+
+        if self.gate_proj is not None:
+            return nn.functional.silu(project(self.gate_proj)) * project(self.up_proj)
+        return nn.functional.gelu(project(self.up_proj))
 
     def can_skip(self, hidden_states: torch.Tensor) -> bool:
         """Whether masked groups are left out: not where a gradient needs them, not in one compiled graph, whose shapes
@@ -56,7 +81,11 @@ class FeedForward(nn.Module):
             not self.training
             and not torch.is_grad_enabled()
             and not is_torchdynamo_compiling()
-            and all(is_plain(linear, hidden_states.device) for linear in (self.up_proj, self.down_proj))
+            and all(
+                is_plain(linear, hidden_states.device)
+                for linear in self.children()
+                if linear is not self.learned_dropout
+            )
         )
 
     def compute_active_groups(self, hidden_states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -82,9 +111,8 @@ class FeedForward(nn.Module):
 
     def compute_channels(self, tokens_ND: torch.Tensor, start: int, end: int) -> torch.Tensor:
         """What the inner channels from `start` to `end` add to the output of the given tokens."""
-        bias = None if self.up_proj.bias is None else self.up_proj.bias[start:end]
-        channels = nn.functional.gelu(nn.functional.linear(tokens_ND, self.up_proj.weight[start:end], bias))
-        return nn.functional.linear(channels, self.down_proj.weight[:, start:end])
+        inner = self.activate(tokens_ND, slice(start, end))
+        return nn.functional.linear(inner, self.down_proj.weight[:, start:end])
 
 
 def is_plain(linear: nn.Module, device: torch.device) -> bool:
@@ -95,29 +123,82 @@ def is_plain(linear: nn.Module, device: torch.device) -> bool:
     return plain and not hooks
 
 
-class CausalLayer(GradientCheckpointingLayer):
-    """h += SelfAttention(LN(h)); h += FeedForward(LN(h))."""
+class PreNormLayer(GradientCheckpointingLayer):
+    """h += SelfAttention(norm(h)); of a memory h += gate * CrossAttention(norm(h), memory); h += FeedForward(norm(h)).
 
-    def __init__(self, config, layer_idx: int, learned_dropout: LearnedDropout | None = None):
+    Args:
+        config: of the model: norm and feed-forward block, biases, dropout.
+        self_attn: None where the layer only reads a memory.
+        cross_attn: None where there is no memory.
+        learned_dropout: of the feed-forward block, if there is one.
+        cross_first: the memory is read before the sequence itself.
+        norms_memory: the memory gets a norm of the layer.
+        gated: a learned scalar multiplies what is read of the memory, 1 at the start.
+    """
+
+    def __init__(
+        self,
+        config: Any,
+        self_attn: Attention | None,
+        cross_attn: Attention | None = None,
+        learned_dropout: nn.Module | None = None,
+        cross_first: bool = False,
+        norms_memory: bool = False,
+        gated: bool = False,
+    ):
         super().__init__()
-        self.self_attn_norm = layer_norm(config)
-        self.self_attn = SelfAttention(config, layer_idx)
-        self.mlp_norm = layer_norm(config)
+        self.cross_first = cross_first
+        if self_attn is not None:
+            self.self_attn_norm = make_norm(config)
+        self.self_attn = self_attn
+        if cross_attn is not None and not isinstance(cross_attn, SingleKeyAttention):
+            self.cross_attn_query_norm = make_norm(config)
+        self.cross_attn_key_norm = make_norm(config) if norms_memory else None
+        self.cross_attn = cross_attn
+        self.cross_attn_gate = nn.Parameter(torch.empty(())) if gated else None
+        self.mlp_norm = make_norm(config)
         self.mlp = FeedForward(config, learned_dropout)
         self.dropout = nn.Dropout(config.hidden_dropout)
+
+    def initialize_parameters(self) -> None:
+        if self.cross_attn_gate is not None:
+            init.ones_(self.cross_attn_gate)
 
     def forward(
         self,
         hidden_states: torch.Tensor,  # (B, T, D)
+        memory: torch.Tensor | None = None,  # (B, S, D)
         shared_attention: torch.Tensor | None = None,  # (B, T, M), of LearnedDropout
-        attention_mask: torch.Tensor | None = None,
         rotary: Rotary | None = None,
-        past_key_values: Cache | None = None,
-        **kwargs,
+        memory_rotary: tuple[Rotary, Rotary] | None = None,  # of queries and of the memory
+        memory_mask: Mask | None = None,  # that of self-attention where None
+        single_key: bool = False,  # whether each position has a memory of its own, (B, T, D)
+        **shared: Any,  # of every attention: `mask`, `past_key_values` and what backends take
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """The new hidden states, and the penalties of the mask `(B, T, K)` if there are any."""
-        shared = {"attention_mask": attention_mask, "past_key_values": past_key_values, **kwargs}
-        attended, _ = self.self_attn(self.self_attn_norm(hidden_states), rotary=rotary, **shared)
-        hidden_states = hidden_states + self.dropout(attended)
+        """The new hidden states, and the penalties of LearnedDropout's mask `(B, T, K)` if there are any.
+
+        What may carry a gradient is to be given by position: reentrant checkpointing sees no other.
+        """
+
+        def read_memory(hidden_states: torch.Tensor) -> torch.Tensor:
+            if single_key:
+                return hidden_states + self.dropout(self.cross_attn.read_single(memory))
+            query, keys = self.cross_attn_query_norm(hidden_states), memory
+            if self.cross_attn_key_norm is not None:
+                keys = self.cross_attn_key_norm(memory)
+            turned = memory_rotary or (None, None)
+            options = shared if memory_mask is None else {**shared, "mask": memory_mask}
+            read, _ = self.cross_attn(query, rotary=turned[0], memory=keys, memory_rotary=turned[1], **options)
+            if self.cross_attn_gate is not None:
+                read = self.cross_attn_gate * read
+            return hidden_states + self.dropout(read)
+
+        if self.cross_first:
+            hidden_states = read_memory(hidden_states)
+        if self.self_attn is not None:
+            read, _ = self.self_attn(self.self_attn_norm(hidden_states), rotary=rotary, **shared)
+            hidden_states = hidden_states + self.dropout(read)
+        if self.cross_attn is not None and not self.cross_first:
+            hidden_states = read_memory(hidden_states)
         output, penalties = self.mlp(self.mlp_norm(hidden_states), shared_attention=shared_attention, **shared)
         return hidden_states + self.dropout(output), penalties

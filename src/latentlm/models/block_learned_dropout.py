@@ -9,42 +9,31 @@ The original design and its follow-up come from github.com/yiphei/yif-AI. With M
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
 from transformers import initialization as init
-from transformers.cache_utils import Cache
 
-from .block_attention import CausalAttention
+from .block_attention import Attention
 
 ENTROPY_FLOOR = 1e-6
 """M reaches exactly 0, where the slope of -M log2 M has no bound; below this value the logarithm is held."""
 
 
-class MaskAttention(CausalAttention):
+class MaskAttention(Attention):
     """The attention that decides masks: D in, one value per channel or group out. It knows no rotary positions."""
 
-    def __init__(self, config, layer_idx: int):
-        super().__init__(config, config.num_mask_heads, layer_idx, width=config.mask_size)
-        self.qkv_proj = nn.Linear(config.hidden_size, 3 * config.mask_size, bias=config.use_bias)
-
-    def forward(
-        self,
-        mask_input: torch.Tensor,  # (B, T, D)
-        attention_mask: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
-        **kwargs,
-    ) -> torch.Tensor:
-        """`(B, T, M)`, M values per token: channels D or groups."""
-        query, key, value = self.qkv_proj(mask_input).chunk(3, dim=-1)
-        return self.attend(query, key, value, attention_mask, None, past_key_values, **kwargs)[0]
+    def __init__(self, config: Any, layer_idx: int):
+        heads, width = config.num_mask_heads, config.mask_size
+        super().__init__(config, layer_idx, num_heads=heads, num_key_value_groups=1, width=width, has_output=False)
 
 
 class SharedMaskAttention(MaskAttention):
     """One pass over the input embeddings for all layers; each layer has its own shift. With `learned_dropout_detach`
     masks send no gradient through it: it keeps its random weights, and only the shifts are learned."""
 
-    def __init__(self, config, layer_idx: int):
+    def __init__(self, config: Any, layer_idx: int):
         super().__init__(config, layer_idx)
         self.detach = config.learned_dropout_detach
         if self.detach:  # buffers: a parameter without gradient would stop DDP, and loading would thaw a frozen one
@@ -52,9 +41,9 @@ class SharedMaskAttention(MaskAttention):
                 delattr(self.qkv_proj, name)
                 self.qkv_proj.register_buffer(name, parameter.detach())
 
-    def forward(self, mask_input: torch.Tensor, *args, **kwargs) -> torch.Tensor:
+    def forward(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.detach):
-            return super().forward(mask_input, *args, **kwargs)
+            return super().forward(*args, **kwargs)
 
 
 class LearnedDropout(nn.Module):
@@ -86,7 +75,7 @@ class LearnedDropout(nn.Module):
         **kwargs,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The rounded mask and M itself, both `(B, T, M)`; M in float32."""
-        attention = shared_attention if self.attention is None else self.attention(hidden_states, **kwargs)
+        attention = shared_attention if self.attention is None else self.attention(hidden_states, **kwargs)[0]
         probability = 0.5 * torch.cos(attention.float() + self.shift.float()) + 0.5
         return self.round(probability).to(hidden_states.dtype), probability
 

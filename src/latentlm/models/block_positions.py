@@ -1,12 +1,9 @@
-"""Positions: where each token stands in its document, the limit of the context, subtraction before the output."""
+"""Positions: where each token stands in its document, and the limit of the context."""
 
 import torch
-from torch import nn
 from transformers.cache_utils import Cache
 from transformers.utils import is_torchdynamo_compiling
 from transformers.utils.import_utils import is_tracing
-
-from .block_layers import layer_norm
 
 
 def resolve_position_ids(
@@ -79,14 +76,3 @@ def check_context(length: int, max_position_embeddings: int) -> None:
             f"A context of {length} tokens does not fit: `max_position_embeddings` is {max_position_embeddings}. "
             "Shorten or truncate the input (for tokenizers: `truncation=True, max_length=...`)."
         )
-
-
-class PositionSubtraction(nn.Module):
-    """h - position_embedding(t + 1), optionally followed by a LayerNorm: positional embedding subtraction."""
-
-    def __init__(self, config):
-        super().__init__()
-        self.norm = layer_norm(config) if config.position_subtraction == "layer_norm" else nn.Identity()
-
-    def forward(self, hidden_states: torch.Tensor, next_positions: torch.Tensor) -> torch.Tensor:
-        return self.norm(hidden_states - next_positions)

@@ -42,12 +42,15 @@ class StackCache(RowState):
     memory: list[torch.Tensor]
     segments: torch.Tensor
 
+    def make_room(self) -> None:
+        """Grow, where it has no window, if a row's next symbol has no place; once before a step."""
+        if self.window is None and self.items and int(self.lengths.max()) >= self.items[0].shape[1]:
+            self.items = [nn.functional.pad(ring, (0, 0, 0, ring.shape[1])) for ring in self.items]
+
     def push(self, layer: int, rows: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
         """Write the items `(n, item)` of the next symbol of some rows; returns all items of these rows, `(n, C, item)`,
         which are in the order of the ring."""
         ring = self.items[layer]
-        if self.window is None and int(self.lengths.max()) >= ring.shape[1]:
-            self.items[layer] = ring = nn.functional.pad(ring, (0, 0, 0, ring.shape[1]))
         ring[rows, self.lengths[rows] % ring.shape[1]] = items.to(ring.dtype)
         return ring if len(rows) == len(ring) else ring[rows]
 

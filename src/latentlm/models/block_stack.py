@@ -4,68 +4,62 @@ Rows are aligned to the left and have lengths of their own: what follows a row's
 In cached decoding rows advance at their own pace: a step names the rows that take part in it.
 """
 
+from collections.abc import Callable
 from copy import copy
+from typing import Any
 
 import torch
 from torch import nn
-from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from .block_attention import Rotary
-from .block_attention_forms import (
-    FORMS,
-    Band,
-    RegularAttention,
-    causal_window,
-    look_back,
-    make_mask,
-    same_segment,
-    step_mask,
-)
-from .block_bidirectional_layers import SwiGLU, rms_norm
+from .block_attention import FORMS, Attention, Pair
+from .block_layers import PreNormLayer, make_norm
+from .block_masks import look_back_mask, sequence_mask, step_mask
 from .block_row_cache import StackCache
 
 
-class StackLayer(GradientCheckpointingLayer):
-    """h += SelfAttention(RMSNorm(h)); given memory h += RowAttention(RMSNorm(h), rows); h += SwiGLU(RMSNorm(h))."""
+def to_items(pair: Pair) -> torch.Tensor:
+    """A pair of each symbol side by side, `(n, T, item)`."""
+    return torch.cat([states.transpose(1, 2).flatten(-2) for states in pair], -1)
 
-    def __init__(self, config, reads_memory: bool):
-        super().__init__()
-        self.self_attn_norm = rms_norm(config)
-        self.self_attn = FORMS[config.attention_form](config)
-        if reads_memory:
-            self.row_attn_norm = rms_norm(config)
-            self.row_attn = RegularAttention(config)
-        self.mlp_norm = rms_norm(config)
-        self.mlp = SwiGLU(config)
-        self.mlp.down_proj.adds_to_residual = True
-        self.dropout = nn.Dropout(config.hidden_dropout)
 
-    def forward(
-        self,
-        hidden_states: torch.Tensor,  # (R, T, D)
-        rotary: Rotary,
-        mask,
-        memory: torch.Tensor | None = None,  # (R, S, D)
-        memory_rotary: tuple[Rotary, Rotary] | None = None,
-        memory_mask=None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Hidden states `(R, T, D)`, and the items of self-attention `(R, T, item)`."""
-        normed = self.self_attn_norm(hidden_states)
-        items = self.self_attn.items(normed, rotary)
-        hidden_states = self.attend(self.self_attn, hidden_states, normed, items, rotary, mask)
-        if memory is not None:
-            rows = self.row_attn.items(memory, memory_rotary[1])
-            normed = self.row_attn_norm(hidden_states)
-            hidden_states = self.attend(self.row_attn, hidden_states, normed, rows, memory_rotary[0], memory_mask)
-        return self.feed_forward(hidden_states), items
+def from_items(items: torch.Tensor, shapes: tuple[tuple[int, int], tuple[int, int]]) -> Pair:
+    """Pairs whose parts have heads of these numbers and sizes."""
+    (heads, size), (others, other_size) = shapes
+    first, second = items.split((heads * size, others * other_size), -1)
+    return first.unflatten(-1, (heads, size)).transpose(1, 2), second.unflatten(-1, (others, other_size)).transpose(
+        1, 2
+    )
 
-    def attend(self, attention, hidden_states, normed, items, rotary, mask) -> torch.Tensor:
-        read = attention.attend(attention.queries(normed, rotary), *attention.unfold(items), mask)
-        return hidden_states + self.dropout(read)
 
-    def feed_forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return hidden_states + self.dropout(self.mlp(self.mlp_norm(hidden_states)))
+class Record:
+    """A store of keys that remembers the pairs of whole rows, for a cache that may be filled with them."""
+
+    def __init__(self) -> None:
+        self.pairs: dict[int, Pair] = {}
+
+    def update(self, key: torch.Tensor, value: torch.Tensor, layer_idx: int) -> Pair:
+        self.pairs[layer_idx] = (key.detach(), value.detach())
+        return key, value
+
+    def memory_pairs(self, attention: Attention, make: Callable[[], Pair]) -> Pair:
+        return make()
+
+
+class RingStep:
+    """A store of keys for the next symbol of some rows `(n,)` of a cache."""
+
+    def __init__(self, cache: StackCache, rows: torch.Tensor):
+        self.cache, self.rows = cache, rows
+
+    def update(self, key: torch.Tensor, value: torch.Tensor, layer_idx: int) -> Pair:
+        items = self.cache.push(layer_idx, self.rows, to_items((key, value))[:, 0])
+        return from_items(items, (key.shape[1::2], value.shape[1::2]))
+
+    def memory_pairs(self, attention: Attention, make: Callable[[], Pair]) -> Pair:
+        memory = self.cache.memory[attention.layer_idx]
+        memory = memory if len(self.rows) == len(memory) else memory[self.rows]
+        return from_items(memory, attention.pair_shapes)
 
 
 class CausalStack(nn.Module):
@@ -78,7 +72,7 @@ class CausalStack(nn.Module):
         lookback: rows of the past that a symbol sees beside its current one; None where there is no memory.
     """
 
-    def __init__(self, config, num_layers: int, window: int | None, lookback: int | None = None):
+    def __init__(self, config: Any, num_layers: int, window: int | None, lookback: int | None = None):
         super().__init__()
         self.config = config
         self.window = window
@@ -89,9 +83,15 @@ class CausalStack(nn.Module):
         self.rotary = LlamaRotaryEmbedding(turned)
         if lookback is not None:
             self.memory_rotary = LlamaRotaryEmbedding(config)
-        self.layers = nn.ModuleList([StackLayer(config, lookback is not None) for _ in range(num_layers)])
-        self.norm = rms_norm(config)
+        self.layers = nn.ModuleList(self.make_layer(i) for i in range(num_layers))
+        self.norm = make_norm(config)
         self.dropout = nn.Dropout(config.hidden_dropout)
+
+    def make_layer(self, i: int) -> PreNormLayer:
+        memory = None if self.lookback is None else Attention(self.config, i, reads_memory=True)
+        layer = PreNormLayer(self.config, FORMS[self.config.attention_form](self.config, i), memory)
+        layer._can_checkpoint_with_cache = True  # what is recorded twice is recorded alike
+        return layer
 
     def forward(
         self,
@@ -99,42 +99,33 @@ class CausalStack(nn.Module):
         segments: torch.Tensor | None = None,  # (R, T): the segment of each input, for segment-local attention
         memory: tuple[torch.Tensor, torch.Tensor] | None = None,  # past rows (R, S, D), current rows (R, S + 1, D)
         memory_segments: torch.Tensor | None = None,  # (R, T): the row that each position reads as its current one
-    ) -> tuple[torch.Tensor, list[torch.Tensor], list[torch.Tensor]]:
-        """Hidden states `(R, T, D)` after the final norm, each layer's items `(R, T, item)`, and what each layer
-        reads `(R, T, D)`."""
+    ) -> tuple[torch.Tensor, list[Pair], list[torch.Tensor]]:
+        """Hidden states `(R, T, D)` after the final norm, the pairs of each layer's keys, and what each layer reads
+        `(R, T, D)`."""
         positions = torch.arange(embeddings.shape[1], device=embeddings.device).unsqueeze(0)
-        rotary = self.rotary(embeddings, positions)
-        mask = self.mask(embeddings, segments)
-        shared = ()
+        record, rows = Record(), None
+        shared: dict[str, Any] = {
+            "rotary": self.rotary(embeddings, positions),
+            "mask": sequence_mask(self.config, embeddings, window=self.window, segments=segments),
+            "past_key_values": record,
+        }
         if memory is not None:
             past, current = memory
             number = torch.arange(current.shape[1], device=past.device)
             number = torch.cat((number[:-1], number)).unsqueeze(0)
-            turns = (self.memory_rotary(embeddings, memory_segments), self.memory_rotary(past, number))
-            visible = look_back(memory_segments, past.shape[1], self.lookback)
-            seen = make_mask(self.config, embeddings, number.shape[1], visible)
-            shared = (torch.cat((past, current), 1), turns, seen)
-        hidden_states, items, inputs = self.dropout(embeddings), [], []
+            rows = torch.cat((past, current), 1)
+            shared["memory_rotary"] = (
+                self.memory_rotary(embeddings, memory_segments),
+                self.memory_rotary(past, number),
+            )
+            shared["memory_mask"] = look_back_mask(
+                self.config, embeddings, memory_segments, past.shape[1], self.lookback
+            )
+        hidden_states, inputs = self.dropout(embeddings), []
         for layer in self.layers:
             inputs.append(hidden_states)
-            hidden_states, layer_items = layer(hidden_states, rotary, mask, *shared)
-            items.append(layer_items)
-        return self.norm(hidden_states), items, inputs
-
-    def mask(self, embeddings: torch.Tensor, segments: torch.Tensor | None):
-        """The backend's mask, by the cheapest means that this backend has."""
-        length, window = embeddings.shape[1], self.window
-        if window is not None and window >= length:
-            window = None
-        if segments is None and self.config._attn_implementation == "sdpa":
-            if window is None:
-                return None
-            if length > 2 * window:
-                return Band(embeddings, window)
-        visible = causal_window(window)
-        if segments is not None:
-            visible = same_segment(segments, visible)
-        return make_mask(self.config, embeddings, length, visible)
+            hidden_states, _ = layer(hidden_states, rows, **shared)
+        return self.norm(hidden_states), [record.pairs[i] for i in range(len(self.layers))], inputs
 
     # ---- Cached decoding ----
 
@@ -142,26 +133,29 @@ class CausalStack(nn.Module):
         """The cache of rows that have seen nothing."""
         zeros = torch.zeros(num_rows, dtype=torch.long, device=like.device)
         capacity = self.window or 64
-        item_sizes = [layer.self_attn.item_size for layer in self.layers]
-        reads = [] if self.lookback is None else [layer.row_attn.item_size for layer in self.layers]
+
+        def zeros_of(attention: Attention, length: int) -> torch.Tensor:
+            size = sum(heads * size for heads, size in attention.pair_shapes)
+            return like.new_zeros(num_rows, length, size)
+
+        reading = [] if self.lookback is None else self.layers
         return StackCache(
-            items=[like.new_zeros(num_rows, capacity, size) for size in item_sizes],
+            items=[zeros_of(layer.self_attn, capacity) for layer in self.layers],
             lengths=zeros,
             window=self.window,
             segment_starts=zeros.clone(),
-            memory=[like.new_zeros(num_rows, self.lookback + 1, size) for size in reads],
+            memory=[zeros_of(layer.cross_attn, self.lookback + 1) for layer in reading],
             segments=zeros - 1,
         )
 
-    def fill_cache(self, cache: StackCache, items: list[torch.Tensor], lengths: torch.Tensor) -> None:
-        """Remember the first `lengths` `(R,)` symbols of a forward whose items `(R, T, item)` are given."""
+    def fill_cache(self, cache: StackCache, pairs: list[Pair], lengths: torch.Tensor) -> None:
+        """Remember the first `lengths` `(R,)` symbols of a forward over `(R, T)`, whose pairs are given."""
+        items = [to_items(pair) for pair in pairs]
         capacity = self.window or max(64, 2 * items[0].shape[1]) if items else 1
         last = lengths.unsqueeze(1) - 1
         places = torch.arange(capacity, device=last.device)
         positions = (last - (last - places) % capacity).clamp(min=0)  # those before the first are never seen
-        cache.items = [
-            layer.detach().gather(1, positions.unsqueeze(-1).expand(-1, -1, layer.shape[-1])) for layer in items
-        ]
+        cache.items = [layer.gather(1, positions.unsqueeze(-1).expand(-1, -1, layer.shape[-1])) for layer in items]
         cache.lengths = lengths.clone()
 
     def fill_memory(self, cache: StackCache, past: torch.Tensor, current: torch.Tensor, segments: torch.Tensor) -> None:
@@ -175,7 +169,7 @@ class CausalStack(nn.Module):
         own = current.gather(1, segments.view(-1, 1, 1).expand(-1, 1, size))
         rotary = self.memory_rotary(past, torch.cat((numbers, segments.unsqueeze(1)), 1))
         rows = torch.cat((seen, own), 1)
-        cache.memory = [layer.row_attn.items(rows, rotary).detach() for layer in self.layers]
+        cache.memory = [to_items(layer.cross_attn.pairs(rows, rotary)).detach() for layer in self.layers]
         cache.segments = segments.clone()
 
     def open_row(self, cache: StackCache, rows: torch.Tensor, current: torch.Tensor, past: torch.Tensor | None) -> None:
@@ -187,12 +181,13 @@ class CausalStack(nn.Module):
             past: `(n, D)`, what the segment that ends here leaves to be looked back at; None at the first.
         """
         number = cache.segments[rows] + 1
+        states, numbers, places = current.unsqueeze(1), number.unsqueeze(1), torch.full_like(number, self.lookback)
+        if past is not None and self.lookback:
+            states, numbers = torch.stack((past, current), 1), torch.stack((number - 1, number), 1)
+            places = torch.stack(((number - 1) % self.lookback, places), 1)
+        rotary = self.memory_rotary(states, numbers)
         for layer, memory in zip(self.layers, cache.memory, strict=True):
-            if past is not None and self.lookback:
-                turned = self.memory_rotary(past, (number - 1).unsqueeze(1))
-                memory[rows, (number - 1) % self.lookback] = layer.row_attn.items(past[:, None], turned)[:, 0]
-            turned = self.memory_rotary(current, number.unsqueeze(1))
-            memory[rows, self.lookback] = layer.row_attn.items(current[:, None], turned)[:, 0]
+            memory[rows.unsqueeze(1), places.view_as(numbers)] = to_items(layer.cross_attn.pairs(states, rotary))
         cache.segments[rows] = number
 
     def visible_rows(self, segments: torch.Tensor) -> torch.Tensor:
@@ -204,21 +199,18 @@ class CausalStack(nn.Module):
         """The next symbol of some rows `(n,)`, embedded `(n, D)`: its hidden state `(n, D)` after the final norm."""
         hidden_states = embeddings.unsqueeze(1)
         rotary = self.rotary(hidden_states, cache.lengths[rows].unsqueeze(1))
-        mask = row_mask = row_rotary = None
+        cache.make_room()
+        capacity = cache.items[0].shape[1] if cache.items else 1
+        shared: dict[str, Any] = {
+            "rotary": rotary,
+            "mask": step_mask(self.config, hidden_states, cache.visible(rows, capacity)),
+            "past_key_values": RingStep(cache, rows),
+        }
         if self.lookback is not None:
-            row_mask = step_mask(self.config, hidden_states, self.visible_rows(cache.segments[rows]))
-            row_rotary = self.memory_rotary(hidden_states, cache.segments[rows].unsqueeze(1))
-        for i, layer in enumerate(self.layers):
-            normed = layer.self_attn_norm(hidden_states)
-            items = cache.push(i, rows, layer.self_attn.items(normed, rotary)[:, 0])
-            if mask is None:
-                mask = step_mask(self.config, hidden_states, cache.visible(rows, items.shape[1]))
-            hidden_states = layer.attend(layer.self_attn, hidden_states, normed, items, rotary, mask)
-            if self.lookback is not None:
-                seen = cache.memory[i]
-                seen = seen if len(rows) == len(seen) else seen[rows]
-                normed = layer.row_attn_norm(hidden_states)
-                hidden_states = layer.attend(layer.row_attn, hidden_states, normed, seen, row_rotary, row_mask)
-            hidden_states = layer.feed_forward(hidden_states)
+            segments = cache.segments[rows]
+            shared["memory_mask"] = step_mask(self.config, hidden_states, self.visible_rows(segments))
+            shared["memory_rotary"] = (self.memory_rotary(hidden_states, segments.unsqueeze(1)), None)
+        for layer in self.layers:
+            hidden_states, _ = layer(hidden_states, **shared)
         cache.lengths[rows] += 1
         return self.norm(hidden_states)[:, 0]

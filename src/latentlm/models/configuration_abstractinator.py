@@ -125,6 +125,7 @@ class AbstractinatorConfig(PreTrainedConfig):
     vocab_size: int = 259
     hidden_size: int = 256
     num_attention_heads: int = 8
+    num_key_value_heads: int | None = None
     intermediate_size: int | None = None
     max_position_embeddings: int = 8192
     attention_form: Literal["regular", "latent"] = "regular"
@@ -155,6 +156,8 @@ class AbstractinatorConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs):
         if self.intermediate_size is None:
             self.intermediate_size = 4 * self.hidden_size
+        if self.num_key_value_heads is None:
+            self.num_key_value_heads = self.num_attention_heads
         names = {field.name for field in fields(LevelConfig)}
         for i, level in enumerate(self.levels):
             if unknown := set(level) - names:

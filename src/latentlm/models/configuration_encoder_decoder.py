@@ -89,7 +89,8 @@ class EncoderDecoderConfig(LearnedDropoutConfig):
 
     @property
     def cross_attention_config(self) -> "EncoderDecoderConfig":
-        return self.with_heads(self.num_cross_attention_heads)
+        groups = self.num_attention_heads // self.num_key_value_heads
+        return self.with_heads(self.num_cross_attention_heads, num_key_value_groups=groups)
 
     @property
     def decoder_attention_configs(self) -> list["EncoderDecoderConfig"]:

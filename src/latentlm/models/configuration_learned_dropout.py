@@ -103,10 +103,14 @@ class LearnedDropoutConfig(TransformerConfig):
         if value is not None:
             raise ValueError(f"`per_layer_config` is derived from the other fields and cannot be set, got {value!r}.")
 
-    def with_heads(self, num_heads: int, width: int | None = None) -> "LearnedDropoutConfig":
-        """A copy that describes an attention of `num_heads` heads on `width` channels."""
+    def with_heads(
+        self, num_heads: int, width: int | None = None, num_key_value_groups: int = 1
+    ) -> "LearnedDropoutConfig":
+        """A copy that describes an attention of `num_heads` heads on `width` channels, of which so many share a key and
+        a value."""
         config = copy.copy(self)
         config.num_attention_heads = num_heads
+        config.num_key_value_heads = num_heads // num_key_value_groups
         config.hidden_size = width or self.hidden_size
         return config
 

@@ -114,9 +114,10 @@ class EncodzallPreTrainedModel(TakesCache, PreTrainedModel):
     config: EncodzallConfig
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
-    _no_split_modules = ["BidirectionalLayer", "MemoryDecoderLayer"]
+    _no_split_modules = ["PreNormLayer"]
     _skip_keys_device_placement = ["past_key_values"]
     _supports_sdpa = True
+    _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
 

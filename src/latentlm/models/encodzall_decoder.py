@@ -3,34 +3,39 @@
 import torch
 from torch import nn
 from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
-from transformers.masking_utils import create_bidirectional_mask, create_causal_mask, packed_sequence_mask_function
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
-from .block_bidirectional_layers import GroupedSelfAttention, MemoryAttention, MemoryDecoderLayer, rms_norm
+from .block_attention import Attention, SingleKeyAttention
+from .block_layers import PreNormLayer, make_norm
+from .block_masks import bidirectional_mask, causal_mask, sequence_mask
 from .block_positions import resolve_position_ids
 from .block_refusals import check_filled_cache
 from .configuration_encodzall import EncodzallConfig
 from .encodzall_base import EncodzallPreTrainedModel
-from .encodzall_packing import Spelling, known
+from .encodzall_packing import Spelling
 
 
 class EncodzallDecoder(EncodzallPreTrainedModel):
     """A stack of decoder layers: from the memory of a text, or from the one word that each token spells."""
 
     _can_record_outputs = {
-        "hidden_states": MemoryDecoderLayer,
-        "attentions": OutputRecorder(GroupedSelfAttention, index=1),
-        "cross_attentions": OutputRecorder(MemoryAttention, index=1),
+        "hidden_states": PreNormLayer,
+        "attentions": OutputRecorder(Attention, index=1, layer_name="self_attn"),
+        "cross_attentions": OutputRecorder(Attention, index=1, layer_name="cross_attn"),
     }
 
     def __init__(self, config: EncodzallConfig, one_word: bool = False):
         super().__init__(config)
         self.rotary = LlamaRotaryEmbedding(config)
-        self.layers = nn.ModuleList([MemoryDecoderLayer(config, i, one_word) for i in range(config.num_decoder_layers)])
-        self.norm = rms_norm(config)
+        memory = SingleKeyAttention if one_word else Attention
+        self.layers = nn.ModuleList(
+            PreNormLayer(config, Attention(config, i), memory(config, i, reads_memory=True))
+            for i in range(config.num_decoder_layers)
+        )
+        self.norm = make_norm(config)
         self.dropout = nn.Dropout(config.hidden_dropout)
         self.gradient_checkpointing = False
         self.post_init()
@@ -51,29 +56,27 @@ class EncodzallDecoder(EncodzallPreTrainedModel):
     ) -> BaseModelOutputWithPastAndCrossAttentions:
         seen = None if past_key_values is None else past_key_values.self_attention_cache
         check_filled_cache(seen, self.config)
-        if attention_mask is not None and attention_mask.ndim == 2 and seen is None:
-            real = known(attention_mask.bool())
-            mask = create_causal_mask(self.config, inputs_embeds, None, None, and_mask_function=real)
+        if seen is None and attention_mask is not None and attention_mask.ndim == 2:
+            # Padding is a segment of its own: nothing looks whether there is any.
+            mask = sequence_mask(self.config, inputs_embeds, segments=attention_mask)
         else:
-            mask = create_causal_mask(self.config, inputs_embeds, attention_mask, seen)
+            mask, _ = causal_mask(self.config, inputs_embeds, attention_mask, seen)
         limit = self.config.max_position_embeddings
         positions = resolve_position_ids(inputs_embeds, attention_mask, None, seen, limit)
         if use_cache and past_key_values is None:
             past_key_values = EncoderDecoderCache(DynamicCache(config=self.config), DynamicCache(config=self.config))
-        memory_mask = create_bidirectional_mask(
-            self.config, inputs_embeds, None, encoder_hidden_states=memory, and_mask_function=known(word_mask)
-        )
+        memory_mask = bidirectional_mask(self.config, inputs_embeds, word_mask, memory)
         rotary = self.rotary(inputs_embeds, positions)
         memory_rotary = None
         if self.config.cross_attention_positions == "bytes":
             memory_rotary = (rotary, self.rotary(memory, word_positions))
         hidden_states = self.dropout(inputs_embeds)
         for layer in self.layers:
-            hidden_states = layer(
+            hidden_states, _ = layer(
                 hidden_states,
                 memory,
-                rotary,
-                mask,
+                rotary=rotary,
+                mask=mask,
                 memory_rotary=memory_rotary,
                 memory_mask=memory_mask,
                 past_key_values=past_key_values,
@@ -87,9 +90,8 @@ class EncodzallDecoder(EncodzallPreTrainedModel):
         """Hidden states `(R, L, D)` of embedded rows of words, each slot of which sees its word's vector `(R, L, D)`
         and the slots before it in there."""
         rows = self.dropout(inputs_embeds)
-        own_word = packed_sequence_mask_function(spelling["word"])
-        mask = create_causal_mask(self.config, rows, None, None, and_mask_function=own_word)
+        mask = sequence_mask(self.config, rows, segments=spelling["word"])
         rotary = self.rotary(rows, spelling["offset"])
         for layer in self.layers:
-            rows = layer(rows, words, rotary, mask, one_word=True)
+            rows, _ = layer(rows, words, rotary=rotary, mask=mask, single_key=True)
         return self.norm(rows)

@@ -4,7 +4,6 @@
 accelerator, which never waits, and shapes recur, so that compiled graphs do.
 """
 
-from collections.abc import Callable
 from typing import TypedDict
 
 import numpy as np
@@ -287,13 +286,3 @@ def check_words(target_word_ids: torch.Tensor, word_mask: torch.Tensor) -> None:
             f"The labels have {int(words.sum())} words, the input {int(expected.sum())}: the word decoder needs the "
             "same. Give `word_ids` and `target_word_ids` that agree, or set `word_loss_weight` to 0."
         )
-
-
-def known(mask: torch.Tensor) -> Callable[..., torch.Tensor]:
-    """A mask function that lets all look at what is true in a mask `(B, S)`. Given as a 2D mask, the masks of
-    transformers would look whether all of it is."""
-
-    def is_known(batch: int, head: int, query: int, key: int) -> torch.Tensor:
-        return mask[batch, key]
-
-    return is_known

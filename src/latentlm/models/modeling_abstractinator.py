@@ -29,7 +29,8 @@ from .abstractinator_base import (
 from .abstractinator_level import AbstractinatorLevel, Alphabet, Compressed
 from .abstractinator_likelihood import AbstractinatorLikelihood, CodeNats
 from .abstractinator_symbols import SymbolHead
-from .block_causal_head import PACKED_CACHE, TrainedByOthers, TransformerPreTrainedModel, pop_shift_labels
+from .block_causal_head import TrainedByOthers, TransformerPreTrainedModel, pop_shift_labels
+from .block_masks import PACKED_CACHE
 from .block_positions import check_context, packs_documents
 from .block_quantization import Quantized, in_backward, prefix_keys
 from .block_refusals import refuse_embeddings
@@ -42,8 +43,7 @@ IGNORED = -100
 
 class AbstractinatorPreTrainedModel(TransformerPreTrainedModel):
     config: AbstractinatorConfig
-    _no_split_modules = ["StackLayer"]
-    _supports_flash_attn = False  # its masks are functions
+    _no_split_modules = ["PreNormLayer"]
     _can_compile_fullgraph = False  # the number of segments is known only when they are cut
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -285,7 +285,8 @@ class AbstractinatorModel(AbstractinatorPreTrainedModel):
             states, items, inputs = level.expand(symbols, (past, current), index)
             if known:
                 states, known_states = states.chunk(2)
-                items, inputs = ([value.chunk(2)[0] for value in values] for values in (items, inputs))
+                items = [(key.chunk(2)[0], value.chunk(2)[0]) for key, value in items]
+                inputs = [value.chunk(2)[0] for value in inputs]
                 pyramid.known_states.insert(0, known_states)
             pyramid.states.insert(0, states)
             pyramid.items.insert(0, items)

@@ -12,16 +12,16 @@ from .configuration_ar_encoder_decoder import AREncoderDecoderConfig
 class AREncoderDecoderModel(EncoderDecoderModel):
     config: AREncoderDecoderConfig
 
-    def run_stacks(self, embeddings, positions, shared_attention, cross_rotary, **shared):
+    def run_stacks(self, embeddings, positions, shared_attention, memory_rotary, **shared):
         penalties = []
         encoder_states = embeddings
         for layer in self.encoder_layers:
-            encoder_states, layer_penalties = layer(encoder_states, shared_attention, **shared)
+            encoder_states, layer_penalties = layer(encoder_states, None, shared_attention, **shared)
             penalties.append(layer_penalties)
         hidden_states = self.cross_bridge(encoder_states, positions)
         for layer in self.decoder_layers:
             hidden_states, layer_penalties = layer(
-                hidden_states, encoder_states, shared_attention, cross_rotary=cross_rotary, **shared
+                hidden_states, encoder_states, shared_attention, memory_rotary=memory_rotary, **shared
             )
             penalties.append(layer_penalties)
         return encoder_states, hidden_states, penalties

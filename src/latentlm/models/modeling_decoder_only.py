@@ -6,21 +6,23 @@ from transformers.cache_utils import Cache
 from transformers.generation import GenerationMixin
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from transformers.utils.generic import merge_with_config_defaults
-from transformers.utils.output_capturing import capture_outputs
+from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
-from .block_attention import SelfAttention
-from .block_causal_head import CausalLMHead, TransformerPreTrainedModel
-from .block_layers import CausalLayer, layer_norm
+from .block_attention import Attention
+from .block_causal_head import CausalLMHead, PositionSubtraction, TransformerPreTrainedModel
+from .block_layers import PreNormLayer, make_norm
 from .block_learned_dropout import make_learned_dropout, mean_penalties
 from .block_outputs import CausalModelOutput
-from .block_positions import PositionSubtraction
 from .configuration_decoder_only import DecoderOnlyConfig
 
 
 class DecoderOnlyPreTrainedModel(TransformerPreTrainedModel):
     config: DecoderOnlyConfig
-    _no_split_modules = ["CausalLayer"]
-    _can_record_outputs = {"hidden_states": CausalLayer, "attentions": SelfAttention}
+    _no_split_modules = ["PreNormLayer"]
+    _can_record_outputs = {
+        "hidden_states": PreNormLayer,
+        "attentions": OutputRecorder(Attention, index=1, layer_name="self_attn"),
+    }
 
     @property
     def num_residual_projections(self) -> int:
@@ -40,9 +42,10 @@ class DecoderOnlyModel(DecoderOnlyPreTrainedModel):
         count = config.num_hidden_layers
         self.mask_attention = self.shared_mask_attention(count)
         self.layers = nn.ModuleList(
-            [CausalLayer(config, i, make_learned_dropout(config, count + i)) for i in range(count)]
+            PreNormLayer(config, Attention(config, i), learned_dropout=make_learned_dropout(config, count + i))
+            for i in range(count)
         )
-        self.norm = layer_norm(config)
+        self.norm = make_norm(config)
         if config.position_subtraction != "none":
             self.position_subtraction = PositionSubtraction(config)
         self.gradient_checkpointing = False
@@ -66,18 +69,17 @@ class DecoderOnlyModel(DecoderOnlyPreTrainedModel):
         hidden_states, mask, positions, past_key_values = self.embed(
             input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache
         )
-        # position_ids: the flash backend finds packed documents by them.
-        shared = {"attention_mask": mask, "past_key_values": past_key_values, "position_ids": position_ids, **kwargs}
+        shared = {"mask": mask, "past_key_values": past_key_values, **kwargs}
         rotary = None
         if self.config.position_embedding_type == "learned":
             hidden_states = hidden_states + self.embed_positions(positions)
         else:
             rotary = self.rotary(hidden_states, positions)
         hidden_states = self.dropout(hidden_states)
-        shared_attention = None if self.mask_attention is None else self.mask_attention(hidden_states, **shared)
+        shared_attention = None if self.mask_attention is None else self.mask_attention(hidden_states, **shared)[0]
         penalties = []
         for layer in self.layers:
-            hidden_states, layer_penalties = layer(hidden_states, shared_attention, rotary=rotary, **shared)
+            hidden_states, layer_penalties = layer(hidden_states, None, shared_attention, rotary=rotary, **shared)
             penalties.append(layer_penalties)
         hidden_states = self.norm(hidden_states)
         if self.config.position_subtraction != "none":

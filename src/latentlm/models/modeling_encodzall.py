@@ -11,7 +11,6 @@ import torch
 from torch import nn
 from transformers.cache_utils import Cache
 from transformers.generation import GenerationMixin
-from transformers.masking_utils import create_bidirectional_mask, packed_sequence_mask_function
 from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
@@ -19,7 +18,9 @@ from transformers.utils import can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
-from .block_bidirectional_layers import BidirectionalLayer, GroupedSelfAttention, rms_norm
+from .block_attention import Attention
+from .block_layers import PreNormLayer, make_norm
+from .block_masks import bidirectional_mask, sequence_mask
 from .block_positions import check_context
 from .block_ragged import take
 from .block_refusals import WORKS, refuse_embeddings
@@ -33,7 +34,7 @@ from .encodzall_base import (
 from .encodzall_contrastive import ranking_loss
 from .encodzall_decoder import EncodzallDecoder
 from .encodzall_masking import MASKS, WordPattern, search_words
-from .encodzall_packing import IGNORED, Packing, Spelling, known, pack_spelling
+from .encodzall_packing import IGNORED, Packing, Spelling, pack_spelling
 from .encodzall_pipelines import WordFillingPipeline, WordTaggingPipeline
 from .encodzall_words import WHITE_SPACE
 
@@ -76,8 +77,8 @@ class EncodzallModel(EncodzallPreTrainedModel):
     """The two encoders: bytes to one vector per word and one per text."""
 
     _can_record_outputs = {
-        "hidden_states": OutputRecorder(BidirectionalLayer, layer_name="context_encoder"),
-        "attentions": OutputRecorder(GroupedSelfAttention, index=1, layer_name="context_encoder"),
+        "hidden_states": OutputRecorder(PreNormLayer, layer_name="context_encoder"),
+        "attentions": OutputRecorder(Attention, index=1, layer_name="context_encoder"),
     }
 
     def __init__(self, config: EncodzallConfig):
@@ -85,14 +86,14 @@ class EncodzallModel(EncodzallPreTrainedModel):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.rotary = LlamaRotaryEmbedding(config)
         self.word_encoder = nn.ModuleList(
-            [BidirectionalLayer(config, i) for i in range(config.num_word_encoder_layers)]
+            PreNormLayer(config, Attention(config, i)) for i in range(config.num_word_encoder_layers)
         )
-        self.word_norm = rms_norm(config)
+        self.word_norm = make_norm(config)
         self.word_pooling = WordPooling(config)
         self.context_encoder = nn.ModuleList(
-            [BidirectionalLayer(config, i) for i in range(config.num_context_encoder_layers)]
+            PreNormLayer(config, Attention(config, i)) for i in range(config.num_context_encoder_layers)
         )
-        self.context_norm = rms_norm(config)
+        self.context_norm = make_norm(config)
         self.dropout = nn.Dropout(config.hidden_dropout)
         self.gradient_checkpointing = False
         self.post_init()
@@ -121,11 +122,11 @@ class EncodzallModel(EncodzallPreTrainedModel):
         memory = self.encode_words(input_ids, packing)  # (B, S, D)
         word_mask = packing["lengths"] > 0  # (B, S)
 
-        mask = create_bidirectional_mask(self.config, memory, None, and_mask_function=known(word_mask))
+        mask = bidirectional_mask(self.config, memory, word_mask)
         rotary = self.rotary(memory, torch.arange(memory.shape[1], device=memory.device).unsqueeze(0))
         hidden_states = self.dropout(memory)
         for layer in self.context_encoder:
-            hidden_states = layer(hidden_states, rotary, mask, **kwargs)
+            hidden_states, _ = layer(hidden_states, mask=mask, rotary=rotary, **kwargs)
         hidden_states = self.context_norm(hidden_states) * word_mask.unsqueeze(-1)
         return EncodzallModelOutput(
             last_hidden_state=hidden_states,
@@ -139,11 +140,10 @@ class EncodzallModel(EncodzallPreTrainedModel):
         """Encoder 1 and the pooling, on rows `(R, L, D)` in which no word sees another: vectors `(B, S, D)` of the
         words of ids `(B, T)`, 0 after a text's last."""
         rows = self.dropout(self.embed_tokens(take(input_ids, packing["source"], self.config.pad_token_id)))
-        own_word = packed_sequence_mask_function(packing["word"])
-        mask = create_bidirectional_mask(self.config, rows, None, and_mask_function=own_word)
+        mask = sequence_mask(self.config, rows, is_causal=False, segments=packing["word"])
         rotary = self.rotary(rows, packing["offset"])
         for layer in self.word_encoder:
-            rows = layer(rows, rotary, mask)
+            rows, _ = layer(rows, mask=mask, rotary=rotary)
         return self.word_pooling(self.word_norm(rows), packing)
 
 

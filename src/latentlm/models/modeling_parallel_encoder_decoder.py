@@ -13,18 +13,18 @@ from .configuration_parallel_encoder_decoder import ParallelEncoderDecoderConfig
 class ParallelEncoderDecoderModel(EncoderDecoderModel):
     config: ParallelEncoderDecoderConfig
 
-    def run_stacks(self, embeddings, positions, shared_attention, cross_rotary, **shared):
+    def run_stacks(self, embeddings, positions, shared_attention, memory_rotary, **shared):
         penalties = []
         encoder_states, hidden_states = embeddings, None
         start = len(self.encoder_layers) - len(self.decoder_layers)
         for depth, encoder_layer in enumerate(self.encoder_layers):
             if depth == start:  # with equal depths: of the embeddings themselves
                 hidden_states = self.cross_bridge(encoder_states, positions)
-            encoder_states, layer_penalties = encoder_layer(encoder_states, shared_attention, **shared)
+            encoder_states, layer_penalties = encoder_layer(encoder_states, None, shared_attention, **shared)
             penalties.append(layer_penalties)
             if depth >= start:  # reads the encoder stream just updated
                 hidden_states, layer_penalties = self.decoder_layers[depth - start](
-                    hidden_states, encoder_states, shared_attention, cross_rotary=cross_rotary, **shared
+                    hidden_states, encoder_states, shared_attention, memory_rotary=memory_rotary, **shared
                 )
                 penalties.append(layer_penalties)
         return encoder_states, hidden_states, penalties

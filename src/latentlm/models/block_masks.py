@@ -1,0 +1,261 @@
+"""Masks of attention: who sees whom, as each backend wants to be told. One [`Mask`] is made per forward.
+
+All kinds work on every backend. Flash attention takes no mask but arguments: lengths of the sequences that it keeps
+apart, windows, causality. What these cannot say (rows to look back at, single steps) is read by sdpa instead.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from transformers.cache_utils import Cache
+from transformers.configuration_utils import PreTrainedConfig
+from transformers.masking_utils import (
+    ALL_MASK_ATTENTION_FUNCTIONS,
+    and_masks,
+    causal_mask_function,
+    create_bidirectional_mask,
+    create_causal_mask,
+    packed_sequence_mask_function,
+    sliding_window_causal_mask_function,
+)
+from transformers.utils.generic import is_flash_attention_requested
+from transformers.utils.import_utils import is_tracing
+
+from .block_positions import document_ids, packs_documents
+
+PACKED_CACHE = (
+    "`position_ids` pack several documents into a row, and `past_key_values` is given: a cache cannot tell them apart. "
+    "Leave the cache out, or give each document a row of its own."
+)
+
+Visible = Callable[[Any, Any, Any, Any], torch.Tensor]
+"""Of broadcastable indices (batch, head, query, key), whether the query sees the key."""
+
+
+class Mask(NamedTuple):
+    """What an attention tells its backend. A named tuple, so that tools that move inputs between devices look inside.
+
+    Attributes:
+        tensor: additive or bool `(B or 1, 1, T, T_key)`, a BlockMask, or `(B, T_key)` for flash; None for none.
+        is_causal: whether queries see no later key, where nothing else says so.
+        arguments: further ones of the backend, as windows and lengths of flash attention.
+        backend: in place of the configured one.
+        band: with it the tensor is that of [`fold`]ed blocks of so many queries.
+    """
+
+    tensor: Any = None
+    is_causal: bool = True
+    arguments: dict[str, Any] | None = None
+    backend: str | None = None
+    band: int | None = None
+
+
+CAUSAL = Mask()
+"""All that came before, of rows that are one document each."""
+
+
+def causal_mask(
+    config: PreTrainedConfig,
+    states: torch.Tensor,  # (B, T, D)
+    attention_mask: torch.Tensor | None = None,  # (B, T_seen), or whole (B, 1, T, T_seen)
+    past_key_values: Cache | None = None,
+    position_ids: torch.Tensor | None = None,  # (B or 1, T), restarting at 0 for each packed document
+    look: bool = True,
+) -> tuple[Mask, bool]:
+    """Each token sees those before it in its document; also whether rows pack several documents. To `look` whether they
+    do makes an accelerator wait: without, what is not cached may, but for flash attention, which takes lengths.
+
+    Raises:
+        ValueError: if packed documents come with a cache, or flash attention with a mask that is not of padding alone.
+    """
+    flash, together, arguments = is_flash_attention_requested(config), None, None
+    if flash and attention_mask is not None and attention_mask.ndim != 2:
+        raise ValueError(
+            f"`attention_mask` has {attention_mask.ndim} dimensions, but `attn_implementation` "
+            f"{config._attn_implementation!r} takes none but `(B, T)`, of padding. Use 'sdpa'."
+        )
+    packed = packs_documents(position_ids, attention_mask, past_key_values, look or flash)
+    if packed:
+        if past_key_values is not None:
+            raise ValueError(PACKED_CACHE)
+        if flash and is_tracing(position_ids):
+            arguments = {"position_ids": position_ids}  # nobody can look how many documents there are: flash does
+        else:
+            documents = document_ids(position_ids, attention_mask).expand(len(states), -1)
+            if flash:
+                return Mask(None, True, varlen_arguments(documents)), packed
+            together, position_ids = packed_sequence_mask_function(documents), None
+    tensor = create_causal_mask(
+        config, states, attention_mask, past_key_values, position_ids, and_mask_function=together
+    )
+    return Mask(tensor, True, arguments), packed
+
+
+def bidirectional_mask(
+    config: PreTrainedConfig,
+    states: torch.Tensor,  # (B, T, D), the queries
+    padding: torch.Tensor,  # (B, S), 1 where a key is real; after its last real key a row has none
+    memory: torch.Tensor | None = None,  # (B, S, D), the keys where they are not of the queries
+) -> Mask:
+    """Every query sees every real key."""
+    if memory is not None and is_flash_attention_requested(config):
+        return Mask(None, False, memory_arguments(padding, states.shape[1]))
+    if is_flash_attention_requested(config):
+        return Mask(create_bidirectional_mask(config, states, padding), False)
+    real = padding.bool()
+
+    def visible(batch: Any, head: Any, query: Any, key: Any) -> torch.Tensor:
+        return real[batch, key]  # given as `padding`, it would be read whether all of it is true
+
+    tensor = create_bidirectional_mask(config, states, None, encoder_hidden_states=memory, and_mask_function=visible)
+    return Mask(tensor, False)
+
+
+def sequence_mask(
+    config: PreTrainedConfig,
+    states: torch.Tensor,  # (B, T, D)
+    is_causal: bool = True,
+    window: int | None = None,
+    segments: torch.Tensor | None = None,  # (B, T), each in one piece
+) -> Mask:
+    """Rows without padding: each position sees its segment, causally and within its last `window` positions if asked,
+    itself included. By the cheapest means that the backend has."""
+    length = states.shape[1]
+    if window is not None and window >= length:
+        window = None
+    if is_flash_attention_requested(config):
+        arguments = {} if segments is None else varlen_arguments(segments)
+        return Mask(None, is_causal, arguments if window is None else {**arguments, "sliding_window": window})
+    if segments is None and config._attn_implementation == "sdpa":
+        if window is None:
+            return Mask(None, is_causal)
+        if length > 2 * window:
+            return Mask(band_tensor(states, window), False, band=window)
+    rules: list[Visible] = [] if segments is None else [packed_sequence_mask_function(segments)]
+    if is_causal:
+        rules.append(causal_mask_function if window is None else sliding_window_causal_mask_function(window))
+    return Mask(make_mask(config, states, length, and_masks(*rules)), False)
+
+
+def look_back_mask(
+    config: PreTrainedConfig,
+    states: torch.Tensor,  # (B, T, D)
+    segments: torch.Tensor,  # (B, T)
+    num_past: int,
+    lookback: int,
+) -> Mask:
+    """Of keys that are `num_past` rows of the past, then the current rows, a symbol of segment s sees the rows
+    s - `lookback` to s - 1 of the past and its own current row."""
+
+    def visible(batch, head, query, key):
+        segment = segments[batch, query]
+        past = (key < num_past) & (key < segment) & (key >= segment - lookback)
+        return past | (key == num_past + segment)
+
+    backend = "sdpa" if is_flash_attention_requested(config) else None
+    num_keys = 2 * num_past + 1
+    return Mask(make_mask(config, states, num_keys, visible, backend), False, backend=backend)
+
+
+def step_mask(config: PreTrainedConfig, states: torch.Tensor, seen: torch.Tensor) -> Mask:
+    """Single steps `(n, 1, D)` that see what `seen` says, bool `(n, 1, 1, C)`."""
+    kind = config._attn_implementation
+    if kind == "sdpa":
+        return Mask(seen, False)  # as it is, which costs nothing
+    if kind == "flex_attention" or is_flash_attention_requested(config):
+        return Mask(seen, False, backend="sdpa")  # flex attention cannot do single steps everywhere
+
+    def visible(batch, head, query, key):
+        return seen[batch, 0, query, key]
+
+    return Mask(make_mask(config, states, seen.shape[-1], visible), False)
+
+
+def make_mask(
+    config: PreTrainedConfig, states: torch.Tensor, num_keys: int, visible: Visible, backend: str | None = None
+) -> Any:
+    """The tensor or BlockMask of a backend, the configured one if None, for queries `(B, T, D)` and `num_keys` keys.
+
+    Raises:
+        ValueError: if nothing makes masks for the backend.
+    """
+    kind = backend or config._attn_implementation
+    if kind not in ALL_MASK_ATTENTION_FUNCTIONS:
+        raise ValueError(
+            f"`attn_implementation` is {kind!r}, for which no mask function is registered, but windows and segments "
+            f"need masks: call `transformers.AttentionMaskInterface.register({kind!r}, function)`."
+        )
+    return ALL_MASK_ATTENTION_FUNCTIONS[kind](
+        batch_size=states.shape[0],
+        q_length=states.shape[1],
+        kv_length=num_keys,
+        mask_function=visible,
+        allow_is_causal_skip=False,
+        device=states.device,
+        dtype=states.dtype,
+        config=config,
+    )
+
+
+# ---- Flash attention's arguments ----
+
+
+def varlen_arguments(segments: torch.Tensor) -> dict[str, Any]:
+    """Sequences that flash attention keeps apart: rows `(B, T)`, laid one after the other, cut where the segment
+    changes."""
+    begins = torch.ones_like(segments, dtype=torch.bool)
+    begins[:, 1:] = segments[:, 1:] != segments[:, :-1]
+    starts = begins.flatten().nonzero().squeeze(1)
+    bounds = nn.functional.pad(starts, (0, 1), value=segments.numel()).int()
+    longest = int(bounds.diff().max())
+    return {"cu_seq_lens_q": bounds, "cu_seq_lens_k": bounds, "max_length_q": longest, "max_length_k": longest}
+
+
+def memory_arguments(padding: torch.Tensor, num_queries: int) -> dict[str, Any]:
+    """`num_queries` queries of each row see its real keys, which come first in `(B, S)`; what follows them is a
+    sequence that no query sees."""
+    size = padding.shape[1]
+    counts = padding.long().sum(1)
+    ends = torch.arange(1, len(padding) + 1, device=padding.device)
+    keys = torch.stack((ends * size - size + counts, ends * size), 1)
+    queries = (ends * num_queries).repeat_interleave(2)
+    return {
+        "cu_seq_lens_q": nn.functional.pad(queries, (1, 0)).int(),
+        "cu_seq_lens_k": nn.functional.pad(keys.flatten(), (1, 0)).int(),
+        "max_length_q": num_queries,
+        "max_length_k": size,
+    }
+
+
+# ---- A band for sdpa: a causal window without computing what is outside of it ----
+# Blocks of `window` queries see their own block of keys and the one before: O(T * window) in place of O(T^2).
+
+
+def band_tensor(states: torch.Tensor, window: int) -> torch.Tensor:
+    """The mask of folded states `(B, T, D)`: bool `(B * blocks, 1, window, 2 * window)`."""
+    batch, length = states.shape[:2]
+    query = torch.arange(window, device=states.device).unsqueeze(1)
+    key = torch.arange(2 * window, device=states.device) - window  # from the block's first query
+    visible = ((key <= query) & (query - key < window)).repeat(-(-length // window), 1, 1)
+    visible[0, :, :window] = False  # nothing comes before the first block
+    return visible.repeat(batch, 1, 1).unsqueeze(1)
+
+
+def fold(states: torch.Tensor, window: int) -> torch.Tensor:
+    """`(B, H, T, d)` to blocks `(B, blocks, H, window, d)`."""
+    states = nn.functional.pad(states, (0, 0, 0, -states.shape[2] % window))
+    return states.unflatten(2, (-1, window)).transpose(1, 2)
+
+
+def fold_keys(states: torch.Tensor, window: int) -> torch.Tensor:
+    """Each block with the one before it, `(B * blocks, H, 2 * window, d)`."""
+    blocks = fold(states, window)
+    before = nn.functional.pad(blocks[:, :-1], (0, 0, 0, 0, 0, 0, 1, 0))
+    return torch.cat((before, blocks), 3).flatten(0, 1)
+
+
+def unfold(output: torch.Tensor, batch: int, length: int) -> torch.Tensor:
+    """The backend's `(B * blocks, window, H, d)` to `(B, T, H, d)`."""
+    return output.unflatten(0, (batch, -1)).flatten(1, 2)[:, :length]
