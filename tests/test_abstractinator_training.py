@@ -18,7 +18,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from training_setup import Rows, make_trainer, metrics_of
 from transformers import Trainer, TrainingArguments
 
-from latentlm.hub.publishing import published_files, write_card
+from latentlm.hub.card import write_card
+from latentlm.hub.files import published_files
 from latentlm.inspect import main as inspect_main
 from latentlm.runs import RecipeError
 from latentlm.train import main

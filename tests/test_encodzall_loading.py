@@ -11,7 +11,7 @@ from latentlm import (
     EncodzallForSequenceClassification,
     EncodzallForTokenClassification,
 )
-from latentlm.hub.publishing import make_card
+from latentlm.hub.card import make_card
 
 # ---- Loading ----
 

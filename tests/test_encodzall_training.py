@@ -17,7 +17,7 @@ from training_setup import metrics_of
 from latentlm import EncodzallTokenizer
 from latentlm.data import TextConfig, TextDataset, prepare_texts
 from latentlm.data.texts import SHORT, cut_rows
-from latentlm.hub.publishing import make_card
+from latentlm.hub.card import make_card
 from latentlm.models.encodzall_words import find_words
 from latentlm.runs import RecipeError, load_recipe
 from latentlm.train import main

@@ -13,7 +13,7 @@ from training_setup import metrics_of
 from latentlm import FSQForCausalLM, FSQTokenizer, FSQTokenizerFast
 from latentlm.data.chunks import load_run_pieces
 from latentlm.data.pieces import load_pieces
-from latentlm.hub.publishing import published_files
+from latentlm.hub.files import published_files
 from latentlm.models.fsq_vocabulary import AUTOENCODER_FILE, VOCABULARY_FILE
 from latentlm.tokenizer import main as tokenizer_main
 from latentlm.train import main as train_main

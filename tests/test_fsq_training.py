@@ -14,7 +14,7 @@ from training_setup import metrics_of
 
 from latentlm.data import ChunkConfig, prepare_chunks
 from latentlm.data.chunks import DRAWS, ChunkDataset
-from latentlm.hub.publishing import make_card
+from latentlm.hub.card import make_card
 from latentlm.models.fsq_vocabulary import spelling_table
 from latentlm.runs import LatentTrainingArguments
 from latentlm.train import main

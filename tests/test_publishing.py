@@ -20,16 +20,10 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelF
 
 from latentlm import EncodzallConfig, EncodzallForMaskedDenoising, EncodzallTokenizer, FSQTokenizer, FSQTokenizerFast
 from latentlm.data.tokenizers import train_bpe
-from latentlm.hub import publishing
-from latentlm.hub.publishing import (
-    CARD_FILE,
-    MARKER,
-    PublishError,
-    publish,
-    published_files,
-    without_local_paths,
-    write_card,
-)
+from latentlm.hub import push
+from latentlm.hub.card import MARKER, write_card
+from latentlm.hub.files import CARD_FILE, PublishError, published_files, without_local_paths
+from latentlm.hub.push import publish
 from latentlm.publish import main as publish_main
 from latentlm.runs import load_recipe
 from latentlm.train import main as train_main
@@ -263,8 +257,10 @@ def test_what_sentence_transformers_reads_is_published(tmp_path):
         EncodzallConfig(hidden_size=16, num_attention_heads=2, intermediate_size=16, max_position_embeddings=128)
     ).save_pretrained(tmp_path)
     saved = {path.name for path in tmp_path.iterdir()}
-    assert {"modules.json", "sentence_bert_config.json", "modeling_encodzall.py"} <= saved == set(
-        published_files(tmp_path)
+    assert (
+        {"modules.json", "sentence_bert_config.json", "modeling_encodzall.py"}
+        <= saved
+        == set(published_files(tmp_path))
     )
 
 
@@ -462,8 +458,8 @@ def test_weights_under_other_names_are_removed(run, monkeypatch):
         def create_commit(self, repo_id, operations, **_):
             sent.update({operation.path_in_repo: type(operation).__name__ for operation in operations})
 
-    monkeypatch.setattr(publishing, "HfApi", Api)
-    monkeypatch.setattr(publishing, "create_repository", lambda *_: "org/name")
+    monkeypatch.setattr(push, "HfApi", Api)
+    monkeypatch.setattr(push, "create_repository", lambda *_: "org/name")
     publish(run, "org/name")
     assert {name for name, kind in sent.items() if kind == "CommitOperationAdd"} == PUBLISHED
     assert {name for name, kind in sent.items() if kind == "CommitOperationDelete"} == {

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from latentlm.models import quantizer
+from latentlm.models import block_quantization as quantizer
 from latentlm.models.block_quantization import FSQQuantizer, Statistics, VectorQuantizer, code_usage, prefix_keys
 
 D, K, CODE = 12, 16, 4

@@ -13,7 +13,8 @@ from test_publishing import RECIPE
 from test_trainer_options import trainer_for
 from training_setup import make_model
 
-from latentlm.hub.publishing import PublishError, explained
+from latentlm.hub.files import PublishError
+from latentlm.hub.push import explained
 from latentlm.runs import LatentTrainingArguments, RecipeError, load_recipe
 from latentlm.runs.redaction import redact, redact_command
 from latentlm.train import main as train_main

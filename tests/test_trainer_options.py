@@ -20,10 +20,12 @@ from torch.utils.data import Dataset, IterableDataset
 from training_setup import Rows, make_model, make_trainer, metrics_of, weights_of
 from transformers import Trainer, TrainingArguments
 
+import latentlm
 from latentlm import training
 from latentlm.runs import LatentTrainingArguments
 from latentlm.runs.arguments import FIXED_OPTIONS
 from latentlm.training import TRAINERS, LatentTrainer
+from latentlm.training.private_methods import PRIVATE_METHODS
 
 TEXTS = ["Words of a text.", "Some more of them.", "a", "The last words are here."]
 
@@ -83,12 +85,12 @@ def test_metrics_and_predictions_get_each_row_once(tmp_path, model_type, stream)
         seen.append(prediction)
         return {"rows": len(prediction.predictions)}
 
-    given = Streamed(rows) if stream else rows
+    dataset = Streamed(rows) if stream else rows
     for batch in (2, 3, 8):  # of 4 or 5 rows: the last batch is full, partly filled, or the only one
-        options = {"eval_dataset": given, "compute_metrics": compute_metrics}
+        options = {"eval_dataset": dataset, "compute_metrics": compute_metrics}
         trainer = trainer_for(tmp_path, model, options, per_device_eval_batch_size=batch)
         metrics = trainer.evaluate()
-        output = trainer.predict(given)
+        output = trainer.predict(dataset)
         assert metrics["eval_rows"] == output.metrics["test_rows"] == len(rows)
         assert metrics["eval_loss"] == pytest.approx(output.metrics["test_loss"], rel=1e-5)
         np.testing.assert_array_equal(seen[-1].label_ids, labels_of(rows))
@@ -112,10 +114,10 @@ def test_metrics_and_predictions_get_each_row_once(tmp_path, model_type, stream)
 )
 def test_options_of_the_evaluation_loop(tmp_path, arguments):
     """With each of them, `compute_metrics` and `preprocess_logits_for_metrics` see the rows that are there."""
-    rows, found = Rows(11, seed=1), []
+    rows, predictions_seen = Rows(11, seed=1), []
 
     def compute_metrics(prediction, compute_result: bool = True) -> dict[str, float]:
-        found.append(prediction)
+        predictions_seen.append(prediction)
         parts = [np.concatenate(p) if isinstance(p, list) else np.asarray(p) for p in prediction]
         return {"right": float((parts[0][:, :-1] == parts[1][:, 1:]).sum()), "rows": len(parts[0])}
 
@@ -131,12 +133,12 @@ def test_options_of_the_evaluation_loop(tmp_path, arguments):
         predictions = model(batch).logits.argmax(-1)
     labels = torch.stack([rows[i]["labels"] for i in range(11)])
     if trainer.args.batch_eval_metrics:
-        assert [len(prediction.predictions) for prediction in found] == [4, 4, 3]
+        assert [len(prediction.predictions) for prediction in predictions_seen] == [4, 4, 3]
         predictions, labels = predictions[8:], labels[8:]
     assert metrics["eval_rows"] == len(labels)
     assert metrics["eval_right"] == (predictions[:, :-1] == labels[:, 1:]).sum()
     if trainer.args.include_for_metrics:
-        np.testing.assert_array_equal(found[0].inputs, batch)
+        np.testing.assert_array_equal(predictions_seen[0].inputs, batch)
 
 
 def test_rows_without_labels_are_refused(tmp_path):
@@ -210,7 +212,7 @@ def test_compute_loss_func_is_what_is_trained_on(tmp_path, model_type):
 
 
 def test_the_given_optimizer_and_schedule_are_used(tmp_path):
-    for number, given in enumerate(("optimizers", "optimizer_cls_and_kwargs")):
+    for number, argument in enumerate(("optimizers", "optimizer_cls_and_kwargs")):
         model = make_model()
         optimizer = torch.optim.SGD(model.parameters(), lr=0.25)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
@@ -219,7 +221,7 @@ def test_the_given_optimizer_and_schedule_are_used(tmp_path):
             "optimizer_cls_and_kwargs": {"optimizer_cls_and_kwargs": (torch.optim.SGD, {"lr": 0.25})},
         }
         trainer = make_trainer(
-            tmp_path / str(number), model, options=options[given], max_steps=1, lr_scheduler_type="constant"
+            tmp_path / str(number), model, options=options[argument], max_steps=1, lr_scheduler_type="constant"
         )
         trainer.train()
         assert isinstance(trainer.optimizer.optimizer, torch.optim.SGD)
@@ -274,27 +276,22 @@ def test_noise_on_embeddings_has_an_effect(tmp_path, model_type):
 
 # ---- Private methods of Trainer ----
 
-PRIVATE = {
-    *("_get_dataloader", "_get_output_dir", "_issue_warnings_after_load", "_prepare_inputs", "_run_epoch", "_save"),
-    *("_save_checkpoint", "_set_signature_columns_if_needed"),
-}
-"""Those that the trainers override or call: transformers may change them in any minor release."""
-
 
 def private_names() -> set[str]:
-    """Methods of `Trainer` with a leading underscore that the files of latentlm.training define or use."""
-    trees = [ast.parse(path.read_text(encoding="utf-8")) for path in Path(training.__file__).parent.glob("*.py")]
-    nodes = [node for tree in trees for node in ast.walk(tree)]
-    found = {node.name for node in nodes if isinstance(node, ast.FunctionDef)}
-    found |= {node.attr for node in nodes if isinstance(node, ast.Attribute)}
-    return {name for name in found if re.match("_[^_]", name) and inspect.isfunction(getattr(Trainer, name, None))}
+    """Methods of `Trainer` with a leading underscore that latentlm, but for its models, defines or uses."""
+    package = Path(latentlm.__file__).parent
+    files = [path for path in package.rglob("*.py") if path.parent.name != "models"]
+    nodes = [node for path in files for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))]
+    names = {node.name for node in nodes if isinstance(node, ast.FunctionDef)}
+    names |= {node.attr for node in nodes if isinstance(node, ast.Attribute)}
+    return {name for name in names if re.match("_[^_]", name) and inspect.isfunction(getattr(Trainer, name, None))}
 
 
 def test_the_list_of_private_methods_is_complete():
-    assert private_names() == PRIVATE
+    assert private_names() == PRIVATE_METHODS.keys()
 
 
-@pytest.mark.parametrize("name", sorted(PRIVATE))
+@pytest.mark.parametrize("name", sorted(PRIVATE_METHODS))
 def test_trainer_still_has_and_calls_a_private_method(name):
     """One that is gone, or that nobody calls, would leave what is written here without effect."""
     assert f"self.{name}(" in inspect.getsource(Trainer)
@@ -303,3 +300,33 @@ def test_trainer_still_has_and_calls_a_private_method(name):
         ours = inspect.signature(getattr(trainer_class, name)).parameters
         passed_on = any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in ours.values())
         assert passed_on or list(ours) == parameters
+
+
+# ---- Hooks of LatentTrainer ----
+
+HOOKS = {
+    *(
+        "arguments_class",
+        "auto_class",
+        "extra_columns",
+        "prepares_on_cpu",
+        "predicted",
+        "prepare_batch",
+        "after_training_forward",
+    ),
+    *("training_logs", "evaluation_counts", "evaluation_results", "write_samples"),
+}
+
+
+def test_hooks_are_documented():
+    for hook in HOOKS:
+        assert re.search(rf"^        {hook}[(:]", LatentTrainer.__doc__, re.MULTILINE), hook
+
+
+@pytest.mark.parametrize("name", [name for name in training.__all__ if name.endswith("Trainer")])
+def test_subclasses_override_hooks_alone(name):
+    trainer_class = getattr(training, name)
+    if trainer_class is LatentTrainer:
+        return
+    own = {name for name in vars(trainer_class) if hasattr(LatentTrainer, name)}
+    assert own - HOOKS <= {name for name in own if name.startswith("__")}

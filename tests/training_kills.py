@@ -17,7 +17,7 @@ import torch
 
 from latentlm.runs import checkpoints
 from latentlm.train import main
-from latentlm.training import trainer
+from latentlm.training import saving, trainer
 
 
 def die(*args, **kwargs) -> None:
@@ -51,15 +51,15 @@ MOMENTS: dict[str, Callable[[], None]] = {
         trainer.LatentTrainer, "prediction_step", lambda self, *a, **k: self.state.global_step == 4
     ),
     "half_an_optimizer": lambda: before(torch, "save", half_an_optimizer),
-    "before_the_manifest": lambda: before(trainer, "write_manifest", lambda folder, facts: facts["step"] == 6),
-    "before_the_name": lambda: before(trainer, "publish", lambda staging, final: final.name == "checkpoint-6"),
-    "after_the_name": lambda: before(trainer, "rotate", lambda folder, *a: (folder / "checkpoint-6").exists()),
+    "before_the_manifest": lambda: before(saving, "write_manifest", lambda folder, facts: facts["step"] == 6),
+    "before_the_name": lambda: before(saving, "publish", lambda staging, final: final.name == "checkpoint-6"),
+    "after_the_name": lambda: before(saving, "rotate", lambda folder, *a: (folder / "checkpoint-6").exists()),
     "between_checkpoints": lambda: before(
         trainer.LatentTrainer, "training_step", lambda self, *a: self.state.global_step == 8
     ),
     "while_deleting": lambda: before(checkpoints.shutil, "rmtree", lambda path, **k: "checkpoint-3" in str(path)),
     "the_finished_model": lambda: before(
-        trainer.os, "replace", lambda old, new: ".saving-model" in str(old) and "checkpoint" not in str(new)
+        saving.os, "replace", lambda old, new: ".saving-model" in str(old) and "checkpoint" not in str(new)
     ),
 }
 

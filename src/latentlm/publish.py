@@ -8,7 +8,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from latentlm.hub.publishing import PublishError, publish
+from latentlm.hub.files import PublishError
+from latentlm.hub.push import publish
 from latentlm.runs.redaction import redact
 
 

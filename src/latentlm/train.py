@@ -17,7 +17,7 @@ from transformers import TrainerCallback, set_seed
 from transformers.utils import logging
 
 from latentlm.data import ChunkConfig, PreparedData, TextConfig, prepare_chunks, prepare_data, prepare_texts
-from latentlm.hub.publishing import PublishError
+from latentlm.hub.files import PublishError
 from latentlm.runs import CheckpointError, Recipe, RecipeError, load_recipe
 from latentlm.runs.checkpoints import checkpoint_step
 from latentlm.runs.redaction import redact

@@ -74,8 +74,9 @@ class LatentTrainingArguments(TrainingArguments):
                 "include_for_metrics holds 'inputs', but with batch_eval_metrics these would be the inputs of one "
                 "process beside the predictions of all; leave one of the two out."
             )
-        if self.push_to_hub and self.hub_strategy != HubStrategy.END:
-            raise ValueError(f"hub_strategy is {self.hub_strategy.value!r}, but a run is published once: use 'end'.")
+        strategy = HubStrategy(self.hub_strategy)
+        if self.push_to_hub and strategy != HubStrategy.END:
+            raise ValueError(f"hub_strategy is {strategy.value!r}, but a run is published once: use 'end'.")
         for name in ("sample_prompts", "sample_prompt_tokens", "sample_new_tokens"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}, but it must be 0 or more.")

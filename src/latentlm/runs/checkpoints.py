@@ -46,6 +46,7 @@ def write_manifest(folder: Path, facts: dict[str, Any]) -> None:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
+    """`checkpoint.json`: step, processes, whether it is resumable, and the size of each file."""
     return json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
 
 
@@ -79,12 +80,13 @@ def list_checkpoints(run_folder: Path) -> list[Path]:
     """The folders `checkpoint-<step>` of a run, complete or not, lowest step first."""
     if not run_folder.is_dir():
         return []
-    found = [path for path in run_folder.iterdir() if path.is_dir() and CHECKPOINT_NAME.fullmatch(path.name)]
-    return sorted(found, key=checkpoint_step)
+    folders = [path for path in run_folder.iterdir() if path.is_dir() and CHECKPOINT_NAME.fullmatch(path.name)]
+    return sorted(folders, key=checkpoint_step)
 
 
 def checkpoint_step(folder: Path) -> int:
-    return int(CHECKPOINT_NAME.fullmatch(folder.name).group(1))
+    """The step in the name of a checkpoint folder."""
+    return int(folder.name.removeprefix("checkpoint-"))
 
 
 def last_complete_checkpoint(run_folder: Path) -> Path | None:

@@ -24,16 +24,16 @@ def redact(text: str, *secrets: str | None) -> str:
 
 def redact_command(arguments: Sequence[str], *secrets: str | None) -> list[str]:
     """A command line without secrets, also of flags that this package does not know (`--api_key`)."""
-    kept: list[str] = []
+    shown: list[str] = []
     for argument in arguments:
         flag, equals, _ = argument.partition("=")
         if equals and is_secret_flag(flag):
-            kept.append(f"{flag}={HIDDEN}")
-        elif kept and is_secret_flag(kept[-1]):
-            kept.append(HIDDEN)
+            shown.append(f"{flag}={HIDDEN}")
+        elif shown and is_secret_flag(shown[-1]):
+            shown.append(HIDDEN)
         else:
-            kept.append(redact(argument, *secrets))
-    return kept
+            shown.append(redact(argument, *secrets))
+    return shown
 
 
 def is_secret_flag(argument: str) -> bool:

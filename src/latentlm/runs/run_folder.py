@@ -8,10 +8,11 @@ import subprocess
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import yaml
+from transformers import Trainer, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.utils import logging
 
@@ -28,9 +29,6 @@ from .checkpoints import (
 )
 from .recipe import RECIPE_FILE, Recipe, RecipeError
 from .redaction import redact_command
-
-if TYPE_CHECKING:  # the trainer publishes run folders, so it imports this
-    from latentlm.training.trainer import LatentTrainer
 
 logger = logging.get_logger(__name__)
 
@@ -56,27 +54,38 @@ FREE_FIELDS = frozenset(
 )
 
 
+def folder_of(arguments: TrainingArguments) -> Path:
+    """The run folder that training arguments name."""
+    assert arguments.output_dir is not None  # TrainingArguments sets one where none was named
+    return Path(arguments.output_dir)
+
+
 def differences(stored: dict[str, Any], recipe: dict[str, Any]) -> list[str]:
     """Where two recipes describe different runs: `section.field: old there, new here`."""
-    found = []
+    lines = []
     for section in recipe:
         old, new = stored.get(section) or {}, recipe[section]
         for name in sorted(old.keys() | new.keys()):
             if name in FREE_FIELDS:
                 continue
             if old.get(name) != new.get(name):
-                found.append(f"{section}.{name}: {old.get(name)!r} there, {new.get(name)!r} here")
-    return found
+                lines.append(f"{section}.{name}: {old.get(name)!r} there, {new.get(name)!r} here")
+    return lines
 
 
 def read_stored_recipe(folder: Path) -> dict[str, Any] | None:
     """The recipe that a run stored in its folder or checkpoint, `None` if there is none."""
     try:
-        return yaml.safe_load((folder / RECIPE_FILE).read_text(encoding="utf-8"))
+        return read_yaml(folder / RECIPE_FILE)
     except FileNotFoundError:
         return None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RecipeError(f"{folder / RECIPE_FILE} cannot be read: {error}.") from error
+
+
+def read_yaml(path: Path) -> Any:
+    """What a YAML file holds."""
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
 
 
 def find_start(recipe: Recipe) -> Path | None:
@@ -88,7 +97,7 @@ def find_start(recipe: Recipe) -> Path | None:
         RecipeError: if the run folder holds another run.
         CheckpointError: if the checkpoint asked for is incomplete.
     """
-    run_folder = Path(recipe.training.output_dir)
+    run_folder = folder_of(recipe.training)
     if run_folder.exists() and not run_folder.is_dir():
         raise RecipeError(f"training.output_dir {run_folder} is a file; name a folder.")
     wanted = recipe.training.resume_from_checkpoint
@@ -153,7 +162,7 @@ def open_run_folder(
 ) -> None:
     """Write recipe, data, environment and `files` (name to source), and clean up after a killed process. For one
     process only."""
-    run_folder = Path(recipe.training.output_dir)
+    run_folder = folder_of(recipe.training)
     run_folder.mkdir(parents=True, exist_ok=True)
     remove_leftovers(run_folder)
     write_atomically(run_folder / RECIPE_FILE, recipe.to_yaml())
@@ -195,7 +204,7 @@ def git_revision() -> str | None:
         return None
 
 
-def write_results(trainer: "LatentTrainer") -> None:
+def write_results(trainer: Trainer) -> None:
     """What a table of results needs besides the metrics: size, time and peak memory of the process that finished."""
     history = trainer.state.log_history
     results = {
@@ -205,7 +214,7 @@ def write_results(trainer: "LatentTrainer") -> None:
         "peak_memory_bytes": peak_memory(trainer.args.device),
         **next((entry for entry in reversed(history) if "eval_loss" in entry), {}),
     }
-    write_atomically(Path(trainer.args.output_dir) / RESULTS_FILE, json.dumps(results, indent=2) + "\n")
+    write_atomically(folder_of(trainer.args) / RESULTS_FILE, json.dumps(results, indent=2) + "\n")
 
 
 def peak_memory(device: torch.device) -> int | None:

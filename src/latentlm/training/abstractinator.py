@@ -9,16 +9,16 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 from transformers import TrainerCallback
-from transformers.trainer_utils import EvalLoopOutput
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from latentlm.inspect import draw, inspect
-from latentlm.models.block_quantization import code_usage
 from latentlm.models.encodzall_words import NUM_BYTES
 from latentlm.runs.arguments import LatentTrainingArguments
 from latentlm.runs.recipe import RecipeError
 from latentlm.runs.run_folder import SEGMENTS_FILE
 
+from .metrics import Count, Histogram, Mean
+from .refusals import check_arguments
 from .trainer import LatentTrainer
 
 FIRST_SHARE = 0.02
@@ -72,10 +72,8 @@ class AbstractinatorTrainer(LatentTrainer):
 
     arguments_class = AbstractinatorTrainingArguments
 
-    arguments_class = AbstractinatorTrainingArguments
-
     def __init__(self, **kwargs: Any):
-        self._check_arguments(kwargs)
+        check_arguments(type(self), kwargs)
         arguments, model = kwargs["args"], kwargs["model"]
         if arguments.load_base_from:
             load_part(model, Path(arguments.load_base_from), "load_base_from", "model.levels.")
@@ -87,64 +85,40 @@ class AbstractinatorTrainer(LatentTrainer):
         super().__init__(**kwargs)
         self.add_callback(FixedCodes(self))
 
-    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any):
-        if model.training:
-            risen = min(1.0, self.state.global_step / max(1, self.state.max_steps // 10))
-            scale = FIRST_SHARE + (1 - FIRST_SHARE) * risen
-            trained = self.state.global_step >= self.args.fixed_code_steps
-            inputs = {**inputs, "lm_loss_scale": torch.tensor(scale, device=self.args.device), "train_codes": trained}
-        return super().compute_loss(model, inputs, *args, **kwargs)
+    def prepare_batch(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        inputs = super().prepare_batch(inputs)
+        if not self.model.training:
+            return {**inputs, "code_statistics": True}
+        risen = min(1.0, self.state.global_step / max(1, self.state.max_steps // 10))
+        scale = FIRST_SHARE + (1 - FIRST_SHARE) * risen
+        trained = self.state.global_step >= self.args.fixed_code_steps
+        return {**inputs, "lm_loss_scale": torch.tensor(scale, device=self.args.device), "train_codes": trained}
 
-    # ---- Evaluation ----
-
-    def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any):
-        return super().prediction_step(model, {**inputs, "code_statistics": True}, *args, **kwargs)
-
-    def add_to_evaluation(self, inputs: dict[str, Any], outputs: Any) -> None:
-        super().add_to_evaluation(inputs, outputs)
-        found = {**outputs["code_statistics"]}
+    def evaluation_counts(self, inputs: dict[str, Any], outputs: Any) -> dict[str, Count]:
+        counts = super().evaluation_counts(inputs, outputs)
+        statistics = outputs["code_statistics"]
+        num_levels = len(self.model_config.levels)
+        for i in range(1, num_levels + 1):
+            counts[f"level_{i}_length"] = Mean(statistics[f"symbols_{i}"], statistics[f"segments_{i}"])
+            if f"codes_{i}" in statistics:
+                counts[f"level_{i}"] = Histogram.of_counts(statistics[f"codes_{i}"])
         if self.token_bytes is not None:
-            found["bytes"] = self._count_bytes(inputs["labels"])
-        for name, value in found.items():
-            self._code_sums[name] = self._code_sums.get(name, 0) + value.double()
-
-    def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs) -> EvalLoopOutput:
-        self._code_sums: dict[str, torch.Tensor] = {}
-        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
-        if self._code_sums:
-            flat = torch.cat([value.flatten() for value in self._code_sums.values()])
-            parts = self.accelerator.reduce(flat).split([value.numel() for value in self._code_sums.values()])
-            metrics = self.code_metrics(dict(zip(self._code_sums, parts, strict=True)))
-            output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in metrics.items()})
-        return output
-
-    def code_metrics(self, sums: dict[str, torch.Tensor]) -> dict[str, float]:
-        """What the statistics `(n,)` of a whole evaluation say."""
-        metrics = {}
-        for i in range(1, len(self.model.config.levels) + 1):
-            segments = max(sums[f"segments_{i}"].item(), 1)
-            metrics[f"level_{i}_length"] = sums[f"symbols_{i}"].item() / segments
-            if f"codes_{i}" in sums:
-                usage = code_usage(sums[f"codes_{i}"])
-                metrics[f"level_{i}_perplexity"], metrics[f"level_{i}_codes_used"] = usage
-        if num_bytes := sums["bytes"].item() if "bytes" in sums else 0:
-            metrics["bytes_per_top_segment"] = num_bytes / segments
-            for name in PER_BYTE:
-                if name in sums:
-                    metrics[PER_BYTE[name]] = sums[name].item() / math.log(2) / num_bytes
-        return metrics
+            num_bytes = self.count_bytes(inputs["labels"])
+            counts["bytes_per_top_segment"] = Mean(num_bytes, statistics[f"segments_{num_levels}"])
+            for name, metric in PER_BYTE.items():
+                if name in statistics:
+                    counts[metric] = Mean(statistics[name].double() / math.log(2), num_bytes)
+        return counts
 
     def write_samples(self) -> None:
         """Besides, draw where a held-out text is cut."""
         super().write_samples()
-        sharded = self.is_fsdp_enabled or self.is_distributed_loading_by_transformers
-        if sharded or not self.is_world_process_zero():
+        if self.is_sharded or not self.is_world_process_zero():
             return
         for row in self.spread_validation_rows(1):
             data = bytes(i for i in torch.as_tensor(row["input_ids"]).tolist() if i < NUM_BYTES)[:DRAWN_BYTES]
             if data:
-                model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-                draw(inspect(model, data), Path(self.args.output_dir) / SEGMENTS_FILE)
+                draw(inspect(self.unwrapped_model, data), self.run_folder / SEGMENTS_FILE)
 
 
 class FixedCodes(TrainerCallback):
@@ -155,9 +129,8 @@ class FixedCodes(TrainerCallback):
         self.trainer = trainer
 
     def on_pre_optimizer_step(self, args, state, control, **kwargs):
-        if state.global_step < args.fixed_code_steps:
-            model = self.trainer.accelerator.unwrap_model(self.trainer.model, keep_torch_compile=False)
-            for parameter in model.model.code_parameters():
+        if state.global_step < self.trainer.args.fixed_code_steps:
+            for parameter in self.trainer.unwrapped_model.model.code_parameters():
                 parameter.grad = None
 
 
@@ -166,16 +139,16 @@ def load_part(model: nn.Module, folder: Path, field: str, part: str) -> None:
     path = folder / SAFE_WEIGHTS_NAME
     if not path.is_file():
         raise RecipeError(f"training.{field} {folder} has no {SAFE_WEIGHTS_NAME}; name the folder of a saved model.")
-    found = {name: value for name, value in load_file(path).items() if part in name}
+    saved = {name: value for name, value in load_file(path).items() if part in name}
     wanted = {name: value for name, value in model.state_dict().items() if part in name}
-    missing, unexpected = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys())
+    missing, unexpected = sorted(wanted.keys() - saved.keys()), sorted(saved.keys() - wanted.keys())
     shapes = [
-        f"{n} {tuple(found[n].shape)} for {tuple(v.shape)}"
+        f"{n} {tuple(saved[n].shape)} for {tuple(v.shape)}"
         for n, v in wanted.items()
-        if n in found and found[n].shape != v.shape
+        if n in saved and saved[n].shape != v.shape
     ]
     problems = {"missing": missing, "unexpected": unexpected, "of another shape": shapes}
     if any(problems.values()):
         text = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in problems.items() if names)
         raise RecipeError(f"training.{field} {folder} does not fit the model. {text}.")
-    model.load_state_dict(found, strict=False)
+    model.load_state_dict(saved, strict=False)

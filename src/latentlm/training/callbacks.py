@@ -4,6 +4,7 @@ import json
 import time
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -11,7 +12,7 @@ from transformers import TrainerCallback
 from transformers.trainer_utils import has_length
 
 from latentlm.runs.checkpoints import write_atomically
-from latentlm.runs.run_folder import METRICS_FILE
+from latentlm.runs.run_folder import METRICS_FILE, folder_of
 
 SAMPLES_FILE = "samples.jsonl"
 # Logged values that measure the machine, not the model: they differ between two runs of the same recipe.
@@ -38,7 +39,6 @@ class ExactLogging(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
         if control.should_save or control.should_evaluate or state.global_step >= state.max_steps:
             control.should_log = True
-        return control
 
     on_epoch_end = on_step_end
 
@@ -52,16 +52,16 @@ class MetricsFile(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         if state.is_world_process_zero:
-            folder = Path(args.output_dir)
+            folder = folder_of(args)
             write_atomically(folder / METRICS_FILE, "".join(map(json_line, state.log_history)))
             samples = folder / SAMPLES_FILE
             if samples.exists():
                 write_atomically(samples, "".join(lines_until(samples, state.global_step, state.log_history)))
 
-    def on_log(self, args, state, control, logs=None, **kwargs):
+    def on_log(self, args, state, control, logs: dict[str, Any] | None = None, **kwargs):
         # The summary at the end of training counts this process's steps only, not the run's.
-        if state.is_world_process_zero and "train_runtime" not in logs:
-            append_line(Path(args.output_dir) / METRICS_FILE, {**logs, "step": state.global_step})
+        if state.is_world_process_zero and logs is not None and "train_runtime" not in logs:
+            append_line(folder_of(args) / METRICS_FILE, {**logs, "step": state.global_step})
 
 
 def json_line(entry: dict) -> str:
@@ -75,15 +75,15 @@ def append_line(path: Path, entry: dict) -> None:
 
 def lines_until(path: Path, step: int, history: list[dict]) -> list[str]:
     """The lines of a JSON-lines file up to a training step; a new run (no history) keeps none."""
-    kept = []
+    lines = []
     for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if history else []:
         try:
             entry = json.loads(line)
         except ValueError:  # the process was killed while it wrote this line
             break
         if entry["step"] <= step:
-            kept.append(line)
-    return kept
+            lines.append(line)
+    return lines
 
 
 class ConsoleProgress(TrainerCallback):
@@ -130,8 +130,8 @@ class ConsoleProgress(TrainerCallback):
     def on_train_end(self, args, state, control, **kwargs):
         self.progress.stop()
 
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        if not state.is_world_process_zero or "train_runtime" in logs:
+    def on_log(self, args, state, control, logs: dict[str, Any] | None = None, **kwargs):
+        if not state.is_world_process_zero or logs is None or "train_runtime" in logs:
             return
         if any(name.startswith("eval_") for name in logs):
             hidden = TIMINGS | ({"eval_loss"} if "eval_lm_loss" in logs else set())

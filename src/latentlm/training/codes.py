@@ -1,6 +1,5 @@
 """From a trained autoencoder to a table: every byte and piece gets a code of its own."""
 
-import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -65,7 +64,9 @@ def encode_positions(autoencoder: FSQAutoencoderModel, chunks: np.ndarray, lengt
 def nearest_free(fsq: FSQ, position: torch.Tensor, taken: set[int]) -> int:
     """The code that is not taken whose digits are nearest to `position` `(n,)`; ties by index."""
     levels = torch.tensor(fsq.levels)
-    for radius in itertools.count(1):
+    radius = 0
+    while True:
+        radius += 1
         # Each dimension's digits within the radius, then all their combinations.
         around = [
             range(max(0, int(p.round()) - radius), min(int(n) - 1, int(p.round()) + radius) + 1)

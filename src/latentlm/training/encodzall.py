@@ -1,26 +1,22 @@
 """Training of EncodZall: clean rows are corrupted when they are used, as strongly as a PID loop says."""
 
-import math
-from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.data_loader import DataLoaderShard
 from torch import nn
-from torch.utils.data import DataLoader
 from transformers import AutoModelForSeq2SeqLM
-from transformers.trainer_utils import EvalLoopOutput
 
 from latentlm.runs.arguments import LatentTrainingArguments
 
 from ..models.encodzall_words import FRAME_IDS, find_words
-from .callbacks import SAMPLES_FILE, append_line
 from .masking import CorruptedBatch, mask_texts
+from .metrics import Count, Mean
 from .noise import MIXTURE, NoiseTables, check_mixture, corrupt_texts, default_tables
 from .pid import PIDCallback
 from .randomness import row_keys
+from .samples import write_texts
 from .trainer import LatentTrainer
 
 NOISES = ("mask", "realistic")
@@ -87,18 +83,19 @@ class EncodzallTrainer(LatentTrainer):
         eval_untouched_accuracy: accuracy on the others, which need copying alone;
         eval_exact_words: share of the corrupted words of which every byte is right;
 
-    all of the sequence decoder, which has seen the clean bytes before.
+    all of the sequence decoder, which has seen the clean bytes before; each is left out where nothing was counted.
     """
 
     auto_class = AutoModelForSeq2SeqLM
     arguments_class = EncodzallTrainingArguments
+    prepares_on_cpu = True
+    _corrupted: torch.Tensor  # `(B, T)`, bool, of the last batch
 
     def __init__(self, **kwargs: Any):
         super().__init__(**kwargs)
         self.add_callback(self.args.make_pid())
         path = self.args.noise_tables
         self._tables = default_tables() if path is None else NoiseTables.load(Path(path))
-        self._corrupted: torch.Tensor | None = None
 
     @property
     def pid(self) -> PIDCallback:
@@ -110,107 +107,67 @@ class EncodzallTrainer(LatentTrainer):
 
     # ---- Corruption ----
 
-    def _get_dataloader(self, *args: Any, **kwargs: Any) -> DataLoader:
-        loader = super()._get_dataloader(*args, **kwargs)
-        if isinstance(loader, DataLoaderShard):
-            loader.device = None  # batches stay on the CPU
-        return loader
-
-    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+    def prepare_batch(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        # Already there, but for a stream that one process shares out.
         ids, labels = inputs["input_ids"].cpu(), inputs["labels"].cpu()
         if self.model.training:
             strength, step = self.pid.strength, self.state.global_step + 1
         else:
             strength, step = self.args.noise_eval_strength, 0
         batch = self.corrupt(ids, strength, step)
-        missing = (0, ids.shape[1] - batch.input_ids.shape[1])
+        self._corrupted = batch.corrupted.to(self.args.device)
+        pad, missing = self.model_config.pad_token_id, (0, ids.shape[1] - batch.input_ids.shape[1])
         prepared = {
-            "input_ids": nn.functional.pad(batch.input_ids, missing, value=self._config.pad_token_id),
+            "input_ids": nn.functional.pad(batch.input_ids, missing, value=pad),
             "attention_mask": nn.functional.pad(batch.attention_mask, missing),
             "word_ids": nn.functional.pad(batch.word_ids, missing, value=-1),
             "labels": labels,
         }
-        if self._config.contrastive_loss_weight and self.model.training:
+        if self.model_config.contrastive_loss_weight and self.model.training:
             prepared["clean_input_ids"] = ids
         prepared |= self.accelerator.unwrap_model(self.model).pack(**prepared, bucketed=True)
-        prepared = super()._prepare_inputs(prepared)
-        self._corrupted = batch.corrupted.to(prepared["labels"].device)
         return prepared
 
     def corrupt(self, ids: torch.Tensor, strength: float, step: int) -> CorruptedBatch:
         """Clean texts `(B, T)` with noise of the run's kind."""
-        real = ids != self._config.pad_token_id
+        real = ids != self.model_config.pad_token_id
         keys = row_keys((row[kept].numpy() for row, kept in zip(ids, real, strict=True)), self.args.seed, step)
-        longest = self._config.max_word_bytes
+        longest = self.model_config.max_word_bytes
         if self.args.noise == "mask":
             return mask_texts(ids, real, strength, keys, longest)
         return corrupt_texts(ids, real, strength, keys, longest, self.args.noise_mixture or MIXTURE, self._tables)
 
-    @property
-    def _config(self) -> Any:
-        return self.accelerator.unwrap_model(self.model).config
-
-    def compute_loss(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Any],
-        return_outputs: bool = False,
-        num_items_in_batch: torch.Tensor | int | None = None,
-    ) -> torch.Tensor | tuple[torch.Tensor, Any]:
-        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
-        if model.training and self.args.noise_set_point is not None:
+    def after_training_forward(self, inputs: dict[str, Any], outputs: Any) -> None:
+        if self.args.noise_set_point is not None:
             self.pid.add(*corrupted_loss(outputs["logits"].detach(), inputs["labels"], self._corrupted))
-        return (loss, outputs) if return_outputs else loss
 
-    def _training_logs(self) -> dict[str, float]:
-        return super()._training_logs() | self.pid.logs()
+    def training_logs(self) -> dict[str, float]:
+        return super().training_logs() | self.pid.logs()
 
     # ---- Evaluation ----
 
-    def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs) -> EvalLoopOutput:
-        self._counts: dict[str, float] = defaultdict(float)
-        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
-        counts = dict(zip(self._counts, self._sum_over_processes(list(self._counts.values())), strict=True))
-
-        def share(part: str, whole: str) -> float:
-            return counts[part] / counts[whole] if counts[whole] else math.nan
-
-        metrics = {
-            "corrupted_loss": share("loss", "corrupted"),
-            "corrupted_accuracy": share("corrupted_right", "corrupted"),
-            "untouched_accuracy": share("untouched_right", "untouched"),
-            "exact_words": share("words_right", "words"),
-        }
-        output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in metrics.items()})
-        return output
-
-    def add_to_evaluation(self, inputs: dict[str, Any], outputs: Any) -> None:
-        super().add_to_evaluation(inputs, outputs)
+    def evaluation_counts(self, inputs: dict[str, Any], outputs: Any) -> dict[str, Count]:
+        counts = super().evaluation_counts(inputs, outputs)
         labels, logits, corrupted = inputs["labels"], outputs["logits"], self._corrupted
         scored = labels != -100
         right = logits.argmax(-1) == labels
         # A word is wrong if one of its bytes is.
-        ids = torch.where(scored, labels, self._config.pad_token_id)
-        word_ids = find_words(ids, self._config.max_word_bytes)
+        ids = torch.where(scored, labels, self.model_config.pad_token_id)
+        word_ids = find_words(ids, self.model_config.max_word_bytes)
 
         def any_of_word(flags: torch.Tensor) -> torch.Tensor:
             return torch.zeros_like(word_ids).scatter_reduce(1, word_ids, flags.long(), "amax", include_self=True) > 0
 
         touched = any_of_word(scored & corrupted)
-        sums = {
-            **dict(zip(("loss", "corrupted"), corrupted_loss(logits, labels, corrupted), strict=True)),
-            "corrupted_right": (scored & corrupted & right).sum(),
-            "untouched": (scored & ~corrupted).sum(),
-            "untouched_right": (scored & ~corrupted & right).sum(),
-            "words": touched.sum(),
-            "words_right": (touched & ~any_of_word(scored & ~right)).sum(),
-        }
-        for name, value in sums.items():
-            self._counts[name] += value.item()
+        counts["corrupted_loss"] = Mean(*corrupted_loss(logits, labels, corrupted))
+        counts["corrupted_accuracy"] = Mean((scored & corrupted & right).sum(), (scored & corrupted).sum())
+        counts["untouched_accuracy"] = Mean((scored & ~corrupted & right).sum(), (scored & ~corrupted).sum())
+        counts["exact_words"] = Mean((touched & ~any_of_word(scored & ~right)).sum(), touched.sum())
+        return counts
 
     def write_samples(self) -> None:
         """Repair the beginnings of a few validation rows, for `samples.jsonl` and the console."""
-        model = self.accelerator.unwrap_model(self.model)
+        model = self.unwrapped_model
         if self.processing_class is None or not self.is_world_process_zero() or self.is_fsdp_enabled:
             return
         for row in self.spread_validation_rows(self.args.sample_prompts):
@@ -227,9 +184,7 @@ class EncodzallTrainer(LatentTrainer):
                 "noisy": self.processing_class.decode([i for i in batch.input_ids[0].tolist() if i not in FRAME_IDS]),
                 "repaired": self.processing_class.decode(generated[0], skip_special_tokens=True),
             }
-            append_line(Path(self.args.output_dir) / SAMPLES_FILE, {"step": self.state.global_step, **texts})
-            text = f"    {texts['noisy']!r} → {texts['repaired']!r}"
-            self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+            write_texts(texts, self.state.global_step, self.run_folder, self.console)
 
 
 def corrupted_loss(

@@ -1,15 +1,17 @@
 """Training of the FSQ autoencoder and of the language model on its codes."""
 
 import math
-from collections import defaultdict
 from typing import Any
 
 import torch
 from transformers import AutoModel
-from transformers.trainer_utils import EvalLoopOutput
 
-from .learned_dropout import ParallelEncoderDecoderTrainer
+from .learned_dropout import LearnedDropoutTrainer
+from .metrics import Count, Histogram, Mean, Totals
 from .trainer import LatentTrainer
+
+MOST_CODES = 2**24
+"""Of which an evaluation counts how often each is used: 128 MiB."""
 
 
 class CodeCollapseError(RuntimeError):
@@ -24,55 +26,44 @@ class FSQAutoencoderTrainer(LatentTrainer):
         eval_perplexity: of a byte or end, exp of `eval_loss`;
         eval_byte_accuracy, eval_exact: share of bytes, and of whole chunks with their ends, that come back;
         eval_byte_accuracy_by_use, eval_exact_by_use: the same, each chunk counted as often as the text uses it;
-        eval_distinct_codes: distinct codes, as a share of the chunks.
+        eval_distinct_codes: distinct codes, as a share of the chunks; where the levels give 2**24 codes at most.
     """
 
     auto_class = AutoModel
-
-    def _set_signature_columns_if_needed(self) -> None:
-        super()._set_signature_columns_if_needed()
-        if "use" not in self._signature_columns:  # Trainer leaves out what the model does not take
-            self._signature_columns.append("use")
+    extra_columns = ("use",)
 
     def predicted(self, labels: torch.Tensor) -> torch.Tensor:
         return labels
 
-    def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs) -> EvalLoopOutput:
-        self._counts: dict[str, float] = defaultdict(float)
-        self._codes: list[torch.Tensor] = []
-        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
-        counts = dict(zip(self._counts, self._sum_over_processes(list(self._counts.values())), strict=True))
-        codes = self.accelerator.gather(torch.cat(self._codes))
-        metrics = {"perplexity": math.exp(output.metrics[f"{metric_key_prefix}_loss"])}
-        for weighted in ("", "_by_use"):
-            if counts[f"chunks{weighted}"]:
-                metrics[f"byte_accuracy{weighted}"] = counts[f"bytes_right{weighted}"] / counts[f"bytes{weighted}"]
-                metrics[f"exact{weighted}"] = counts[f"exact{weighted}"] / counts[f"chunks{weighted}"]
-        metrics["distinct_codes"] = len(codes[codes >= 0].unique()) / counts["chunks"]
-        output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in metrics.items()})
-        return output
-
-    def add_to_evaluation(self, inputs: dict[str, Any], outputs: Any) -> None:
-        super().add_to_evaluation(inputs, outputs)
-        labels = inputs["labels"]
+    def evaluation_counts(self, inputs: dict[str, Any], outputs: Any) -> dict[str, Count]:
+        counts = super().evaluation_counts(inputs, outputs)
+        labels, use = inputs["labels"], inputs["use"]
         scored = labels != -100
         right = (outputs["logits"][:, : labels.shape[1]].argmax(-1) == labels) & scored
         is_byte = scored & (labels < 256)
         real = scored.any(-1)  # rows that only fill up a batch have no labels
-        each = {
-            "chunks": real,
-            "exact": real & (right == scored).all(-1),
-            "bytes": is_byte.sum(-1),
-            "bytes_right": (right & is_byte).sum(-1),
-        }
-        for name, values in each.items():
-            self._counts[name] += values.sum().item()
-            self._counts[f"{name}_by_use"] += (values * inputs["use"]).sum().item()
-        self._codes.append(outputs["code_index"].where(real, -1))
+        exact = real & (right == scored).all(-1)
+        num_bytes, bytes_right = is_byte.sum(-1), (right & is_byte).sum(-1)
+        counts["byte_accuracy"] = Mean(bytes_right.sum(), num_bytes.sum())
+        counts["exact"] = Mean(exact.sum(), real.sum())
+        counts["byte_accuracy_by_use"] = Mean((bytes_right * use).sum(), (num_bytes * use).sum())
+        counts["exact_by_use"] = Mean((exact * use).sum(), (real * use).sum())
+        if self.model_config.num_codes <= MOST_CODES:
+            counts["codes"] = Histogram(outputs["code_index"], real, self.model_config.num_codes)
+        return counts
+
+    def evaluation_results(self, totals: Totals) -> dict[str, float]:
+        codes = totals.pop("codes") if "codes" in totals.numbers else None
+        results = super().evaluation_results(totals)
+        if "loss" in results:
+            results["perplexity"] = math.exp(results["loss"])
+        if codes is not None:
+            results["distinct_codes"] = (codes > 0).sum().item() / codes.sum().item()
+        return results
 
 
-class FSQTrainer(ParallelEncoderDecoderTrainer):
-    """[`ParallelEncoderDecoderTrainer`] for [`FSQForCausalLM`]: leaves the frozen parts of the autoencoder frozen
+class FSQTrainer(LearnedDropoutTrainer):
+    """[`LearnedDropoutTrainer`] for [`FSQForCausalLM`]: leaves the frozen parts of the autoencoder frozen
     (loading forgets that they are), and watches over joint training.
 
     Joint training logs `code_entropy`, the entropy of the digits of all tokens' codes as a share of the largest
@@ -84,14 +75,14 @@ class FSQTrainer(ParallelEncoderDecoderTrainer):
 
     def __init__(self, **kwargs: Any):
         super().__init__(**kwargs)
-        self.model.freeze()
-        self._first_entropy = self.code_statistics()["code_entropy"] if self._config.joint else None
+        self.unwrapped_model.freeze()
+        self._first_entropy = self.code_statistics()["code_entropy"] if self.model_config.joint else None
 
-    def _training_logs(self) -> dict[str, float]:
-        logs = super()._training_logs()
+    def training_logs(self) -> dict[str, float]:
+        logs = super().training_logs()
         if self._first_entropy is not None:
             logs.update(self.code_statistics())
-            least = self._config.min_code_entropy * self._first_entropy
+            least = self.model_config.min_code_entropy * self._first_entropy
             if logs["code_entropy"] < least:
                 raise CodeCollapseError(
                     f"step {self.state.global_step}: code_entropy fell to {logs['code_entropy']:.3f}, below "
@@ -102,7 +93,7 @@ class FSQTrainer(ParallelEncoderDecoderTrainer):
 
     def code_statistics(self) -> dict[str, float]:
         """Entropy of the codes that the encoder gives now, and how many differ from the table."""
-        embedding = self.accelerator.unwrap_model(self.model).embedding
+        embedding = self.unwrapped_model.embedding
         codes = embedding.encode_tokens()
         digits = embedding.fsq.digits(codes)
         shares = [

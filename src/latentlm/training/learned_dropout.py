@@ -4,8 +4,7 @@ import re
 from typing import Any
 
 import torch
-from torch import nn
-from transformers import PreTrainedConfig, TrainerCallback
+from transformers import TrainerCallback
 
 from latentlm.models.block_learned_dropout import mask_entropy, mask_loss_weight, record_masks
 from latentlm.runs.recipe import RecipeError
@@ -17,7 +16,7 @@ PROBE_ROWS = 4
 PROBE_INPUTS = ("input_ids", "attention_mask", "position_ids")
 
 
-class ParallelEncoderDecoderTrainer(LatentTrainer):
+class LearnedDropoutTrainer(LatentTrainer):
     """[`LatentTrainer`] for models with LearnedDropout: the parallel encoder-decoder, and the others that switch it on.
 
     Adds the training step to every batch, from which the model computes scheduled loss weights (a resumed run goes on
@@ -39,29 +38,26 @@ class ParallelEncoderDecoderTrainer(LatentTrainer):
             self.add_callback(MaskCallback(self))
 
     @property
-    def _config(self) -> PreTrainedConfig:
-        return self.accelerator.unwrap_model(self.model).config
-
-    @property
     def has_learned_dropout(self) -> bool:
-        return self._config.learned_dropout != "none"
+        return self.model_config.learned_dropout != "none"
 
     @property
     def has_schedule(self) -> bool:
-        return any(getattr(self._config, f"{name}_rate") is not None for name in self._config.mask_losses)
+        return any(getattr(self.model_config, f"{name}_rate") is not None for name in self.model_config.mask_losses)
 
-    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any):
-        if model.training and self.has_schedule:
+    def prepare_batch(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        inputs = super().prepare_batch(inputs)
+        if self.model.training and self.has_schedule:
             step = torch.full((), self.state.global_step, dtype=torch.float32, device=self.args.device)
             inputs = {**inputs, "training_step": step}
-        return super().compute_loss(model, inputs, *args, **kwargs)
+        return inputs
 
-    def _training_logs(self) -> dict[str, float]:
-        logs = super()._training_logs()
+    def training_logs(self) -> dict[str, float]:
+        logs = super().training_logs()
         if self.has_learned_dropout:
             step = torch.tensor(self.state.global_step - 1.0)  # of the last loss; the count is one ahead by now
-            for name in self._config.mask_losses:
-                logs[f"{name}_weight"] = float(mask_loss_weight(self._config, name, step))
+            for name in self.model_config.mask_losses:
+                logs[f"{name}_weight"] = float(mask_loss_weight(self.model_config, name, step))
             logs.update(self.mask_statistics())
         return logs
 
@@ -74,9 +70,9 @@ class ParallelEncoderDecoderTrainer(LatentTrainer):
             self._probe = {name: value for name, value in batch.items() if name in PROBE_INPUTS}
         if not self._probe:
             return {}
-        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-        probe = self._prepare_inputs(self._probe)
+        model = self.unwrapped_model
         model.eval()  # each training step turns it back
+        probe = self._prepare_inputs(self._probe)
         with torch.no_grad(), self.compute_loss_context_manager(), record_masks(model) as masks:
             model(**probe, use_cache=False, logits_to_keep=1)
         real = probe.get("attention_mask", torch.ones_like(probe["input_ids"])).bool()
@@ -88,7 +84,7 @@ class ParallelEncoderDecoderTrainer(LatentTrainer):
         if not masks:
             return {}
         rounded = {name: mask >= 0.5 for name, mask in masks.items()}
-        every, ones = (torch.cat([mask.flatten() for mask in found.values()]) for found in (masks, rounded))
+        every, ones = (torch.cat([mask.flatten() for mask in values.values()]) for values in (masks, rounded))
         statistics = {
             "mask_density": ones.float().mean().item(),
             "mask_near_0": (every < 0.1).float().mean().item(),
@@ -105,7 +101,9 @@ class ParallelEncoderDecoderTrainer(LatentTrainer):
 
 def short_name(module: str) -> str:
     """`encoder_layers.0` of the name of a LearnedDropout, whatever wraps the model."""
-    return re.search(r"(?:encoder_|decoder_)?layers\.\d+", module).group()
+    match = re.search(r"(?:encoder_|decoder_)?layers\.\d+", module)
+    assert match is not None  # LearnedDropout stands in numbered layers
+    return match.group()
 
 
 class MaskCallback(TrainerCallback):
@@ -113,11 +111,11 @@ class MaskCallback(TrainerCallback):
     the one asked for), and takes the masks with which `mask_change` starts. A checkpoint is always written at a log, so
     for a resumed run these are the masks of the last log before it."""
 
-    def __init__(self, trainer: ParallelEncoderDecoderTrainer):
+    def __init__(self, trainer: LearnedDropoutTrainer):
         self.trainer = trainer
 
-    def on_train_begin(self, args, state, control, model: nn.Module, **kwargs):
-        config = model.config
+    def on_train_begin(self, args, state, control, **kwargs):
+        config = self.trainer.model_config
         for name in config.mask_losses:
             steps = config.mask_loss_steps(name)
             if steps >= state.max_steps:  # the last step has number max_steps - 1

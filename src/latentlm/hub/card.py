@@ -1,0 +1,221 @@
+"""The model card of a run, filled in from the files that the run left."""
+
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import torch
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+from transformers import AutoConfig, PreTrainedConfig
+
+import latentlm
+from latentlm.data.sources import FORMATS, PYTHON_DOCS
+from latentlm.runs.checkpoints import write_atomically
+from latentlm.runs.run_folder import (
+    CURVES_FILE,
+    DATA_FILE,
+    ENVIRONMENT_FILE,
+    SEGMENTS_FILE,
+    plot_curves,
+    read_metrics,
+    read_stored_recipe,
+)
+
+from .files import CARD_FILE, PublishError, published_recipe, read_json, without_local_paths
+
+TEMPLATE = Path(__file__).with_name("model_card.md")
+# A card without this line is the user's own and stays as it is.
+MARKER = "<!-- Written by latentlm, anew at each push. Delete this line to keep your own changes. -->"
+# The pipeline of transformers that a model is for, by its Auto class.
+PIPELINES = {
+    "AutoModelForCausalLM": "text-generation",
+    "AutoModelForSequenceClassification": "text-classification",
+    "AutoModelForTokenClassification": "token-classification",
+}
+
+
+def write_card(folder: Path, repo_id: str, tags: list[str] | None = None, **fields: Any) -> None:
+    """Write the model card and the curves of a run or checkpoint beside its weights.
+
+    A README.md without the first line that latentlm writes is left alone.
+
+    Args:
+        repo_id: the name under which the card says how to load the model.
+        tags: more tags than the model type and latentlm.
+        fields: other front matter: `language="en"`, or a `license` that is not apache-2.0.
+
+    Raises:
+        PublishError: if the folder cannot be read or written.
+    """
+    path = folder / CARD_FILE
+    try:
+        if path.exists() and MARKER not in path.read_text(encoding="utf-8"):
+            return
+        plot_curves(folder)
+        write_atomically(path, str(make_card(folder, repo_id, tags or [], fields)))
+    except (OSError, ValueError) as error:
+        raise PublishError(f"the model card of {folder} cannot be written: {error}.") from error
+
+
+def make_card(folder: Path, repo_id: str, tags: list[str], fields: dict[str, Any]) -> ModelCard:
+    """The card of a run, from the files that it left."""
+    config: Any = AutoConfig.from_pretrained(folder)
+    model_class = config.architectures[0]
+    recipe = read_stored_recipe(folder) or {}
+    data = read_json(folder / DATA_FILE)
+    metrics = read_metrics(folder)
+    head = f".{model_class}"
+    auto_class = next((name for name, path in config.auto_map.items() if path.endswith(head)), "AutoModel")
+    name = repo_id.rsplit("/", 1)[-1]
+    with torch.device("meta"):
+        model = getattr(latentlm, model_class)(config)
+    sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    context = getattr(config, "max_position_embeddings", None)
+    embeds_texts = (folder / "modules.json").exists()  # what sentence-transformers loads
+    base_model = recipe.get("model", {}).get("from_pretrained")
+    card_data = {
+        "library_name": "transformers",
+        "license": "apache-2.0",
+        "language": "en" if data and is_python_docs(data) else None,
+        "pipeline_tag": PIPELINES.get(auto_class) or ("feature-extraction" if embeds_texts else None),
+        "tags": [config.model_type, "latentlm", *(["sentence-transformers"] if embeds_texts else []), *tags],
+        "datasets": hub_names(data.get("dataset"), data.get("validation_dataset")),
+        "base_model": hub_names(base_model),
+        "model_name": name,
+        "eval_results": evaluation_results(metrics, data, auto_class),
+    }
+    return ModelCard.from_template(
+        ModelCardData(**card_data | fields),
+        template_path=str(TEMPLATE),
+        title=name,
+        marker=MARKER,
+        repo_id=repo_id,
+        architecture=describe(config),
+        model_type=config.model_type,
+        parameters=sum(sizes.values()),
+        parameters_without_positions=sum(size for name, size in sizes.items() if "embed_positions" not in name),
+        context=context,
+        new_tokens=min(64, context // 2) if context else 64,
+        auto_class=auto_class,
+        steps=max((entry["step"] for entry in metrics), default=0),
+        training_time=timedelta(
+            seconds=round(next((e["training_seconds"] for e in reversed(metrics) if "loss" in e), 0))
+        ),
+        losses=(losses := list(first_and_last(metrics))),
+        lm_loss_named=any(row["name"] == "lm_loss" for row in losses),
+        figure=CURVES_FILE,
+        segments=SEGMENTS_FILE if (folder / SEGMENTS_FILE).exists() else None,
+        data=describe_data(data, recipe.get("data", {})) if data else None,
+        recipe=(published_recipe(folder) or "").strip(),
+        environment=read_json(folder / ENVIRONMENT_FILE),
+    )
+
+
+def is_python_docs(data: dict[str, Any]) -> bool:
+    """Whether all text of a run is the documentation inside Python, the one source whose language is known."""
+    return {data["dataset"], data.get("validation_dataset") or PYTHON_DOCS} == {PYTHON_DOCS}
+
+
+def describe(config: PreTrainedConfig) -> str:
+    """The first sentence of the configuration's documentation, which says what the architecture is."""
+    return (type(config).__doc__ or "").strip().split("\n\n")[0].replace("\n", " ")
+
+
+def first_and_last(metrics: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """A row per logged loss and for bits per byte: its first and last value, in training and on held-out text."""
+    for text, key, prefix in (("training", "loss", ""), ("held-out text", "eval_loss", "eval_")):
+        entries = [entry for entry in metrics if key in entry]
+        if not entries:
+            continue
+        first, last = entries[0], entries[-1]
+        names = [name for name in sorted(last) if name.endswith(("_loss", "_bits_per_byte")) or name == key]
+        for name in names:
+            if name == "eval_loss" and "eval_lm_loss" in last:
+                continue  # the same number
+            yield {
+                "text": text,
+                "name": name.removeprefix(prefix),
+                **{"first_step": first["step"], "first": first[name], "last_step": last["step"], "last": last[name]},
+            }
+
+
+def describe_data(data: dict[str, Any], fields: dict[str, Any]) -> dict[str, Any]:
+    """The data of a run as the card shows it: a row per split, and how they were divided."""
+
+    def dataset(name: str) -> str:
+        if name == PYTHON_DOCS:
+            return "`python_docs` (the documentation inside Python)"
+        parts = [without_local_paths(name), data.get("dataset_config")]
+        return "`" + " ".join(part for part in parts if part) + "`"
+
+    def count(number: int | None) -> str:
+        return "not counted" if number is None else f"{number:,}"
+
+    validation_name = data.get("validation_dataset") or data["dataset"]
+    splits = [
+        {"text": text, "dataset": dataset(name)}
+        | {kind: count(data[split].get(kind)) for kind in ("documents", "bytes", "tokens")}
+        for text, split, name in (
+            ("training", "train", data["dataset"]),
+            ("held out", "validation", validation_name),
+        )
+    ]
+    if data.get("validation_dataset"):
+        split = "The held-out text is a dataset of its own."
+    elif fields.get("validation_split"):
+        train, held_out = fields["train_split"], fields["validation_split"]
+        split = f"The held-out text is the split `{held_out}`, the training text the split `{train}`."
+    elif fields.get("streaming"):
+        split = "The held-out text is the beginning of the stream; training leaves its documents out."
+    else:
+        share = f"about {fields['validation_fraction']:.1%} of the bytes, " if "validation_fraction" in fields else ""
+        split = f"The held-out text is {share}chosen by document; no document is on both sides."
+    if fields.get("max_validation_rows"):
+        split += f" Evaluated on its first {data['validation']['rows']:,} rows."
+    if fields.get("max_train_rows"):
+        split += f" Trained on the first {data['train']['rows']:,} rows of its text."
+    return {
+        "splits": splits,
+        "split": split,
+        "tokenizer": f"`{without_local_paths(data['tokenizer'])}`",
+        "vocab_size": data["vocab_size"],
+        "context_length": data["context_length"],
+    }
+
+
+def hub_names(*names: str | None) -> list[str] | None:
+    """Those of `names` that can be repositories on the Hub, not files or folders of this machine; `None` for none."""
+    repositories = []
+    for name in names:
+        if not name or name == PYTHON_DOCS or PurePosixPath(name).suffix in FORMATS or Path(name).exists():
+            continue
+        try:
+            validate_repo_id(name)
+        except HFValidationError:
+            continue
+        repositories.append(name)
+    return repositories or None
+
+
+def evaluation_results(metrics: list[dict[str, Any]], data: dict[str, Any], auto_class: str) -> list[EvalResult] | None:
+    """The last evaluation, for the model index of the front matter."""
+    last = next((entry for entry in reversed(metrics) if "eval_loss" in entry), None)
+    if last is None:
+        return None
+    dataset = without_local_paths(data.get("validation_dataset") or data.get("dataset") or "held-out text")
+    return [
+        EvalResult(
+            task_type="text-generation" if auto_class == "AutoModelForCausalLM" else "other",
+            dataset_type=dataset,
+            dataset_name=f"{dataset} (held-out part)",
+            dataset_config=data.get("dataset_config"),
+            metric_type=name.removeprefix("eval_"),
+            metric_name=label,
+            metric_value=last[name],
+        )
+        for name, label in (("eval_loss", "loss in nats per token"), ("eval_bits_per_byte", "bits per byte"))
+        if name in last
+    ]

@@ -1,0 +1,63 @@
+"""Sample outputs of a run: prompts from the validation set, their continuations, `samples.jsonl`."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from .callbacks import SAMPLES_FILE, append_line
+
+
+def choose_prompts(rows: Iterable[dict[str, Any]], longest: int) -> list[torch.Tensor]:
+    """The beginning `(t,)` of each row, within one document and at most `longest` tokens."""
+    prompts = []
+    for row in rows:
+        ids, positions = torch.as_tensor(row["input_ids"]), torch.as_tensor(row["position_ids"])
+        restarts = (positions[1:] == 0).nonzero().flatten().tolist()
+        prompts.append(ids[: max(min([longest, *(restart + 1 for restart in restarts)]), 1)])
+    return prompts
+
+
+def continue_prompts(
+    model: Any,
+    tokenizer: Any,
+    prompts: Iterable[torch.Tensor],
+    new_tokens: int,
+    seed: int,
+    device: torch.device,
+    synced: bool = False,
+) -> list[dict[str, str]]:
+    """`prompt`, `greedy` and `sampled` continuation of each prompt `(t,)`; the run's own random numbers stay untouched.
+
+    Args:
+        new_tokens: at most; fewer where the context of the model ends.
+        synced: whether other processes generate together with this one.
+    """
+    samples = []
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.no_grad():
+        torch.manual_seed(seed)
+        for prompt in prompts:
+            texts = {"prompt": tokenizer.decode(prompt)}
+            room = model.config.max_position_embeddings - len(prompt)
+            for kind, do_sample in (("greedy", False), ("sampled", True)):
+                ids = model.generate(
+                    prompt[None].to(device),
+                    attention_mask=torch.ones_like(prompt[None], device=device),
+                    max_new_tokens=min(new_tokens, room),
+                    do_sample=do_sample,
+                    pad_token_id=tokenizer.pad_token_id,
+                    synced_gpus=synced,
+                )
+                texts[kind] = tokenizer.decode(ids[0, len(prompt) :])
+            samples.append(texts)
+    return samples
+
+
+def write_texts(texts: dict[str, str], step: int, folder: Path, console: Console) -> None:
+    """Add a line to `samples.jsonl`, and show it: what went in, and what came out."""
+    append_line(folder / SAMPLES_FILE, {"step": step, **texts})
+    (_, before), (_, after), *more = texts.items()
+    text = f"    {before!r} → {after!r}" + "".join(f", {name} {value!r}" for name, value in more)
+    console.print(text, markup=False, highlight=False, soft_wrap=True)

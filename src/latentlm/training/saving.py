@@ -1,0 +1,206 @@
+"""`SavingTrainer`: checkpoints that are complete or invisible, and runs that resume exactly."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.distributed.fsdp import FSDPModule
+from transformers import Trainer
+from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
+from transformers.utils import logging
+
+from latentlm.runs.checkpoints import (
+    ARGUMENTS_FILE,
+    CheckpointError,
+    last_complete_checkpoint,
+    list_checkpoints,
+    publish,
+    read_manifest,
+    remove,
+    resolve_checkpoint,
+    rotate,
+    write_atomically,
+    write_manifest,
+)
+from latentlm.runs.run_folder import DATA_FILE, ENVIRONMENT_FILE, RECIPE_FILE, SEGMENTS_FILE
+
+logger = logging.get_logger(__name__)
+
+# Files of the run folder that every checkpoint repeats, so that it can be resumed without anything else.
+RUN_FILES = (RECIPE_FILE, ENVIRONMENT_FILE, DATA_FILE, SEGMENTS_FILE)
+
+
+class SavingTrainer(Trainer):
+    """A `Trainer` that saves all of a checkpoint or model, or none of it, and resumes exactly where it stopped."""
+
+    def __init__(self, **kwargs: Any):
+        self._use_cache = getattr(kwargs["model"].config, "use_cache", None)
+        super().__init__(**kwargs)
+        if self._use_cache is None:
+            del kwargs["model"].config.use_cache  # Trainer adds it, also to a model that knows no cache
+        self._staging: Path | None = None  # where a checkpoint is being written
+
+    # ---- Resuming ----
+
+    def train(
+        self,
+        resume_from_checkpoint: str | os.PathLike | bool | None = None,
+        trial: Any = None,
+        ignore_keys_for_eval: list[str] | None = None,
+    ):
+        """Train, from a complete checkpoint on if one is named (`True`: the last complete one of the run folder).
+
+        Raises:
+            CheckpointError: if the checkpoint is incomplete, before anything is touched.
+        """
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = last_complete_checkpoint(Path(self._get_output_dir(trial)))
+            if resume_from_checkpoint is None:
+                raise CheckpointError(f"{self.args.output_dir} holds no complete checkpoint to resume from.")
+        if not resume_from_checkpoint:
+            return super().train(None, trial, ignore_keys_for_eval)
+        checkpoint = resolve_checkpoint(resume_from_checkpoint)
+        processes = read_manifest(checkpoint)["processes"]
+        if processes != self.args.world_size:
+            logger.warning(
+                f"{checkpoint} was saved by {processes} processes and is resumed by {self.args.world_size}: "
+                "the run goes on, but not with the losses of an uninterrupted one."
+            )
+        # The evaluation before the first step belongs to the history that the checkpoint carries.
+        eval_on_start, self.args.eval_on_start = self.args.eval_on_start, False
+        try:
+            return super().train(str(checkpoint), trial, ignore_keys_for_eval)
+        finally:
+            self.args.eval_on_start = eval_on_start
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        if self.state.global_step >= self.state.max_steps:  # resumed at the end: Trainer would train one step more
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*args, **kwargs)
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """A checkpoint that does not fit is an error; weights that are tied to others are not stored."""
+        missing = set(load_result.missing_keys) - set(self.unwrapped_model.all_tied_weights_keys)
+        if missing or load_result.unexpected_keys:
+            raise CheckpointError(
+                "the checkpoint does not fit the model: "
+                f"missing {sorted(missing) or 'nothing'}, unexpected {load_result.unexpected_keys or 'nothing'}."
+            )
+
+    # ---- Saving ----
+
+    @property
+    def unwrapped_model(self) -> Any:
+        """The model itself, without what DDP, FSDP or `torch.compile` put around it."""
+        return self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+
+    def _get_output_dir(self, trial: Any) -> str:
+        # While a checkpoint is saved, Trainer writes it below a hidden folder.
+        return str(self._staging) if self._staging else super()._get_output_dir(trial)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Save a checkpoint under a hidden name; rename it when all processes have written their part.
+
+        Raises:
+            CheckpointError: on all processes, if it could not be written. Nothing of it is left; earlier checkpoints
+                are as they were.
+        """
+        run_folder = Path(self._get_output_dir(trial))
+        final = run_folder / f"checkpoint-{self.state.global_step}"
+        staging = run_folder / f".saving-{final.name}"
+        written = staging / final.name
+        error = None
+        if self.args.should_save:
+            remove(staging)
+        self.accelerator.wait_for_everyone()
+        self._staging = staging
+        try:
+            super()._save_checkpoint(model, trial)
+            if self.args.should_save:
+                self._complete_checkpoint(written, run_folder)
+        except Exception as exception:  # OSError, but also RuntimeError (torch) and SafetensorError for a full disk
+            error = exception
+        finally:
+            self._staging = None
+        # Also the barrier after which every process has written its files.
+        if not self._count_failures(error) and self.args.should_save:
+            try:
+                write_manifest(
+                    written,
+                    {
+                        "step": self.state.global_step,
+                        "processes": self.args.world_size,
+                        "resumable": not self.args.save_only_model,
+                    },
+                )
+                publish(written, final)
+                rotate(run_folder, self.args.save_total_limit, self.state.best_model_checkpoint)
+            except OSError as exception:
+                error = exception
+        if self.args.should_save:
+            remove(staging)
+        if self._count_failures(error):
+            left = ", ".join(map(str, list_checkpoints(run_folder))) or "none"
+            raise CheckpointError(
+                f"{final} could not be saved: {error or 'see the other processes'}. Nothing of it is left; "
+                f"earlier checkpoints are untouched: {left}. Once the cause is gone (a full disk?), the same command "
+                "continues from the last one."
+            ) from error
+
+    def _count_failures(self, error: Exception | None) -> float:
+        """How many processes have met an error."""
+        failures = self.accelerator.reduce(torch.tensor(float(error is not None), device=self.args.device))
+        assert isinstance(failures, torch.Tensor)
+        return failures.item()
+
+    def _complete_checkpoint(self, written: Path, run_folder: Path) -> None:
+        """Add the run's own files, and name the best checkpoint by the place where it will be."""
+        for name in RUN_FILES:
+            if (run_folder / name).exists():
+                shutil.copyfile(run_folder / name, written / name)
+        if self.state.best_global_step:
+            self.state.best_model_checkpoint = str(run_folder / f"checkpoint-{self.state.best_global_step}")
+            self.state.save_to_json(str(written / TRAINER_STATE_NAME))
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        """Save model, code, tokenizer and training arguments, all files or none, and no pickle."""
+        folder = Path(output_dir or self._get_output_dir(None))
+        staging = folder / ".saving-model"
+        model = self.unwrapped_model
+        if self._use_cache is not None:
+            model.config.use_cache = self._use_cache  # Trainer turns it off for training only
+        try:
+            with own_class(model):
+                super()._save(str(staging), state_dict)
+            if not self.args.should_save:
+                return
+            (staging / TRAINING_ARGS_NAME).unlink()
+            write_atomically(staging / ARGUMENTS_FILE, json.dumps(self.args.to_dict(), indent=2, default=str) + "\n")
+            for path in staging.iterdir():
+                os.replace(path, folder / path.name)
+        finally:
+            if self._use_cache is not None:
+                model.config.use_cache = self.args.use_cache
+            if self.args.should_save:
+                shutil.rmtree(staging, ignore_errors=True)
+
+
+@contextmanager
+def own_class(model: nn.Module) -> Iterator[None]:
+    """Give a model sharded by FSDP2 its own class for a while.
+
+    FSDP2 replaces the class by one that lives in torch: saving would name that one and copy torch's files as its code.
+    """
+    current = type(model)
+    model.__class__ = next(base for base in current.__mro__ if not issubclass(base, FSDPModule))
+    try:
+        yield
+    finally:
+        model.__class__ = current
