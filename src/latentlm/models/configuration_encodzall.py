@@ -167,7 +167,7 @@ class EncodzallConfig(PreTrainedConfig):
                 f"`num_attention_heads` is {self.num_attention_heads}, but must divide `hidden_size` "
                 f"{self.hidden_size} into heads of an even size, which rotary positions need."
             )
-        if self.num_attention_heads % self.num_key_value_heads:
+        if self.num_attention_heads % (self.num_key_value_heads or self.num_attention_heads):
             raise ValueError(
                 f"`num_key_value_heads` is {self.num_key_value_heads}, but must divide `num_attention_heads` "
                 f"{self.num_attention_heads}."

@@ -2,7 +2,7 @@
 
 import torch
 from torch import nn
-from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
+from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from transformers.utils.generic import merge_with_config_defaults
@@ -29,7 +29,7 @@ class EncodzallDecoder(EncodzallPreTrainedModel):
 
     def __init__(self, config: EncodzallConfig, one_word: bool = False):
         super().__init__(config)
-        self.rotary = LlamaRotaryEmbedding(config)
+        self.rotary = LlamaRotaryEmbedding(config)  # pyright: ignore[reportArgumentType]  # any configuration with its fields will do
         memory = SingleKeyAttention if one_word else Attention
         self.layers = nn.ModuleList(
             PreNormLayer(config, Attention(config, i), memory(config, i, reads_memory=True))
@@ -50,7 +50,7 @@ class EncodzallDecoder(EncodzallPreTrainedModel):
         word_mask: torch.Tensor,  # (B, S)
         word_positions: torch.Tensor,  # (B, S)
         attention_mask: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
+        past_key_values: EncoderDecoderCache | None = None,
         use_cache: bool | None = None,
         **kwargs,
     ) -> BaseModelOutputWithPastAndCrossAttentions:
