@@ -225,6 +225,10 @@ LANGUAGE_MODEL_CHANGES = {
     "vocab_size": 65,
     "hidden_size": 64,
     "num_attention_heads": 4,
+    "num_key_value_heads": 1,
+    "query_latent_size": 8,
+    "key_value_latent_size": 6,
+    "latent_rope_size": 2,
     "intermediate_size": 40,
     "rope_parameters": {"rope_type": "default", "rope_theta": 7.0},
     "layer_norm_eps": 0.1,
@@ -241,7 +245,9 @@ LANGUAGE_MODEL_CHANGES = {
     "mask_l1_loss_rate": 0.01,
 }
 LEARNED_DROPOUT = {"learned_dropout": "bernoulli", "learned_dropout_shift": 1.2}
-NEEDS = {
+LATENT = {"attention_form": "latent", "query_latent_size": 12, "key_value_latent_size": 8, "latent_rope_size": 4}
+LATENT_NEEDS = dict.fromkeys(("query_latent_size", "key_value_latent_size", "latent_rope_size"), LATENT)
+NEEDS = LATENT_NEEDS | {
     "rope_parameters": {"position_embedding_type": "rotary"},
     **dict.fromkeys(
         [
@@ -308,6 +314,8 @@ ARCHITECTURES = [
             "default": {},
             "subtraction": {"position_subtraction": "plain", "use_bias": True},
             "rotary": {"position_embedding_type": "rotary", "position_subtraction": "layer_norm"},
+            "grouped": {"num_key_value_heads": 1, "use_bias": True},
+            "latent": LATENT | {"position_embedding_type": "rotary"},
             "learned_dropout": LEARNED_DROPOUT | {"mask_entropy_loss_weight": 0.5, "mask_l1_loss": "absolute"},
             "learned_dropout_groups": LEARNED_DROPOUT | {"learned_dropout_groups": 6, "use_bias": True},
             "learned_dropout_embedding": LEARNED_DROPOUT
@@ -333,6 +341,7 @@ ARCHITECTURES = [
         variants={
             "default": {},
             "original": {"position_subtraction": "plain", "embedding_loss": "mse", "embedding_loss_weight": 8.0},
+            "grouped": {"num_key_value_heads": 1, "position_embedding_type": "rotary"},
             "rotary": {
                 "position_embedding_type": "rotary",
                 "position_subtraction": "layer_norm",
@@ -392,6 +401,7 @@ ARCHITECTURES = [
                 "embedding_loss_weight": 0.25,
             },
             "learned_dropout": LEARNED_DROPOUT | {"mask_entropy_loss_weight": 1.0, "mask_l1_loss_weight": 1.0},
+            "latent": LATENT | LEARNED_DROPOUT,
             "late_decoder": LEARNED_DROPOUT
             | {
                 "num_decoder_layers": 1,
@@ -463,6 +473,7 @@ ARCHITECTURES = [
         sizes=SIZES | {"levels": [LEVEL], "num_top_layers": 1, "bos_token_id": None, "eos_token_id": None},
         variants={
             "default": {},
+            "grouped": {"num_key_value_heads": 1},
             "two_levels": {"levels": [LEVEL, LEVEL]},
             "latent": {
                 "levels": [
@@ -487,6 +498,7 @@ ARCHITECTURES = [
             "vocab_size": 65,
             "hidden_size": 64,
             "num_attention_heads": 4,
+            "num_key_value_heads": 1,
             "intermediate_size": 40,
             "query_latent_size": 8,
             "key_value_latent_size": 8,

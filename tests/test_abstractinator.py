@@ -192,7 +192,8 @@ def test_a_stack_remembers_one_symbol_at_a_time_what_it_reads_at_once(window):
         for start in (0, 60):
             cache = stack.new_cache(2, inputs)
             if start:
-                stack.fill_cache(cache, [layer[:, :start] for layer in items], torch.full((2,), start))
+                begins = [tuple(part[:, :, :start] for part in pair) for pair in items]
+                stack.fill_cache(cache, begins, torch.full((2,), start))
             states = [stack.step(cache, rows, inputs[:, t]) for t in range(start, 150)]
             torch.testing.assert_close(torch.stack(states, 1), expected[:, start:], rtol=1e-4, atol=1e-4)
 

@@ -55,7 +55,10 @@ INVALID = [
     ],
     *[(config_class, {"hidden_size": "160"}, ["hidden_size", "int", "'160'"]) for config_class in ALL],
     (FSQConfig, {"head": "byte"}, ["head", "byte", "factorised"]),
-    (AbstractinatorConfig, {"attention_form": "linear"}, ["attention_form", "linear", "latent"]),
+    *[
+        (config_class, {"attention_form": "linear"}, ["attention_form", "linear", "latent"])
+        for config_class in (*ALL, AbstractinatorConfig)
+    ],
     (AbstractinatorConfig, {"top_head": "none"}, ["top_head", "none", "continuous"]),
     (AbstractinatorConfig, {"hidden_dropout": 1.0}, ["`hidden_dropout` is 1.0"]),
     (AbstractinatorConfig, {"attention_dropout": -0.1}, ["`attention_dropout` is -0.1"]),

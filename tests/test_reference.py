@@ -63,22 +63,30 @@ def turn(vector: torch.Tensor, position: int, theta: float = 10_000.0) -> torch.
     return torch.cat([turned.real, turned.imag])
 
 
-def attention(queries: list, keys: list, values: list, heads: int, rotary: bool) -> list[torch.Tensor]:
-    """Position t over the positions up to t; each a list over positions of vectors of size D."""
+def attention(queries: list, keys: list, values: list, heads: int, turned: int) -> list[torch.Tensor]:
+    """Position t over the positions up to t; each a list over positions of all heads' vectors side by side. Keys and
+    values may have fewer heads, each for a group of heads. Positions turn the last `turned` of a vector."""
+
+    def head(vector: torch.Tensor, h: int, parts: int) -> torch.Tensor:
+        return vector.chunk(parts)[h * parts // heads]
+
     size = len(queries[0]) // heads
+    shared = len(keys[0]) // size  # heads of keys and values
     outputs = []
     for t in range(len(queries)):
         output = []
         for h in range(heads):
-            part = slice(h * size, (h + 1) * size)
             scores = []
             for z in range(t + 1):
-                query, key = queries[t][part], keys[z][part]
-                if rotary:
-                    query, key = turn(query, t), turn(key, z)
+                query, key = head(queries[t], h, heads), head(keys[z], h, shared)
+                if turned:
+                    query, key = (
+                        torch.cat([vector[:-turned], turn(vector[-turned:], place)])
+                        for vector, place in ((query, t), (key, z))
+                    )
                 scores.append(query @ key / math.sqrt(size))
             probabilities = torch.stack(scores).softmax(0)
-            output.append(sum(p * values[z][part] for z, p in enumerate(probabilities)))
+            output.append(sum(p * head(values[z], h, shared) for z, p in enumerate(probabilities)))
         outputs.append(torch.cat(output))
     return outputs
 
@@ -92,24 +100,56 @@ def reference_logits(model: nn.Module, ids: list[int]) -> torch.Tensor:
     rotary = config.position_embedding_type == "rotary"
     eps = config.layer_norm_eps
 
+    def attend(queries: list, keys: list, module: Weights, heads: int) -> list:
+        """What an attention reads, from the normal states of queries and of keys."""
+        if config.attention_form == "latent":
+            rope = config.latent_rope_size
+
+            def through(x: torch.Tensor, name: str, size: int) -> torch.Tensor:
+                latent = module[f"{name}_down"].linear(x)[:size]
+                scale = (latent.pow(2).mean() + eps).sqrt()
+                return module[f"{name}_up"].linear(
+                    latent / scale * module.parameters[f"{module.prefix}{name}_norm.weight"]
+                )
+
+            q = [through(x, "q", config.query_latent_size) for x in queries]
+            pairs = [through(x, "kv", config.key_value_latent_size).chunk(2) for x in keys]
+            together = [module["kv_down"].linear(x)[config.key_value_latent_size :] for x in keys]
+            k = [
+                torch.cat([torch.cat([part, extra]) for part in key.chunk(heads)])
+                for (key, _), extra in zip(pairs, together, strict=True)
+            ]
+            v = [value for _, value in pairs]
+        else:
+            rope, groups = config.hidden_size // heads, config.num_attention_heads // config.num_key_value_heads
+            size = config.hidden_size // groups
+            if f"{module.prefix}qkv_proj.weight" in module.parameters:
+                q, k, v = zip(
+                    *(module["qkv_proj"].linear(x).split([config.hidden_size, size, size]) for x in queries),
+                    strict=True,
+                )
+            else:
+                q = [module["q_proj"].linear(x) for x in queries]
+                k, v = zip(*(module["kv_proj"].linear(x).chunk(2) for x in keys), strict=True)
+        read = attention(q, k, v, heads, rope if rotary else 0)
+        return [module["o_proj"].linear(x) for x in read]
+
     def self_attention(states: list, layer: Weights) -> list:
         normal = [layer["self_attn_norm"].norm(x, eps) for x in states]
-        queries, keys, values = zip(*(layer["self_attn"]["qkv_proj"].linear(x).chunk(3) for x in normal), strict=True)
-        attended = attention(queries, keys, values, config.num_attention_heads, rotary)
-        return [x + layer["self_attn"]["o_proj"].linear(a) for x, a in zip(states, attended, strict=True)]
+        read = attend(normal, normal, layer["self_attn"], config.num_attention_heads)
+        return [x + r for x, r in zip(states, read, strict=True)]
 
     def cross_attention(states: list, encoded: list, layer: Weights) -> list:
-        queries = [layer["cross_attn"]["q_proj"].linear(layer["cross_attn_query_norm"].norm(x, eps)) for x in states]
-        pairs = [layer["cross_attn"]["kv_proj"].linear(layer["cross_attn_key_norm"].norm(x, eps)) for x in encoded]
-        keys, values = zip(*(pair.chunk(2) for pair in pairs), strict=True)
-        attended = attention(queries, keys, values, config.num_cross_attention_heads, rotary)
+        queries = [layer["cross_attn_query_norm"].norm(x, eps) for x in states]
+        keys = [layer["cross_attn_key_norm"].norm(x, eps) for x in encoded]
+        read = attend(queries, keys, layer["cross_attn"], config.num_cross_attention_heads)
         gate = weights.parameters[f"{layer.prefix}cross_attn_gate"] if config.cross_attention_gate else 1
-        return [x + gate * layer["cross_attn"]["o_proj"].linear(a) for x, a in zip(states, attended, strict=True)]
+        return [x + gate * r for x, r in zip(states, read, strict=True)]
 
     def mask_values(inputs: list, module: Weights) -> list:
         """A of LearnedDropout: what its attention gives at each position."""
         queries, keys, values = zip(*(module["qkv_proj"].linear(x).chunk(3) for x in inputs), strict=True)
-        return attention(queries, keys, values, config.num_mask_heads, rotary=False)
+        return attention(queries, keys, values, config.num_mask_heads, turned=0)
 
     def learned_mask(inputs: list, module: Weights) -> list:
         """The rounded mask at each position, as in evaluation."""

@@ -2,13 +2,19 @@
 or multi-head latent, with or without a store of keys."""
 
 from collections.abc import Callable
+from copy import copy
 from typing import Any
 
 import torch
 from torch import nn
 from transformers.cache_utils import EncoderDecoderCache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.models.llama.modeling_llama import eager_attention_forward, repeat_kv, rotate_half
+from transformers.models.llama.modeling_llama import (
+    LlamaRotaryEmbedding,
+    eager_attention_forward,
+    repeat_kv,
+    rotate_half,
+)
 
 from .block_masks import CAUSAL, Mask, fold, fold_keys, unfold
 
@@ -92,7 +98,7 @@ class Attention(nn.Module):
         self.layer_idx = layer_idx
         self.reads_memory = reads_memory
         self.num_heads = num_heads or config.num_attention_heads
-        self.num_key_value_groups = num_key_value_groups or config.num_attention_heads // config.num_key_value_heads
+        self.num_key_value_groups = num_key_value_groups or config.num_key_value_groups
         self.num_key_value_heads = self.num_heads // self.num_key_value_groups
         self.width = width or config.hidden_size
         self.head_dim = self.width // self.num_heads
@@ -100,7 +106,7 @@ class Attention(nn.Module):
         self.make_projections()
         if has_output:
             self.o_proj = nn.Linear(self.width, config.hidden_size, bias=self.bias)
-            self.o_proj.adds_to_residual = True
+            self.o_proj.adds_to_residual = True  # pyright: ignore[reportArgumentType]
         else:
             self.o_proj = nn.Identity()
 
@@ -117,7 +123,7 @@ class Attention(nn.Module):
 
     def split_heads(self, states: torch.Tensor, size: int | None = None) -> torch.Tensor:
         """`(B, T, h * d)` to `(B, h, T, d)`, by default of the heads' size d."""
-        return states.unflatten(-1, (-1, size or self.head_dim)).transpose(1, 2)
+        return states.view(*states.shape[:-1], -1, size or self.head_dim).transpose(1, 2)
 
     # ---- The form ----
 
@@ -169,7 +175,12 @@ class Attention(nn.Module):
         kind = mask.backend or self.config._attn_implementation
         if self.reads_memory:
             query = self.queries(hidden_states, rotary)
-            pair = memory_pairs(past_key_values, self, lambda: self.pairs(memory, memory_rotary))
+
+            def make() -> Pair:
+                assert memory is not None  # else the store has its pairs
+                return self.pairs(memory, memory_rotary)
+
+            pair = memory_pairs(past_key_values, self, make)
         else:
             query, pair = self.project(hidden_states, rotary)
             if past_key_values is not None:
@@ -253,6 +264,14 @@ def norm_eps(config: Any) -> float:
     return config.rms_norm_eps if hasattr(config, "rms_norm_eps") else config.layer_norm_eps
 
 
+def rotary_table(config: Any) -> LlamaRotaryEmbedding:
+    """The positions of attention in the form of a configuration."""
+    if config.attention_form == "latent":
+        config = copy(config)
+        config.head_dim = config.latent_rope_size
+    return LlamaRotaryEmbedding(config)
+
+
 FORMS: dict[str, type[Attention]] = {"regular": Attention, "latent": LatentAttention}
 """By the configuration's `attention_form`."""
 
@@ -279,7 +298,7 @@ def memory_pairs(store: Any, attention: Attention, make: Callable[[], Pair]) -> 
     if not isinstance(store, EncoderDecoderCache):
         return store.update(*make(), layer_idx)
     if store.is_updated.get(layer_idx):
-        layer = store.cross_attention_cache.layers[layer_idx]
+        layer: Any = store.cross_attention_cache.layers[layer_idx]
         return layer.keys, layer.values
     store.is_updated[layer_idx] = True
     return store.cross_attention_cache.update(*make(), layer_idx)

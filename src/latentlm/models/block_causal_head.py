@@ -1,51 +1,26 @@
-"""What the causal language models share: initialisation, how a forward begins, the head and its named losses."""
+"""What the causal language models share: how a forward begins, the head and its named losses."""
 
-import math
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import initialization as init
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.masking_utils import create_causal_mask
-from transformers.modeling_utils import PreTrainedModel, slice_logits_to_keep
-from transformers.utils import can_return_tuple, logging
+from transformers.modeling_utils import slice_logits_to_keep
+from transformers.utils import can_return_tuple
 
+from .block_attention import Attention
 from .block_layers import make_norm
 from .block_learned_dropout import SharedMaskAttention, mask_loss_weight
 from .block_masks import Mask, causal_mask
-from .block_outputs import CausalLMOutput, CausalModelOutput, TakesCache
+from .block_outputs import CausalLMOutput, CausalModelOutput
 from .block_positions import check_context, resolve_position_ids
+from .block_pretrained import TrainedByOthers, TransformerPreTrainedModel, pop_shift_labels
 from .block_refusals import check_filled_cache
 
-logger = logging.get_logger(__name__)
 
-
-class TransformerPreTrainedModel(TakesCache, PreTrainedModel):
-    """Flags and initialisation: N(0, `initializer_range`), zero biases, and a smaller standard deviation for the
-    projections that add to the residual stream (GPT-2, section 2.3)."""
-
-    base_model_prefix = "model"
-    supports_gradient_checkpointing = True
-    _skip_keys_device_placement = ["past_key_values"]
-    _supports_sdpa = True
-    _supports_flash_attn = True
-    _supports_flex_attn = True
-    _supports_attention_backend = True
-    _can_compile_fullgraph = True
-
-    @property
-    def num_residual_projections(self) -> int:
-        """N of the residual projections' standard deviation `initializer_range / sqrt(N)`."""
-        raise NotImplementedError
-
-    def _init_weights(self, module: nn.Module) -> None:
-        super()._init_weights(module)
-        if hasattr(module, "initialize_parameters"):
-            module.initialize_parameters()
-        if getattr(module, "adds_to_residual", False):
-            std = self.config.initializer_range / math.sqrt(self.num_residual_projections)
-            init.normal_(module.weight, mean=0.0, std=std)
+class CausalPreTrainedModel(TransformerPreTrainedModel):
+    """How every forward of a causal language model with a cache of transformers begins."""
 
     def embed(
         self,
@@ -53,7 +28,7 @@ class TransformerPreTrainedModel(TakesCache, PreTrainedModel):
         attention_mask: torch.Tensor | None,
         position_ids: torch.LongTensor | None,
         past_key_values: Cache | None,
-        inputs_embeds: torch.FloatTensor | None,  # (B, T, D)
+        inputs_embeds: torch.Tensor | None,  # (B, T, D)
         use_cache: bool | None,
     ) -> tuple[torch.Tensor, Mask, torch.Tensor, Cache | None]:
         """How every forward begins: token embeddings `(B, T, D)`, the causal mask, positions `(B or 1, T)`, and
@@ -66,10 +41,10 @@ class TransformerPreTrainedModel(TakesCache, PreTrainedModel):
                 packed documents come with a cache.
         """
         check_filled_cache(past_key_values, self.config)
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("Give exactly one of `input_ids` and `inputs_embeds`.")
-        if inputs_embeds is None:
+        if input_ids is not None and inputs_embeds is None:
             inputs_embeds = self.embed_ids(input_ids)
+        elif input_ids is not None or inputs_embeds is None:
+            raise ValueError("Give exactly one of `input_ids` and `inputs_embeds`.")
         # In training nobody looks what is packed, which would make an accelerator wait.
         look = not self.training
         mask, packed = causal_mask(self.config, inputs_embeds, attention_mask, past_key_values, position_ids, look)
@@ -90,18 +65,6 @@ class TransformerPreTrainedModel(TakesCache, PreTrainedModel):
         shared = self.config.learned_dropout != "none" and self.config.learned_dropout_input == "embedding"
         return SharedMaskAttention(self.config, layer_idx) if shared else None
 
-    def _validate_generated_length(self, generation_config, input_ids_length, has_default_max_length) -> None:
-        """A prompt that fills the context is an error; generation ends, with a warning, where the context ends."""
-        limit = self.config.max_position_embeddings
-        check_context(input_ids_length + 1, limit)  # the prompt and at least one new token
-        if generation_config.max_length > limit:
-            logger.warning(
-                f"Generation stops after {limit - input_ids_length} new tokens, at `max_position_embeddings` {limit}; "
-                f"`max_length` {generation_config.max_length} was asked for."
-            )
-            generation_config.max_length = limit
-        super()._validate_generated_length(generation_config, input_ids_length, has_default_max_length)
-
 
 class PositionSubtraction(nn.Module):
     """h - position_embedding(t + 1), optionally followed by a LayerNorm: positional embedding subtraction."""
@@ -114,26 +77,6 @@ class PositionSubtraction(nn.Module):
         return self.norm(hidden_states - next_positions)
 
 
-class TrainedByOthers:
-    """Says what is left out when TRL replaces the forward; goes before the `PreTrainedModel`."""
-
-    @property
-    def further_losses(self) -> list[str]:
-        """Names of the losses that training adds to `lm_loss`."""
-        raise NotImplementedError
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        # TRL's trainers put a forward in place of this one that calls the backbone and knows the next token's loss.
-        function = getattr(value, "__func__", value)
-        replaced = name == "forward" and "fused_lm_head" in (getattr(function, "__kwdefaults__", None) or ())
-        if replaced and self.further_losses:
-            logger.warning(
-                f"TRL trains with `lm_loss` alone: {', '.join(self.further_losses)} of {type(self).__name__} are left "
-                "out. transformers' own Trainer has them."
-            )
-        super().__setattr__(name, value)
-
-
 class CausalLMHead(TrainedByOthers):
     """The forward of every `...ForCausalLM`: goes first among its bases, before the `PreTrainedModel`. The class has
     `model` and `lm_head`; its further losses come from `extra_losses`."""
@@ -141,6 +84,10 @@ class CausalLMHead(TrainedByOthers):
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
     _fsdp_plan = {"lm_head": "keep_full_weight"}
     output_class: type[CausalLMOutput] = CausalLMOutput
+    config: Any
+    model: Any
+    lm_head: Any
+    generation_config: Any
 
     @property
     def further_losses(self) -> list[str]:
@@ -204,17 +151,23 @@ class CausalLMHead(TrainedByOthers):
         """That of transformers (continuous batching), which would only put these errors into its results.
 
         Raises:
-            ValueError: if a context would be too long, or masks have more values than the cache of that method.
+            ValueError: if a context would be too long, or an attention keeps more values than the cache of that method.
         """
         config, limits = self.config, self.generation_config if generation_config is None else generation_config
         new_tokens = kwargs.get("max_new_tokens") or limits.max_new_tokens or 1
         check_context(max(map(len, inputs), default=0) + new_tokens, config.max_position_embeddings)
-        if config.learned_dropout != "none" and config.mask_size > config.hidden_size:
+        attentions = [module for module in self.modules() if isinstance(module, Attention)]
+        needed = max(heads * size for attention in attentions for heads, size in attention.pair_shapes)
+        room = config.hidden_size * config.num_key_value_heads // config.num_attention_heads
+        if needed > room:
             raise ValueError(
-                f"`learned_dropout_groups` is {config.mask_size}, but `generate_batch` has a cache of `hidden_size` "
-                f"{config.hidden_size} values per token and layer. Use `generate`."
+                f"`learned_dropout_groups` is {config.learned_dropout_groups}, `key_value_latent_size` "
+                f"{config.key_value_latent_size}, `num_key_value_heads` {config.num_key_value_heads}, `hidden_size` "
+                f"{config.hidden_size}: an attention keeps {needed} values of a token, but the cache of "
+                f"`generate_batch` has {room} in every layer. Use `generate`."
             )
-        return super().generate_batch(inputs, generation_config, *args, **kwargs)
+        parent: Any = super()  # GenerationMixin
+        return parent.generate_batch(inputs, generation_config, *args, **kwargs)
 
     @staticmethod
     def create_masks_for_generate(
@@ -238,21 +191,6 @@ class CausalLMHead(TrainedByOthers):
             name: (outputs.mask_penalties[..., k], mask_loss_weight(self.config, name, training_step))
             for k, name in enumerate(self.config.mask_losses)
         }
-
-
-def pop_shift_labels(kwargs: dict, labels: torch.Tensor | None) -> torch.Tensor | None:
-    """The label of the next token at every position `(B, T)`: `shift_labels` of a forward, or its `labels`, moved.
-
-    `shift_labels` is no parameter of a forward: Trainer takes every one whose name contains "label" for a column that
-    a batch must have, and evaluates without a loss where one is missing.
-    """
-    shift_labels = kwargs.pop("shift_labels", None)
-    return shifted(labels) if shift_labels is None and labels is not None else shift_labels
-
-
-def shifted(labels: torch.Tensor) -> torch.Tensor:
-    """Label of the *next* token at every position `(B, T)`; -100 at the last one."""
-    return nn.functional.pad(labels[:, 1:], (0, 1), value=-100)
 
 
 def mean_over_predicted(

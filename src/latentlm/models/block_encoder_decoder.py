@@ -3,16 +3,17 @@
 A model says in `run_stacks` how its encoder and decoder layers follow each other.
 """
 
+from typing import Any
+
 import torch
 from torch import nn
 from transformers.cache_utils import Cache
 from transformers.generation import GenerationMixin
-from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
-from .block_attention import Attention, Rotary
-from .block_causal_head import CausalLMHead, PositionSubtraction, TransformerPreTrainedModel
+from .block_attention import FORMS, Attention, Rotary, rotary_table
+from .block_causal_head import CausalLMHead, CausalPreTrainedModel, PositionSubtraction
 from .block_embedding_loss import EmbeddingLoss
 from .block_layers import PreNormLayer, make_norm
 from .block_learned_dropout import LearnedDropout, make_learned_dropout, mean_penalties
@@ -22,14 +23,14 @@ from .configuration_encoder_decoder import EncoderDecoderConfig
 
 def decoder_layer(config: EncoderDecoderConfig, layer_idx: int, learned_dropout: LearnedDropout | None) -> PreNormLayer:
     """A layer that reads the encoder; `layer_idx` is the cache layer of its first attention."""
-    self_attn = None
+    self_attn, attention = None, FORMS[config.attention_form]
     if len(config.decoder_attention_configs) == 2:
-        self_attn = Attention(config, layer_idx)
+        self_attn = attention(config, layer_idx)
         layer_idx += 1
     return PreNormLayer(
         config,
         self_attn,
-        Attention(config, layer_idx, reads_memory=True, num_heads=config.num_cross_attention_heads),
+        attention(config, layer_idx, reads_memory=True, num_heads=config.num_cross_attention_heads),
         learned_dropout,
         cross_first=config.decoder_order == "cross_first",
         norms_memory=True,
@@ -37,7 +38,7 @@ def decoder_layer(config: EncoderDecoderConfig, layer_idx: int, learned_dropout:
     )
 
 
-class EncoderDecoderPreTrainedModel(TransformerPreTrainedModel):
+class EncoderDecoderPreTrainedModel(CausalPreTrainedModel):
     config: EncoderDecoderConfig
     _no_split_modules = ["PreNormLayer"]
     _can_record_outputs = {
@@ -62,8 +63,8 @@ class EncoderDecoderModel(EncoderDecoderPreTrainedModel):
         if config.num_position_embeddings:
             self.embed_positions = nn.Embedding(config.num_position_embeddings, config.hidden_size)
         if config.position_embedding_type == "rotary":
-            self.rotary = LlamaRotaryEmbedding(config)
-            self.cross_rotary = LlamaRotaryEmbedding(config.cross_attention_config)  # its heads have another size
+            self.rotary = rotary_table(config)
+            self.cross_rotary = rotary_table(config.cross_attention_config)  # its heads have another size
         self.dropout = nn.Dropout(config.hidden_dropout)
         # In the cache the encoder's attentions come first, then those of the decoder layers (self, cross), then those
         # that decide masks.
@@ -77,7 +78,7 @@ class EncoderDecoderModel(EncoderDecoderPreTrainedModel):
             return None
 
         self.encoder_layers = nn.ModuleList(
-            PreNormLayer(config, Attention(config, i), learned_dropout=dropout("encoder", i))
+            PreNormLayer(config, FORMS[config.attention_form](config, i), learned_dropout=dropout("encoder", i))
             for i in range(config.num_encoder_layers)
         )
         self.bridge_norm = make_norm(config) if config.bridge_layer_norm else nn.Identity()
@@ -194,6 +195,6 @@ class EncoderDecoderForCausalLM(CausalLMHead, EncoderDecoderPreTrainedModel, Gen
         return statistics
 
 
-def whole(parameter: torch.Tensor) -> torch.Tensor:
+def whole(parameter: Any) -> torch.Tensor:
     """The values of a parameter, gathered from all processes where FSDP2 has sharded it."""
     return parameter.detach().full_tensor() if hasattr(parameter, "full_tensor") else parameter.detach()

@@ -40,7 +40,7 @@ class FeedForward(nn.Module):
             self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=bias)
         self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=bias)
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=bias)
-        self.down_proj.adds_to_residual = True
+        self.down_proj.adds_to_residual = True  # pyright: ignore[reportArgumentType]
         self.learned_dropout = learned_dropout
 
     def forward(self, hidden_states: torch.Tensor, **mask_inputs) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -136,6 +136,8 @@ class PreNormLayer(GradientCheckpointingLayer):
         gated: a learned scalar multiplies what is read of the memory, 1 at the start.
     """
 
+    cross_attn: Any  # Attention, or None
+
     def __init__(
         self,
         config: Any,
@@ -167,7 +169,7 @@ class PreNormLayer(GradientCheckpointingLayer):
     def forward(
         self,
         hidden_states: torch.Tensor,  # (B, T, D)
-        memory: torch.Tensor | None = None,  # (B, S, D)
+        memory: torch.Tensor | None = None,  # (B, S, D); without one and its mask nothing is read
         shared_attention: torch.Tensor | None = None,  # (B, T, M), of LearnedDropout
         rotary: Rotary | None = None,
         memory_rotary: tuple[Rotary, Rotary] | None = None,  # of queries and of the memory
@@ -193,12 +195,13 @@ class PreNormLayer(GradientCheckpointingLayer):
                 read = self.cross_attn_gate * read
             return hidden_states + self.dropout(read)
 
-        if self.cross_first:
+        reads = self.cross_attn is not None and not (memory is None and memory_mask is None)  # a store may have it
+        if reads and self.cross_first:
             hidden_states = read_memory(hidden_states)
         if self.self_attn is not None:
             read, _ = self.self_attn(self.self_attn_norm(hidden_states), rotary=rotary, **shared)
             hidden_states = hidden_states + self.dropout(read)
-        if self.cross_attn is not None and not self.cross_first:
+        if reads and not self.cross_first:
             hidden_states = read_memory(hidden_states)
         output, penalties = self.mlp(self.mlp_norm(hidden_states), shared_attention=shared_attention, **shared)
         return hidden_states + self.dropout(output), penalties

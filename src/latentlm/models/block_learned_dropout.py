@@ -75,8 +75,10 @@ class LearnedDropout(nn.Module):
         **kwargs,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The rounded mask and M itself, both `(B, T, M)`; M in float32."""
-        attention = shared_attention if self.attention is None else self.attention(hidden_states, **kwargs)[0]
-        probability = 0.5 * torch.cos(attention.float() + self.shift.float()) + 0.5
+        if self.attention is not None:
+            shared_attention, _ = self.attention(hidden_states, **kwargs)
+        assert shared_attention is not None
+        probability = 0.5 * torch.cos(shared_attention.float() + self.shift.float()) + 0.5
         return self.round(probability).to(hidden_states.dtype), probability
 
     def round(self, probability: torch.Tensor) -> torch.Tensor:
@@ -117,9 +119,13 @@ def mask_entropy(probability: torch.Tensor) -> torch.Tensor:
 
 def mean_penalties(layers: list[torch.Tensor | None]) -> torch.Tensor | None:
     """Mean over all LearnedDropout modules of what `penalise` gave, `(B, T, K)`."""
-    found = [penalties for penalties in layers if penalties is not None]
-    # The layers of a model may lie on several devices.
-    return sum(penalties.to(found[0].device) for penalties in found) / len(found) if found else None
+    penalties = [value for value in layers if value is not None]
+    if not penalties:
+        return None
+    total = penalties[0]
+    for value in penalties[1:]:
+        total = total + value.to(total.device)  # the layers of a model may lie on several devices
+    return total / len(penalties)
 
 
 def mask_loss_weight(config, name: str, training_step: torch.Tensor | None) -> torch.Tensor | float:

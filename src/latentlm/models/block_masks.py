@@ -30,7 +30,7 @@ PACKED_CACHE = (
     "Leave the cache out, or give each document a row of its own."
 )
 
-Visible = Callable[[Any, Any, Any, Any], torch.Tensor]
+Visible = Callable[..., Any]
 """Of broadcastable indices (batch, head, query, key), whether the query sees the key."""
 
 
@@ -77,7 +77,7 @@ def causal_mask(
             f"{config._attn_implementation!r} takes none but `(B, T)`, of padding. Use 'sdpa'."
         )
     packed = packs_documents(position_ids, attention_mask, past_key_values, look or flash)
-    if packed:
+    if packed and position_ids is not None:
         if past_key_values is not None:
             raise ValueError(PACKED_CACHE)
         if flash and is_tracing(position_ids):

@@ -1,14 +1,20 @@
 """Model outputs. A field whose name ends in `_loss` is a named loss: trainers log every such field by themselves."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
 
-class TakesCache:
+if TYPE_CHECKING:
+    from transformers.modeling_utils import PreTrainedModel as Base  # what classes are mixed into
+else:
+    Base = object
+
+
+class TakesCache(Base):
     """Goes before `PreTrainedModel` among the bases: transformers 5.24 gives models `cache`, where it gave them
     `past_key_values` before. Outputs that inherit from those of transformers know both names."""
 
@@ -28,7 +34,7 @@ class CausalModelOutput(BaseModelOutputWithPast):
             `config.mask_losses`, averaged over its modules.
     """
 
-    mask_penalties: torch.FloatTensor | None = None
+    mask_penalties: torch.Tensor | None = None
 
 
 @dataclass
@@ -47,9 +53,9 @@ class CausalLMOutput(CausalLMOutputWithPast):
         mask_l1_loss: scalar, M^2 / 2 or M of these masks, unweighted; None where its weight is 0.
     """
 
-    lm_loss: torch.FloatTensor | None = None
-    mask_entropy_loss: torch.FloatTensor | None = None
-    mask_l1_loss: torch.FloatTensor | None = None
+    lm_loss: torch.Tensor | None = None
+    mask_entropy_loss: torch.Tensor | None = None
+    mask_l1_loss: torch.Tensor | None = None
 
 
 @dataclass
@@ -62,9 +68,9 @@ class EncoderDecoderModelOutput(CausalModelOutput):
         input_embeddings: `(B, T, D)`, token plus position embeddings after dropout: what the encoder reads.
     """
 
-    cross_attentions: tuple[torch.FloatTensor, ...] | None = None
-    encoder_last_hidden_state: torch.FloatTensor | None = None
-    input_embeddings: torch.FloatTensor | None = None
+    cross_attentions: tuple[torch.Tensor, ...] | None = None
+    encoder_last_hidden_state: torch.Tensor | None = None
+    input_embeddings: torch.Tensor | None = None
 
 
 @dataclass
@@ -78,6 +84,6 @@ class EncoderDecoderCausalLMOutput(CausalLMOutput):
             not where tokens continue a cache, which does not hold the embeddings before them.
     """
 
-    cross_attentions: tuple[torch.FloatTensor, ...] | None = None
-    encoder_last_hidden_state: torch.FloatTensor | None = None
-    embedding_loss: torch.FloatTensor | None = None
+    cross_attentions: tuple[torch.Tensor, ...] | None = None
+    encoder_last_hidden_state: torch.Tensor | None = None
+    embedding_loss: torch.Tensor | None = None

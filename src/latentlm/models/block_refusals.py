@@ -32,14 +32,16 @@ def check_filled_cache(past_key_values: Cache | None, config: PreTrainedConfig) 
     """
     if type(past_key_values) is not DynamicCache or is_torchdynamo_compiling() or hasattr(past_key_values, "fits"):
         return
-    found = [layer.keys.shape[1] for layer in past_key_values.layers if layer.is_initialized]
-    if not found:
+    layers: list[Any] = past_key_values.layers
+    filled = [layer.keys.shape[1] for layer in layers if layer.is_initialized]
+    if not filled:
         return
     heads = [getattr(layer, "num_key_value_heads", layer.num_attention_heads) for layer in config.per_layer_config]
-    if found[: len(heads)] != heads:
+    if filled[: len(heads)] != heads:
         raise ValueError(
-            f"`past_key_values` has {len(found)} layers, of {found} heads, but this model's cache has {len(heads)}, of "
-            f"{heads} heads. Prefix tuning makes all layers alike: it fits a model whose heads are equal, with "
+            f"`past_key_values` has {len(filled)} layers, of {filled} heads, but this model's cache has {len(heads)}, "
+            f"of {heads} heads. Prefix tuning makes all layers alike: it fits a model whose heads are equal, with "
             f"`PrefixTuningConfig(num_layers={len(heads)})`. {WORKS}"
         )
-    past_key_values.fits = True  # the configuration of every layer takes a tenth of a decoding step to make
+    # The configuration of every layer takes a tenth of a decoding step to make.
+    past_key_values.fits = True  # pyright: ignore[reportAttributeAccessIssue]

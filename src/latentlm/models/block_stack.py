@@ -5,14 +5,13 @@ In cached decoding rows advance at their own pace: a step names the rows that ta
 """
 
 from collections.abc import Callable
-from copy import copy
 from typing import Any
 
 import torch
 from torch import nn
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from .block_attention import FORMS, Attention, Pair
+from .block_attention import FORMS, Attention, Pair, rotary_table
 from .block_layers import PreNormLayer, make_norm
 from .block_masks import look_back_mask, sequence_mask, step_mask
 from .block_row_cache import StackCache
@@ -54,7 +53,7 @@ class RingStep:
 
     def update(self, key: torch.Tensor, value: torch.Tensor, layer_idx: int) -> Pair:
         items = self.cache.push(layer_idx, self.rows, to_items((key, value))[:, 0])
-        return from_items(items, (key.shape[1::2], value.shape[1::2]))
+        return from_items(items, ((key.shape[1], key.shape[3]), (value.shape[1], value.shape[3])))
 
     def memory_pairs(self, attention: Attention, make: Callable[[], Pair]) -> Pair:
         memory = self.cache.memory[attention.layer_idx]
@@ -76,19 +75,17 @@ class CausalStack(nn.Module):
         super().__init__()
         self.config = config
         self.window = window
-        self.lookback = lookback
-        turned = copy(config)
-        if config.attention_form == "latent":
-            turned.head_dim = config.latent_rope_size
-        self.rotary = LlamaRotaryEmbedding(turned)
-        if lookback is not None:
-            self.memory_rotary = LlamaRotaryEmbedding(config)
-        self.layers = nn.ModuleList(self.make_layer(i) for i in range(num_layers))
+        self.reads_memory = lookback is not None
+        self.lookback = lookback or 0
+        self.rotary = rotary_table(config)
+        if self.reads_memory:
+            self.memory_rotary: Any = LlamaRotaryEmbedding(config)
+        self.layers: Any = nn.ModuleList(self.make_layer(i) for i in range(num_layers))
         self.norm = make_norm(config)
         self.dropout = nn.Dropout(config.hidden_dropout)
 
     def make_layer(self, i: int) -> PreNormLayer:
-        memory = None if self.lookback is None else Attention(self.config, i, reads_memory=True)
+        memory = Attention(self.config, i, reads_memory=True) if self.reads_memory else None
         layer = PreNormLayer(self.config, FORMS[self.config.attention_form](self.config, i), memory)
         layer._can_checkpoint_with_cache = True  # what is recorded twice is recorded alike
         return layer
@@ -109,7 +106,7 @@ class CausalStack(nn.Module):
             "mask": sequence_mask(self.config, embeddings, window=self.window, segments=segments),
             "past_key_values": record,
         }
-        if memory is not None:
+        if memory is not None and memory_segments is not None:
             past, current = memory
             number = torch.arange(current.shape[1], device=past.device)
             number = torch.cat((number[:-1], number)).unsqueeze(0)
@@ -138,7 +135,7 @@ class CausalStack(nn.Module):
             size = sum(heads * size for heads, size in attention.pair_shapes)
             return like.new_zeros(num_rows, length, size)
 
-        reading = [] if self.lookback is None else self.layers
+        reading = self.layers if self.reads_memory else []
         return StackCache(
             items=[zeros_of(layer.self_attn, capacity) for layer in self.layers],
             lengths=zeros,
@@ -206,7 +203,7 @@ class CausalStack(nn.Module):
             "mask": step_mask(self.config, hidden_states, cache.visible(rows, capacity)),
             "past_key_values": RingStep(cache, rows),
         }
-        if self.lookback is not None:
+        if self.reads_memory:
             segments = cache.segments[rows]
             shared["memory_mask"] = step_mask(self.config, hidden_states, self.visible_rows(segments))
             shared["memory_rotary"] = (self.memory_rotary(hidden_states, segments.unsqueeze(1)), None)

@@ -5,7 +5,8 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
-from transformers.configuration_utils import PreTrainedConfig
+
+from .configuration_attention import AttentionConfig
 
 NUM_SPECIAL_CODES = 3
 """Padding, begin and end follow the codes of every alphabet above the first."""
@@ -87,8 +88,11 @@ LEAST = {
 
 
 @strict
-class AbstractinatorConfig(PreTrainedConfig):
+class AbstractinatorConfig(AttentionConfig):
     """A pyramid of autoencoders over bytes, and a language model on its top codes.
+
+    Arguments are those of [`AttentionConfig`], where memory rows are read in the regular form whatever
+    `attention_form` says, and:
 
     Args:
         vocab_size: symbols of the first level, special ids included.
@@ -96,8 +100,6 @@ class AbstractinatorConfig(PreTrainedConfig):
         num_attention_heads: of every attention; must divide `hidden_size` into heads of an even size.
         intermediate_size: of the SwiGLU layers, `4 * hidden_size` when None.
         max_position_embeddings: longest text in symbols.
-        attention_form: `"regular"` or `"latent"` (multi-head latent attention).
-        query_latent_size, key_value_latent_size, latent_rope_size: of latent attention.
         byte_code_dim: size of a smaller space for embedding and logits of the first level's symbols; None for none.
         levels: fields of one [`LevelConfig`] each, from the bytes up.
         num_top_layers: of the language model on the top codes, which sees all of them; 0 for no such model.
@@ -125,13 +127,8 @@ class AbstractinatorConfig(PreTrainedConfig):
     vocab_size: int = 259
     hidden_size: int = 256
     num_attention_heads: int = 8
-    num_key_value_heads: int | None = None
     intermediate_size: int | None = None
     max_position_embeddings: int = 8192
-    attention_form: Literal["regular", "latent"] = "regular"
-    query_latent_size: int = 128
-    key_value_latent_size: int = 64
-    latent_rope_size: int = 16
     byte_code_dim: int | None = None
     levels: list[dict[str, Any]] | tuple[dict[str, Any], ...] = ({},)
     num_top_layers: int = 12
@@ -156,8 +153,6 @@ class AbstractinatorConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs):
         if self.intermediate_size is None:
             self.intermediate_size = 4 * self.hidden_size
-        if self.num_key_value_heads is None:
-            self.num_key_value_heads = self.num_attention_heads
         names = {field.name for field in fields(LevelConfig)}
         for i, level in enumerate(self.levels):
             if unknown := set(level) - names:
@@ -197,7 +192,7 @@ class AbstractinatorConfig(PreTrainedConfig):
         for name in ("vocab_size", "hidden_size", "num_attention_heads", "intermediate_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` is {getattr(self, name)}, but it must be at least 1.")
-        for name, least in {"max_position_embeddings": 1, "num_top_layers": 0, "latent_rope_size": 2}.items():
+        for name, least in {"max_position_embeddings": 1, "num_top_layers": 0}.items():
             if getattr(self, name) < least:
                 raise ValueError(f"`{name}` is {getattr(self, name)}, but it must be at least {least}.")
         for name in ("hidden_dropout", "attention_dropout"):
@@ -215,8 +210,6 @@ class AbstractinatorConfig(PreTrainedConfig):
                 f"`num_attention_heads` is {heads}, but must divide `hidden_size` {self.hidden_size} into heads of an "
                 "even size, which rotary positions need."
             )
-        if self.latent_rope_size % 2:
-            raise ValueError(f"`latent_rope_size` is {self.latent_rope_size}, but rotary positions need an even size.")
 
     def validate_levels(self) -> None:
         if not self.levels:

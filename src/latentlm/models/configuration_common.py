@@ -3,18 +3,20 @@
 from typing import Literal
 
 from huggingface_hub.dataclasses import strict
-from transformers.configuration_utils import PreTrainedConfig
+
+from .configuration_attention import AttentionConfig
 
 
 @strict
-class TransformerConfig(PreTrainedConfig):
+class TransformerConfig(AttentionConfig):
     """Base of the language-model configurations; not a model by itself.
+
+    Arguments are those of [`AttentionConfig`], and:
 
     Args:
         vocab_size: number of token ids, special tokens included.
         hidden_size: width D of the hidden states.
         num_attention_heads: heads of each self-attention; must divide `hidden_size`.
-        num_key_value_heads: fewer heads for keys and values (grouped-query attention); as many when `None`.
         intermediate_size: width of the feed-forward layers, `4 * hidden_size` when `None`.
         max_position_embeddings: longest context in tokens; longer inputs are an error.
         position_embedding_type: `"learned"` adds a table to the input, `"rotary"` turns queries and keys instead.
@@ -38,7 +40,6 @@ class TransformerConfig(PreTrainedConfig):
     vocab_size: int = 50257
     hidden_size: int = 160
     num_attention_heads: int = 10
-    num_key_value_heads: int | None = None
     intermediate_size: int | None = None
     max_position_embeddings: int = 200
     position_embedding_type: Literal["learned", "rotary"] = "learned"
@@ -58,8 +59,6 @@ class TransformerConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs):
         if self.intermediate_size is None:
             self.intermediate_size = 4 * self.hidden_size
-        if self.num_key_value_heads is None:
-            self.num_key_value_heads = self.num_attention_heads
         super().__post_init__(**kwargs)
 
     @property

@@ -89,8 +89,7 @@ class EncoderDecoderConfig(LearnedDropoutConfig):
 
     @property
     def cross_attention_config(self) -> "EncoderDecoderConfig":
-        groups = self.num_attention_heads // self.num_key_value_heads
-        return self.with_heads(self.num_cross_attention_heads, num_key_value_groups=groups)
+        return self.with_heads(self.num_cross_attention_heads, num_key_value_groups=self.num_key_value_groups)
 
     @property
     def decoder_attention_configs(self) -> list["EncoderDecoderConfig"]:
@@ -112,6 +111,15 @@ class EncoderDecoderConfig(LearnedDropoutConfig):
     def validate_heads(self) -> None:
         super().validate_heads()  # first: the default of the other count follows from it
         self.check_heads("num_cross_attention_heads", self.num_cross_attention_heads)
+
+    def validate_with_attention(self) -> None:
+        super().validate_with_attention()
+        groups = self.num_key_value_groups
+        if self.num_cross_attention_heads % groups:
+            raise ValueError(
+                f"`num_key_value_heads` is {self.num_key_value_heads}, so {groups} heads share keys and values, but "
+                f"that does not divide `num_cross_attention_heads` {self.num_cross_attention_heads}."
+            )
 
     def validate_embedding_loss(self) -> None:
         if self.embedding_loss_weight < 0:

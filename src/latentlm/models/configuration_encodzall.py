@@ -3,7 +3,8 @@
 from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
-from transformers.configuration_utils import PreTrainedConfig
+
+from .configuration_attention import AttentionConfig
 
 VOCAB_SIZE = 264
 """The bytes, then `<pad>`, `<bos>`, `<eos>`, `<mask>` (a whole word) and the masks of one character: `<vowel>`,
@@ -11,14 +12,15 @@ VOCAB_SIZE = 264
 
 
 @strict
-class EncodzallConfig(PreTrainedConfig):
+class EncodzallConfig(AttentionConfig):
     """Bytes to words and back: an encoder inside each word, an encoder over the words, and two decoders.
+
+    Arguments are those of [`AttentionConfig`], and:
 
     Args:
         vocab_size: 264, the bytes and eight special ids; fixed.
         hidden_size: width D.
         num_attention_heads: heads of every attention; must divide `hidden_size` into even sizes.
-        num_key_value_heads: fewer heads for keys and values (grouped-query attention); as many when `None`.
         num_word_encoder_layers: Encoder 1, inside a word.
         num_context_encoder_layers: Encoder 2, over the words of a text.
         num_decoder_layers: of the sequence decoder, and of the word decoder where it is one of its own.
@@ -68,7 +70,6 @@ class EncodzallConfig(PreTrainedConfig):
     vocab_size: int = VOCAB_SIZE
     hidden_size: int = 256
     num_attention_heads: int = 4
-    num_key_value_heads: int | None = None
     num_word_encoder_layers: int = 2
     num_context_encoder_layers: int = 2
     num_decoder_layers: int = 1
@@ -100,8 +101,6 @@ class EncodzallConfig(PreTrainedConfig):
     decoder_start_token_id: int | None = 257
 
     def __post_init__(self, **kwargs):
-        if self.num_key_value_heads is None:
-            self.num_key_value_heads = self.num_attention_heads
         super().__post_init__(**kwargs)
         self.auto_map = {
             "AutoConfig": "configuration_encodzall.EncodzallConfig",
@@ -126,7 +125,7 @@ class EncodzallConfig(PreTrainedConfig):
     @property
     def per_layer_config(self) -> list["EncodzallConfig"]:
         """One configuration per *cache* layer: those of the sequence decoder."""
-        return [self] * self.num_decoder_layers
+        return [self.cache_config] * self.num_decoder_layers
 
     @per_layer_config.setter
     def per_layer_config(self, value: None) -> None:
@@ -143,7 +142,6 @@ class EncodzallConfig(PreTrainedConfig):
         for name, least in {
             "hidden_size": 1,
             "num_attention_heads": 1,
-            "num_key_value_heads": 1,
             "num_word_encoder_layers": 0,
             "num_context_encoder_layers": 0,
             "num_decoder_layers": 1,
@@ -166,11 +164,6 @@ class EncodzallConfig(PreTrainedConfig):
             raise ValueError(
                 f"`num_attention_heads` is {self.num_attention_heads}, but must divide `hidden_size` "
                 f"{self.hidden_size} into heads of an even size, which rotary positions need."
-            )
-        if self.num_attention_heads % (self.num_key_value_heads or self.num_attention_heads):
-            raise ValueError(
-                f"`num_key_value_heads` is {self.num_key_value_heads}, but must divide `num_attention_heads` "
-                f"{self.num_attention_heads}."
             )
 
 

@@ -88,7 +88,7 @@ class LearnedDropoutConfig(TransformerConfig):
         if self.learned_dropout != "none":
             masks = 1 if self.learned_dropout_input == "embedding" else self.num_learned_dropouts
         mask_config = self.with_heads(self.num_mask_heads, self.mask_size)
-        return self.attention_configs + [mask_config] * masks
+        return [config.cache_config for config in self.attention_configs] + [mask_config] * masks
 
     @property
     def layer_types(self) -> list[str]:

@@ -4,11 +4,10 @@ import torch
 from torch import nn
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
-from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
-from .block_attention import Attention, SingleKeyAttention
+from .block_attention import FORMS, Attention, SingleKeyAttention, rotary_table
 from .block_layers import PreNormLayer, make_norm
 from .block_masks import bidirectional_mask, causal_mask, sequence_mask
 from .block_positions import resolve_position_ids
@@ -29,10 +28,11 @@ class EncodzallDecoder(EncodzallPreTrainedModel):
 
     def __init__(self, config: EncodzallConfig, one_word: bool = False):
         super().__init__(config)
-        self.rotary = LlamaRotaryEmbedding(config)  # pyright: ignore[reportArgumentType]  # any configuration with its fields will do
-        memory = SingleKeyAttention if one_word else Attention
+        self.rotary = rotary_table(config)
+        attention = FORMS[config.attention_form]
+        memory = SingleKeyAttention if one_word else attention
         self.layers = nn.ModuleList(
-            PreNormLayer(config, Attention(config, i), memory(config, i, reads_memory=True))
+            PreNormLayer(config, attention(config, i), memory(config, i, reads_memory=True))
             for i in range(config.num_decoder_layers)
         )
         self.norm = make_norm(config)

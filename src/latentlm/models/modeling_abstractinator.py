@@ -29,9 +29,9 @@ from .abstractinator_base import (
 from .abstractinator_level import AbstractinatorLevel, Alphabet, Compressed
 from .abstractinator_likelihood import AbstractinatorLikelihood, CodeNats
 from .abstractinator_symbols import SymbolHead
-from .block_causal_head import TrainedByOthers, TransformerPreTrainedModel, pop_shift_labels
 from .block_masks import PACKED_CACHE
 from .block_positions import check_context, packs_documents
+from .block_pretrained import TrainedByOthers, TransformerPreTrainedModel, pop_shift_labels
 from .block_quantization import Quantized, in_backward, prefix_keys
 from .block_refusals import refuse_embeddings
 from .block_stack import CausalStack

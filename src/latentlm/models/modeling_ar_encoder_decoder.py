@@ -10,7 +10,7 @@ from .configuration_ar_encoder_decoder import AREncoderDecoderConfig
 
 
 class AREncoderDecoderModel(EncoderDecoderModel):
-    config: AREncoderDecoderConfig
+    config: AREncoderDecoderConfig  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def run_stacks(self, embeddings, positions, shared_attention, memory_rotary, **shared):
         penalties = []
@@ -28,7 +28,7 @@ class AREncoderDecoderModel(EncoderDecoderModel):
 
 
 class AREncoderDecoderForCausalLM(EncoderDecoderForCausalLM):
-    config: AREncoderDecoderConfig
+    config: AREncoderDecoderConfig  # pyright: ignore[reportIncompatibleVariableOverride]
     model_class = AREncoderDecoderModel
 
 

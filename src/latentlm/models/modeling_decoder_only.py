@@ -4,19 +4,18 @@ import torch
 from torch import nn
 from transformers.cache_utils import Cache
 from transformers.generation import GenerationMixin
-from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
-from .block_attention import Attention
-from .block_causal_head import CausalLMHead, PositionSubtraction, TransformerPreTrainedModel
+from .block_attention import FORMS, Attention, rotary_table
+from .block_causal_head import CausalLMHead, CausalPreTrainedModel, PositionSubtraction
 from .block_layers import PreNormLayer, make_norm
 from .block_learned_dropout import make_learned_dropout, mean_penalties
 from .block_outputs import CausalModelOutput
 from .configuration_decoder_only import DecoderOnlyConfig
 
 
-class DecoderOnlyPreTrainedModel(TransformerPreTrainedModel):
+class DecoderOnlyPreTrainedModel(CausalPreTrainedModel):
     config: DecoderOnlyConfig
     _no_split_modules = ["PreNormLayer"]
     _can_record_outputs = {
@@ -36,13 +35,14 @@ class DecoderOnlyModel(DecoderOnlyPreTrainedModel):
         if config.num_position_embeddings:
             self.embed_positions = nn.Embedding(config.num_position_embeddings, config.hidden_size)
         if config.position_embedding_type == "rotary":
-            self.rotary = LlamaRotaryEmbedding(config)
+            self.rotary = rotary_table(config)
         self.dropout = nn.Dropout(config.hidden_dropout)
         # In the cache the attentions of the layers come first, then those that decide masks.
         count = config.num_hidden_layers
         self.mask_attention = self.shared_mask_attention(count)
+        attention = FORMS[config.attention_form]
         self.layers = nn.ModuleList(
-            PreNormLayer(config, Attention(config, i), learned_dropout=make_learned_dropout(config, count + i))
+            PreNormLayer(config, attention(config, i), learned_dropout=make_learned_dropout(config, count + i))
             for i in range(count)
         )
         self.norm = make_norm(config)

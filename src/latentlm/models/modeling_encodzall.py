@@ -13,13 +13,12 @@ from torch.utils._pytree import tree_map
 from transformers.cache_utils import Cache
 from transformers.generation import GenerationMixin
 from transformers.modeling_outputs import SequenceClassifierOutput
-from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from transformers.utils import can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
-from .block_attention import Attention
+from .block_attention import FORMS, Attention, rotary_table
 from .block_layers import PreNormLayer, make_norm
 from .block_masks import bidirectional_mask, sequence_mask
 from .block_positions import check_context
@@ -85,14 +84,15 @@ class EncodzallModel(EncodzallPreTrainedModel):
     def __init__(self, config: EncodzallConfig):
         super().__init__(config)
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.rotary = LlamaRotaryEmbedding(config)  # pyright: ignore[reportArgumentType]  # any configuration with its fields will do
+        self.rotary = rotary_table(config)
+        attention = FORMS[config.attention_form]
         self.word_encoder = nn.ModuleList(
-            PreNormLayer(config, Attention(config, i)) for i in range(config.num_word_encoder_layers)
+            PreNormLayer(config, attention(config, i)) for i in range(config.num_word_encoder_layers)
         )
         self.word_norm = make_norm(config)
         self.word_pooling = WordPooling(config)
         self.context_encoder = nn.ModuleList(
-            PreNormLayer(config, Attention(config, i)) for i in range(config.num_context_encoder_layers)
+            PreNormLayer(config, attention(config, i)) for i in range(config.num_context_encoder_layers)
         )
         self.context_norm = make_norm(config)
         self.dropout = nn.Dropout(config.hidden_dropout)

@@ -11,11 +11,11 @@ from .configuration_parallel_encoder_decoder import ParallelEncoderDecoderConfig
 
 
 class ParallelEncoderDecoderModel(EncoderDecoderModel):
-    config: ParallelEncoderDecoderConfig
+    config: ParallelEncoderDecoderConfig  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def run_stacks(self, embeddings, positions, shared_attention, memory_rotary, **shared):
         penalties = []
-        encoder_states, hidden_states = embeddings, None
+        encoder_states = hidden_states = embeddings
         start = len(self.encoder_layers) - len(self.decoder_layers)
         for depth, encoder_layer in enumerate(self.encoder_layers):
             if depth == start:  # with equal depths: of the embeddings themselves
@@ -31,7 +31,7 @@ class ParallelEncoderDecoderModel(EncoderDecoderModel):
 
 
 class ParallelEncoderDecoderForCausalLM(EncoderDecoderForCausalLM):
-    config: ParallelEncoderDecoderConfig
+    config: ParallelEncoderDecoderConfig  # pyright: ignore[reportIncompatibleVariableOverride]
     model_class = ParallelEncoderDecoderModel
 
 
