@@ -7,7 +7,6 @@ import torch
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
-
 if TYPE_CHECKING:
     from transformers.modeling_utils import PreTrainedModel as Base  # what classes are mixed into
 else:
