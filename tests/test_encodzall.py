@@ -94,8 +94,10 @@ HEADS = [EncodzallForMaskedDenoising, EncodzallForSequenceClassification, Encodz
 @torch._dynamo.config.patch(error_on_recompile=True)
 def test_a_training_forward_compiles_as_one_graph(head):
     """Only tensors of it depend on the texts: other texts, packed in the same sizes, find it compiled."""
-    sizes = {"num_word_encoder_layers": 1, "num_context_encoder_layers": 1, "num_decoder_layers": 1}
-    model = build(model_class=head, contrastive_loss_weight=0.5, num_labels=3, **sizes).train()
+    fields = {"num_word_encoder_layers": 1, "num_context_encoder_layers": 1, "num_decoder_layers": 1}
+    # transformers would write down the kind of the labels after the first batch
+    fields |= {"num_labels": 3, "problem_type": "single_label_classification"}
+    model = build(model_class=head, contrastive_loss_weight=0.5, **fields).train()
 
     def batch(texts):
         inputs = dict(encode(texts))

@@ -69,7 +69,7 @@ def recipe(tmp_path: Path) -> Path:
 def rows_of(texts: list[str], length: int = 40) -> TextDataset:
     data = b"".join(text.encode() for text in texts)
     ends = np.cumsum([len(text.encode()) for text in texts])
-    return TextDataset(np.frombuffer(data, np.uint8), np.column_stack((np.r_[0, ends[:-1]], ends)), length, tokenizer)
+    return TextDataset(np.frombuffer(data, np.uint8), np.column_stack((np.r_[0, ends[:-1]], ends)), length)
 
 
 def make_trainer(folder: Path, model, texts: list[str], **arguments) -> EncodzallTrainer:

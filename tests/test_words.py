@@ -195,7 +195,7 @@ def test_of_equal_words_one_lies_in_the_rows():
 def test_words_are_spelled_with_their_ends(bucketed):
     ids = torch.tensor([[1, 2, 3, 9, 9], [4, 5, 5, 5, EOS]])
     word_ids = torch.tensor([[0, 0, 1, -1, -1], [0, 1, 1, 1, 2]])
-    spelling = pack_spelling(ids, word_ids, 4, EOS, 4, bucketed)
+    spelling = pack_spelling(ids, word_ids, 4, 4, bucketed)
     targets, words = (take(spelling[name], spelling["slot"], fill) for name, fill in (("target", 10), ("word", 8)))
     assert take(ids, targets, -1)[0].tolist() == [1, 2, -1, 3, -1, 4, -1, 5, 5, 5, -1, -1]
     assert words[0].tolist() == [0, 0, 0, 1, 1, 4, 4, 5, 5, 5, 5, 6]
@@ -205,6 +205,6 @@ def test_words_are_spelled_with_their_ends(bucketed):
 
 def test_an_empty_batch_packs():
     words = torch.full((2, 3), -1)
-    packing, spelling = pack_words(words, 16), pack_spelling(words, words, 1, EOS, 16)
+    packing, spelling = pack_words(words, 16), pack_spelling(words, words, 1, 16)
     assert packing["source"].tolist() == [[6] * 16] and packing["lengths"].tolist() == [[0], [0]]
     assert spelling["slot"].shape == (1, 0) and spelling["target"].tolist() == [[6] * 16]

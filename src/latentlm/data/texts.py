@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import Dataset
 
 from ..models.configuration_encodzall import EncodzallConfig
-from ..models.encodzall_words import find_words
+from ..models.encodzall_words import EOS, PAD, find_words
 from ..models.tokenization_encodzall import EncodzallTokenizer
 from .cache import build_once
 from .config import TextConfig
@@ -29,22 +29,20 @@ class TextDataset(Dataset):
         data: `(N,)`, uint8, all texts one after the other.
         rows: `(R, 2)`, first and last + 1 byte of each row.
         context_length: ids in a row, the end included.
-        tokenizer: whose end and padding ids are used.
     """
 
-    def __init__(self, data: np.ndarray, rows: np.ndarray, context_length: int, tokenizer: EncodzallTokenizer):
+    def __init__(self, data: np.ndarray, rows: np.ndarray, context_length: int):
         self.data, self.rows, self.context_length = data, rows, context_length
-        self.eos, self.pad = tokenizer.eos_token_id, tokenizer.pad_token_id
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, row: int) -> dict[str, torch.Tensor]:
         start, end = self.rows[row]
-        input_ids = torch.full((self.context_length,), self.pad)
+        input_ids = torch.full((self.context_length,), PAD)
         input_ids[: end - start] = torch.from_numpy(self.data[start:end].astype(np.int64))
-        input_ids[end - start] = self.eos
-        return {"input_ids": input_ids, "labels": input_ids.masked_fill(input_ids == self.pad, IGNORED)}
+        input_ids[end - start] = EOS
+        return {"input_ids": input_ids, "labels": input_ids.masked_fill(input_ids == PAD, IGNORED)}
 
 
 def prepare_texts(config: TextConfig, max_position_embeddings: int | None = None) -> PreparedData:
@@ -83,7 +81,7 @@ def prepare_texts(config: TextConfig, max_position_embeddings: int | None = None
 
     def rows(split: str, most: int | None) -> TextDataset:
         data = np.memmap(folder / f"{split}.bytes", dtype=np.uint8, mode="r")
-        return TextDataset(data, np.load(folder / f"{split}.rows.npy")[:most], config.context_length, tokenizer)
+        return TextDataset(data, np.load(folder / f"{split}.rows.npy")[:most], config.context_length)
 
     train, validation = rows("train", config.max_train_rows), rows("validation", config.max_validation_rows)
     info = {

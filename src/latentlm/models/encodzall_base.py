@@ -60,11 +60,11 @@ class EncodzallModelOutput(ModelOutput):
         hidden_states, attentions: of Encoder 2, `(B, S, D)` and `(B, H, S, S)` each.
     """
 
-    last_hidden_state: torch.FloatTensor | None = None
-    pooler_output: torch.FloatTensor | None = None
-    word_mask: torch.BoolTensor | None = None
-    word_positions: torch.LongTensor | None = None
-    word_ids: torch.LongTensor | None = None
+    last_hidden_state: torch.Tensor | None = None
+    pooler_output: torch.Tensor | None = None
+    word_mask: torch.Tensor | None = None
+    word_positions: torch.Tensor | None = None
+    word_ids: torch.Tensor | None = None
     hidden_states: tuple[torch.FloatTensor, ...] | None = None
     attentions: tuple[torch.FloatTensor, ...] | None = None
 
@@ -89,7 +89,7 @@ class EncodzallDenoisingOutput(Seq2SeqLMOutput):
         encoder_hidden_states, encoder_attentions: of Encoder 2.
     """
 
-    word_logits: torch.FloatTensor | None = None
+    word_logits: torch.Tensor | None = None
     sequence_loss: torch.FloatTensor | None = None
     word_loss: torch.FloatTensor | None = None
     contrastive_loss: torch.FloatTensor | None = None
@@ -125,7 +125,8 @@ class EncodzallPreTrainedModel(TakesCache, PreTrainedModel):
         """What the model gathers with in a batch, as [`pack_batch`] makes it of its ids, masks, words and labels; with
         `bucketed=True` in few sizes. Without a gradient each distinct word is encoded once: its vector depends on its
         own bytes alone."""
-        return pack_batch(self.config, *args, **kwargs, distinct=not (torch.is_grad_enabled() or self.training))
+        make: Any = pack_batch  # the type that `torch.compiler.disable` gives it says nothing
+        return make(self.config, *args, **kwargs, distinct=not (torch.is_grad_enabled() or self.training))
 
     def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
         """As everywhere, and what `SentenceTransformer(save_directory, trust_remote_code=True)` needs."""

@@ -11,7 +11,7 @@ import torch
 from torch.utils._pytree import tree_map
 
 from .configuration_encodzall import EncodzallConfig
-from .encodzall_words import find_real_words
+from .encodzall_words import EOS, PAD, find_real_words
 
 IGNORED = -100
 STEPS_OF_AN_OCTAVE = 16
@@ -164,22 +164,21 @@ def pack_words(
 
 
 def pack_spelling(
-    ids: torch.Tensor, word_ids: torch.Tensor, longest: int, end: int, row_length: int, bucketed: bool = False
+    ids: torch.Tensor, word_ids: torch.Tensor, longest: int, row_length: int, bucketed: bool = False
 ) -> Spelling:
-    """Lay the words of a batch into rows in which each is spelled. On the CPU.
+    """Lay the words of a batch into rows in which each is spelled; the end of a text is the empty word. On the CPU.
 
     Args:
         ids: `(B, T)`, int64.
         word_ids: as of [`pack_words`]; all below `longest`.
         longest: S, the words of a text in the memory.
-        end: the id that ends a text, of which no byte is spelled: alone it is the empty word.
     """
     size = bucket if bucketed else int
     none = len(ids) * longest
     token = (word_ids >= 0).flatten().nonzero()[:, 0]  # (N,)
     place_of_token = (word_ids + longest * torch.arange(len(ids))[:, None]).flatten()[token]
     places, which, lengths = torch.unique_consecutive(place_of_token, return_inverse=True, return_counts=True)
-    is_byte = ids.flatten()[token] != end
+    is_byte = ids.flatten()[token] != EOS
     token = torch.cat((token[is_byte], torch.tensor([ids.numel()])))
     num_bytes = torch.zeros_like(lengths).index_add(0, which, is_byte.long())  # (W,)
     first = num_bytes.cumsum(0) - num_bytes
@@ -236,10 +235,9 @@ def pack_batch(
         "word_mask": word_mask,
     }
     cpu = on_cpu({name: tensor for name, tensor in tensors.items() if tensor is not None})
-    pad = config.pad_token_id
 
     def pack(ids: torch.Tensor, mask: torch.Tensor | None, words: torch.Tensor | None) -> Packing:
-        real = ids != pad if mask is None else mask.bool()
+        real = ids != PAD if mask is None else mask.bool()
         if not real.any(1).all():
             raise ValueError("A text without any id has no words: even the empty text has its end, `eos_token_id`.")
         words = find_real_words(ids, real, config.max_word_bytes) if words is None else torch.where(real, words, -1)
@@ -251,14 +249,14 @@ def pack_batch(
         cpu["word_mask"] = packing["lengths"] > 0
     if labels is not None and config.word_decoder != "none" and config.word_loss_weight:
         real = cpu["labels"] != IGNORED
-        ids = torch.where(real, cpu["labels"], pad)
+        ids = torch.where(real, cpu["labels"], PAD)
         if target_word_ids is None:
             words = find_real_words(ids, real, config.max_word_bytes)
         else:
             words = torch.where(real, cpu["target_words"], -1)
         check_words(words, cpu["word_mask"])
-        longest, end = cpu["word_mask"].shape[1], config.eos_token_id
-        packed["spelling"] = pack_spelling(ids, words, longest, end, config.packed_row_length, bucketed)
+        longest = cpu["word_mask"].shape[1]
+        packed["spelling"] = pack_spelling(ids, words, longest, config.packed_row_length, bucketed)
     if clean_input_ids is not None and config.contrastive_loss_weight:
         packed["clean_packing"] = pack(cpu["clean"], None, None)
     device = next(tensor for tensor in tensors.values() if tensor is not None).device

@@ -35,21 +35,23 @@ class WordFillingPipeline(Pipeline):
     `sequence`, the text with it.
     """
 
+    model: Any
+    tokenizer: Any  # of this model; transformers leaves open whether there is one
     _load_processor = False
     _load_image_processor = False
     _load_feature_extractor = False
     _load_tokenizer = True
 
-    def _sanitize_parameters(self, top_k: int = 5, num_beams: int = 20) -> tuple[dict, dict, dict]:
+    def _sanitize_parameters(self, top_k: int = 5, num_beams: int = 20) -> tuple[dict, dict, dict]:  # pyright: ignore[reportIncompatibleMethodOverride]
         return {}, {"top_k": top_k, "num_beams": num_beams}, {}
 
-    def preprocess(self, text: str) -> dict[str, str]:
+    def preprocess(self, text: str) -> dict[str, str]:  # pyright: ignore[reportIncompatibleMethodOverride]
         return {"text": text}
 
-    def _forward(self, inputs: dict[str, str], **options: int) -> dict[str, Any]:
+    def _forward(self, inputs: dict[str, str], **options: int) -> dict[str, Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
         return {**inputs, "filled": self.model.fill_mask([inputs["text"]], self.tokenizer, **options)[0]}
 
-    def postprocess(self, outputs: dict[str, Any]) -> list[dict[str, Any]] | list[list[dict[str, Any]]]:
+    def postprocess(self, outputs: dict[str, Any]) -> list[dict[str, Any]] | list[list[dict[str, Any]]]:  # pyright: ignore[reportIncompatibleMethodOverride]
         encoded = self.tokenizer(outputs["text"], add_special_tokens=False)
         pairs = zip(encoded["word_ids"], encoded["input_ids"], strict=True)
         words = [[id_ for _, id_ in word] for _, word in groupby(pairs, key=lambda pair: pair[0])]

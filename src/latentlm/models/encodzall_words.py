@@ -4,7 +4,7 @@ import torch
 
 NUM_BYTES = 256
 WHITE_SPACE = frozenset(b" \t\n\v\f\r")  # what ends a word
-FRAME_IDS = (256, 257, 258)  # padding, begin, end: each is a word of its own
+FRAME_IDS = PAD, BOS, EOS = 256, 257, 258  # each is a word of its own
 LONGEST_CHARACTER = 4  # bytes of UTF-8
 
 

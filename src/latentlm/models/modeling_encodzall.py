@@ -5,10 +5,11 @@ real bytes cost. The encoder sees the whole text; the decoders are causal in wha
 from github.com/dleemiller/Encodzall.
 """
 
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_map
 from transformers.cache_utils import Cache
 from transformers.generation import GenerationMixin
 from transformers.modeling_outputs import SequenceClassifierOutput
@@ -35,7 +36,7 @@ from .encodzall_decoder import EncodzallDecoder
 from .encodzall_masking import MASKS, WordPattern, search_words
 from .encodzall_packing import IGNORED, Packing, Spelling, pack_spelling
 from .encodzall_pipelines import WordFillingPipeline, WordTaggingPipeline
-from .encodzall_words import WHITE_SPACE
+from .encodzall_words import BOS, EOS, PAD, WHITE_SPACE
 
 NO_EMBEDDINGS = "words are found, packed and compared by their bytes"
 
@@ -116,9 +117,11 @@ class EncodzallModel(EncodzallPreTrainedModel):
         refuse_embeddings(kwargs, NO_EMBEDDINGS)
         if kwargs.pop("past_key_values", None) is not None:
             raise ValueError(f"`past_key_values` is given, but the encoders see all words and have no cache. {WORKS}")
+        assert input_ids is not None
         check_context(input_ids.shape[1], self.config.max_position_embeddings)
         if packing is None:
-            packing = self.pack(input_ids, attention_mask, word_ids)["packing"]
+            packing = self.pack(input_ids, attention_mask, word_ids).get("packing")
+        assert packing is not None
         memory = self.encode_words(input_ids, packing)  # (B, S, D)
         word_mask = packing["lengths"] > 0  # (B, S)
 
@@ -139,7 +142,7 @@ class EncodzallModel(EncodzallPreTrainedModel):
     def encode_words(self, input_ids: torch.Tensor, packing: Packing) -> torch.Tensor:
         """Encoder 1 and the pooling, on rows `(R, L, D)` in which no word sees another: vectors `(B, S, D)` of the
         words of ids `(B, T)`, 0 after a text's last."""
-        rows = self.dropout(self.embed_tokens(take(input_ids, packing["source"], self.config.pad_token_id)))
+        rows = self.dropout(self.embed_tokens(take(input_ids, packing["source"], PAD)))
         mask = sequence_mask(self.config, rows, is_causal=False, segments=packing["word"])
         rotary = self.rotary(rows, packing["offset"])
         for layer in self.word_encoder:
@@ -170,7 +173,7 @@ class EncodzallForMaskedDenoising(EncodzallPreTrainedModel, GenerationMixin):
     def get_encoder(self, *args, **kwargs) -> nn.Module:
         return self.model
 
-    def init_continuous_batching(self, *args: Any, **kwargs: Any) -> None:
+    def init_continuous_batching(self, *args: Any, **kwargs: Any) -> NoReturn:
         raise ValueError(
             "`generate_batch` continues prompts; here an encoder reads a text first. Use `generate`, which takes a "
             "padded batch."
@@ -182,9 +185,10 @@ class EncodzallForMaskedDenoising(EncodzallPreTrainedModel, GenerationMixin):
     def prepare_decoder_input_ids_from_labels(self, labels: torch.Tensor) -> torch.Tensor:
         """Labels `(B, T)` moved right by one, after `decoder_start_token_id` where the text begins."""
         real = labels != IGNORED
-        ids = torch.where(real, labels, self.config.pad_token_id)
-        ids = nn.functional.pad(ids[:, :-1], (1, 0), value=self.config.pad_token_id)
-        return ids.scatter(1, real.long().argmax(1, keepdim=True), self.config.decoder_start_token_id)
+        start = self.config.decoder_start_token_id
+        assert start is not None
+        ids = nn.functional.pad(torch.where(real, labels, PAD)[:, :-1], (1, 0), value=PAD)
+        return ids.scatter(1, real.long().argmax(1, keepdim=True), start)
 
     @can_return_tuple
     def forward(
@@ -192,7 +196,7 @@ class EncodzallForMaskedDenoising(EncodzallPreTrainedModel, GenerationMixin):
         input_ids: torch.LongTensor | None = None,  # (B, T_in), masked or noisy
         attention_mask: torch.Tensor | None = None,  # (B, T_in)
         word_ids: torch.LongTensor | None = None,  # (B, T_in)
-        decoder_input_ids: torch.LongTensor | None = None,  # (B, T)
+        decoder_input_ids: torch.Tensor | None = None,  # (B, T)
         decoder_attention_mask: torch.Tensor | None = None,
         encoder_outputs: EncodzallModelOutput | None = None,
         past_key_values: Cache | None = None,
@@ -224,10 +228,13 @@ class EncodzallForMaskedDenoising(EncodzallPreTrainedModel, GenerationMixin):
             packing, spelling = packed.get("packing"), packed.get("spelling")
             clean_packing = packed.get("clean_packing")
         if encoder_outputs is None:
-            encoder_outputs = self.model(input_ids, attention_mask, word_ids, packing=packing, **kwargs)
-        elif not isinstance(encoder_outputs, EncodzallModelOutput):
-            encoder_outputs = EncodzallModelOutput(**encoder_outputs)
-        memory, word_mask = encoder_outputs.last_hidden_state, encoder_outputs.word_mask
+            encoded: EncodzallModelOutput = self.model(input_ids, attention_mask, word_ids, packing=packing, **kwargs)
+        elif isinstance(encoder_outputs, EncodzallModelOutput):
+            encoded = encoder_outputs
+        else:
+            encoded = EncodzallModelOutput(**encoder_outputs)
+        memory, word_mask = encoded.last_hidden_state, encoded.word_mask
+        assert memory is not None
         if labels is not None and decoder_input_ids is None:
             decoder_input_ids = self.prepare_decoder_input_ids_from_labels(labels)
             use_cache = bool(use_cache)
@@ -238,7 +245,7 @@ class EncodzallForMaskedDenoising(EncodzallPreTrainedModel, GenerationMixin):
             self.model.embed_tokens(decoder_input_ids),
             memory,
             word_mask,
-            encoder_outputs.word_positions,
+            encoded.word_positions,
             attention_mask=decoder_attention_mask,
             past_key_values=past_key_values,
             use_cache=use_cache,
@@ -255,9 +262,10 @@ class EncodzallForMaskedDenoising(EncodzallPreTrainedModel, GenerationMixin):
             if spelling is not None:
                 losses["word_loss"], word_logits = self.word_loss(memory, labels, spelling, count)
             if config.contrastive_loss_weight and clean_input_ids is not None:
+                assert encoded.pooler_output is not None
                 clean = self.model(clean_input_ids, packing=clean_packing).pooler_output
                 ranking = ranking_loss(
-                    encoder_outputs.pooler_output, clean, config.contrastive_scale, config.contrastive_symmetric
+                    encoded.pooler_output, clean, config.contrastive_scale, config.contrastive_symmetric
                 )
                 losses["contrastive_loss"] = (ranking * symbols).sum() / count
             losses["loss"] = losses["sequence_loss"]
@@ -272,8 +280,8 @@ class EncodzallForMaskedDenoising(EncodzallPreTrainedModel, GenerationMixin):
             decoder_attentions=decoded.attentions,
             cross_attentions=decoded.cross_attentions,
             encoder_last_hidden_state=memory,
-            encoder_hidden_states=encoder_outputs.hidden_states,
-            encoder_attentions=encoder_outputs.attentions,
+            encoder_hidden_states=encoded.hidden_states,
+            encoder_attentions=encoded.attentions,
             **losses,
         )
 
@@ -294,9 +302,9 @@ class EncodzallForMaskedDenoising(EncodzallPreTrainedModel, GenerationMixin):
         """Logits `(N, V)` and targets `(N,)` of spelling the words of ids `(B, T)`, each from its vector in the memory
         `(B, S, D)` alone."""
         config = self.config
-        targets = take(ids, spelling["target"], config.eos_token_id)  # (R, L)
+        targets = take(ids, spelling["target"], EOS)  # (R, L)
         before = nn.functional.pad(targets[:, :-1], (1, 0))
-        inputs = self.model.embed_tokens(torch.where(spelling["offset"] == 0, config.bos_token_id, before))
+        inputs = self.model.embed_tokens(torch.where(spelling["offset"] == 0, BOS, before))
         decoder = self.word_decoder if config.word_decoder == "own" else self.decoder
         hidden = decoder.spell(inputs, take(memory, spelling["word"]), spelling)
         return self.lm_head(take(hidden, spelling["slot"])[0]), take(targets, spelling["slot"])[0]
@@ -310,12 +318,9 @@ class EncodzallForMaskedDenoising(EncodzallPreTrainedModel, GenerationMixin):
             words: `(W, D)`, of the memory.
             spelled: `(W, L)`, ids of their bytes, -1 after the last; the end of a text is an empty word.
         """
-        end, row_length = self.config.eos_token_id, self.config.packed_row_length
-        ids = nn.functional.pad(spelled.cpu(), (0, 1), value=end)
-        spelling = pack_spelling(ids, torch.where(ids < 0, -1, 0), 1, end, row_length)
-        ids = ids.to(words.device)
-        for name, value in spelling.items():
-            spelling[name] = value.to(words.device)
+        ids = nn.functional.pad(spelled.cpu(), (0, 1), value=EOS)
+        spelling = pack_spelling(ids, torch.where(ids < 0, -1, 0), 1, self.config.packed_row_length)
+        ids, spelling = tree_map(lambda tensor: tensor.to(words.device), (ids, spelling))
         logits, targets = self.spell(words.unsqueeze(1), ids, spelling)
         return logits, targets, take(spelling["word"], spelling["slot"])[0]
 
@@ -336,7 +341,7 @@ class EncodzallForMaskedDenoising(EncodzallPreTrainedModel, GenerationMixin):
         inputs = tokenizer(texts, padding=True, return_tensors="pt").to(self.device)
         longest = 2 * inputs["input_ids"].shape[1] + 16
         kwargs.setdefault("max_length", min(longest, self.config.max_position_embeddings))
-        ids = self.generate(**inputs, **kwargs)
+        ids = self.generate(**inputs, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]  # wants to set `device`
         return tokenizer.batch_decode(ids, skip_special_tokens=True)
 
     @torch.no_grad()
@@ -359,7 +364,7 @@ class EncodzallForMaskedDenoising(EncodzallPreTrainedModel, GenerationMixin):
         filled: list[list[list[tuple[str, float]]]] = [[] for _ in texts]
         for row, (ids, word_ids) in enumerate(zip(inputs["input_ids"], inputs["word_ids"], strict=True)):
             for word in word_ids[(ids >= min(MASKS)) & (ids <= max(MASKS))].unique().tolist():
-                closing, spelled = self.config.eos_token_id, ids[word_ids == word].tolist()
+                closing, spelled = EOS, ids[word_ids == word].tolist()
                 while spelled[-1] in WHITE_SPACE:
                     *spelled, closing = spelled
 
@@ -370,7 +375,7 @@ class EncodzallForMaskedDenoising(EncodzallPreTrainedModel, GenerationMixin):
 
                 limit = 2 * self.config.max_word_bytes
                 found = search_words(WordPattern(spelled), closing, score, top_k, num_beams, limit)
-                filled[row].append([(tokenizer.decode([*data]), total) for data, total in found])
+                filled[row].append([(str(tokenizer.decode([*data])), total) for data, total in found])
         return filled
 
 
@@ -378,6 +383,7 @@ class ClassificationHead(nn.Module):
     def __init__(self, config: EncodzallConfig):
         super().__init__()
         self.dropout = nn.Dropout(config.classifier_dropout)
+        assert config.num_labels is not None
         self.out_proj = nn.Linear(config.hidden_size, config.num_labels)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
@@ -446,6 +452,7 @@ class EncodzallForTokenClassification(EncodzallPreTrainedModel):
         logits = word_logits.gather(1, word_of_id) * (outputs.word_ids >= 0).unsqueeze(-1)
         loss = None
         if labels is not None:
+            assert input_ids is not None
             of_words = labels.shape != input_ids.shape
             if of_words and labels.shape != word_logits.shape[:2]:
                 raise ValueError(

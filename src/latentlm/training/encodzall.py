@@ -116,9 +116,9 @@ class EncodzallTrainer(LatentTrainer):
             strength, step = self.args.noise_eval_strength, 0
         batch = self.corrupt(ids, strength, step)
         self._corrupted = batch.corrupted.to(self.args.device)
-        missing = (0, ids.shape[1] - batch.input_ids.shape[1])
+        pad, missing = self.model_config.pad_token_id, (0, ids.shape[1] - batch.input_ids.shape[1])
         prepared = {
-            "input_ids": nn.functional.pad(batch.input_ids, missing, value=self.model_config.pad_token_id),
+            "input_ids": nn.functional.pad(batch.input_ids, missing, value=pad),
             "attention_mask": nn.functional.pad(batch.attention_mask, missing),
             "word_ids": nn.functional.pad(batch.word_ids, missing, value=-1),
             "labels": labels,

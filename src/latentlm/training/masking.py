@@ -6,11 +6,10 @@ import numpy as np
 import torch
 
 from ..models.encodzall_masking import ANY, CONSONANT, LETTERS, NONSPACE, VOWEL, VOWELS, WORD_MASK
-from ..models.encodzall_words import FRAME_IDS, NUM_BYTES, character_starts, find_words, is_space
+from ..models.encodzall_words import NUM_BYTES, PAD, character_starts, find_words, is_space
 from .randomness import uniforms
 
 CHARACTER_SHARE, WORD_SHARE = 0.8, 0.2  # of the strength
-PAD = FRAME_IDS[0]
 GENERAL_SHARE = 0.5  # of the masked characters
 CLASS_MASKS = torch.full((NUM_BYTES,), NONSPACE)
 CLASS_MASKS[[*LETTERS]] = CONSONANT

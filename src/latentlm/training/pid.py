@@ -90,7 +90,7 @@ class PIDCallback(TrainerCallback, ExportableState):
     def on_step_end(self, args, state, control, **kwargs):
         if self._sums is None:
             return
-        total, count = reduce(self._sums, "sum").tolist()
+        total, count = torch.as_tensor(reduce(self._sums, "sum")).tolist()
         self._sums = None
         if count:
             self.step(total / count)
