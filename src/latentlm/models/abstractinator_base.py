@@ -8,6 +8,7 @@ from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
 from .abstractinator_level import Compressed, LevelCache
+from .block_attention import Pair
 from .block_positions import check_context
 from .block_ragged import Documents, RaggedRows, bucket
 from .block_refusals import WORKS
@@ -68,9 +69,9 @@ class Pyramid:
 
     levels: list[Compressed]
     top_states: torch.Tensor | None
-    top_items: list[torch.Tensor]
+    top_items: list[Pair]
     states: list[torch.Tensor]
-    items: list[list[torch.Tensor]]
+    items: list[list[Pair]]
     known_states: list[torch.Tensor] | None
     currents: list[torch.Tensor]
     hidden_states: list[torch.Tensor]

@@ -10,6 +10,7 @@ from transformers import initialization as init
 
 from .abstractinator_pooling import PoolingState, SegmentPooling
 from .abstractinator_symbols import SymbolEmbedding, SymbolHead
+from .block_attention import Pair
 from .block_layers import make_norm
 from .block_optimizer_steps import follow_optimizer
 from .block_quantization import Float32Buffers, FSQQuantizer, Quantized, VectorQuantizer, all_summed
@@ -106,7 +107,7 @@ class Cut:
     symbols: torch.Tensor
     segments: Segments
     entropy_states: torch.Tensor
-    items: list[torch.Tensor]
+    items: list[Pair]
 
 
 @dataclass
@@ -129,7 +130,7 @@ class Compressed:
     entropy_states: torch.Tensor
     vectors: torch.Tensor
     quantized: Quantized
-    items: tuple[list[torch.Tensor], list[torch.Tensor]]
+    items: tuple[list[Pair], list[Pair]]
     pooled_from: torch.Tensor
     keys: torch.Tensor | None
 
@@ -184,7 +185,7 @@ class EntropyModel(nn.Module):
         if self.kind != "categorical":
             self.gaussian = nn.Linear(config.hidden_size, 2 * config.hidden_size, bias=False)
 
-    def forward(self, symbols: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    def forward(self, symbols: torch.Tensor) -> tuple[torch.Tensor, list[Pair]]:
         return self.stack(self.embedding(symbols))[:2]
 
     def normal(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -325,7 +326,7 @@ class AbstractinatorLevel(Float32Buffers):
         symbols: torch.Tensor,  # (R, T, digits)
         memory: tuple[torch.Tensor, torch.Tensor] | None,  # (R, S, D) past codes, (R, S + 1, D) of the segment itself
         index: torch.Tensor,  # (R, T + 1), the segment of each symbol
-    ) -> tuple[torch.Tensor, list[torch.Tensor], list[torch.Tensor]]:
+    ) -> tuple[torch.Tensor, list[Pair], list[torch.Tensor]]:
         """Hidden states `(R, T, D)` from which the head predicts the next symbol, and the layers' items and inputs;
         without memory as with rows of zeros."""
         if memory is not None:

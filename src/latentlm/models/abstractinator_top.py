@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from .abstractinator_symbols import SymbolHead
+from .block_attention import Pair
 from .block_stack import CausalStack
 from .configuration_abstractinator import AbstractinatorConfig
 
@@ -24,7 +25,7 @@ class TopModel(nn.Module):
             self.head = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
         self.to_row = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
 
-    def forward(self, rows: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    def forward(self, rows: torch.Tensor) -> tuple[torch.Tensor, list[Pair]]:
         """Hidden states `(R, S + 1, D)`, from which code s is predicted at s, of code rows `(R, S, D)`; and the items
         of the layers."""
         first = torch.zeros(len(rows), 1, dtype=torch.long, device=rows.device)

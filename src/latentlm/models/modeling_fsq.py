@@ -289,8 +289,8 @@ class FSQForCausalLM(CausalLMHead, FSQPreTrainedModel, GenerationMixin):
         own = {"byte_loss": self.config.byte_loss_weight, "reconstruction_loss": self.config.joint}
         return [*super().further_losses, *(name for name, used in own.items() if used)]
 
-    def extra_losses(self, outputs: Any, **inputs: Any) -> dict[str, tuple[torch.Tensor, torch.Tensor | float]]:
-        losses = super().extra_losses(outputs, **inputs)
+    def extra_losses(self, outputs: Any, training_step: torch.Tensor | None, **inputs: Any) -> dict[str, Any]:
+        losses = super().extra_losses(outputs, training_step, **inputs)
         input_ids, shift_labels = inputs["input_ids"], inputs["shift_labels"]
         if self.config.byte_loss_weight:
             vectors = self.byte_head(outputs.last_hidden_state).flatten(0, 1)
