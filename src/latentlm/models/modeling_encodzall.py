@@ -142,7 +142,7 @@ class EncodzallModel(EncodzallPreTrainedModel):
     def encode_words(self, input_ids: torch.Tensor, packing: Packing) -> torch.Tensor:
         """Encoder 1 and the pooling, on rows `(R, L, D)` in which no word sees another: vectors `(B, S, D)` of the
         words of ids `(B, T)`, 0 after a text's last."""
-        rows = self.dropout(self.embed_tokens(take(input_ids, packing["source"], PAD)))
+        rows = self.dropout(self.embed_tokens(take(input_ids, packing["source"])))
         mask = sequence_mask(self.config, rows, is_causal=False, segments=packing["word"])
         rotary = self.rotary(rows, packing["offset"])
         for layer in self.word_encoder:
