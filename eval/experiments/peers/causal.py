@@ -20,6 +20,7 @@ class CausalPeer(PreTrainedModel):
     config_class = DecoderOnlyConfig
     config: DecoderOnlyConfig
     _auto_class = None  # loaded by its file, not from the Hub
+    _supports_sdpa = True  # asked of a configuration that the decoder-only model has used
 
     def __init__(self, config: DecoderOnlyConfig):
         super().__init__(config)

@@ -43,6 +43,11 @@ class T5Peer(PreTrainedModel):
     config_class = EncodzallConfig
     config: EncodzallConfig
     main_input_name = "input_ids"
+    _supports_sdpa = True  # asked of a configuration that EncodZall has used
+    _tied_weights_keys = {
+        "network.encoder.embed_tokens.weight": "network.shared.weight",
+        "network.decoder.embed_tokens.weight": "network.shared.weight",
+    }
     _auto_class = None  # loaded by its file, not from the Hub
 
     def __init__(self, config: EncodzallConfig):
