@@ -90,5 +90,8 @@ def body_parameters(config: DecoderOnlyConfig) -> int:
 
 
 def count_body(model: nn.Module) -> int:
-    tables = sum(module.weight.numel() for module in model.modules() if isinstance(module, nn.Embedding))
-    return sum(parameter.numel() for parameter in model.parameters()) - tables
+    """Parameters but for the tables that are looked up; several modules may share one."""
+    tables = {
+        id(module.weight): module.weight.numel() for module in model.modules() if isinstance(module, nn.Embedding)
+    }
+    return sum(parameter.numel() for parameter in model.parameters()) - sum(tables.values())

@@ -58,6 +58,7 @@ class T5Peer(PreTrainedModel):
         per_width = 3 * config.hidden_size * layers
         width = nearest_width(wanted, range(1, 8 * config.hidden_size), lambda width: least + per_width * (width - 1))
         self.network = T5ForConditionalGeneration(t5_config(config, width))
+        self.network.set_input_embeddings(self.network.shared)  # one table for both sides
         self.post_init()
 
     def forward(
