@@ -75,7 +75,7 @@ def draw(content: dict[str, Any], path: Path) -> None:
     """One panel beside the other: the mean over seeds as a line, lowest to highest as a band, yardsticks as grey lines
     across."""
     panels: Sequence[dict[str, Any]] = content["panels"]
-    figure, axes = plt.subplots(1, len(panels), figsize=(4.2 * len(panels), 3.6), layout="constrained", squeeze=False)
+    figure, axes = plt.subplots(1, len(panels), figsize=(4.2 * len(panels), 3.9), layout="constrained", squeeze=False)
     for axis, panel in zip(axes[0], panels, strict=True):
         for i, line in enumerate(panel["lines"]):
             style = {"color": COLOURS[i % len(COLOURS)], "linestyle": STYLES[i // len(COLOURS) % len(STYLES)]}
@@ -90,7 +90,8 @@ def draw(content: dict[str, Any], path: Path) -> None:
         axis.grid(alpha=0.25, linewidth=0.5)
         if "range" in panel:
             axis.set_ylim(*panel["range"])
-    axes[0][-1].legend(fontsize=8)
+    handles, labels = axes[0][-1].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150, metadata={DIGEST: digest(content)})
     plt.close(figure)

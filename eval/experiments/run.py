@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 from entries import HERE, Entry, ExperimentList, ListError, at_edge, extend_grid, load_with_overrides, read_list
+from huggingface_hub.errors import StrictDataclassError
 from records import RECORDS, REPOSITORY, RESULT, RUN, TUNING, Record, read_page, read_record, record_name
 from texts import prepare_text
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
@@ -234,10 +235,10 @@ class Runner:
             return 0.0
         try:
             recipe = load_with_overrides(job.entry.recipe, self.overrides(job))
-            config = AutoConfig.for_model(recipe.model_type, **{"vocab_size": 259, **recipe.model})
+            config = AutoConfig.for_model(recipe.model_type, **recipe.model)  # its vocabulary is no part of the body
             with torch.device("meta"):
                 model: torch.nn.Module = build_on_meta(config)
-        except (ValueError, TypeError, KeyError, OSError):
+        except (StrictDataclassError, ValueError, TypeError, KeyError, OSError):
             return None
         tables = sum(m.weight.numel() for m in model.modules() if isinstance(m, torch.nn.Embedding))
         body = sum(parameter.numel() for parameter in model.parameters()) - tables

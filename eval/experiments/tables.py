@@ -98,7 +98,7 @@ def cell(group: Group, column: dict[str, Any]) -> str:
         error = group.mean(column["plus_minus"]) if "plus_minus" in column else group.spread(name)
         unit = column.get("unit", "")
         text = number(mean, column)
-        if error is not None and column.get("spread", True):
+        if error is not None and name != "num_seeds" and column.get("spread", True):
             text = f"{text.removesuffix(unit)} ± {number(error, column)}"
         cells.append(text)
     join = column.get("join", ", ")

@@ -20,6 +20,7 @@ class CausalPeer(PreTrainedModel):
     config_class = DecoderOnlyConfig
     config: DecoderOnlyConfig
     _auto_class = None  # loaded by its file, not from the Hub
+    _supports_sdpa = True  # asked of a configuration that the decoder-only model has used
 
     def __init__(self, config: DecoderOnlyConfig):
         super().__init__(config)
@@ -89,5 +90,8 @@ def body_parameters(config: DecoderOnlyConfig) -> int:
 
 
 def count_body(model: nn.Module) -> int:
-    tables = sum(module.weight.numel() for module in model.modules() if isinstance(module, nn.Embedding))
-    return sum(parameter.numel() for parameter in model.parameters()) - tables
+    """Parameters but for the tables that are looked up; several modules may share one."""
+    tables = {
+        id(module.weight): module.weight.numel() for module in model.modules() if isinstance(module, nn.Embedding)
+    }
+    return sum(parameter.numel() for parameter in model.parameters()) - sum(tables.values())

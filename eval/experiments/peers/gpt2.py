@@ -16,7 +16,6 @@ class GPT2Peer(CausalPeer):
     """GPT-2 with learned positions; texts that share a row do not see each other."""
 
     _tied_weights_keys = {"network.lm_head.weight": "network.transformer.wte.weight"}
-    _supports_sdpa = True
     network: GPT2LMHeadModel
 
     def build(self, config: DecoderOnlyConfig) -> nn.Module:

@@ -43,6 +43,11 @@ class T5Peer(PreTrainedModel):
     config_class = EncodzallConfig
     config: EncodzallConfig
     main_input_name = "input_ids"
+    _supports_sdpa = True  # asked of a configuration that EncodZall has used
+    _tied_weights_keys = {
+        "network.encoder.embed_tokens.weight": "network.shared.weight",
+        "network.decoder.embed_tokens.weight": "network.shared.weight",
+    }
     _auto_class = None  # loaded by its file, not from the Hub
 
     def __init__(self, config: EncodzallConfig):
@@ -53,6 +58,7 @@ class T5Peer(PreTrainedModel):
         per_width = 3 * config.hidden_size * layers
         width = nearest_width(wanted, range(1, 8 * config.hidden_size), lambda width: least + per_width * (width - 1))
         self.network = T5ForConditionalGeneration(t5_config(config, width))
+        self.network.set_input_embeddings(self.network.shared)  # one table for both sides
         self.post_init()
 
     def forward(
