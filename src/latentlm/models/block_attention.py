@@ -234,17 +234,17 @@ class LatentAttention(Attention):
 
     def queries(self, hidden_states: torch.Tensor, rotary: Rotary | None) -> torch.Tensor:
         query = self.split_heads(self.q_up(self.q_norm(self.q_down(hidden_states))), self.head_dim + self.rope_size)
-        plain, turned = query.split((self.head_dim, self.rope_size), -1)
-        return torch.cat((plain, rotate(turned, rotary)), -1)
+        plain, positional = query.split((self.head_dim, self.rope_size), -1)
+        return torch.cat((plain, rotate(positional, rotary)), -1)
 
     def pairs(self, memory: torch.Tensor, rotary: Rotary | None) -> Pair:
         latent, key = self.kv_down(memory).unsqueeze(1).split((self.latent_size, self.rope_size), -1)
         return self.kv_norm(latent), rotate(key, rotary)
 
     def unfold(self, pair: Pair) -> Pair:
-        latent, turned = pair
+        latent, positional = pair
         key, value = (self.split_heads(states) for states in self.kv_up(latent.squeeze(1)).chunk(2, -1))
-        return torch.cat((key, turned.expand(-1, self.num_heads, -1, -1)), -1), value
+        return torch.cat((key, positional.expand(-1, self.num_heads, -1, -1)), -1), value
 
 
 class SingleKeyAttention(Attention):
