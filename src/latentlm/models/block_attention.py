@@ -114,12 +114,12 @@ class Attention(nn.Module):
         """One product for all that is made of the same states: several small ones take longer."""
         size = self.config.hidden_size
         self.scaling = self.head_dim**-0.5
-        self.key_value_size = 2 * self.num_key_value_heads * self.head_dim
+        self.part_size = self.num_key_value_heads * self.head_dim  # of keys, and of values
         if self.reads_memory:
             self.q_proj = nn.Linear(size, self.width, bias=self.bias)
-            self.kv_proj = nn.Linear(size, self.key_value_size, bias=self.bias)
+            self.kv_proj = nn.Linear(size, 2 * self.part_size, bias=self.bias)
         else:
-            self.qkv_proj = nn.Linear(size, self.width + self.key_value_size, bias=self.bias)
+            self.qkv_proj = nn.Linear(size, self.width + 2 * self.part_size, bias=self.bias)
 
     def split_heads(self, states: torch.Tensor, size: int | None = None) -> torch.Tensor:
         """`(B, T, h * d)` to `(B, h, T, d)`, by default of the heads' size d."""
@@ -134,8 +134,8 @@ class Attention(nn.Module):
 
     def project(self, hidden_states: torch.Tensor, rotary: Rotary | None) -> tuple[torch.Tensor, Pair]:
         """Queries `(B, H, T, d)` and pairs of the same states `(B, T, D)`."""
-        query, key_value = self.qkv_proj(hidden_states).split((self.width, self.key_value_size), -1)
-        return rotate(self.split_heads(query), rotary), self.split_pair(key_value, rotary)
+        query, key, value = self.qkv_proj(hidden_states).split((self.width, self.part_size, self.part_size), -1)
+        return rotate(self.split_heads(query), rotary), self.split_pair(key, value, rotary)
 
     def queries(self, hidden_states: torch.Tensor, rotary: Rotary | None) -> torch.Tensor:
         """Queries `(B, H, T, d)` to a memory, of states `(B, T, D)`."""
@@ -143,10 +143,10 @@ class Attention(nn.Module):
 
     def pairs(self, memory: torch.Tensor, rotary: Rotary | None) -> Pair:
         """Pairs of a memory `(B, S, D)`."""
-        return self.split_pair(self.kv_proj(memory), rotary)
+        key, value = self.kv_proj(memory).chunk(2, -1)
+        return self.split_pair(key, value, rotary)
 
-    def split_pair(self, key_value: torch.Tensor, rotary: Rotary | None) -> Pair:
-        key, value = key_value.chunk(2, -1)
+    def split_pair(self, key: torch.Tensor, value: torch.Tensor, rotary: Rotary | None) -> Pair:
         return rotate(self.split_heads(key), rotary), self.split_heads(value)
 
     def unfold(self, pair: Pair) -> Pair:
@@ -234,17 +234,17 @@ class LatentAttention(Attention):
 
     def queries(self, hidden_states: torch.Tensor, rotary: Rotary | None) -> torch.Tensor:
         query = self.split_heads(self.q_up(self.q_norm(self.q_down(hidden_states))), self.head_dim + self.rope_size)
-        plain, turned = query.split((self.head_dim, self.rope_size), -1)
-        return torch.cat((plain, rotate(turned, rotary)), -1)
+        plain, positional = query.split((self.head_dim, self.rope_size), -1)
+        return torch.cat((plain, rotate(positional, rotary)), -1)
 
     def pairs(self, memory: torch.Tensor, rotary: Rotary | None) -> Pair:
         latent, key = self.kv_down(memory).unsqueeze(1).split((self.latent_size, self.rope_size), -1)
         return self.kv_norm(latent), rotate(key, rotary)
 
     def unfold(self, pair: Pair) -> Pair:
-        latent, turned = pair
+        latent, positional = pair
         key, value = (self.split_heads(states) for states in self.kv_up(latent.squeeze(1)).chunk(2, -1))
-        return torch.cat((key, turned.expand(-1, self.num_heads, -1, -1)), -1), value
+        return torch.cat((key, positional.expand(-1, self.num_heads, -1, -1)), -1), value
 
 
 class SingleKeyAttention(Attention):

@@ -132,8 +132,8 @@ class EncoderDecoderModel(EncoderDecoderPreTrainedModel):
         if config.position_embedding_type == "learned":
             embeddings = embeddings + self.embed_positions(positions)
         else:
-            rotary, turned = (table(embeddings, positions) for table in (self.rotary, self.cross_rotary))
-            memory_rotary = (turned, turned)
+            rotary, cross_rotary = (table(embeddings, positions) for table in (self.rotary, self.cross_rotary))
+            memory_rotary = (cross_rotary, cross_rotary)
         embeddings = self.dropout(embeddings)
         shared_attention = None if self.mask_attention is None else self.mask_attention(embeddings, **shared)[0]
 

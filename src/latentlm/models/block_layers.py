@@ -188,9 +188,9 @@ class PreNormLayer(GradientCheckpointingLayer):
             query, keys = self.cross_attn_query_norm(hidden_states), memory
             if self.cross_attn_key_norm is not None:
                 keys = self.cross_attn_key_norm(memory)
-            turned = memory_rotary or (None, None)
+            query_rotary, key_rotary = memory_rotary or (None, None)
             options = shared if memory_mask is None else {**shared, "mask": memory_mask}
-            read, _ = self.cross_attn(query, rotary=turned[0], memory=keys, memory_rotary=turned[1], **options)
+            read, _ = self.cross_attn(query, rotary=query_rotary, memory=keys, memory_rotary=key_rotary, **options)
             if self.cross_attn_gate is not None:
                 read = self.cross_attn_gate * read
             return hidden_states + self.dropout(read)

@@ -139,14 +139,14 @@ def mask_loss_weight(config, name: str, training_step: torch.Tensor | None) -> t
 @contextmanager
 def record_masks(model: nn.Module) -> Iterator[dict[str, torch.Tensor]]:
     """Collects M `(B, T, M)` of every LearnedDropout of `model` by module name, float32, from the last forward."""
-    found: dict[str, torch.Tensor] = {}
+    masks: dict[str, torch.Tensor] = {}
     handles = [
-        module.register_forward_hook(lambda _, __, output, name=name: found.update({name: output[1].detach()}))
+        module.register_forward_hook(lambda _, __, output, name=name: masks.update({name: output[1].detach()}))
         for name, module in model.named_modules()
         if type(module).__name__ == LearnedDropout.__name__  # a model loaded from the Hub has a class of its own
     ]
     try:
-        yield found
+        yield masks
     finally:
         for handle in handles:
             handle.remove()
