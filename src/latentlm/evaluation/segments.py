@@ -70,6 +70,7 @@ def draw(inspection: Inspection, path: Path) -> None:
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.patches import Rectangle
 
     lines = range(0, len(inspection.data), ROW)
     levels = len(inspection.segments)
@@ -88,7 +89,7 @@ def draw(inspection: Inspection, path: Path) -> None:
             for column, i in zip(columns, part, strict=True):
                 low = -0.35 * (level + 1)
                 colour = COLOURS[(2 * level + segments[i] % 2) % len(COLOURS)]
-                axis.add_patch(plt.Rectangle((column - 0.5, low), 1, 0.32, color=colour, linewidth=0))
+                axis.add_patch(Rectangle((column - 0.5, low), 1, 0.32, color=colour, linewidth=0))
                 if level == 0:
                     axis.text(
                         column,

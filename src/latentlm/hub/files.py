@@ -14,13 +14,13 @@ from transformers.dynamic_module_utils import get_relative_import_files
 from transformers.models.auto.tokenization_auto import tokenizer_class_from_name
 from transformers.tokenization_utils_base import (
     ADDED_TOKENS_FILE,
-    CHAT_TEMPLATE_FILE,
     FULL_TOKENIZER_FILE,
     SPECIAL_TOKENS_MAP_FILE,
     TOKENIZER_CONFIG_FILE,
 )
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+from transformers.utils.hub import CHAT_TEMPLATE_FILE
 
 import latentlm
 from latentlm.data.chunks import PIECES_FILE

@@ -7,7 +7,7 @@ from torch import nn
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_utils import slice_logits_to_keep
-from transformers.utils import can_return_tuple
+from transformers.utils.generic import can_return_tuple
 
 from .block_attention import Attention
 from .block_layers import make_norm

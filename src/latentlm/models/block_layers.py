@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.utils import is_torchdynamo_compiling
+from transformers.utils.import_utils import is_torchdynamo_compiling
 
 from .block_attention import Attention, Rotary, SingleKeyAttention
 from .block_masks import Mask

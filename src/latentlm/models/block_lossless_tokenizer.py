@@ -13,7 +13,8 @@ from typing import Any, TypeVar
 import numpy as np
 from tokenizers import Encoding, decoders
 from transformers import AddedToken, BatchEncoding, PreTrainedTokenizer
-from transformers.tokenization_utils_base import PaddingStrategy, TruncationStrategy
+from transformers.tokenization_utils_base import TruncationStrategy
+from transformers.utils.generic import PaddingStrategy
 
 from .block_lossless_decoding import LosslessDecoding
 from .block_row_encodings import Encodings, Offset, Part, Row, all_ids, build_encoding, missing_spaces

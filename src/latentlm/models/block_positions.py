@@ -2,8 +2,7 @@
 
 import torch
 from transformers.cache_utils import Cache
-from transformers.utils import is_torchdynamo_compiling
-from transformers.utils.import_utils import is_tracing
+from transformers.utils.import_utils import is_torchdynamo_compiling, is_tracing
 
 
 def resolve_position_ids(

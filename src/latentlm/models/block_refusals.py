@@ -4,7 +4,7 @@ from typing import Any
 
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.configuration_utils import PreTrainedConfig
-from transformers.utils import is_torchdynamo_compiling
+from transformers.utils.import_utils import is_torchdynamo_compiling
 
 WORKS = "Adapters inside of layers, such as LoRA, work."
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from torch import nn
-from transformers.generation import GenerationMixin
+from transformers import GenerationMixin
 from transformers.modeling_utils import PreTrainedModel
 
 M = TypeVar("M", bound=nn.Module)

@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers.modeling_outputs import ModelOutput, Seq2SeqLMOutput, TokenClassifierOutput
+from transformers.modeling_outputs import Seq2SeqLMOutput, TokenClassifierOutput
 from transformers.modeling_utils import PreTrainedModel
+from transformers.utils.generic import ModelOutput
 
 from .block_outputs import TakesCache
 from .configuration_encodzall import EncodzallConfig

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 import torch
-from transformers.generation import (
+from transformers import (
     GenerationMixin,
     LogitsProcessorList,
     TemperatureLogitsWarper,

@@ -12,11 +12,10 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import GenerationMixin
 from transformers import initialization as init
-from transformers.generation import GenerationMixin
 from transformers.modeling_utils import slice_logits_to_keep
-from transformers.utils import can_return_tuple
-from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 
 from .abstractinator_base import (
     AbstractinatorCache,

@@ -10,12 +10,11 @@ from typing import Any, NoReturn
 import torch
 from torch import nn
 from torch.utils._pytree import tree_map
+from transformers import GenerationMixin
 from transformers.cache_utils import Cache
-from transformers.generation import GenerationMixin
 from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
-from transformers.utils import can_return_tuple
-from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .block_attention import FORMS, Attention, rotary_table

@@ -5,8 +5,8 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import GenerationMixin
 from transformers import initialization as init
-from transformers.generation import GenerationMixin
 from transformers.utils.import_utils import is_tracing
 
 from .block_causal_head import CausalLMHead

@@ -7,9 +7,8 @@ import torch
 from torch import nn
 from transformers import initialization as init
 from transformers.activations import ACT2FN
-from transformers.modeling_outputs import ModelOutput
 from transformers.modeling_utils import PreTrainedModel
-from transformers.utils import can_return_tuple
+from transformers.utils.generic import ModelOutput, can_return_tuple
 
 from .block_fsq import FSQ
 from .block_typing import ModuleList

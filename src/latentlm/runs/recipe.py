@@ -189,7 +189,8 @@ def load_recipe(path: str | Path, overrides: dict[str, Any] | None = None) -> Re
         check_no_user("model", name, recipe["model"].get(name))
     folder_fields, model_type, source_folder = resolve_architecture(recipe["model"], path.parent)
     from_pretrained = recipe["model"].pop("from_pretrained", None)
-    recipe["model"].pop("config", None), recipe["model"].pop("model_type", None)
+    for name in ("config", "model_type"):
+        recipe["model"].pop(name, None)
 
     data_class: type[SourceConfig] = architecture(model_type).data_class
     arguments_class: type[LatentTrainingArguments] = architecture(model_type).trainer_class.arguments_class
