@@ -42,7 +42,10 @@ WAITING = {
     "unique_dim_consecutive",
     "bincount",
 }
-READING = ("tolist", "numpy", "cpu", "__array__")
+METHODS = {
+    torch.Tensor: ("tolist", "numpy", "cpu", "__array__"),  # read
+    torch: ("tensor",),  # copied from the host
+}
 
 
 class HostSyncs(TorchDispatchMode):
@@ -68,8 +71,9 @@ class HostSyncs(TorchDispatchMode):
 
     def __enter__(self) -> "HostSyncs":
         self.stack = ExitStack()
-        for name in READING:
-            self.stack.enter_context(patch.object(torch.Tensor, name, self.counted(name, getattr(torch.Tensor, name))))
+        for owner, names in METHODS.items():
+            for name in names:
+                self.stack.enter_context(patch.object(owner, name, self.counted(name, getattr(owner, name))))
         return super().__enter__()
 
     def __exit__(self, *args: Any) -> None:
@@ -77,11 +81,11 @@ class HostSyncs(TorchDispatchMode):
         self.stack.close()
 
     def counted(self, name: str, method: Callable) -> Callable:
-        def read(*args: Any, **kwargs: Any) -> Any:
+        def waiting(*args: Any, **kwargs: Any) -> Any:
             self.counts[name] += 1
             return method(*args, **kwargs)
 
-        return read
+        return waiting
 
 
 @pytest.fixture(autouse=True)
@@ -111,6 +115,8 @@ def _positions_as_on_an_accelerator(monkeypatch):
         (lambda t: t.tolist(), 1),
         (lambda t: t.cpu(), 1),
         (lambda t: t.numpy(), 1),
+        (lambda t: torch.tensor([1.0, 2.0], device=t.device), 1),
+        (lambda t: torch.full((), 2.0, device=t.device), 0),
         (lambda t: [*t], 0),
         (lambda t: torch.where(t > 0, t, 0)[t.long()], 0),
     ],
@@ -254,10 +260,10 @@ def test_encodzalls_trainer(tmp_path: Path):
     loader = trainer.get_train_dataloader()
     assert loader.device is None
     model.train()
-    inputs = trainer._prepare_inputs(next(iter(loader)))
+    inputs, count = trainer._prepare_inputs(next(iter(loader))), torch.tensor(99)
     assert {"packing", "clean_packing", "spelling"} <= inputs.keys()
     with HostSyncs() as syncs:
-        trainer.compute_loss(model, inputs, num_items_in_batch=torch.tensor(99)).backward()
+        trainer.compute_loss(model, inputs, num_items_in_batch=count).backward()
     assert trainer.pid._sums is not None and not syncs.counts, syncs.counts
 
 

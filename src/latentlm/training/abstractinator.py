@@ -92,7 +92,7 @@ class AbstractinatorTrainer(LatentTrainer):
         risen = min(1.0, self.state.global_step / max(1, self.state.max_steps // 10))
         scale = FIRST_SHARE + (1 - FIRST_SHARE) * risen
         trained = self.state.global_step >= self.args.fixed_code_steps
-        return {**inputs, "lm_loss_scale": torch.tensor(scale, device=self.args.device), "train_codes": trained}
+        return {**inputs, "lm_loss_scale": torch.full((), scale, device=self.args.device), "train_codes": trained}
 
     def evaluation_counts(self, inputs: dict[str, Any], outputs: Any) -> dict[str, Count]:
         counts = super().evaluation_counts(inputs, outputs)
