@@ -19,7 +19,7 @@ from architectures import AUTOENCODER, PAD, Case, build, each_causal_case, token
 from encodzall_setup import each_variant, encode, labels_of
 from test_abstractinator import BYTES
 from torch.utils._python_dispatch import TorchDispatchMode
-from training_setup import Texts, make_trainer
+from training_setup import Rows, Texts, make_trainer
 
 from latentlm import (
     EncodzallForSequenceClassification,
@@ -131,9 +131,8 @@ def test_what_waits_is_counted(work: Callable, count: int):
 MASK = "transformers looks whether the mask of padding is full"
 GROUPS = "which groups of LearnedDropout are on decides what is computed; at inference alone"
 SEGMENTS = "how many segments the longest row has, for each level: without it all above works on as many as symbols"
-DOCUMENTS = "how many documents there are, with the length of the longest: a bound would be a row for every symbol"
 CLOSES = "whether a segment closes, for each level: if none does, all above is skipped"
-ABSTRACTINATOR = f"{SEGMENTS}; {DOCUMENTS}; in decoding {CLOSES}"
+ABSTRACTINATOR = f"{SEGMENTS}; in decoding {CLOSES}"
 
 SYNCS: dict[str, tuple[int, int, str]] = {
     "decoder_only": (0, 1, MASK),
@@ -142,10 +141,10 @@ SYNCS: dict[str, tuple[int, int, str]] = {
     "parallel_encoder_decoder": (0, 1, MASK),
     "parallel_encoder_decoder/cross_first": (0, 9, f"{MASK}; {GROUPS}"),
     "fsq": (0, 1, MASK),
-    "abstractinator": (2, 1, ABSTRACTINATOR),
-    "abstractinator/two_levels": (3, 2, ABSTRACTINATOR),
-    "abstractinator/latent": (3, 2, ABSTRACTINATOR),
-    "abstractinator/no_top": (3, 2, ABSTRACTINATOR),
+    "abstractinator": (1, 1, ABSTRACTINATOR),
+    "abstractinator/two_levels": (2, 2, ABSTRACTINATOR),
+    "abstractinator/latent": (2, 2, ABSTRACTINATOR),
+    "abstractinator/no_top": (2, 2, ABSTRACTINATOR),
     "encodzall": (0, 0, ""),
     "fsq_autoencoder": (0, 0, ""),
 }
@@ -193,7 +192,9 @@ def test_causal_models(case: Case):
     training, decoding, _ = expected(case.architecture.name, case.variant)
     ids = token_ids(2, 12)
     packed = torch.cat([torch.arange(n) for n in (5, 1, 6)]).expand(2, -1)
-    counts = training_syncs(case.model(), {"input_ids": ids, "labels": ids, "position_ids": packed})
+    model, inputs = case.model(), {"input_ids": ids, "labels": ids, "position_ids": packed}
+    pack = getattr(model, "pack", dict)  # what the trainer finds on the CPU
+    counts = training_syncs(model, inputs | pack(**inputs))
     assert counts.total() == training, counts
     mask = torch.ones_like(ids)
     mask[0, :4] = 0
@@ -205,16 +206,36 @@ def test_causal_models(case: Case):
 
 
 @pytest.mark.parametrize("variant", ["default", "two_levels"])
-def test_the_abstractinators_plain_rows_and_adapted_deltas(variant: str):
-    """No document is counted where none are packed; what follows a target length is not read."""
+@pytest.mark.parametrize("is_packed", [False, True])
+def test_the_abstractinators_documents_and_adapted_deltas(variant: str, is_packed: bool):
+    """Documents that nobody has counted are, in one read: a bound would be a row for every symbol. What follows a
+    target length is not read."""
     config = test_abstractinator.build(variant, **BYTES).config
     levels = [level | {"target_segment_length": 3.0} for level in config.levels]
     ids = token_ids(2, 30).masked_fill(torch.arange(30) < torch.tensor([[0], [4]]), BYTES["pad_token_id"])
     model = test_abstractinator.build(variant, levels=levels, **BYTES)
     deltas = [level.delta.clone() for level in model.model.levels]
-    counts = training_syncs(model, {"input_ids": ids, "labels": ids})
-    assert counts.total() == len(levels), counts
+    packed = {"position_ids": torch.cat((torch.arange(12), torch.arange(18))).expand(2, -1)} if is_packed else {}
+    inputs = {"input_ids": ids, "labels": ids, **packed}
+    assert torch.equal(model(**inputs).loss, model(**inputs, **model.pack(**inputs)).loss)
+    counts = training_syncs(model, inputs)
+    assert counts.total() == len(levels) + is_packed, counts
     assert all(level.delta != delta for level, delta in zip(model.model.levels, deltas, strict=True))
+
+
+def test_the_abstractinators_trainer(tmp_path: Path):
+    """It counts the documents of a batch before that leaves the CPU."""
+    trainer = make_trainer(tmp_path, test_abstractinator.build("default", **BYTES), Rows(4), Rows(2))
+    loader = trainer.get_train_dataloader()
+    assert loader.device is None
+    inputs = next(iter(loader))
+    inputs["position_ids"] = torch.arange(inputs["input_ids"].shape[1]) % 7
+    inputs["position_ids"] = inputs["position_ids"].expand_as(inputs["input_ids"])
+    inputs = trainer._prepare_inputs(inputs)
+    model = trainer.model.train()
+    with HostSyncs() as syncs:
+        trainer.compute_loss(model, inputs).backward()
+    assert syncs.counts.total() == 1, syncs.counts
 
 
 def test_the_abstractinators_decoding_from_codes():

@@ -71,6 +71,7 @@ class AbstractinatorTrainer(LatentTrainer):
     """
 
     arguments_class = AbstractinatorTrainingArguments
+    prepares_on_cpu = True
 
     def __init__(self, **kwargs: Any):
         check_arguments(type(self), kwargs)
@@ -87,6 +88,7 @@ class AbstractinatorTrainer(LatentTrainer):
 
     def prepare_batch(self, inputs: dict[str, Any]) -> dict[str, Any]:
         inputs = super().prepare_batch(inputs)
+        inputs = {**inputs, **self.unwrapped_model.pack(**inputs)}
         if not self.model.training:
             return {**inputs, "code_statistics": True}
         risen = min(1.0, self.state.global_step / max(1, self.state.max_steps // 10))
