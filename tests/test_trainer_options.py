@@ -23,6 +23,7 @@ from transformers import Trainer, TrainingArguments
 import latentlm
 from latentlm import training
 from latentlm.architectures import architecture
+from latentlm.data.packing import stack_rows
 from latentlm.runs import LatentTrainingArguments
 from latentlm.runs.arguments import FIXED_OPTIONS
 from latentlm.training import LatentTrainer
@@ -331,3 +332,15 @@ def test_subclasses_override_hooks_alone(name):
         return
     own = {name for name in vars(trainer_class) if hasattr(LatentTrainer, name)}
     assert own - HOOKS <= {name for name in own if name.startswith("__")}
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["rows", "stream"])
+def test_batches_that_processes_join_have_equal_keys(tmp_path, monkeypatch, stream):
+    """A stream is read by one process for all, and accelerate joins its batches by the keys of the first."""
+    trainer = make_trainer(tmp_path)
+    rows = [{"input_ids": torch.arange(4), "position_ids": torch.tensor([0, 1, *end])} for end in ([2, 3], [0, 1])]
+    dataset = Streamed(rows) if stream else rows
+    monkeypatch.setattr(type(trainer.args), "world_size", 2)
+    loader = trainer._get_dataloader(dataset, "Training", 1, is_training=True)
+    assert ("position_ids" in loader.collate_fn(rows[:1])) == stream
+    assert trainer.data_collator is stack_rows

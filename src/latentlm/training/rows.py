@@ -2,12 +2,16 @@
 
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import islice
 from typing import Any
 
 import torch
 from torch.utils.data import Dataset, IterableDataset
+from transformers import Trainer, default_data_collator
 from transformers.trainer_utils import has_length
+
+from latentlm.data.packing import stack_rows
 
 # Label of all positions in rows that only fill up the last batches of an evaluation; the model never sees it.
 FILLER = -101
@@ -19,6 +23,17 @@ def fill_rounds(rows: Dataset, multiple: int) -> Dataset:
     Otherwise the last round of batches would repeat rows of the first one.
     """
     return FilledStream(rows, multiple) if isinstance(rows, IterableDataset) else FilledRows(rows, multiple)
+
+
+@contextmanager
+def equal_keys(trainer: Trainer, rows: Dataset) -> Iterator[None]:
+    """Lets batches of a stream that one process shares out keep all columns: accelerate joins those of all processes by
+    the keys of the first."""
+    collator = trainer.data_collator
+    if collator is stack_rows and isinstance(rows, IterableDataset) and trainer.args.world_size > 1:
+        trainer.data_collator = default_data_collator
+    yield
+    trainer.data_collator = collator
 
 
 def split_filler(labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

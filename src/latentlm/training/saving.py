@@ -101,6 +101,11 @@ class SavingTrainer(Trainer):
         """The model itself, without what DDP, FSDP or `torch.compile` put around it."""
         return self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
 
+    @property
+    def model_config(self) -> Any:
+        """The configuration of the model."""
+        return self.unwrapped_model.config
+
     def _get_output_dir(self, trial: Any) -> str:
         # While a checkpoint is saved, Trainer writes it below a hidden folder.
         return str(self._staging) if self._staging else super()._get_output_dir(trial)

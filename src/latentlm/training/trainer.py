@@ -22,7 +22,7 @@ from .callbacks import ConsoleProgress, ExactLogging, MetricsFile
 from .metrics import Count, Counts, Mean, Sum, Totals
 from .publishing import PublishingTrainer
 from .refusals import check_arguments, check_parallelism
-from .rows import EndlessStream, fill_rounds, split_filler, spread_rows
+from .rows import EndlessStream, equal_keys, fill_rounds, split_filler, spread_rows
 from .samples import choose_prompts, continue_prompts, write_texts
 from .saving import SavingTrainer
 
@@ -93,11 +93,6 @@ class LatentTrainer(SavingTrainer, PublishingTrainer):
         self._prompts: list[torch.Tensor] | None = None
         self._start_interval()
 
-    @property
-    def model_config(self) -> Any:
-        """The configuration of the model."""
-        return self.unwrapped_model.config
-
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """Weight decay is for matrices: parameters with two dimensions or more."""
         return [name for name, parameter in model.named_parameters() if parameter.ndim >= 2]
@@ -114,7 +109,8 @@ class LatentTrainer(SavingTrainer, PublishingTrainer):
             dataset = fill_rounds(dataset, batch_size * self.args.world_size)
         elif isinstance(dataset, IterableDataset):
             dataset = EndlessStream(dataset)
-        loader = super()._get_dataloader(dataset, description, batch_size, *args, **kwargs)
+        with equal_keys(self, dataset):
+            loader = super()._get_dataloader(dataset, description, batch_size, *args, **kwargs)
         if self.prepares_on_cpu and isinstance(loader, DataLoaderShard):
             loader.device = None
         return loader
