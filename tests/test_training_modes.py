@@ -111,7 +111,7 @@ def test_evaluation_under_autocast_is_near_float32(case: Case):
             logits = model(**batch).logits.float()
     assert logits.isfinite().all()
     case.skip_if_excepted("near_float32")
-    bound = 0.97 if getattr(case.config(), "learned_dropout", "none") == "bernoulli" else 0.999  # hard masks turn over
+    bound = 0.95 if getattr(case.config(), "learned_dropout", "none") == "bernoulli" else 0.999  # hard masks turn over
     assert torch.cosine_similarity(logits.flatten(), exact.flatten(), dim=0) > bound
 
 
@@ -311,7 +311,7 @@ def test_int8_dynamic_quantization_on_cpu(case: Case):
     logits = quantized(ids).logits
     # A hard mask turns over where M crosses 0.5.
     case.skip_if_excepted("near_float32")
-    bound = 0.97 if getattr(case.config(), "learned_dropout", "none") == "bernoulli" else 0.99
+    bound = 0.95 if getattr(case.config(), "learned_dropout", "none") == "bernoulli" else 0.99
     assert torch.cosine_similarity(logits.flatten(), exact.flatten(), dim=0) > bound
     generated = quantized.generate(ids, max_new_tokens=5, do_sample=False)
     assert generated.shape == (2, 15)
