@@ -96,9 +96,15 @@ def causal_mask(
     if not look and past_key_values is None and attention_mask is not None and attention_mask.ndim == 2:
         rules.append(real_keys(attention_mask))
         attention_mask = None
-    together = and_masks(*rules) if rules else None
+    if rules and attention_mask is None:  # not by transformers, whose further rules go through vmap
+        return Mask(make_mask(config, states, states.shape[1], and_masks(causal_mask_function, *rules)), False), packed
     tensor = create_causal_mask(
-        config, states, attention_mask, past_key_values, position_ids, and_mask_function=together
+        config,
+        states,
+        attention_mask,
+        past_key_values,
+        position_ids,
+        and_mask_function=and_masks(*rules) if rules else None,
     )
     return Mask(tensor, True, arguments), packed
 
@@ -114,10 +120,7 @@ def bidirectional_mask(
         if memory is not None:
             return Mask(None, False, memory_arguments(padding, states.shape[1]))
         return Mask(create_bidirectional_mask(config, states, padding), False)
-    tensor = create_bidirectional_mask(
-        config, states, None, encoder_hidden_states=memory, and_mask_function=real_keys(padding)
-    )
-    return Mask(tensor, False)
+    return Mask(make_mask(config, states, padding.shape[1], real_keys(padding)), False)
 
 
 def real_keys(padding: torch.Tensor) -> Visible:
