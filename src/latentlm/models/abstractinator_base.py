@@ -180,11 +180,22 @@ def mask_of_padding(attention_mask: torch.Tensor | None, output_hidden_states: b
     return attention_mask
 
 
+DocumentSizes = tuple[int, int, int]
+"""Of documents: how many there are, the length of the longest, and the largest of the `position_ids`."""
+
+
+def read_sizes(documents: Documents, position_ids: torch.Tensor) -> DocumentSizes:
+    """Where they are on an accelerator the host waits for them."""
+    count, longest, last = torch.stack((documents.total, documents.longest, position_ids.max())).tolist()
+    return count, longest, last
+
+
 def make_rows(
     input_ids: torch.Tensor,  # (B, T)
     attention_mask: torch.Tensor | None,  # (B, T)
     position_ids: torch.Tensor | None,  # (B or 1, T), 0 where a document begins
     max_position_embeddings: int,
+    sizes: DocumentSizes | None = None,  # where they are known
 ) -> Rows:
     """
     Raises:
@@ -200,8 +211,7 @@ def make_rows(
     else:
         documents = Documents.of(real, position_ids)
         # How many documents there are is in the data alone. A bound would be a row for each symbol.
-        sizes = torch.stack((documents.total, documents.longest, position_ids.max()))
-        num_documents, longest, last = sizes.tolist()
+        num_documents, longest, last = sizes or read_sizes(documents, position_ids)
         check_context(last + 1, max_position_embeddings)
         if num_documents > batch:
             num_rows, row_length = bucket(num_documents, batch * length, 1), bucket(max(longest, 1), length)

@@ -326,12 +326,15 @@ class AbstractinatorLevel(Float32Buffers):
         symbols: torch.Tensor,  # (R, T, digits)
         memory: tuple[torch.Tensor, torch.Tensor] | None,  # (R, S, D) past codes, (R, S + 1, D) of the segment itself
         index: torch.Tensor,  # (R, T + 1), the segment of each symbol
+        first: torch.Tensor | None = None,  # (R, T, D), what the first layer's self-attention makes, if it is known
     ) -> tuple[torch.Tensor, list[Pair], list[torch.Tensor]]:
         """Hidden states `(R, T, D)` from which the head predicts the next symbol, and the layers' items and inputs;
         without memory as with rows of zeros."""
         if memory is not None:
             index = index[:, 1:].clamp(max=memory[0].shape[1])
-        return self.expander(self.embedding(symbols), memory=memory, memory_segments=index)
+        known = first is not None
+        states = first if known else self.embedding(symbols)
+        return self.expander(states, memory=memory, memory_segments=index, has_read_self=known)
 
     def code_rows(self, vectors: torch.Tensor) -> torch.Tensor:
         """Memory rows of quantized vectors, both `(..., D)`."""

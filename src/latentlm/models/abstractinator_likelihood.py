@@ -71,7 +71,7 @@ class AbstractinatorLikelihood:
         rows = make_rows(input_ids, attention_mask, position_ids, self.config.max_position_embeddings)
         compressed = self.model.compress_rows(rows.ids, rows.lengths)[0]
         own = self.model.levels[0].code_rows(compressed.quantized.vectors)
-        nats = {"own": self.nats_given(compressed, own)} | self.nats_given_others(compressed, own)
+        nats = self.nats_given(compressed, {"own": own} | other_rows(compressed, own))
         return {name: values.double().sum(1)[: rows.num_documents] for name, values in nats.items()}
 
     @torch.no_grad()
@@ -99,7 +99,7 @@ class AbstractinatorLikelihood:
                 sums[f"codes_{i}"] = uses.index_add(0, codes.flatten(), counted.flatten())
         own = self.model.levels[0].code_rows(pyramid.levels[0].quantized.vectors)
         assert nats.levels is not None
-        nats_of = {"own": nats.levels[0]} | self.nats_given_others(pyramid.levels[0], own)
+        nats_of = {"own": nats.levels[0]} | self.nats_given(pyramid.levels[0], other_rows(pyramid.levels[0], own))
         if self.predicts_codes:
             top, levels = nats.parts
             nats_of["two_part"] = torch.cat((top, *levels), 1)
@@ -125,19 +125,23 @@ class AbstractinatorLikelihood:
             top = values.where(last.exists, 0)
         return CodeNats(levels, top)
 
-    def nats_given_others(self, compressed: Compressed, own: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Nats `(R, T - 1)` of the first level's symbols given other code rows than their own `(R, S, D)`."""
-        count = compressed.segments.count.unsqueeze(1)
-        moved = (torch.arange(own.shape[1], device=own.device) + count // 2) % count.clamp(min=1)
-        shuffled = own.gather(1, moved.unsqueeze(-1).expand_as(own))
-        return {"zeroed": self.nats_given(compressed, None), "shuffled": self.nats_given(compressed, shuffled)}
-
-    def nats_given(self, compressed: Compressed, rows: torch.Tensor | None) -> torch.Tensor:
-        """Nats `(R, T - 1)` of the first level's symbols given code rows `(R, S, D)`, or rows of zeros."""
+    def nats_given(self, compressed: Compressed, rows: dict[str, torch.Tensor | None]) -> dict[str, torch.Tensor]:
+        """Nats `(R, T - 1)` of the first level's symbols given code rows `(R, S, D)` of each name, or rows of zeros."""
         level = self.model.levels[0]
-        memory = None if rows is None else (rows, nn.functional.pad(rows, (0, 0, 0, 1)))
-        states, _, _ = level.expand(compressed.symbols, memory, compressed.segments.index)
-        return symbol_nats(level.head.losses, states, compressed)
+        first = level.expander.read_self(level.embedding(compressed.symbols))
+        nats: dict[str, torch.Tensor] = {}
+        for name, past in rows.items():
+            memory = None if past is None else (past, nn.functional.pad(past, (0, 0, 0, 1)))
+            states, _, _ = level.expand(compressed.symbols, memory, compressed.segments.index, first)
+            nats[name] = symbol_nats(level.head.losses, states, compressed)
+        return nats
+
+
+def other_rows(compressed: Compressed, own: torch.Tensor) -> dict[str, torch.Tensor | None]:
+    """Code rows in place of a level's own `(R, S, D)`."""
+    count = compressed.segments.count.unsqueeze(1)
+    moved = (torch.arange(own.shape[1], device=own.device) + count // 2) % count.clamp(min=1)
+    return {"zeroed": None, "shuffled": own.gather(1, moved.unsqueeze(-1).expand_as(own))}
 
 
 def symbol_nats(losses: Callable[..., torch.Tensor], states: torch.Tensor, compressed: Compressed) -> torch.Tensor:

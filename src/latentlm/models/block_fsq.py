@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import nn
+from transformers import initialization as init
 
 
 class FSQ(nn.Module):
@@ -22,11 +23,27 @@ class FSQ(nn.Module):
             of being rounded.
     """
 
+    level_counts: torch.Tensor
+    strides: torch.Tensor
+
     def __init__(self, levels: Sequence[int], temperature: float = 1.0, noise: float = 0.0):
         super().__init__()
         self.levels = tuple(levels)
         self.temperature = temperature
         self.noise = noise
+        for name, values in self.constants.items():
+            self.register_buffer(name, values, persistent=False)
+
+    @property
+    def constants(self) -> dict[str, torch.Tensor]:
+        """Of each dimension L_i and prod_{j<i} L_j, `(n,)`, int64. As buffers, not made in a forward: an accelerator
+        would wait for the copy."""
+        strides = [math.prod(self.levels[:i]) for i in range(len(self.levels))]
+        return {"level_counts": torch.tensor(self.levels), "strides": torch.tensor(strides)}
+
+    def initialize_parameters(self) -> None:
+        for name, values in self.constants.items():  # which `from_pretrained` does not read
+            init.copy_(getattr(self, name), values)
 
     @property
     def num_codes(self) -> int:
@@ -44,30 +61,23 @@ class FSQ(nn.Module):
 
     def positions(self, z: torch.Tensor) -> torch.Tensor:
         """Where `z` `(..., n)` lies between the digits 0 and L - 1 of each dimension, before rounding; float32."""
-        return (torch.tanh(z.float() / self.temperature) + 1) / 2 * (self._levels(z) - 1)
+        return (torch.tanh(z.float() / self.temperature) + 1) / 2 * (self.level_counts - 1)
 
     def values(self, digits: torch.Tensor) -> torch.Tensor:
         """Digits `(..., n)`, from 0 to L - 1, spread over [-1, 1]; float32."""
-        return 2 * digits.float() / (self._levels(digits) - 1) - 1
+        return 2 * digits.float() / (self.level_counts - 1) - 1
 
     def index(self, digits: torch.Tensor) -> torch.Tensor:
         """Code indices `(...)` of digits `(..., n)`, both int64."""
-        return (digits * self._strides(digits)).sum(-1)
+        return (digits * self.strides).sum(-1)
 
     def digits(self, index: torch.Tensor) -> torch.Tensor:
         """Digits `(..., n)` of code indices `(...)`, both int64."""
-        return index.unsqueeze(-1) // self._strides(index) % self._levels(index)
+        return index.unsqueeze(-1) // self.strides % self.level_counts
 
     def draw(self, like: torch.Tensor) -> torch.Tensor:
         """Uniform numbers in [0, 1)."""
         return torch.rand_like(like)
-
-    # Made where they are needed: a buffer outside of checkpoints would come back uninitialised from `from_pretrained`.
-    def _levels(self, like: torch.Tensor) -> torch.Tensor:
-        return torch.tensor(self.levels, device=like.device)
-
-    def _strides(self, like: torch.Tensor) -> torch.Tensor:
-        return torch.tensor([math.prod(self.levels[:i]) for i in range(len(self.levels))], device=like.device)
 
     def extra_repr(self) -> str:
         return f"levels={self.levels}, temperature={self.temperature}, noise={self.noise}"

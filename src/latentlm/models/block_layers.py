@@ -175,6 +175,7 @@ class PreNormLayer(GradientCheckpointingLayer):
         memory_rotary: tuple[Rotary, Rotary] | None = None,  # of queries and of the memory
         memory_mask: Mask | None = None,  # that of self-attention where None
         single_key: bool = False,  # whether each position has a memory of its own, (B, T, D)
+        has_read_self: bool = False,  # whether the hidden states are those of [`read_self`]
         **shared: Any,  # of every attention: `mask`, `past_key_values` and what backends take
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The new hidden states, and the penalties of LearnedDropout's mask `(B, T, K)` if there are any.
@@ -198,10 +199,15 @@ class PreNormLayer(GradientCheckpointingLayer):
         reads = self.cross_attn is not None and not (memory is None and memory_mask is None)  # a store may have it
         if reads and self.cross_first:
             hidden_states = read_memory(hidden_states)
-        if self.self_attn is not None:
-            read, _ = self.self_attn(self.self_attn_norm(hidden_states), rotary=rotary, **shared)
-            hidden_states = hidden_states + self.dropout(read)
+        if self.self_attn is not None and not has_read_self:
+            hidden_states = self.read_self(hidden_states, rotary, **shared)
         if reads and not self.cross_first:
             hidden_states = read_memory(hidden_states)
         output, penalties = self.mlp(self.mlp_norm(hidden_states), shared_attention=shared_attention, **shared)
         return hidden_states + self.dropout(output), penalties
+
+    def read_self(self, hidden_states: torch.Tensor, rotary: Rotary | None, **shared: Any) -> torch.Tensor:
+        """h + SelfAttention(norm(h)), where a layer has it."""
+        assert self.self_attn is not None
+        read, _ = self.self_attn(self.self_attn_norm(hidden_states), rotary=rotary, **shared)
+        return hidden_states + self.dropout(read)

@@ -94,16 +94,12 @@ class CausalStack(nn.Module):
         segments: torch.Tensor | None = None,  # (R, T): the segment of each input, for segment-local attention
         memory: tuple[torch.Tensor, torch.Tensor] | None = None,  # past rows (R, S, D), current rows (R, S + 1, D)
         memory_segments: torch.Tensor | None = None,  # (R, T): the row that each position reads as its current one
+        has_read_self: bool = False,  # whether the embeddings are what [`read_self`] makes of them
     ) -> tuple[torch.Tensor, list[Pair], list[torch.Tensor]]:
         """Hidden states `(R, T, D)` after the final norm, the pairs of each layer's keys, and what each layer reads
         `(R, T, D)`."""
-        positions = torch.arange(embeddings.shape[1], device=embeddings.device).unsqueeze(0)
         record, rows = Record(), None
-        shared: dict[str, Any] = {
-            "rotary": self.rotary(embeddings, positions),
-            "mask": sequence_mask(self.config, embeddings, window=self.window, segments=segments),
-            "past_key_values": record,
-        }
+        shared = {**self.self_options(embeddings, segments), "past_key_values": record}
         if memory is not None and memory_segments is not None:
             past, current = memory
             number = torch.arange(current.shape[1], device=past.device)
@@ -116,11 +112,21 @@ class CausalStack(nn.Module):
             shared["memory_mask"] = look_back_mask(
                 self.config, embeddings, memory_segments, past.shape[1], self.lookback
             )
-        hidden_states, inputs = self.dropout(embeddings), []
-        for layer in self.layers:
+        hidden_states, inputs = embeddings if has_read_self else self.dropout(embeddings), []
+        for i, layer in enumerate(self.layers):
             inputs.append(hidden_states)
-            hidden_states, _ = layer(hidden_states, rows, **shared)
-        return self.norm(hidden_states), [record.pairs[i] for i in range(len(self.layers))], inputs
+            hidden_states, _ = layer(hidden_states, rows, has_read_self=has_read_self and i == 0, **shared)
+        return self.norm(hidden_states), list(record.pairs.values()), inputs
+
+    def read_self(self, embeddings: torch.Tensor) -> torch.Tensor:
+        """What the first layer's self-attention, which no memory changes, makes of embeddings, both `(R, T, D)`."""
+        return self.layers[0].read_self(self.dropout(embeddings), **self.self_options(embeddings))
+
+    def self_options(self, embeddings: torch.Tensor, segments: torch.Tensor | None = None) -> dict[str, Any]:
+        """Positions and mask of the self-attention of whole rows."""
+        positions = torch.arange(embeddings.shape[1], device=embeddings.device).unsqueeze(0)
+        mask = sequence_mask(self.config, embeddings, window=self.window, segments=segments)
+        return {"rotary": self.rotary(embeddings, positions), "mask": mask}
 
     # ---- Cached decoding ----
 

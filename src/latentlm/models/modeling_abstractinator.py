@@ -21,10 +21,12 @@ from .abstractinator_base import (
     AbstractinatorCache,
     AbstractinatorCausalLMOutput,
     AbstractinatorModelOutput,
+    DocumentSizes,
     Pyramid,
     Rows,
     make_rows,
     mask_of_padding,
+    read_sizes,
 )
 from .abstractinator_level import AbstractinatorLevel, Alphabet, Compressed
 from .abstractinator_likelihood import AbstractinatorLikelihood
@@ -34,6 +36,7 @@ from .block_masks import PACKED_CACHE
 from .block_positions import check_context, packs_documents
 from .block_pretrained import TrainedByOthers, TransformerPreTrainedModel, pop_shift_labels
 from .block_quantization import Quantized, ScaledLinear, in_backward, prefix_keys
+from .block_ragged import Documents
 from .block_refusals import refuse_embeddings
 from .configuration_abstractinator import AbstractinatorConfig
 from .generation_abstractinator import AbstractinatorGeneration
@@ -169,11 +172,12 @@ class AbstractinatorModel(AbstractinatorPreTrainedModel):
         position_ids: torch.Tensor | None,  # (B, T)
         cache: AbstractinatorCache | None,  # empty
         use_cache: bool | None,
+        document_sizes: DocumentSizes | None = None,
         **options: Any,  # of `read_rows`
     ) -> tuple[Rows, Pyramid, AbstractinatorCache | None]:
         """What [`read`] gives, and the cache that remembers it, if one is given, or asked for and no documents are
         packed, which nobody continues."""
-        rows = make_rows(input_ids, attention_mask, position_ids, self.config.max_position_embeddings)
+        rows = make_rows(input_ids, attention_mask, position_ids, self.config.max_position_embeddings, document_sizes)
         if rows.num_documents > len(input_ids):
             if cache is not None:
                 raise ValueError(PACKED_CACHE)
@@ -396,6 +400,27 @@ class AbstractinatorForCausalLM(
         levels = enumerate(self.model.levels, 1)
         return {f"level_{i}_delta": level.delta.item() for i, level in levels if hasattr(level, "delta")}
 
+    def pack(
+        self,
+        input_ids: torch.Tensor,  # (B, T)
+        attention_mask: torch.Tensor | None = None,  # (B, T)
+        position_ids: torch.Tensor | None = None,  # (B, T)
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """What a forward with labels reads of packed documents, as its argument `document_sizes`; found of a batch on
+        the CPU, so that an accelerator need not wait for it. Other parts of the batch are ignored."""
+        if position_ids is None:
+            return {}
+        mask = self.mask_of_rows(input_ids, attention_mask)
+        real = torch.ones_like(input_ids) if mask is None else mask
+        return {"document_sizes": read_sizes(Documents.of(real.bool(), position_ids), position_ids)}
+
+    def mask_of_rows(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor | None:
+        """Which ids are real: rows of a data set come without mask, and are filled up with padding."""
+        if attention_mask is None and self.config.pad_token_id is not None:
+            return input_ids != self.config.pad_token_id
+        return attention_mask
+
     @can_return_tuple
     def forward(
         self,
@@ -410,6 +435,7 @@ class AbstractinatorForCausalLM(
         lm_loss_scale: torch.Tensor | float = 1.0,  # times `lm_loss_weight`: rises in training
         train_codes: bool = True,  # whether what reads codes trains what makes them
         code_statistics: bool = False,  # whether to find, beside losses, what the codes are worth
+        document_sizes: DocumentSizes | None = None,  # with labels, as [`pack`] finds them; else they are read
         output_hidden_states: bool | None = None,
         **kwargs: Any,  # also shift_labels (B, T), instead of labels: already moved by one
     ) -> AbstractinatorCausalLMOutput:
@@ -449,8 +475,7 @@ class AbstractinatorForCausalLM(
             loss = self.lm_loss(logits, shift_labels, num_items_in_batch)
             logits = slice_logits_to_keep(logits, logits_to_keep)
             return AbstractinatorCausalLMOutput(loss, logits, past_key_values, lm_loss=loss)
-        if attention_mask is None and self.config.pad_token_id is not None:
-            attention_mask = input_ids != self.config.pad_token_id  # rows of a data set are filled up with it
+        attention_mask = self.mask_of_rows(input_ids, attention_mask)
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         rows, pyramid, cache = self.model.begun(
@@ -459,6 +484,7 @@ class AbstractinatorForCausalLM(
             position_ids,
             past_key_values,
             use_cache,
+            document_sizes,
             known=not self.training or self.config.reconstruction_loss_weight > 0,
             train_codes=train_codes,
         )

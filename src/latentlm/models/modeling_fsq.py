@@ -199,7 +199,7 @@ class FactorisedHead(nn.Module):
 
     def build_digit_table(self) -> torch.Tensor:
         codes, fsq = self.beside[0].codes, self.beside[0].fsq
-        offsets = torch.tensor([0, *fsq.levels[:-1]], device=codes.device).cumsum(0)
+        offsets = fsq.level_counts.cumsum(0) - fsq.level_counts
         columns = fsq.digits(codes.clamp(min=0)) + offsets  # (V, n)
         coded = (codes >= 0).unsqueeze(1)
         width = sum(fsq.levels)

@@ -1,5 +1,6 @@
 """The FSQ autoencoder: the bytes of a chunk to one code, and the code back to bytes."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -132,7 +133,7 @@ class FSQAutoencoderPreTrainedModel(PreTrainedModel):
             init.zeros_(module.bias)
         else:
             super()._init_weights(module)
-        if isinstance(module, ChunkEncoder):
+        if isinstance(module, ChunkEncoder | FSQ):
             module.initialize_parameters()
 
 
@@ -203,7 +204,7 @@ class FSQAutoencoderModel(FSQAutoencoderPreTrainedModel):
         for values, levels in zip(positions.unbind(-1), self.fsq.levels, strict=True):
             digits = torch.arange(levels, device=values.device)
             share = (1 - (values.unsqueeze(-1) - digits).abs()).clamp(min=0).mean(0)  # (L,), sums to 1
-            missing.append(1 - torch.special.entr(share).sum() / torch.tensor(float(levels)).log())
+            missing.append(1 - torch.special.entr(share).sum() / math.log(levels))
         return torch.stack(missing).mean()
 
     @torch.no_grad()

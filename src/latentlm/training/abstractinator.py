@@ -71,6 +71,7 @@ class AbstractinatorTrainer(LatentTrainer):
     """
 
     arguments_class = AbstractinatorTrainingArguments
+    prepares_on_cpu = True
 
     def __init__(self, **kwargs: Any):
         check_arguments(type(self), kwargs)
@@ -87,12 +88,13 @@ class AbstractinatorTrainer(LatentTrainer):
 
     def prepare_batch(self, inputs: dict[str, Any]) -> dict[str, Any]:
         inputs = super().prepare_batch(inputs)
+        inputs = {**inputs, **self.unwrapped_model.pack(**inputs)}
         if not self.model.training:
             return {**inputs, "code_statistics": True}
         risen = min(1.0, self.state.global_step / max(1, self.state.max_steps // 10))
         scale = FIRST_SHARE + (1 - FIRST_SHARE) * risen
         trained = self.state.global_step >= self.args.fixed_code_steps
-        return {**inputs, "lm_loss_scale": torch.tensor(scale, device=self.args.device), "train_codes": trained}
+        return {**inputs, "lm_loss_scale": torch.full((), scale, device=self.args.device), "train_codes": trained}
 
     def evaluation_counts(self, inputs: dict[str, Any], outputs: Any) -> dict[str, Count]:
         counts = super().evaluation_counts(inputs, outputs)

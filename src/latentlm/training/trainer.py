@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate.data_loader import DataLoaderShard
-from accelerate.utils import recursively_apply
+from accelerate.utils import recursively_apply, send_to_device
 from rich.console import Console
 from torch import nn
 from torch.utils.data import IterableDataset
@@ -120,7 +120,10 @@ class LatentTrainer(SavingTrainer, PublishingTrainer):
         return loader
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        return super()._prepare_inputs(self.prepare_batch(inputs))
+        batch: Any = self.prepare_batch(inputs)
+        if self.prepares_on_cpu and self.args.device.type == "cuda":  # Trainer waits for the copy
+            batch = send_to_device(batch, self.args.device, non_blocking=True)
+        return super()._prepare_inputs(batch)
 
     def prepare_batch(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """A hook: what the model is called with, of a micro-batch before it goes to the device."""
