@@ -140,7 +140,7 @@ def network(options: argparse.Namespace) -> None:
     times = median_seconds({"neural, first time": lambda: Segmenter(tokenizer.vocabulary, 0, True, model)(text)}, 3)
     print(
         f"\n20 kB: {tokens['table']:,} tokens by the table, {tokens['neural']:,} with what the network gets right "
-        f"({len(text) / 1e3 / times['neural, first time']:.0f} kB/s with nothing remembered)"
+        f"({len(text) / 1e3 / times['neural, first time']:.0f} kB/s without its cache)"
     )
     counts = {
         name: sum(weight.numel() for part in (side.from_code, side.decoder) for weight in part.parameters())

@@ -23,7 +23,7 @@ def measure(model: Any, tokenizer: Any, run: Path) -> dict[str, float]:
     results: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as folder:
         for tasks, limit in LIMITS.items():
-            command = [sys.executable, "-m", "latentlm.evaluation", "run", "--model", "hf", "--model_args", arguments]
+            command = [sys.executable, "-m", "latentlm", "evaluate", "--model", "hf", "--model_args", arguments]
             command += ["--tasks", tasks, "--limit", str(limit), "--batch_size", "16", "--output_path", folder]
             subprocess.run(command, check=True)
         for path in Path(folder).rglob("*.json"):

@@ -1,4 +1,7 @@
-"""Where an Abstractinator cuts: precision and recall against words, BPE pieces and punctuation, beside random cuts."""
+"""Where an Abstractinator cuts: precision and recall against words, BPE pieces and punctuation, beside random cuts.
+
+The recipe of the run names two text files: pieces are learned on `dataset`, `validation_dataset` is cut.
+"""
 
 import random
 import re
@@ -13,7 +16,7 @@ from tokenizers.trainers import BpeTrainer
 
 from latentlm.evaluation.segments import inspect
 
-LENGTH, ROW = 4000, 500  # bytes of validation text; of its rows, whose own beginnings do not count
+LENGTH, ROW = 4000, 500  # bytes of validation text; of its rows, at most, whose own beginnings do not count
 PIECES, PIECES_TEXT = 4096, 2_000_000
 
 
@@ -34,11 +37,11 @@ def random_cuts(count: int, length: int) -> set[int]:
     return set(random.Random(0).sample(range(1, length), count))
 
 
-def cuts_of(model: Any, data: bytes, level: int) -> set[int]:
-    """Places in the text where segments of a level begin."""
+def cuts_of(model: Any, data: bytes, level: int, row: int) -> set[int]:
+    """Places in the text, read in rows of `row` bytes, where segments of a level begin."""
     places: set[int] = set()
-    for begin in range(0, len(data), ROW):
-        segments = inspect(model, data[begin : begin + ROW]).segments[level]
+    for begin in range(0, len(data), row):
+        segments = inspect(model, data[begin : begin + row]).segments[level]
         places |= {begin + i for i in range(1, len(segments)) if segments[i] != segments[i - 1]}
     return places
 
@@ -57,12 +60,13 @@ def measure(model: Any, tokenizer: Any, run: Path) -> dict[str, float]:
     data = recipe["data"]
     held_out = Path(data["validation_dataset"]).read_bytes()[:LENGTH]
     pieces = learn_pieces(Path(data["dataset"]).read_bytes()[:PIECES_TEXT].decode("latin-1"))
+    row = min(ROW, model.config.max_position_embeddings - 1)  # and the begin token
     metrics: dict[str, float] = {}
     for level in range(len(model.model.levels)):
-        cuts = cuts_of(model, held_out, level)
+        cuts = cuts_of(model, held_out, level, row)
         chance = random_cuts(len(cuts), len(held_out))
         for name, places in units(held_out.decode("latin-1"), pieces).items():
-            inside = {place for place in places if place % ROW}
+            inside = {place for place in places if place % row}
             for kind, chosen in (("", cuts), ("random_", chance)):
                 precision, recall = agreement(chosen, inside)
                 prefix = f"level_{level + 1}_{name}_{kind}"

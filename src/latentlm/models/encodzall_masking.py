@@ -40,39 +40,39 @@ class WordPattern:
 
     def _skip(self, states: Iterable[tuple[int, int]]) -> States:
         """With the states that follow without a byte: nothing more is a way to go on."""
-        found = set(states)
+        reached = set(states)
         for element, pending in states:
             while not pending and element < len(self.elements) and self.elements[element] == MORE:
                 element += 1
-                found.add((element, 0))
-        return frozenset(found)
+                reached.add((element, 0))
+        return frozenset(reached)
 
     def is_complete(self, states: States) -> bool:
         return (len(self.elements), 0) in states
 
     def following(self, states: States) -> set[int]:
         """The bytes that can come next."""
-        found: set[int] = set()
+        following: set[int] = set()
         for element, pending in states:
             if pending:
-                found |= CONTINUATIONS
+                following |= CONTINUATIONS
             elif element < len(self.elements):
-                found |= FIRST_BYTES.get(self.elements[element], {self.elements[element]})
-        return found
+                following |= FIRST_BYTES.get(self.elements[element], {self.elements[element]})
+        return following
 
     def advance(self, states: States, byte: int) -> States:
         """The states after one more byte; none if it cannot come."""
-        found = set()
+        states_after: set[tuple[int, int]] = set()
         for element, pending in states:
             if pending:
                 if byte in CONTINUATIONS:
-                    found.add((element, pending - 1))
+                    states_after.add((element, pending - 1))
             elif element < len(self.elements):
                 kind = self.elements[element]
                 if byte in FIRST_BYTES.get(kind, {kind}):
                     more = (byte >= 0xE0) + (byte >= 0xF0) + 1 if kind in FIRST_BYTES and byte in LEADS else 0
-                    found.add((element if kind == MORE else element + 1, more))
-        return self._skip(found)
+                    states_after.add((element if kind == MORE else element + 1, more))
+        return self._skip(states_after)
 
 
 def search_words(
@@ -98,8 +98,8 @@ def search_words(
                 finished.append((beam, total + following[closing]))
             for byte in pattern.following(states):
                 candidates.append((beam + bytes([byte]), total + following[byte], states, byte))
-        finished = sorted(finished, key=lambda found: -found[1])[:top_k]
-        candidates = sorted(candidates, key=lambda found: -found[1])[:num_beams]
+        finished = sorted(finished, key=lambda word: -word[1])[:top_k]
+        candidates = sorted(candidates, key=lambda candidate: -candidate[1])[:num_beams]
         if not candidates or (len(finished) == top_k and finished[-1][1] >= candidates[0][1]):
             break
         beams = [(beam, total, pattern.advance(states, byte)) for beam, total, states, byte in candidates]

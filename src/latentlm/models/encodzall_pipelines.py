@@ -58,11 +58,11 @@ class WordFillingPipeline(Pipeline):
         masked = [index for index, ids in enumerate(words) if MASKS & {*ids}]
         if not masked:
             raise PipelineException("fill-mask", self.model.base_model_prefix, f"no mask in {outputs['text']!r}")
-        found = [
+        propositions = [
             [self.proposition(words, index, *candidate) for candidate in candidates]
             for index, candidates in zip(masked, outputs["filled"], strict=True)
         ]
-        return found[0] if len(found) == 1 else found
+        return propositions[0] if len(propositions) == 1 else propositions
 
     def proposition(self, words: list[list[int]], index: int, word: str, score: float) -> dict[str, Any]:
         """The masked word at `index` filled with `word`, of log-probability `score`."""

@@ -373,8 +373,8 @@ class EncodzallForMaskedDenoising(EncodzallPreTrainedModel, GenerationMixin):
                     return logits.unflatten(0, (len(tried), -1))[:, -1].float().log_softmax(-1).tolist()
 
                 limit = 2 * self.config.max_word_bytes
-                found = search_words(WordPattern(spelled), closing, score, top_k, num_beams, limit)
-                filled[row].append([(str(tokenizer.decode([*data])), total) for data, total in found])
+                words = search_words(WordPattern(spelled), closing, score, top_k, num_beams, limit)
+                filled[row].append([(str(tokenizer.decode([*data])), total) for data, total in words])
         return filled
 
 

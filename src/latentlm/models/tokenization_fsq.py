@@ -80,8 +80,9 @@ class FSQTable(PreTrainedTokenizerBase if TYPE_CHECKING else object):
 
 
 class FSQTokenizer(FSQTable, LosslessTokenizer):
-    """The specification in Python: a text is cut by `boundary`, and each stretch takes the fewest tokens (among equally
-    few, the longest last piece). See [`LosslessTokenizer`] for what it promises; there is no unknown token.
+    """The reference implementation, in Python: a text is cut by `boundary`, and each stretch takes the fewest tokens
+    (among equally few, the longest last piece). See [`LosslessTokenizer`] for what it promises; there is no unknown
+    token.
 
     Args:
         vocab_file: `fsq_vocabulary.json`, see [`FSQVocabulary`].

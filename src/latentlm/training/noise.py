@@ -155,8 +155,8 @@ def corrupt_texts(
     rows: list[list[int]] = []
     corrupted = torch.zeros(ids.shape, dtype=torch.bool)
     for b, (row, count) in enumerate(zip(ids, real.sum(1).tolist(), strict=True)):
-        kept = row[:count]
-        data = bytes(kept[kept < NUM_BYTES].tolist())
+        text_ids = row[:count]
+        data = bytes(text_ids[text_ids < NUM_BYTES].tolist())
         text = data.decode("utf-8", "surrogateescape")
         noisy, changed = corrupt_text(text, strength, int(keys[b]), mixture, tables)
         rows.append([*noisy.encode("utf-8", "surrogateescape")][: ids.shape[1] - 1] + [eos])

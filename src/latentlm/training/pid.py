@@ -97,22 +97,22 @@ class PIDCallback(TrainerCallback, ExportableState):
 
     def step(self, loss: float) -> float:
         """Take in the loss of one optimizer step; returns the new strength."""
-        given = self.arguments
-        if given["set_point"] is None:
+        arguments = self.arguments
+        if arguments["set_point"] is None:
             return self.strength
-        past = given["smoothing"]
+        past = arguments["smoothing"]
         self.mean = loss if self.mean is None else past * self.mean + (1 - past) * loss
-        error = given["set_point"] - self.mean
+        error = arguments["set_point"] - self.mean
         last, before_last = ([*self.errors, error, error] if not self.errors else [*self.errors, self.errors[-1]])[:2]
         self.errors = [error, last]
         self.terms = [
-            given["kp"] * (error - last),
-            given["ki"] * error,
-            given["kd"] * (error - 2 * last + before_last),
+            arguments["kp"] * (error - last),
+            arguments["ki"] * error,
+            arguments["kd"] * (error - 2 * last + before_last),
         ]
-        change = min(max(sum(self.terms), -given["max_change"]), given["max_change"])
-        self.strength = min(max(self.strength + change, given["minimum"]), given["maximum"])
-        self.steps_at_maximum = self.steps_at_maximum + 1 if self.strength == given["maximum"] else 0
+        change = min(max(sum(self.terms), -arguments["max_change"]), arguments["max_change"])
+        self.strength = min(max(self.strength + change, arguments["minimum"]), arguments["maximum"])
+        self.steps_at_maximum = self.steps_at_maximum + 1 if self.strength == arguments["maximum"] else 0
         return self.strength
 
     def logs(self) -> dict[str, float]:
