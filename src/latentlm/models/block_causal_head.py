@@ -11,7 +11,7 @@ from transformers.utils.generic import can_return_tuple
 
 from .block_attention import Attention
 from .block_layers import make_norm
-from .block_learned_dropout import SharedMaskAttention, mask_loss_weight
+from .block_learned_dropout import mask_loss_weight
 from .block_masks import Mask, causal_mask
 from .block_outputs import CausalLMOutput, CausalModelOutput
 from .block_positions import check_context, resolve_position_ids
@@ -58,12 +58,6 @@ class CausalPreTrainedModel(TransformerPreTrainedModel):
     def embed_ids(self, input_ids: torch.LongTensor) -> torch.Tensor:
         """Token embeddings `(B, T, D)`."""
         return self.get_input_embeddings()(input_ids)
-
-    def shared_mask_attention(self, layer_idx: int) -> SharedMaskAttention | None:
-        """The attention on the input embeddings that decides the masks of all layers, if the configuration asks for
-        it."""
-        shared = self.config.learned_dropout != "none" and self.config.learned_dropout_input == "embedding"
-        return SharedMaskAttention(self.config, layer_idx) if shared else None
 
 
 class PositionSubtraction(nn.Module):

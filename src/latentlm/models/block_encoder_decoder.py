@@ -16,7 +16,7 @@ from .block_attention import FORMS, Attention, Rotary, rotary_table
 from .block_causal_head import CausalLMHead, CausalPreTrainedModel, PositionSubtraction
 from .block_embedding_loss import EmbeddingLoss
 from .block_layers import PreNormLayer, make_norm
-from .block_learned_dropout import LearnedDropout, make_learned_dropout, mean_penalties
+from .block_learned_dropout import LearnedDropout, make_learned_dropout, make_shared_mask_attention, mean_penalties
 from .block_outputs import EncoderDecoderCausalLMOutput, EncoderDecoderModelOutput
 from .configuration_encoder_decoder import EncoderDecoderConfig
 
@@ -69,7 +69,7 @@ class EncoderDecoderModel(EncoderDecoderPreTrainedModel):
         # In the cache the encoder's attentions come first, then those of the decoder layers (self, cross), then those
         # that decide masks.
         attentions = len(config.attention_configs)
-        self.mask_attention = self.shared_mask_attention(attentions)
+        self.mask_attention = make_shared_mask_attention(config, attentions)
         masks = {"encoder": 0, "decoder": config.num_encoder_layers if "encoder" in config.masked_stacks else 0}
 
         def dropout(stack: str, i: int) -> LearnedDropout | None:

@@ -10,7 +10,7 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 from .block_attention import FORMS, Attention, rotary_table
 from .block_causal_head import CausalLMHead, CausalPreTrainedModel, PositionSubtraction
 from .block_layers import PreNormLayer, make_norm
-from .block_learned_dropout import make_learned_dropout, mean_penalties
+from .block_learned_dropout import make_learned_dropout, make_shared_mask_attention, mean_penalties
 from .block_outputs import CausalModelOutput
 from .configuration_decoder_only import DecoderOnlyConfig
 
@@ -39,7 +39,7 @@ class DecoderOnlyModel(DecoderOnlyPreTrainedModel):
         self.dropout = nn.Dropout(config.hidden_dropout)
         # In the cache the attentions of the layers come first, then those that decide masks.
         count = config.num_hidden_layers
-        self.mask_attention = self.shared_mask_attention(count)
+        self.mask_attention = make_shared_mask_attention(config, count)
         attention = FORMS[config.attention_form]
         self.layers = nn.ModuleList(
             PreNormLayer(config, attention(config, i), learned_dropout=make_learned_dropout(config, count + i))
