@@ -619,10 +619,23 @@ ARCHITECTURES = [
                 "top_head": "continuous",
                 "byte_code_dim": 8,
             },
+            "learned_dropout": LEARNED_DROPOUT | {"levels": [LEVEL, LEVEL], "mask_entropy_loss_weight": 0.5},
+            "learned_dropout_groups": LEARNED_DROPOUT
+            | LATENT
+            | {"levels": [LEVEL | {"compressor_attention": "segment"}], "learned_dropout_groups": 6},
+            "learned_dropout_embedding": LEARNED_DROPOUT
+            | {
+                "learned_dropout": "sigmoid",
+                "learned_dropout_input": "embedding",
+                "learned_dropout_detach": True,
+                "num_key_value_heads": 1,
+                "mask_l1_loss": "absolute",
+            },
         },
         typical="two_levels",
         tiny="abstractinator-tiny",
-        changes={
+        changes=LEARNED_DROPOUT_CHANGES
+        | {
             "vocab_size": 65,
             "hidden_size": 64,
             "num_attention_heads": 4,
@@ -644,7 +657,8 @@ ARCHITECTURES = [
             "hidden_dropout": 0.5,
             "attention_dropout": 0.5,
         },
-        needs={
+        needs=LEARNED_DROPOUT_NEEDS
+        | {
             name: {"attention_form": "latent"}
             for name in ("query_latent_size", "key_value_latent_size", "latent_rope_size")
         },

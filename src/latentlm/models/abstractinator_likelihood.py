@@ -136,7 +136,7 @@ class AbstractinatorLikelihood:
         """Nats `(R, T - 1)` of the first level's symbols given code rows `(R, S, D)`, or rows of zeros."""
         level = self.model.levels[0]
         memory = None if rows is None else (rows, nn.functional.pad(rows, (0, 0, 0, 1)))
-        states, _, _ = level.expand(compressed.symbols, memory, compressed.segments.index)
+        states = level.expand(compressed.symbols, memory, compressed.segments.index).states
         return symbol_nats(level.head.losses, states, compressed)
 
 
