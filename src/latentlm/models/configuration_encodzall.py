@@ -130,7 +130,7 @@ class EncodzallConfig(LearnedDropoutConfig):
         masks = 0
         if self.learned_dropout != "none":
             masks = 1 if self.learned_dropout_input == "embedding" else self.num_decoder_layers
-        return [self.cache_config] * self.num_decoder_layers + [self.mask_cache_config] * masks
+        return [*[self.cache_config] * self.num_decoder_layers, *[self.mask_cache_config] * masks]
 
     @per_layer_config.setter
     def per_layer_config(self, value: None) -> None:

@@ -72,7 +72,8 @@ class EncodzallTrainingArguments(LatentTrainingArguments):
 
 
 class EncodzallTrainer(LearnedDropoutTrainer):
-    """[`LearnedDropoutTrainer`] for [`EncodzallForMaskedDenoising`]: rows are clean texts (`latentlm.data.TextDataset`).
+    """[`LearnedDropoutTrainer`] for [`EncodzallForMaskedDenoising`]: rows are clean texts
+    (`latentlm.data.TextDataset`).
 
     A row is corrupted when its batch is used, by random numbers that follow from the row, the seed and the optimizer
     step alone: the same on one process or many, and after a resume. The CPU does that and packs the words, in few
