@@ -45,7 +45,7 @@ def adapt(model: torch.nn.Module, kind: str, task: str, **fields):
 def assert_trains_and_generates(adapted, inputs: dict[str, torch.Tensor], labels: torch.Tensor) -> None:
     """Every weight of the adapter gets a gradient, which moves the loss; generation is the greedy path of the
     forward."""
-    optimizer = torch.optim.SGD([p for p in adapted.parameters() if p.requires_grad], lr=0.1)
+    optimizer = torch.optim.SGD([p for p in adapted.parameters() if p.requires_grad], lr=0.03)
     losses = []
     for _ in range(3):
         loss = adapted(**inputs, labels=labels).loss

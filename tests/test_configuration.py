@@ -94,7 +94,7 @@ INVALID = [
     ],
     *[
         (config_class, {"attention_form": "linear"}, ["attention_form", "linear", "latent"])
-        for config_class in (*ALL, AbstractinatorConfig)
+        for config_class in (*ALL, AbstractinatorConfig, EncodzallConfig)
     ],
     (AbstractinatorConfig, {"top_head": "none"}, ["top_head", "none", "continuous"]),
     (AbstractinatorConfig, {"hidden_dropout": 1.0}, ["`hidden_dropout` is 1.0"]),

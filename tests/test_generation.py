@@ -268,7 +268,7 @@ def test_generation_ends_where_the_context_ends(case: Case, options: dict):
     model = case.model()
     limit = model.config.max_position_embeddings
     ids = token_ids(2, limit - 3)
-    logger = logging.get_logger("latentlm.models.block_causal_head")
+    logger = logging.get_logger("latentlm.models.block_pretrained")
     with CaptureLogger(logger) as captured:
         generated = model.generate(ids, max_new_tokens=100, do_sample=False, **options)
     assert generated.shape == (2, limit)

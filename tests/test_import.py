@@ -221,3 +221,14 @@ def test_imports_go_one_way():
                 if dot:
                     imported = floor_of.get(rest.split(".")[0], -1)
                     assert imported <= floor_of[package], f"{path.name}:{node.lineno} imports {module}"
+
+
+def test_no_two_model_files_share_ten_lines():
+    """Blank lines and indentation aside."""
+    files = {path.name: [line.strip() for line in path.read_text("utf-8").splitlines()] for path in MODELS}
+    owner: dict[tuple[str, ...], str] = {}
+    for name, lines in files.items():
+        lines = [line for line in lines if line]
+        for start in range(len(lines) - 9):
+            first = owner.setdefault(tuple(lines[start : start + 10]), name)
+            assert first == name, f"{first} and {name} share ten lines from {lines[start]!r} on"

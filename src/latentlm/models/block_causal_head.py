@@ -7,11 +7,12 @@ from torch import nn
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_utils import slice_logits_to_keep
-from transformers.utils.generic import can_return_tuple
+from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
 
-from .block_attention import Attention
+from .block_attention import Attention, rotary_table
 from .block_layers import make_norm
-from .block_learned_dropout import mask_loss_weight
+from .block_learned_dropout import make_shared_mask_attention, mask_loss_weight, mean_penalties
 from .block_masks import Mask, causal_mask
 from .block_outputs import CausalLMOutput, CausalModelOutput
 from .block_positions import check_context, resolve_position_ids
@@ -69,6 +70,86 @@ class PositionSubtraction(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor, next_positions: torch.Tensor) -> torch.Tensor:
         return self.norm(hidden_states - next_positions)
+
+
+class CausalModel(CausalPreTrainedModel):
+    """Token and position embeddings, the layers of a subclass, the final norm and the position subtraction.
+
+    In the cache the attentions of the layers come first (`config.attention_configs`), then those that decide
+    LearnedDropout's masks.
+    """
+
+    output_class: type[CausalModelOutput] = CausalModelOutput
+
+    def __init__(self, config: Any):
+        super().__init__(config)
+        self.embed_tokens = self.build_embedding(config)
+        if config.num_position_embeddings:
+            self.embed_positions = nn.Embedding(config.num_position_embeddings, config.hidden_size)
+        if config.position_embedding_type == "rotary":
+            self.rotary = rotary_table(config)
+        self.dropout = nn.Dropout(config.hidden_dropout)
+        self.mask_attention = make_shared_mask_attention(config, len(config.attention_configs))
+        self.build_layers(config)
+        self.norm = make_norm(config)
+        if config.position_subtraction != "none":
+            self.position_subtraction = PositionSubtraction(config)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    def build_embedding(self, config: Any) -> nn.Embedding:
+        """What makes `(B, T, D)` of token ids."""
+        return nn.Embedding(config.vocab_size, config.hidden_size)
+
+    def build_layers(self, config: Any) -> None:
+        """Make what [`run_layers`] runs."""
+        raise NotImplementedError
+
+    def run_layers(
+        self,
+        embeddings: torch.Tensor,  # (B, T, D)
+        positions: torch.Tensor,  # (B or 1, T)
+        shared_attention: torch.Tensor | None,  # (B, T, M), of LearnedDropout
+        **shared: Any,  # what every layer gets
+    ) -> tuple[torch.Tensor, list[torch.Tensor | None], dict[str, Any]]:
+        """The last hidden states, the penalties of each layer's mask, and further fields of the output."""
+        raise NotImplementedError
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,  # (B, T)
+        attention_mask: torch.Tensor | None = None,  # (B, T_seen), 1 where a token is real
+        position_ids: torch.LongTensor | None = None,  # (B, T), restarting at 0 for each packed document
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,  # (B, T, D)
+        use_cache: bool | None = None,
+        **kwargs: Any,
+    ) -> CausalModelOutput:
+        embeddings, mask, positions, past_key_values = self.embed(
+            input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache
+        )
+        shared: dict[str, Any] = {"mask": mask, "past_key_values": past_key_values, **kwargs}
+        rotary = None
+        if self.config.position_embedding_type == "learned":
+            embeddings = embeddings + self.embed_positions(positions)
+        else:
+            rotary = self.rotary(embeddings, positions)
+        embeddings = self.dropout(embeddings)
+        shared_attention = None if self.mask_attention is None else self.mask_attention(embeddings, **shared)[0]
+        hidden_states, penalties, fields = self.run_layers(
+            embeddings, positions, shared_attention, rotary=rotary, **shared
+        )
+        hidden_states = self.norm(hidden_states)
+        if self.config.position_subtraction != "none":
+            hidden_states = self.position_subtraction(hidden_states, self.embed_positions(positions + 1))
+        return self.output_class(
+            last_hidden_state=hidden_states,
+            past_key_values=past_key_values,
+            mask_penalties=mean_penalties(penalties),
+            **fields,
+        )
 
 
 class CausalLMHead(TrainedByOthers):

@@ -1,4 +1,4 @@
-"""What the causal encoder-decoders share: decoder layer, bridge, beginning and end of the forward, embedding loss.
+"""What the causal encoder-decoders share: decoder layer, bridge, embedding loss.
 
 A model says in `run_stacks` how its encoder and decoder layers follow each other.
 """
@@ -8,15 +8,13 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import GenerationMixin
-from transformers.cache_utils import Cache
-from transformers.utils.generic import merge_with_config_defaults
-from transformers.utils.output_capturing import OutputRecorder, capture_outputs
+from transformers.utils.output_capturing import OutputRecorder
 
 from .block_attention import FORMS, Attention, Rotary, rotary_table
-from .block_causal_head import CausalLMHead, CausalPreTrainedModel, PositionSubtraction
+from .block_causal_head import CausalLMHead, CausalModel, CausalPreTrainedModel
 from .block_embedding_loss import EmbeddingLoss
 from .block_layers import PreNormLayer, make_norm
-from .block_learned_dropout import LearnedDropout, make_learned_dropout, make_shared_mask_attention, mean_penalties
+from .block_learned_dropout import LearnedDropout, make_learned_dropout
 from .block_outputs import EncoderDecoderCausalLMOutput, EncoderDecoderModelOutput
 from .configuration_encoder_decoder import EncoderDecoderConfig
 
@@ -53,23 +51,16 @@ class EncoderDecoderPreTrainedModel(CausalPreTrainedModel):
         return self.config.num_hidden_layers
 
 
-class EncoderDecoderModel(EncoderDecoderPreTrainedModel):
+class EncoderDecoderModel(CausalModel, EncoderDecoderPreTrainedModel):
+    output_class = EncoderDecoderModelOutput
     # Belongs to the language-model loss: not needed here when a `ForCausalLM` checkpoint is loaded.
     _keys_to_ignore_on_load_unexpected = [r"^embedding_loss\."]
 
-    def __init__(self, config: EncoderDecoderConfig):
-        super().__init__(config)
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        if config.num_position_embeddings:
-            self.embed_positions = nn.Embedding(config.num_position_embeddings, config.hidden_size)
+    def build_layers(self, config: EncoderDecoderConfig) -> None:
         if config.position_embedding_type == "rotary":
-            self.rotary = rotary_table(config)
             self.cross_rotary = rotary_table(config.cross_attention_config)  # its heads have another size
-        self.dropout = nn.Dropout(config.hidden_dropout)
-        # In the cache the encoder's attentions come first, then those of the decoder layers (self, cross), then those
-        # that decide masks.
+        # In the cache the encoder's attentions come first, then those of the decoder layers (self, cross).
         attentions = len(config.attention_configs)
-        self.mask_attention = make_shared_mask_attention(config, attentions)
         masks = {"encoder": 0, "decoder": config.num_encoder_layers if "encoder" in config.masked_stacks else 0}
 
         def dropout(stack: str, i: int) -> LearnedDropout | None:
@@ -87,11 +78,6 @@ class EncoderDecoderModel(EncoderDecoderPreTrainedModel):
         self.decoder_layers = nn.ModuleList(
             decoder_layer(config, first + each * i, dropout("decoder", i)) for i in range(config.num_decoder_layers)
         )
-        self.norm = make_norm(config)
-        if config.position_subtraction != "none":
-            self.position_subtraction = PositionSubtraction(config)
-        self.gradient_checkpointing = False
-        self.post_init()
 
     def run_stacks(
         self,
@@ -111,46 +97,21 @@ class EncoderDecoderModel(EncoderDecoderPreTrainedModel):
             hidden_states = hidden_states + self.embed_positions(positions + 1)
         return hidden_states
 
-    @merge_with_config_defaults
-    @capture_outputs
-    def forward(
+    def run_layers(
         self,
-        input_ids: torch.LongTensor | None = None,  # (B, T)
-        attention_mask: torch.Tensor | None = None,  # (B, T_seen), 1 where a token is real
-        position_ids: torch.LongTensor | None = None,  # (B, T), restarting at 0 for each packed document
-        past_key_values: Cache | None = None,
-        inputs_embeds: torch.FloatTensor | None = None,  # (B, T, D)
-        use_cache: bool | None = None,
-        **kwargs,
-    ) -> EncoderDecoderModelOutput:
-        config = self.config
-        embeddings, mask, positions, past_key_values = self.embed(
-            input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache
-        )
-        shared = {"mask": mask, "past_key_values": past_key_values, **kwargs}
-        rotary = memory_rotary = None
-        if config.position_embedding_type == "learned":
-            embeddings = embeddings + self.embed_positions(positions)
-        else:
-            rotary, cross_rotary = (table(embeddings, positions) for table in (self.rotary, self.cross_rotary))
-            memory_rotary = (cross_rotary, cross_rotary)
-        embeddings = self.dropout(embeddings)
-        shared_attention = None if self.mask_attention is None else self.mask_attention(embeddings, **shared)[0]
-
+        embeddings: torch.Tensor,
+        positions: torch.Tensor,
+        shared_attention: torch.Tensor | None,
+        **shared: Any,
+    ) -> tuple[torch.Tensor, list[torch.Tensor | None], dict[str, Any]]:
+        memory_rotary = None
+        if self.config.position_embedding_type == "rotary":
+            memory_rotary = (self.cross_rotary(embeddings, positions),) * 2
         encoder_states, hidden_states, penalties = self.run_stacks(
-            embeddings, positions, shared_attention, memory_rotary, rotary=rotary, **shared
+            embeddings, positions, shared_attention, memory_rotary, **shared
         )
-
-        hidden_states = self.norm(hidden_states)
-        if config.position_subtraction != "none":
-            hidden_states = self.position_subtraction(hidden_states, self.embed_positions(positions + 1))
-        return EncoderDecoderModelOutput(
-            last_hidden_state=hidden_states,
-            past_key_values=past_key_values,
-            encoder_last_hidden_state=encoder_states,
-            input_embeddings=embeddings,
-            mask_penalties=mean_penalties(penalties),
-        )
+        fields = {"encoder_last_hidden_state": encoder_states, "input_embeddings": embeddings}
+        return hidden_states, penalties, fields
 
 
 class EncoderDecoderForCausalLM(CausalLMHead, EncoderDecoderPreTrainedModel, GenerationMixin):
