@@ -622,12 +622,13 @@ ARCHITECTURES = [
             "learned_dropout": LEARNED_DROPOUT | {"levels": [LEVEL, LEVEL], "mask_entropy_loss_weight": 0.5},
             "learned_dropout_groups": LEARNED_DROPOUT
             | LATENT
-            | {"levels": [LEVEL | {"compressor_attention": "segment"}], "learned_dropout_groups": 6},
+            | {"levels": [LEVEL | {"compressor_attention": "segment", "delta": 0.1}], "learned_dropout_groups": 6},
             "learned_dropout_embedding": LEARNED_DROPOUT
             | {
                 "learned_dropout": "sigmoid",
                 "learned_dropout_input": "embedding",
                 "learned_dropout_detach": True,
+                "levels": [LEVEL | {"delta": 0.1}],  # where 16 further ids cut alike
                 "num_key_value_heads": 1,
                 "mask_l1_loss": "absolute",
             },

@@ -136,7 +136,11 @@ SYNCS: dict[str, tuple[int, int, str]] = {
     "abstractinator/latent": (36, 3, ABS),
     "abstractinator/no_top": (35, 10, ABS),
     "abstractinator/continuous": (25, 6, ABS),
+    "abstractinator/learned_dropout": (3, 1, ABS),
+    "abstractinator/learned_dropout_groups": (2, 15, f"{ABS}; {GROUPS}"),
+    "abstractinator/learned_dropout_embedding": (2, 1, ABS),
     "encodzall": (0, 0, ""),
+    "encodzall/learned_dropout_groups": (0, 3, GROUPS),
     "fsq_autoencoder": (0, 0, ""),
 }
 """Of each architecture or variant: how often the host waits in the forward and backward of a training step, on a batch
