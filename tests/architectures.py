@@ -249,9 +249,12 @@ RENAMED: list[tuple[str, str]] = [
 """Regular expressions of parameter names, and what those names were when golden.json was written."""
 
 FUSED: list[tuple[str, dict[str, int]]] = [
-    (r"(word_encoder|context_encoder|^(word_)?decoder\.layers)\S*\.qkv_proj", {"q_proj": 0, "k_proj": 1, "v_proj": 1}),
+    (
+        r"(word_encoder|context_encoder|^(word_)?decoder\.layers)\S*self_attn\.qkv_proj",
+        {"q_proj": 0, "k_proj": 1, "v_proj": 1},
+    ),
     (r"^(word_)?decoder\.layers\S*\.kv_proj", {"k_proj": 1, "v_proj": 1}),
-    (r"(stack|compressor|expander)\.layers\S*\.qkv_proj", {"q_proj": 0, "kv_proj": 1}),
+    (r"(stack|compressor|expander)\.layers\S*self_attn\.qkv_proj", {"q_proj": 0, "kv_proj": 1}),
 ]
 """Regular expressions of projections that were several when golden.json was written: the name of each, and whether it
 is one of those that share what is left of the rows beside D of queries."""
@@ -322,7 +325,18 @@ LANGUAGE_MODEL_INERT = {
     "bos_token_id": "for generate()",
     "eos_token_id": "for generate()",
 }
-LANGUAGE_MODEL_CHANGES = {
+LEARNED_DROPOUT_CHANGES = {
+    "learned_dropout_shift": 0.5,
+    "learned_dropout_heads": 1,
+    "learned_dropout_groups": 6,
+    "mask_entropy_loss_weight": 0.5,
+    "mask_entropy_loss_weight_min": 0.1,
+    "mask_entropy_loss_rate": 0.01,
+    "mask_l1_loss_weight": 0.5,
+    "mask_l1_loss_weight_min": 0.05,
+    "mask_l1_loss_rate": 0.01,
+}
+LANGUAGE_MODEL_CHANGES = LEARNED_DROPOUT_CHANGES | {
     "vocab_size": 65,
     "hidden_size": 64,
     "num_attention_heads": 4,
@@ -335,21 +349,11 @@ LANGUAGE_MODEL_CHANGES = {
     "layer_norm_eps": 0.1,
     "hidden_dropout": 0.5,
     "attention_dropout": 0.5,
-    "learned_dropout_shift": 0.5,
-    "learned_dropout_heads": 1,
-    "learned_dropout_groups": 6,
-    "mask_entropy_loss_weight": 0.5,
-    "mask_entropy_loss_weight_min": 0.1,
-    "mask_entropy_loss_rate": 0.01,
-    "mask_l1_loss_weight": 0.5,
-    "mask_l1_loss_weight_min": 0.05,
-    "mask_l1_loss_rate": 0.01,
 }
 LEARNED_DROPOUT = {"learned_dropout": "bernoulli", "learned_dropout_shift": 1.2}
 LATENT = {"attention_form": "latent", "query_latent_size": 12, "key_value_latent_size": 8, "latent_rope_size": 4}
 LATENT_NEEDS = dict.fromkeys(("query_latent_size", "key_value_latent_size", "latent_rope_size"), LATENT)
-NEEDS = LATENT_NEEDS | {
-    "rope_parameters": {"position_embedding_type": "rotary"},
+LEARNED_DROPOUT_NEEDS = {
     **dict.fromkeys(
         [
             "learned_dropout_input",
@@ -369,6 +373,7 @@ NEEDS = LATENT_NEEDS | {
     "mask_entropy_loss_weight_min": LEARNED_DROPOUT | {"mask_entropy_loss_weight": 0.5, "mask_entropy_loss_rate": 0.01},
     "mask_l1_loss_weight_min": LEARNED_DROPOUT | {"mask_l1_loss_rate": 0.01},
 }
+NEEDS = LATENT_NEEDS | LEARNED_DROPOUT_NEEDS | {"rope_parameters": {"position_embedding_type": "rotary"}}
 ENCODER_DECODER_CHANGES = LANGUAGE_MODEL_CHANGES | {
     "num_encoder_layers": 3,
     "num_decoder_layers": 1,
@@ -414,6 +419,14 @@ ENCODZALL_SIZES = {
     "max_position_embeddings": 128,
     "packed_row_length": 24,
 }
+
+ONE_LAYER_EACH = {
+    "hidden_size": 32,
+    "num_word_encoder_layers": 1,
+    "num_context_encoder_layers": 1,
+    "num_decoder_layers": 1,
+}
+"""With masks and random weights, gradients of deeper ones magnify what is rounded."""
 
 WITHOUT_ATTENTIONS = frozenset({"test_attention_outputs", "test_retain_grad_hidden_states_attentions"})
 """Upstream's tests of a model whose output has no attentions."""
@@ -606,10 +619,24 @@ ARCHITECTURES = [
                 "top_head": "continuous",
                 "byte_code_dim": 8,
             },
+            "learned_dropout": LEARNED_DROPOUT | {"levels": [LEVEL, LEVEL], "mask_entropy_loss_weight": 0.5},
+            "learned_dropout_groups": LEARNED_DROPOUT
+            | LATENT
+            | {"levels": [LEVEL | {"compressor_attention": "segment", "delta": 0.1}], "learned_dropout_groups": 6},
+            "learned_dropout_embedding": LEARNED_DROPOUT
+            | {
+                "learned_dropout": "sigmoid",
+                "learned_dropout_input": "embedding",
+                "learned_dropout_detach": True,
+                "levels": [LEVEL | {"delta": 0.1}],  # where 16 further ids cut alike
+                "num_key_value_heads": 1,
+                "mask_l1_loss": "absolute",
+            },
         },
         typical="two_levels",
         tiny="abstractinator-tiny",
-        changes={
+        changes=LEARNED_DROPOUT_CHANGES
+        | {
             "vocab_size": 65,
             "hidden_size": 64,
             "num_attention_heads": 4,
@@ -631,7 +658,8 @@ ARCHITECTURES = [
             "hidden_dropout": 0.5,
             "attention_dropout": 0.5,
         },
-        needs={
+        needs=LEARNED_DROPOUT_NEEDS
+        | {
             name: {"attention_form": "latent"}
             for name in ("query_latent_size", "key_value_latent_size", "latent_rope_size")
         },
@@ -673,6 +701,18 @@ ARCHITECTURES = [
             "plain": {"word_pooling": "max", "cross_attention_positions": "none", "word_decoder": "none"},
             "no_word_loss": {"word_loss_weight": 0.0, "contrastive_loss_weight": 0.5, "contrastive_scale": 2.0},
             "latent": LATENT,
+            "learned_dropout": LEARNED_DROPOUT | ONE_LAYER_EACH | {"mask_entropy_loss_weight": 0.5},
+            "learned_dropout_groups": LEARNED_DROPOUT | LATENT | ONE_LAYER_EACH | {"learned_dropout_groups": 8},
+            "learned_dropout_embedding": LEARNED_DROPOUT
+            | ONE_LAYER_EACH
+            | {
+                "learned_dropout": "sigmoid",
+                "learned_dropout_input": "embedding",
+                "learned_dropout_detach": True,
+                "word_decoder": "shared",
+                "num_key_value_heads": 2,
+                "mask_l1_loss": "absolute",
+            },
         },
         typical="default",
         tiny="encodzall-tiny",
@@ -687,7 +727,9 @@ ARCHITECTURES = [
         training_fields={},
         training_arguments={"noise_strength": 0.4, "noise_set_point": 5.0},
         loss_base={"contrastive_loss_weight": 0.5},
-        changes={
+        changes=LEARNED_DROPOUT_CHANGES
+        | {
+            "learned_dropout_groups": 8,
             "hidden_size": 32,
             "num_attention_heads": 2,
             "num_key_value_heads": 2,
@@ -709,7 +751,7 @@ ARCHITECTURES = [
             "hidden_dropout": 0.5,
             "attention_dropout": 0.5,
         },
-        needs=LATENT_NEEDS,
+        needs=LATENT_NEEDS | LEARNED_DROPOUT_NEEDS,
         inert={
             "vocab_size": "fixed",
             "max_position_embeddings": "test_encodzall.py: bad input",
@@ -784,7 +826,6 @@ ARCHITECTURES = [
 
 for reference in os.environ.get("LATENTLM_TEST_ROWS", "").split():  # of other packages, "module:name"
     ARCHITECTURES.append(pkgutil.resolve_name(reference))
-
 
 
 def parameters(architectures: list[Architecture]) -> list[Any]:

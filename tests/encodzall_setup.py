@@ -1,7 +1,8 @@
 """Small EncodZall models and texts that several test files share."""
 
+import architectures
 import pytest
-from architectures import ARCHITECTURES, randomise
+from architectures import ARCHITECTURES
 
 from latentlm import EncodzallConfig, EncodzallForMaskedDenoising, EncodzallTokenizer
 
@@ -40,11 +41,7 @@ tokenizer = EncodzallTokenizer()
 
 
 def build(variant: str = "default", model_class=EncodzallForMaskedDenoising, backend: str = "sdpa", **fields):
-    config = EncodzallConfig(**{**SIZES, **VARIANTS[variant], **fields})
-    config._attn_implementation = backend
-    model = model_class(config).eval()
-    randomise(model)
-    return model
+    return architectures.build(model_class, EncodzallConfig(**{**SIZES, **VARIANTS[variant], **fields}), backend)
 
 
 def encode(texts=TEXTS, **options):

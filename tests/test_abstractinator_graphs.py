@@ -69,7 +69,7 @@ def test_each_part_is_one_graph(variant, training):
             found = cut(ids.unsqueeze(-1), lengths, model.ends_text(ids))
             codes = encode(found, None, size, keys)
             rows = level.code_rows(codes.quantized.vectors)
-            states, _ = top(rows)
+            states, *_ = top(rows)
             memory = (rows, model.top.to_row(states))
             expanded = expand(found.symbols, memory, found.segments.index)[0]
         statistics, level.quantizer.gathered = getattr(level.quantizer, "gathered", None), None

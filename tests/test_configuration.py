@@ -124,7 +124,7 @@ INVALID = [
     ),
     *[
         (config_class, fields, parts)
-        for config_class in ALL
+        for config_class in (*ALL, AbstractinatorConfig, EncodzallConfig)
         for fields, parts in [
             ({"learned_dropout": "yes"}, ["learned_dropout", "got yes", "bernoulli"]),
             (ON | {"learned_dropout_input": "tokens"}, ["learned_dropout_input", "got tokens", "embedding"]),

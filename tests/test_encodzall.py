@@ -53,9 +53,9 @@ def test_packed_words_are_those_of_one_word_a_row(backend):
     expected = torch.zeros(*pack_words(word_ids, 8)["lengths"].shape, 64)
     for text, word in (pack_words(word_ids, 8)["lengths"] > 0).nonzero().tolist():
         letters = ids[text, word_ids[text] == word][None]
-        expected[text, word] = model.encode_words(letters, pack_words(torch.zeros_like(letters), 1))
+        expected[text, word] = model.encode_words(letters, pack_words(torch.zeros_like(letters), 1))[0]
     for length, bucketed in ((8, False), (24, True), (1000, False)):
-        found = model.encode_words(ids, pack_words(word_ids, length, bucketed))
+        found = model.encode_words(ids, pack_words(word_ids, length, bucketed))[0]
         torch.testing.assert_close(found[:, : expected.shape[1]], expected, **EQUAL)
         assert not found[:, expected.shape[1] :].any()
 

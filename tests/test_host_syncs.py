@@ -145,7 +145,10 @@ SYNCS: dict[str, tuple[int, int, str]] = {
     "abstractinator/two_levels": (2, 2, ABSTRACTINATOR),
     "abstractinator/latent": (2, 2, ABSTRACTINATOR),
     "abstractinator/no_top": (2, 2, ABSTRACTINATOR),
+    "abstractinator/learned_dropout": (2, 2, ABSTRACTINATOR),
+    "abstractinator/learned_dropout_groups": (1, 15, f"{ABSTRACTINATOR}; {GROUPS}"),
     "encodzall": (0, 0, ""),
+    "encodzall/learned_dropout_groups": (0, 4, GROUPS),
     "fsq_autoencoder": (0, 0, ""),
 }
 """Of each architecture or variant: how often the host waits in a training step, on a batch as the library's data sets

@@ -41,8 +41,12 @@ def on_given_attention(rounding: str, shift: float = 0.0) -> LearnedDropout:
 
 
 def learned_dropout_cases() -> list:
+    """Those whose masks lie at the tokens of rows."""
     return [
-        case for case in parameters(CAUSAL) if getattr(case.values[0].config(), "learned_dropout", "none") != "none"
+        case
+        for case in parameters(CAUSAL)
+        if hasattr(case.values[0].config(), "num_learned_dropouts")
+        and case.values[0].config().learned_dropout != "none"
     ]
 
 

@@ -39,6 +39,8 @@ class AbstractinatorCausalLMOutput(CausalLMOutputWithPast):
         vq_loss: of the quantizers, the sum over levels.
         entropy_loss: nats of the next symbol for the entropy models, the sum over levels.
         code_lm_loss: nats of the next top code; squared error of its vector with the continuous head.
+        mask_entropy_loss, mask_l1_loss: of LearnedDropout's masks, unweighted, a mean over all modules; None where the
+            weight is 0.
         level_losses: with more than one level, the terms of each, as `level_1_vq_loss` and so on.
     code_statistics: what [`AbstractinatorLikelihood.code_statistics`] finds, where it is asked for.
     """
@@ -48,6 +50,8 @@ class AbstractinatorCausalLMOutput(CausalLMOutputWithPast):
     vq_loss: torch.Tensor | None = None
     entropy_loss: torch.Tensor | None = None
     code_lm_loss: torch.Tensor | None = None
+    mask_entropy_loss: torch.Tensor | None = None
+    mask_l1_loss: torch.Tensor | None = None
     level_losses: dict[str, torch.Tensor] | None = None
     code_statistics: dict[str, torch.Tensor] | None = None
 
@@ -65,6 +69,8 @@ class Pyramid:
         known_states: the same with true codes as current rows; None where nobody asked.
         currents: `(R, S + 1, D)` the predicted rows of each level.
         hidden_states: `(R, T, D)` of the first level's expander: what each layer reads, and what the last one gives.
+        penalties: of the layers of each level's expander, as it made `states`, then of those of the top model: what
+            LearnedDropout's masks cost, `(R, T, K)` or `(R, S + 1, K)` each.
     """
 
     levels: list[Compressed]
@@ -75,6 +81,7 @@ class Pyramid:
     known_states: list[torch.Tensor] | None
     currents: list[torch.Tensor]
     hidden_states: list[torch.Tensor]
+    penalties: list[list[torch.Tensor | None]]
 
 
 class AbstractinatorCache(Cache):

@@ -17,7 +17,7 @@ from .block_quantization import Float32Buffers, FSQQuantizer, Quantized, VectorQ
 from .block_ragged import bucket
 from .block_row_cache import RowState, StackCache, where_active
 from .block_segmentation import SegmentRule, adapt_delta, find_segments, opens_segment, segment_index
-from .block_stack import CausalStack
+from .block_stack import CausalStack, StackOutput
 from .configuration_abstractinator import NUM_SPECIAL_CODES, AbstractinatorConfig, LevelConfig
 
 
@@ -102,12 +102,14 @@ class Cut:
         segments: where they were cut.
         entropy_states: `(R, T, D)` of the entropy model.
         items: of its layers, for a cache.
+        penalties: of its layers, `(R, T, K)` each: what LearnedDropout's masks cost.
     """
 
     symbols: torch.Tensor
     segments: Segments
     entropy_states: torch.Tensor
     items: list[Pair]
+    penalties: list[torch.Tensor | None]
 
 
 @dataclass
@@ -123,6 +125,7 @@ class Compressed:
         items: of the layers of entropy model and compressor, for a cache.
         pooled_from: `(R, T, D)`, what was pooled.
         keys: `(R, S)`, int64, what tells segments apart that are not alike; None where nobody asked.
+        penalties: of the layers of entropy model and compressor, `(R, T, K)` each: what LearnedDropout's masks cost.
     """
 
     symbols: torch.Tensor
@@ -133,6 +136,7 @@ class Compressed:
     items: tuple[list[Pair], list[Pair]]
     pooled_from: torch.Tensor
     keys: torch.Tensor | None
+    penalties: list[torch.Tensor | None]
 
     @property
     def exists(self) -> torch.Tensor:
@@ -185,8 +189,8 @@ class EntropyModel(nn.Module):
         if self.kind != "categorical":
             self.gaussian = nn.Linear(config.hidden_size, 2 * config.hidden_size, bias=False)
 
-    def forward(self, symbols: torch.Tensor) -> tuple[torch.Tensor, list[Pair]]:
-        return self.stack(self.embedding(symbols))[:2]
+    def forward(self, symbols: torch.Tensor) -> StackOutput:
+        return self.stack(self.embedding(symbols))
 
     def normal(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean and log-variance `(..., D)` of the next embedding, float32."""
@@ -286,10 +290,10 @@ class AbstractinatorLevel(Float32Buffers):
     def cut(self, symbols: torch.Tensor, lengths: torch.Tensor, closes: torch.Tensor) -> Cut:
         """Where segments begin; arguments as of [`compress`]."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.entropy_is_frozen):
-            states, items = self.entropy_model(symbols)
+            states, items, _, penalties = self.entropy_model(symbols)
         entropies = nn.functional.pad(self.entropy_model.entropy(states), (1, 0))
         opens = find_segments(entropies, nn.functional.pad(closes, (0, 1)), self.rule)
-        return Cut(symbols, Segments(entropies, opens, segment_index(opens), lengths), states, items)
+        return Cut(symbols, Segments(entropies, opens, segment_index(opens), lengths), states, items, penalties)
 
     def encode(self, cut: Cut, vectors: torch.Tensor | None, size: int, keys: torch.Tensor | None) -> Compressed:
         """Codes of the segments of rows that have at most `size`; arguments as of [`compress`]."""
@@ -298,13 +302,21 @@ class AbstractinatorLevel(Float32Buffers):
         if vectors is None:
             vectors = self.compressor_embedding(cut.symbols)
         local = index if self.level.compressor_attention == "segment" else None
-        hidden_states, items, _ = self.compressor(vectors, local)
+        hidden_states, items, _, penalties = self.compressor(vectors, local)
         pooled = self.pooling(hidden_states, index.masked_fill(~segments.real, -1), size)
         keys = None if keys is None else segments.totals(keys, size)
         gathers = self.training and self.followed.requires_grad
         quantized = self.quantizer(pooled, segments.exist(size), keys if gathers else None)
         return Compressed(
-            cut.symbols, segments, cut.entropy_states, pooled, quantized, (cut.items, items), hidden_states, keys
+            cut.symbols,
+            segments,
+            cut.entropy_states,
+            pooled,
+            quantized,
+            (cut.items, items),
+            hidden_states,
+            keys,
+            cut.penalties + penalties,
         )
 
     def symbols_of(self, below: Compressed) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
@@ -327,8 +339,8 @@ class AbstractinatorLevel(Float32Buffers):
         memory: tuple[torch.Tensor, torch.Tensor] | None,  # (R, S, D) past codes, (R, S + 1, D) of the segment itself
         index: torch.Tensor,  # (R, T + 1), the segment of each symbol
         first: torch.Tensor | None = None,  # (R, T, D), what the first layer's self-attention makes, if it is known
-    ) -> tuple[torch.Tensor, list[Pair], list[torch.Tensor]]:
-        """Hidden states `(R, T, D)` from which the head predicts the next symbol, and the layers' items and inputs;
+    ) -> StackOutput:
+        """What the expander makes of the symbols, from whose states `(R, T, D)` the head predicts the next symbol;
         without memory as with rows of zeros."""
         if memory is not None:
             index = index[:, 1:].clamp(max=memory[0].shape[1])

@@ -8,6 +8,7 @@ from torch import nn
 from .abstractinator_base import Pyramid, Rows
 from .abstractinator_level import AbstractinatorLevel, Compressed
 from .abstractinator_likelihood import CodeNats
+from .block_learned_dropout import Part, mask_loss_weight, mean_mask_losses, mean_penalties
 
 IGNORED = -100
 
@@ -38,17 +39,21 @@ class AbstractinatorLosses:
         shift_labels: torch.Tensor,  # (B, T)
         num_items_in_batch: torch.Tensor | int | None,
         lm_loss_scale: torch.Tensor | float,
+        training_step: torch.Tensor | None,
     ) -> dict[str, Any]:
         """Every term and `loss`, as [`AbstractinatorCausalLMOutput`] describes them."""
         config = self.config
         count = shift_labels.ne(IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
         terms: dict[str, torch.Tensor] = {}  # by level
+        masks: list[Part] = []
         weights = rows.to_rows(shift_labels, IGNORED).ne(IGNORED).float()  # (R, L), of the symbol after each
         for i, (level, compressed) in enumerate(zip(self.model.levels, pyramid.levels, strict=True)):
             name = f"level_{i + 1}_"
             terms[f"{name}entropy_loss"] = entropy_nats(level, compressed, weights) / count
             if nats.levels is not None:
                 terms[f"{name}reconstruction_loss"] = (nats.levels[i] * weights[:, :-1]).sum() / count
+            penalties = compressed.penalties + pyramid.penalties[i]
+            masks.append((len(penalties), mean_penalties(penalties), weights))
             weights = compressed.weights(weights)  # (R, S), of segments
             if compressed.quantized.loss is not None:
                 terms[f"{name}vq_loss"] = (compressed.quantized.loss * weights).sum() / count
@@ -60,10 +65,13 @@ class AbstractinatorLosses:
                 losses[name] = torch.stack(values).sum() / (len(values) if name == "reconstruction_loss" else 1)
         if nats.top is not None:
             losses["code_lm_loss"] = (nats.top * weights[:, :-1]).sum() / count
+            masks.append((len(pyramid.penalties[-1]), mean_penalties(pyramid.penalties[-1]), weights))
+        losses |= mean_mask_losses(config, masks, count)
         losses["lm_loss"] = loss = self.lm_loss(logits, shift_labels, num_items_in_batch)
         if self.training:
             scales = {name: getattr(config, f"{name.replace('code_lm', 'top_lm')}_weight") for name in losses}
             scales["lm_loss"] = scales["lm_loss"] * lm_loss_scale
+            scales |= {name: mask_loss_weight(config, name, training_step) for name in config.mask_losses}
             loss = torch.stack([scales[name] * value for name, value in losses.items()]).sum()
         return losses | {"loss": loss} | ({"level_losses": terms} if len(self.model.levels) > 1 else {})
 

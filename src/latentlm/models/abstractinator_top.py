@@ -4,8 +4,7 @@ import torch
 from torch import nn
 
 from .abstractinator_symbols import SymbolHead
-from .block_attention import Pair
-from .block_stack import CausalStack
+from .block_stack import CausalStack, StackOutput
 from .configuration_abstractinator import AbstractinatorConfig
 
 
@@ -25,12 +24,10 @@ class TopModel(nn.Module):
             self.head = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
         self.to_row = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
 
-    def forward(self, rows: torch.Tensor) -> tuple[torch.Tensor, list[Pair]]:
-        """Hidden states `(R, S + 1, D)`, from which code s is predicted at s, of code rows `(R, S, D)`; and the items
-        of the layers."""
+    def forward(self, rows: torch.Tensor) -> StackOutput:
+        """Of code rows `(R, S, D)`: hidden states `(R, S + 1, D)`, from which code s is predicted at s."""
         first = torch.zeros(len(rows), 1, dtype=torch.long, device=rows.device)
-        states, items, _ = self.stack(torch.cat((self.begin(first).to(rows.dtype), rows), 1))
-        return states, items
+        return self.stack(torch.cat((self.begin(first).to(rows.dtype), rows), 1))
 
     def losses(self, hidden_states: torch.Tensor, codes: torch.Tensor, vectors: torch.Tensor) -> torch.Tensor:
         """Of codes `(..., digits)`, or of their vectors `(..., D)`, after hidden states `(..., D)`: `(...)`."""

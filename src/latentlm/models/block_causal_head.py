@@ -12,7 +12,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .block_attention import Attention, rotary_table
 from .block_layers import make_norm
-from .block_learned_dropout import SharedMaskAttention, mask_loss_weight, mean_penalties
+from .block_learned_dropout import make_shared_mask_attention, mask_loss_weight, mean_penalties
 from .block_masks import Mask, causal_mask
 from .block_outputs import CausalLMOutput, CausalModelOutput
 from .block_positions import check_context, resolve_position_ids
@@ -89,9 +89,7 @@ class CausalModel(CausalPreTrainedModel):
         if config.position_embedding_type == "rotary":
             self.rotary = rotary_table(config)
         self.dropout = nn.Dropout(config.hidden_dropout)
-        self.mask_attention = None
-        if config.learned_dropout != "none" and config.learned_dropout_input == "embedding":
-            self.mask_attention = SharedMaskAttention(config, len(config.attention_configs))
+        self.mask_attention = make_shared_mask_attention(config, len(config.attention_configs))
         self.build_layers(config)
         self.norm = make_norm(config)
         if config.position_subtraction != "none":

@@ -28,6 +28,10 @@ class MaskAttention(Attention):
         heads, width = config.num_mask_heads, config.mask_size
         super().__init__(config, layer_idx, num_heads=heads, num_key_value_groups=1, width=width, has_output=False)
 
+    def forward(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """What is read, without the probabilities: they are none of the model's `attentions`."""
+        return super().forward(*args, **kwargs)[0], None
+
 
 class SharedMaskAttention(MaskAttention):
     """One pass over the input embeddings for all layers; each layer has its own shift. With `learned_dropout_detach`
@@ -112,6 +116,13 @@ def make_learned_dropout(config, layer_idx: int) -> LearnedDropout | None:
     return LearnedDropout(config, layer_idx) if config.learned_dropout != "none" else None
 
 
+def make_shared_mask_attention(config, layer_idx: int) -> SharedMaskAttention | None:
+    """The attention on the input of a stack that decides the masks of all its layers, if the configuration asks for
+    it."""
+    shared = config.learned_dropout != "none" and config.learned_dropout_input == "embedding"
+    return SharedMaskAttention(config, layer_idx) if shared else None
+
+
 def mask_entropy(probability: torch.Tensor) -> torch.Tensor:
     """-M log2 M, elementwise."""
     return -probability * probability.clamp(min=ENTROPY_FLOOR).log2()
@@ -126,6 +137,25 @@ def mean_penalties(layers: list[torch.Tensor | None]) -> torch.Tensor | None:
     for value in penalties[1:]:
         total = total + value.to(total.device)  # the layers of a model may lie on several devices
     return total / len(penalties)
+
+
+Part = tuple[int, torch.Tensor | None, torch.Tensor]
+"""Of a part of a model: how many modules it has, their mean penalties `(..., K)`, and what each counts `(...)`."""
+
+
+def mean_mask_losses(config, parts: list[Part], count: torch.Tensor | int) -> dict[str, torch.Tensor]:
+    """The named losses of masks that lie at different places: sums of the penalties times what they count, a mean over
+    all modules, divided by `count`; none where nothing has masks."""
+    totals, modules = [], 0
+    for number, penalties, weights in parts:
+        if penalties is not None:
+            weights = weights.unsqueeze(-1)
+            totals.append(number * (penalties.where(weights > 0, 0) * weights).flatten(0, -2).sum(0))
+            modules += number
+    if not totals:
+        return {}
+    means = torch.stack(totals).sum(0) / modules / count
+    return dict(zip(config.mask_losses, means.unbind(), strict=True))
 
 
 def mask_loss_weight(config, name: str, training_step: torch.Tensor | None) -> torch.Tensor | float:

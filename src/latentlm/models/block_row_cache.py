@@ -40,7 +40,7 @@ class StackCache(RowState):
     """What a stack remembers of each of R rows: a ring of the last `C` symbols, or all of them in a growing one.
 
     Attributes:
-        items: of every layer, `(R, C, item)`.
+        items: of every attention whose keys are kept, `(R, C, item)`.
         lengths: `(R,)` symbols seen.
         longest: a number that no length is above: the host knows it, where reading lengths would be waiting.
         window: C; None where C grows.

@@ -5,7 +5,7 @@ In cached decoding rows advance at their own pace: a mask says which rows take p
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -13,6 +13,7 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from .block_attention import FORMS, Attention, Pair, rotary_table
 from .block_layers import PreNormLayer, make_norm
+from .block_learned_dropout import make_learned_dropout, make_shared_mask_attention
 from .block_masks import look_back_mask, sequence_mask, step_mask
 from .block_row_cache import StackCache, where_active
 
@@ -59,6 +60,22 @@ class RingStep:
         return from_items(self.cache.memory[attention.layer_idx], attention.pair_shapes)
 
 
+class StackOutput(NamedTuple):
+    """What a stack makes of whole rows.
+
+    Attributes:
+        states: `(R, T, D)` after the final norm.
+        pairs: of the attentions whose keys a cache keeps.
+        inputs: `(R, T, D)`, what each layer reads.
+        penalties: `(R, T, K)`, float32, what LearnedDropout's mask of each layer costs; None where it has none.
+    """
+
+    states: torch.Tensor
+    pairs: list[Pair]
+    inputs: list[torch.Tensor]
+    penalties: list[torch.Tensor | None]
+
+
 class CausalStack(nn.Module):
     """Layers and a final norm.
 
@@ -78,13 +95,16 @@ class CausalStack(nn.Module):
         self.rotary = rotary_table(config)
         if self.reads_memory:
             self.memory_rotary: Any = LlamaRotaryEmbedding(config)
-        self.layers: Any = nn.ModuleList(self.make_layer(i) for i in range(num_layers))
+        # In the cache the attentions of the layers come first, then those that decide masks.
+        self.mask_attention = make_shared_mask_attention(config, num_layers) if num_layers else None
+        self.layers: Any = nn.ModuleList(self.make_layer(i, num_layers + i) for i in range(num_layers))
         self.norm = make_norm(config)
         self.dropout = nn.Dropout(config.hidden_dropout)
 
-    def make_layer(self, i: int) -> PreNormLayer:
+    def make_layer(self, i: int, mask_idx: int) -> PreNormLayer:
         memory = Attention(self.config, i, reads_memory=True) if self.reads_memory else None
-        layer = PreNormLayer(self.config, FORMS[self.config.attention_form](self.config, i), memory)
+        masks = make_learned_dropout(self.config, mask_idx)
+        layer = PreNormLayer(self.config, FORMS[self.config.attention_form](self.config, i), memory, masks)
         layer._can_checkpoint_with_cache = True  # what is recorded twice is recorded alike
         return layer
 
@@ -95,11 +115,12 @@ class CausalStack(nn.Module):
         memory: tuple[torch.Tensor, torch.Tensor] | None = None,  # past rows (R, S, D), current rows (R, S + 1, D)
         memory_segments: torch.Tensor | None = None,  # (R, T): the row that each position reads as its current one
         has_read_self: bool = False,  # whether the embeddings are what [`read_self`] makes of them
-    ) -> tuple[torch.Tensor, list[Pair], list[torch.Tensor]]:
-        """Hidden states `(R, T, D)` after the final norm, the pairs of each layer's keys, and what each layer reads
-        `(R, T, D)`."""
+    ) -> StackOutput:
         record, rows = Record(), None
-        shared = {**self.self_options(embeddings, segments), "past_key_values": record}
+        shared: dict[str, Any] = {**self.self_options(embeddings, segments), "past_key_values": record}
+        hidden_states = embeddings if has_read_self else self.dropout(embeddings)
+        inputs, penalties = [], []
+        shared_attention = self.decide_masks(hidden_states, mask=shared["mask"], past_key_values=record)
         if memory is not None and memory_segments is not None:
             past, current = memory
             number = torch.arange(current.shape[1], device=past.device)
@@ -112,11 +133,13 @@ class CausalStack(nn.Module):
             shared["memory_mask"] = look_back_mask(
                 self.config, embeddings, memory_segments, past.shape[1], self.lookback
             )
-        hidden_states, inputs = embeddings if has_read_self else self.dropout(embeddings), []
         for i, layer in enumerate(self.layers):
             inputs.append(hidden_states)
-            hidden_states, _ = layer(hidden_states, rows, has_read_self=has_read_self and i == 0, **shared)
-        return self.norm(hidden_states), list(record.pairs.values()), inputs
+            has_read = has_read_self and i == 0
+            hidden_states, costs = layer(hidden_states, rows, shared_attention, has_read_self=has_read, **shared)
+            penalties.append(costs)
+        pairs = [record.pairs[a.layer_idx] for a in self.cached_attentions if a.layer_idx in record.pairs]
+        return StackOutput(self.norm(hidden_states), pairs, inputs, penalties)
 
     def read_self(self, embeddings: torch.Tensor) -> torch.Tensor:
         """What the first layer's self-attention, which no memory changes, makes of embeddings, both `(R, T, D)`."""
@@ -127,6 +150,19 @@ class CausalStack(nn.Module):
         positions = torch.arange(embeddings.shape[1], device=embeddings.device).unsqueeze(0)
         mask = sequence_mask(self.config, embeddings, window=self.window, segments=segments)
         return {"rotary": self.rotary(embeddings, positions), "mask": mask}
+
+    def decide_masks(self, hidden_states: torch.Tensor, **shared: Any) -> torch.Tensor | None:
+        """What decides the masks of all layers `(R, T, M)`, where one attention does."""
+        return None if self.mask_attention is None else self.mask_attention(hidden_states, **shared)[0]
+
+    @property
+    def cached_attentions(self) -> list[Attention]:
+        """The attentions whose keys a cache keeps, in its order."""
+        own = [layer.self_attn for layer in self.layers]
+        if self.mask_attention is not None:
+            return [*own, self.mask_attention]
+        masks = [layer.mlp.learned_dropout for layer in self.layers]
+        return own + [mask.attention for mask in masks if mask is not None]
 
     # ---- Cached decoding ----
 
@@ -141,7 +177,7 @@ class CausalStack(nn.Module):
 
         reading = self.layers if self.reads_memory else []
         return StackCache(
-            items=[zeros_of(layer.self_attn, capacity) for layer in self.layers],
+            items=[zeros_of(attention, capacity) for attention in self.cached_attentions],
             lengths=zeros,
             longest=0,
             window=self.window,
@@ -209,14 +245,15 @@ class CausalStack(nn.Module):
         cache.make_room()
         capacity = cache.items[0].shape[1] if cache.items else 1
         shared: dict[str, Any] = {
-            "rotary": self.rotary(hidden_states, cache.lengths.unsqueeze(1)),
             "mask": step_mask(self.config, hidden_states, cache.visible(capacity)),
             "past_key_values": RingStep(cache),
         }
+        shared_attention = self.decide_masks(hidden_states, **shared)
+        shared["rotary"] = self.rotary(hidden_states, cache.lengths.unsqueeze(1))
         if self.reads_memory:
             shared["memory_mask"] = step_mask(self.config, hidden_states, self.visible_rows(cache.segments))
             shared["memory_rotary"] = (self.memory_rotary(hidden_states, cache.segments.unsqueeze(1)), None)
         for layer in self.layers:
-            hidden_states, _ = layer(hidden_states, **shared)
+            hidden_states, _ = layer(hidden_states, None, shared_attention, **shared)
         cache.advance(active)
         return self.norm(hidden_states)[:, 0]

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
 
-from .configuration_attention import AttentionConfig
+from .configuration_learned_dropout import LearnedDropoutConfig
 
 NUM_SPECIAL_CODES = 3
 """Padding, begin and end follow the codes of every alphabet above the first."""
@@ -88,11 +88,11 @@ LEAST = {
 
 
 @strict
-class AbstractinatorConfig(AttentionConfig):
+class AbstractinatorConfig(LearnedDropoutConfig):
     """A pyramid of autoencoders over bytes, and a language model on its top codes.
 
-    Arguments are those of [`AttentionConfig`], where memory rows are read in the regular form whatever
-    `attention_form` says, and:
+    Arguments are those of [`LearnedDropoutConfig`], where memory rows are read in the regular form whatever
+    `attention_form` says, and LearnedDropout acts in every part, and:
 
     Args:
         vocab_size: symbols of the first level, special ids included.
@@ -122,6 +122,8 @@ class AbstractinatorConfig(AttentionConfig):
         "entropy_loss",
         "code_lm_loss",
         "level_losses",
+        "mask_entropy_loss",
+        "mask_l1_loss",
     ]
 
     vocab_size: int = 259

@@ -61,3 +61,7 @@ class AttentionConfig(PreTrainedConfig):
                 f"`num_key_value_heads` is {shared}, but with `attention_form` 'latent' each of the "
                 f"`num_attention_heads` {heads} has keys of its own, made of one latent: leave it out."
             )
+
+
+def divisors(size: int) -> list[int]:
+    return [n for n in range(1, size + 1) if size % n == 0]

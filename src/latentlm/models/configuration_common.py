@@ -1,17 +1,19 @@
-"""Configuration fields and checks that every transformer of this package shares."""
+"""Configuration fields and checks that the language models of tokens share."""
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
 
-from .configuration_attention import AttentionConfig
+from .configuration_attention import divisors
+from .configuration_learned_dropout import LearnedDropoutConfig
 
 
 @strict
-class TransformerConfig(AttentionConfig):
+class TransformerConfig(LearnedDropoutConfig):
     """Base of the language-model configurations; not a model by itself.
 
-    Arguments are those of [`AttentionConfig`], and:
+    Arguments are those of [`LearnedDropoutConfig`], and:
 
     Args:
         vocab_size: number of token ids, special tokens included.
@@ -30,7 +32,7 @@ class TransformerConfig(AttentionConfig):
     """
 
     # What `compute_metrics` of a Trainer is not given: it expects the logits alone.
-    keys_to_ignore_at_inference = ["past_key_values", "lm_loss"]
+    keys_to_ignore_at_inference = ["past_key_values", "lm_loss", "mask_entropy_loss", "mask_l1_loss"]
     base_model_fsdp_plan = {
         "embed_tokens": "free_full_weight",
         "layers.*": "free_full_weight",
@@ -68,6 +70,38 @@ class TransformerConfig(AttentionConfig):
             return self.max_position_embeddings + 1
         return self.max_position_embeddings if self.position_embedding_type == "learned" else 0
 
+    @property
+    def num_learned_dropouts(self) -> int:
+        """Feed-forward blocks that have a mask, where LearnedDropout is on."""
+        raise NotImplementedError
+
+    @property
+    def attention_configs(self) -> Sequence["TransformerConfig"]:
+        """One configuration per self- or cross-attention, in the order of their cache layers."""
+        raise NotImplementedError
+
+    @property
+    def per_layer_config(self) -> list["TransformerConfig"]:
+        """One configuration per *cache* layer, from which transformers allocates caches: the layers' attentions, then
+        those that decide masks, with their own number and size of heads."""
+        masks = 0
+        if self.learned_dropout != "none":
+            masks = 1 if self.learned_dropout_input == "embedding" else self.num_learned_dropouts
+        return [*(config.cache_config for config in self.attention_configs), *[self.mask_cache_config] * masks]
+
+    @property
+    def layer_types(self) -> list[str]:
+        """The kind of every *cache* layer, by which `generate_batch` allocates its cache."""
+        return ["full_attention"] * len(self.per_layer_config)
+
+    def validate_layer_type(self) -> None:
+        """Cache layers are not counted by `num_hidden_layers`."""
+
+    @per_layer_config.setter
+    def per_layer_config(self, value: None) -> None:
+        if value is not None:
+            raise ValueError(f"`per_layer_config` is derived from the other fields and cannot be set, got {value!r}.")
+
     def validate_sizes(self) -> None:
         """Every size is at least 1, dropouts are probabilities."""
         for name in ("vocab_size", "hidden_size", "intermediate_size", "max_position_embeddings"):
@@ -95,7 +129,3 @@ class TransformerConfig(AttentionConfig):
                 f"`{name}` is {num_heads}, so heads have size {self.hidden_size // num_heads}, but "
                 "`position_embedding_type` 'rotary' needs an even head size."
             )
-
-
-def divisors(size: int) -> list[int]:
-    return [n for n in range(1, size + 1) if size % n == 0]

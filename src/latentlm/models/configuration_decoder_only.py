@@ -5,14 +5,14 @@ from typing import Any
 
 from huggingface_hub.dataclasses import strict
 
-from .configuration_learned_dropout import LearnedDropoutConfig
+from .configuration_common import TransformerConfig
 
 
 @strict
-class DecoderOnlyConfig(LearnedDropoutConfig):
+class DecoderOnlyConfig(TransformerConfig):
     """The plain causal transformer that every architecture of this package is measured against.
 
-    Arguments are those of [`TransformerConfig`] and [`LearnedDropoutConfig`], and:
+    Arguments are those of [`TransformerConfig`], and:
 
     Args:
         num_hidden_layers: number of layers.

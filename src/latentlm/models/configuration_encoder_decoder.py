@@ -5,14 +5,14 @@ from typing import Any, Literal, Self
 
 from huggingface_hub.dataclasses import strict
 
-from .configuration_learned_dropout import LearnedDropoutConfig
+from .configuration_common import TransformerConfig
 
 
 @strict
-class EncoderDecoderConfig(LearnedDropoutConfig):
+class EncoderDecoderConfig(TransformerConfig):
     """Base of the configurations of causal encoder-decoders; not a model by itself.
 
-    Arguments are those of [`TransformerConfig`] and [`LearnedDropoutConfig`], and:
+    Arguments are those of [`TransformerConfig`], and:
 
     Args:
         num_encoder_layers, num_decoder_layers: depth of the two stacks.
@@ -36,7 +36,7 @@ class EncoderDecoderConfig(LearnedDropoutConfig):
     """
 
     keys_to_ignore_at_inference = [
-        *LearnedDropoutConfig.keys_to_ignore_at_inference,
+        *TransformerConfig.keys_to_ignore_at_inference,
         "encoder_last_hidden_state",
         "embedding_loss",
     ]

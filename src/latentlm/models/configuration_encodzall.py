@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
 
-from .configuration_attention import AttentionConfig
+from .configuration_learned_dropout import LearnedDropoutConfig
 
 VOCAB_SIZE = 264
 """The bytes, then `<pad>`, `<bos>`, `<eos>`, `<mask>` (a whole word) and the masks of one character: `<vowel>`,
@@ -12,10 +12,10 @@ VOCAB_SIZE = 264
 
 
 @strict
-class EncodzallConfig(AttentionConfig):
+class EncodzallConfig(LearnedDropoutConfig):
     """Bytes to words and back: an encoder inside each word, an encoder over the words, and two decoders.
 
-    Arguments are those of [`AttentionConfig`], and:
+    Arguments are those of [`LearnedDropoutConfig`], which acts in the encoders and decoders, and:
 
     Args:
         vocab_size: 264, the bytes and eight special ids; fixed.
@@ -59,6 +59,8 @@ class EncodzallConfig(AttentionConfig):
         "sequence_loss",
         "word_loss",
         "contrastive_loss",
+        "mask_entropy_loss",
+        "mask_l1_loss",
     ]
     attribute_map = {"num_hidden_layers": "num_context_encoder_layers"}
     base_model_fsdp_plan = {
@@ -124,8 +126,11 @@ class EncodzallConfig(AttentionConfig):
 
     @property
     def per_layer_config(self) -> list["EncodzallConfig"]:
-        """One configuration per *cache* layer: those of the sequence decoder."""
-        return [self.cache_config] * self.num_decoder_layers
+        """One configuration per *cache* layer: those of the sequence decoder, then those that decide its masks."""
+        masks = 0
+        if self.learned_dropout != "none":
+            masks = 1 if self.learned_dropout_input == "embedding" else self.num_decoder_layers
+        return [*[self.cache_config] * self.num_decoder_layers, *[self.mask_cache_config] * masks]
 
     @per_layer_config.setter
     def per_layer_config(self, value: None) -> None:

@@ -3,25 +3,25 @@
 import copy
 import dataclasses
 import math
-from collections.abc import Sequence
 from typing import Literal, Self
 
 from huggingface_hub.dataclasses import strict
 
-from .configuration_common import TransformerConfig, divisors
+from .configuration_attention import AttentionConfig, divisors
 
 
 @strict
-class LearnedDropoutConfig(TransformerConfig):
-    """Base of the configurations with LearnedDropout; not a model by itself.
+class LearnedDropoutConfig(AttentionConfig):
+    """Fields of attention and of LearnedDropout; not a model by itself.
 
-    Arguments are those of [`TransformerConfig`], and:
+    Arguments are those of [`AttentionConfig`], and:
 
     Args:
         learned_dropout: `"none"`, or how masks are rounded: `"bernoulli"` (drawn in training, M >= 0.5 in evaluation),
             `"sigmoid"` or `"sigmoid_detached"` (the same value, gradient of M).
         learned_dropout_input: what decides masks: the `"hidden_state"` that each is applied to, or the input
-            `"embedding"`, through one attention pass that all layers share.
+            `"embedding"`, through one attention pass that all layers share (all layers of a stack, where a model has
+            several that read each their own input).
         learned_dropout_detach: with `"embedding"`: no gradient of the masks through that pass.
         learned_dropout_shift: initial value of the learned shift, in [0, pi]: at 0 all masks start at 1, at pi at 0.
         learned_dropout_heads: heads of the attention that decides masks, `num_attention_heads` when `None`; must
@@ -35,12 +35,6 @@ class LearnedDropoutConfig(TransformerConfig):
         mask_entropy_loss_weight_min, mask_l1_loss_weight_min: where such a weight starts.
         mask_l1_loss: mean of M^2 / 2 (`"squared"`) or of M (`"absolute"`).
     """
-
-    keys_to_ignore_at_inference = [
-        *TransformerConfig.keys_to_ignore_at_inference,
-        "mask_entropy_loss",
-        "mask_l1_loss",
-    ]
 
     learned_dropout: Literal["none", "bernoulli", "sigmoid", "sigmoid_detached"] = "none"
     learned_dropout_input: Literal["hidden_state", "embedding"] = "hidden_state"
@@ -72,37 +66,9 @@ class LearnedDropoutConfig(TransformerConfig):
         return [name for name in names if getattr(self, f"{name}_weight")]
 
     @property
-    def num_learned_dropouts(self) -> int:
-        """Feed-forward blocks that have a mask, where LearnedDropout is on."""
-        raise NotImplementedError
-
-    @property
-    def attention_configs(self) -> Sequence["LearnedDropoutConfig"]:
-        """One configuration per self- or cross-attention, in the order of their cache layers."""
-        raise NotImplementedError
-
-    @property
-    def per_layer_config(self) -> list["LearnedDropoutConfig"]:
-        """One configuration per *cache* layer, from which transformers allocates caches: the layers' attentions, then
-        those that decide masks, with their own number and size of heads."""
-        masks = 0
-        if self.learned_dropout != "none":
-            masks = 1 if self.learned_dropout_input == "embedding" else self.num_learned_dropouts
-        mask_config = self.with_heads(self.num_mask_heads, self.mask_size)
-        return [*(config.cache_config for config in self.attention_configs), *[mask_config] * masks]
-
-    @property
-    def layer_types(self) -> list[str]:
-        """The kind of every *cache* layer, by which `generate_batch` allocates its cache."""
-        return ["full_attention"] * len(self.per_layer_config)
-
-    def validate_layer_type(self) -> None:
-        """Cache layers are not counted by `num_hidden_layers`."""
-
-    @per_layer_config.setter
-    def per_layer_config(self, value: None) -> None:
-        if value is not None:
-            raise ValueError(f"`per_layer_config` is derived from the other fields and cannot be set, got {value!r}.")
+    def mask_cache_config(self) -> Self:
+        """What an attention that decides masks keeps in a cache, with its own number and size of heads."""
+        return self.with_heads(self.num_mask_heads, self.mask_size)
 
     def with_heads(self, num_heads: int, width: int | None = None, num_key_value_groups: int = 1) -> Self:
         """A copy that describes an attention of `num_heads` heads on `width` channels, of which so many share a key and

@@ -7,7 +7,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers.modeling_outputs import Seq2SeqLMOutput, TokenClassifierOutput
+from transformers.modeling_outputs import (
+    BaseModelOutputWithPastAndCrossAttentions,
+    Seq2SeqLMOutput,
+    TokenClassifierOutput,
+)
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils.generic import ModelOutput
 
@@ -59,6 +63,8 @@ class EncodzallModelOutput(ModelOutput):
         word_positions: `(B, S)`, int64, the place of each word's first byte in the input.
         word_ids: `(B, T)`, int64, the word of each id, -1 for padding.
         hidden_states, attentions: of Encoder 2, `(B, S, D)` and `(B, H, S, S)` each.
+        mask_penalties: `(B, K)`, float32: what LearnedDropout's masks cost in each text, one value for each of
+            `config.mask_losses`: a mean over its modules, and over the text's bytes or words.
     """
 
     last_hidden_state: torch.Tensor | None = None
@@ -68,6 +74,19 @@ class EncodzallModelOutput(ModelOutput):
     word_ids: torch.Tensor | None = None
     hidden_states: tuple[torch.FloatTensor, ...] | None = None
     attentions: tuple[torch.FloatTensor, ...] | None = None
+    mask_penalties: torch.Tensor | None = None
+
+
+@dataclass
+class EncodzallDecoderOutput(BaseModelOutputWithPastAndCrossAttentions):
+    """Output of a decoder.
+
+    Args:
+        mask_penalties: `(B, T, K)`, float32: what LearnedDropout's masks cost at each position, a mean over its
+            modules.
+    """
+
+    mask_penalties: torch.Tensor | None = None
 
 
 @dataclass
@@ -85,6 +104,9 @@ class EncodzallDenoisingOutput(Seq2SeqLMOutput):
             it has bytes.
         contrastive_loss: scalar, unweighted: multiple-negatives ranking of noisy against clean texts, where a text
             counts as often as it has symbols.
+        mask_entropy_loss, mask_l1_loss: scalars, unweighted, of LearnedDropout's masks: a mean over all modules that
+            took part, where a text's bytes and words count together as often as it has symbols; None where the weight
+            is 0.
         encoder_last_hidden_state, word_mask, word_positions: as [`EncodzallModelOutput`].
         past_key_values, decoder_hidden_states, decoder_attentions, cross_attentions: of the sequence decoder.
         encoder_hidden_states, encoder_attentions: of Encoder 2.
@@ -94,6 +116,8 @@ class EncodzallDenoisingOutput(Seq2SeqLMOutput):
     sequence_loss: torch.FloatTensor | None = None
     word_loss: torch.FloatTensor | None = None
     contrastive_loss: torch.FloatTensor | None = None
+    mask_entropy_loss: torch.Tensor | None = None
+    mask_l1_loss: torch.Tensor | None = None
 
 
 @dataclass
@@ -121,6 +145,12 @@ class EncodzallPreTrainedModel(TakesCache, PreTrainedModel):
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
+
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        initialize: Any = getattr(module, "initialize_parameters", None)
+        if initialize is not None:
+            initialize()
 
     def pack(self, *args: torch.Tensor | None, **kwargs: Any) -> PackedBatch:
         """What the model gathers with in a batch, as [`pack_batch`] makes it of its ids, masks, words and labels; with

@@ -1,19 +1,21 @@
 """The decoders of EncodZall: of a text from its memory, of words from one vector each."""
 
+from typing import Any
+
 import torch
 from torch import nn
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
-from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .block_attention import FORMS, Attention, SingleKeyAttention, rotary_table
 from .block_layers import PreNormLayer, make_norm
+from .block_learned_dropout import make_learned_dropout, make_shared_mask_attention, mean_penalties
 from .block_masks import bidirectional_mask, causal_mask, sequence_mask
 from .block_positions import resolve_position_ids
 from .block_refusals import check_filled_cache
 from .configuration_encodzall import EncodzallConfig
-from .encodzall_base import EncodzallPreTrainedModel
+from .encodzall_base import EncodzallDecoderOutput, EncodzallPreTrainedModel
 from .encodzall_packing import Spelling
 
 
@@ -31,9 +33,17 @@ class EncodzallDecoder(EncodzallPreTrainedModel):
         self.rotary = rotary_table(config)
         attention = FORMS[config.attention_form]
         memory = SingleKeyAttention if one_word else attention
+        # In the cache the attentions of the layers come first, then those that decide masks.
+        count = config.num_decoder_layers
+        self.mask_attention = make_shared_mask_attention(config, count)
         self.layers = nn.ModuleList(
-            PreNormLayer(config, attention(config, i), memory(config, i, reads_memory=True))
-            for i in range(config.num_decoder_layers)
+            PreNormLayer(
+                config,
+                attention(config, i),
+                memory(config, i, reads_memory=True),
+                learned_dropout=make_learned_dropout(config, count + i),
+            )
+            for i in range(count)
         )
         self.norm = make_norm(config)
         self.dropout = nn.Dropout(config.hidden_dropout)
@@ -53,7 +63,7 @@ class EncodzallDecoder(EncodzallPreTrainedModel):
         past_key_values: EncoderDecoderCache | None = None,
         use_cache: bool | None = None,
         **kwargs,
-    ) -> BaseModelOutputWithPastAndCrossAttentions:
+    ) -> EncodzallDecoderOutput:
         seen = None if past_key_values is None else past_key_values.self_attention_cache
         check_filled_cache(seen, self.config)
         mask, _ = causal_mask(self.config, inputs_embeds, attention_mask, seen, look=False)
@@ -67,27 +77,37 @@ class EncodzallDecoder(EncodzallPreTrainedModel):
         if self.config.cross_attention_positions == "bytes":
             memory_rotary = (rotary, self.rotary(memory, word_positions))
         hidden_states = self.dropout(inputs_embeds)
+        shared: dict[str, Any] = {"mask": mask, "past_key_values": past_key_values, **kwargs}
+        shared_attention = None if self.mask_attention is None else self.mask_attention(hidden_states, **shared)[0]
+        penalties = []
         for layer in self.layers:
-            hidden_states, _ = layer(
+            hidden_states, layer_penalties = layer(
                 hidden_states,
                 memory,
+                shared_attention,
                 rotary=rotary,
-                mask=mask,
                 memory_rotary=memory_rotary,
                 memory_mask=memory_mask,
-                past_key_values=past_key_values,
-                **kwargs,
+                **shared,
             )
-        return BaseModelOutputWithPastAndCrossAttentions(
-            last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values
+            penalties.append(layer_penalties)
+        return EncodzallDecoderOutput(
+            last_hidden_state=self.norm(hidden_states),
+            past_key_values=past_key_values,
+            mask_penalties=mean_penalties(penalties),
         )
 
-    def spell(self, inputs_embeds: torch.Tensor, words: torch.Tensor, spelling: Spelling) -> torch.Tensor:
+    def spell(
+        self, inputs_embeds: torch.Tensor, words: torch.Tensor, spelling: Spelling
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Hidden states `(R, L, D)` of embedded rows of words, each slot of which sees its word's vector `(R, L, D)`
-        and the slots before it in there."""
+        and the slots before it in there; and what LearnedDropout's masks cost `(R, L, K)`, if there are any."""
         rows = self.dropout(inputs_embeds)
         mask = sequence_mask(self.config, rows, segments=spelling["word"])
         rotary = self.rotary(rows, spelling["offset"])
+        shared_attention = None if self.mask_attention is None else self.mask_attention(rows, mask=mask)[0]
+        penalties = []
         for layer in self.layers:
-            rows, _ = layer(rows, words, rotary=rotary, mask=mask, single_key=True)
-        return self.norm(rows)
+            rows, layer_penalties = layer(rows, words, shared_attention, rotary=rotary, mask=mask, single_key=True)
+            penalties.append(layer_penalties)
+        return self.norm(rows), mean_penalties(penalties)

@@ -151,7 +151,7 @@ class CodeSampler:
             level.fill_cache(state, compressed, lengths)
             known = level.code_rows(compressed.quantized.vectors)
             currents = torch.nn.functional.pad(known, (0, 0, 0, 1))
-            _, items, _ = level.expand(compressed.symbols, (known, currents), compressed.segments.index)
+            items = level.expand(compressed.symbols, (known, currents), compressed.segments.index).pairs
             level.expander.fill_cache(state.expander, items, lengths - 1)
             last = (count - 1).clamp(min=0)
             level.expander.fill_memory(state.expander, known, currents, last)

@@ -253,9 +253,10 @@ class AbstractinatorModel(AbstractinatorPreTrainedModel):
     def expand_rows(self, levels: list[Compressed], known: bool = False) -> Pyramid:
         """From the top codes down to the distribution of the bytes."""
         pasts = [level.code_rows(c.quantized.vectors) for level, c in zip(self.levels, levels, strict=True)]
-        states, top_items = (None, []) if self.top is None else self.top(pasts[-1])
+        top = None if self.top is None else self.top(pasts[-1])
+        states, top_items, costs = (None, [], []) if top is None else (top.states, top.pairs, top.penalties)
         known_of_levels: list[torch.Tensor] = []
-        pyramid = Pyramid(levels, states, top_items, [], [], known_of_levels if known else None, [], [])
+        pyramid = Pyramid(levels, states, top_items, [], [], known_of_levels if known else None, [], [], [costs])
         for i in reversed(range(len(levels))):
             level, compressed, past = self.levels[i], levels[i], pasts[i]
             symbols, index = compressed.symbols, compressed.segments.index
@@ -264,14 +265,16 @@ class AbstractinatorModel(AbstractinatorPreTrainedModel):
             if known:  # both in one call
                 current = torch.cat((current, nn.functional.pad(past, (0, 0, 0, 1))))
                 symbols, past, index = (value.repeat(2, *[1] * (value.ndim - 1)) for value in (symbols, past, index))
-            states, items, inputs = level.expand(symbols, (past, current), index)
+            states, items, inputs, costs = level.expand(symbols, (past, current), index)
             if known:
                 states, known_states = states.chunk(2)
                 items = [(key.chunk(2)[0], value.chunk(2)[0]) for key, value in items]
                 inputs = [value.chunk(2)[0] for value in inputs]
+                costs = [None if value is None else value.chunk(2)[0] for value in costs]
                 known_of_levels.insert(0, known_states)
             pyramid.states.insert(0, states)
             pyramid.items.insert(0, items)
+            pyramid.penalties.insert(0, costs)
             if i == 0:
                 pyramid.hidden_states = [*inputs, states]
         return pyramid
@@ -393,7 +396,7 @@ class AbstractinatorForCausalLM(
             "entropy_loss": True,
             "code_lm_loss": self.model.top is not None,
         }
-        return [name for name, is_used in used.items() if is_used]
+        return [name for name, is_used in used.items() if is_used] + self.config.mask_losses
 
     def training_statistics(self) -> dict[str, float]:
         """What the trainer logs of the model: the deltas that follow a target length."""
@@ -433,6 +436,7 @@ class AbstractinatorForCausalLM(
         logits_to_keep: int | torch.Tensor = 0,
         num_items_in_batch: torch.Tensor | int | None = None,
         lm_loss_scale: torch.Tensor | float = 1.0,  # times `lm_loss_weight`: rises in training
+        training_step: torch.Tensor | None = None,  # scalar; where scheduled loss weights are, at their end if None
         train_codes: bool = True,  # whether what reads codes trains what makes them
         code_statistics: bool = False,  # whether to find, beside losses, what the codes are worth
         document_sizes: DocumentSizes | None = None,  # with labels, as [`pack`] finds them; else they are read
@@ -490,7 +494,9 @@ class AbstractinatorForCausalLM(
         )
         logits = head.digit_logits(rows.from_rows(pyramid.states[0]), None, 0)
         nats = self.code_nats(pyramid)
-        losses = self.losses(rows, pyramid, nats, logits, shift_labels, num_items_in_batch, lm_loss_scale)
+        losses = self.losses(
+            rows, pyramid, nats, logits, shift_labels, num_items_in_batch, lm_loss_scale, training_step
+        )
         if code_statistics:
             scored = shift_labels.ne(IGNORED).any(1, keepdim=True).expand_as(shift_labels)
             losses["code_statistics"] = self.code_statistics(pyramid, nats, rows.to_rows(scored, False)[:, 0])

@@ -19,6 +19,14 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .block_attention import FORMS, Attention, rotary_table
 from .block_layers import PreNormLayer, make_norm
+from .block_learned_dropout import (
+    Part,
+    make_learned_dropout,
+    make_shared_mask_attention,
+    mask_loss_weight,
+    mean_mask_losses,
+    mean_penalties,
+)
 from .block_masks import bidirectional_mask, sequence_mask
 from .block_positions import check_context
 from .block_ragged import take
@@ -50,6 +58,8 @@ class WordPooling(nn.Module):
             self.query = nn.Linear(config.hidden_size, 1, bias=False)
 
     def forward(self, hidden_states: torch.Tensor, packing: Packing) -> torch.Tensor:
+        if self.kind == "mean":
+            return means_of_words(hidden_states, packing)
         lengths, word = packing["lengths"], packing["word"].flatten()
         num_words = lengths.numel() + 1  # the last one has the empty slots
         hidden_states = hidden_states.flatten(0, 1)
@@ -61,15 +71,21 @@ class WordPooling(nn.Module):
             lowest = values.new_full((num_words, values.shape[-1]), -torch.inf)
             return lowest.scatter_reduce(0, word.unsqueeze(1).expand_as(values), values, "amax")
 
-        if self.kind == "mean":
-            pooled = sums(hidden_states)[:-1] / lengths.flatten().clamp(min=1).unsqueeze(1)
-        elif self.kind == "max":
+        if self.kind == "max":
             pooled = largest(hidden_states)[:-1]
         else:
             scores = self.query(hidden_states)  # (R * L, 1)
             weights = (scores - largest(scores.detach())[word]).exp()
             pooled = (sums(hidden_states * weights) / sums(weights).clamp(min=1))[:-1]  # the largest weight is 1
         return take(pooled.unflatten(0, lengths.shape), packing["vector"])
+
+
+def means_of_words(values: torch.Tensor, packing: Packing) -> torch.Tensor:
+    """The means `(B, S, D)` of each word's values in rows `(R, L, D)`; 0 after a text's last word."""
+    lengths, word = packing["lengths"], packing["word"].flatten()
+    sums = values.new_zeros(lengths.numel() + 1, values.shape[-1]).index_add(0, word, values.flatten(0, 1))
+    means = sums[:-1] / lengths.flatten().clamp(min=1).unsqueeze(1)
+    return take(means.unflatten(0, lengths.shape), packing["vector"])
 
 
 class EncodzallModel(EncodzallPreTrainedModel):
@@ -85,14 +101,19 @@ class EncodzallModel(EncodzallPreTrainedModel):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.rotary = rotary_table(config)
         attention = FORMS[config.attention_form]
-        self.word_encoder = nn.ModuleList(
-            PreNormLayer(config, attention(config, i)) for i in range(config.num_word_encoder_layers)
-        )
+
+        def layers(count: int) -> nn.ModuleList:
+            return nn.ModuleList(
+                PreNormLayer(config, attention(config, i), learned_dropout=make_learned_dropout(config, i))
+                for i in range(count)
+            )
+
+        self.word_mask_attention = make_shared_mask_attention(config, 0)
+        self.word_encoder = layers(config.num_word_encoder_layers)
         self.word_norm = make_norm(config)
         self.word_pooling = WordPooling(config)
-        self.context_encoder = nn.ModuleList(
-            PreNormLayer(config, attention(config, i)) for i in range(config.num_context_encoder_layers)
-        )
+        self.context_mask_attention = make_shared_mask_attention(config, 0)
+        self.context_encoder = layers(config.num_context_encoder_layers)
         self.context_norm = make_norm(config)
         self.dropout = nn.Dropout(config.hidden_dropout)
         self.gradient_checkpointing = False
@@ -121,14 +142,18 @@ class EncodzallModel(EncodzallPreTrainedModel):
         if packing is None:
             packing = self.pack(input_ids, attention_mask, word_ids).get("packing")
         assert packing is not None
-        memory = self.encode_words(input_ids, packing)  # (B, S, D)
+        memory, penalties = self.encode_words(input_ids, packing)  # (B, S, D), and (B, K) of each layer
         word_mask = packing["lengths"] > 0  # (B, S)
 
         mask = bidirectional_mask(self.config, memory, word_mask)
         rotary = self.rotary(memory, torch.arange(memory.shape[1], device=memory.device).unsqueeze(0))
         hidden_states = self.dropout(memory)
+        shared: dict[str, Any] = {"mask": mask, **kwargs}
+        deciding = self.context_mask_attention
+        shared_attention = None if deciding is None else deciding(hidden_states, **shared)[0]
         for layer in self.context_encoder:
-            hidden_states, _ = layer(hidden_states, mask=mask, rotary=rotary, **kwargs)
+            hidden_states, costs = layer(hidden_states, None, shared_attention, rotary=rotary, **shared)
+            penalties.append(None if costs is None else mean_of_text(costs, word_mask))
         hidden_states = self.context_norm(hidden_states) * word_mask.unsqueeze(-1)
         return EncodzallModelOutput(
             last_hidden_state=hidden_states,
@@ -136,17 +161,30 @@ class EncodzallModel(EncodzallPreTrainedModel):
             word_mask=word_mask,
             word_positions=packing["starts"],
             word_ids=packing["word_ids"],
+            mask_penalties=mean_penalties(penalties),
         )
 
-    def encode_words(self, input_ids: torch.Tensor, packing: Packing) -> torch.Tensor:
+    def encode_words(self, input_ids: torch.Tensor, packing: Packing) -> tuple[torch.Tensor, list[torch.Tensor | None]]:
         """Encoder 1 and the pooling, on rows `(R, L, D)` in which no word sees another: vectors `(B, S, D)` of the
-        words of ids `(B, T)`, 0 after a text's last."""
+        words of ids `(B, T)`, 0 after a text's last; and what each layer's masks cost `(B, K)`, a mean over the bytes
+        of each text, however often a word of it lies in the rows."""
         rows = self.dropout(self.embed_tokens(take(input_ids, packing["source"])))
         mask = sequence_mask(self.config, rows, is_causal=False, segments=packing["word"])
         rotary = self.rotary(rows, packing["offset"])
+        deciding = self.word_mask_attention
+        shared_attention = None if deciding is None else deciding(rows, mask=mask)[0]
+        penalties: list[torch.Tensor | None] = []
         for layer in self.word_encoder:
-            rows, _ = layer(rows, mask=mask, rotary=rotary)
-        return self.word_pooling(self.word_norm(rows), packing)
+            rows, costs = layer(rows, None, shared_attention, mask=mask, rotary=rotary)
+            if costs is not None:
+                costs = mean_of_text(means_of_words(costs, packing), packing["lengths"])
+            penalties.append(costs)
+        return self.word_pooling(self.word_norm(rows), packing), penalties
+
+
+def mean_of_text(values: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """The mean over each text's words `(B, S, K)`, which count `(B, S)`: `(B, K)`."""
+    return (values * weights.unsqueeze(-1)).sum(1) / weights.sum(1, keepdim=True)
 
 
 class EncodzallForMaskedDenoising(EncodzallPreTrainedModel, GenerationMixin):
@@ -207,6 +245,7 @@ class EncodzallForMaskedDenoising(EncodzallPreTrainedModel, GenerationMixin):
         clean_packing: Packing | None = None,
         use_cache: bool | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
+        training_step: torch.Tensor | None = None,  # scalar; where scheduled loss weights are, at their end if None
         **kwargs,
     ) -> EncodzallDenoisingOutput:
         """
@@ -258,8 +297,15 @@ class EncodzallForMaskedDenoising(EncodzallPreTrainedModel, GenerationMixin):
             count = symbols.sum() if num_items_in_batch is None else num_items_in_batch
             total = nn.functional.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), reduction="sum")
             losses["sequence_loss"] = total / count
+            encoders = config.num_word_encoder_layers + config.num_context_encoder_layers
+            masks: list[Part] = [
+                (encoders, encoded.mask_penalties, symbols.float()),
+                (config.num_decoder_layers, decoded.mask_penalties, (labels != IGNORED).float()),
+            ]
             if spelling is not None:
-                losses["word_loss"], word_logits = self.word_loss(memory, labels, spelling, count)
+                losses["word_loss"], word_logits, penalties = self.word_loss(memory, labels, spelling, count)
+                masks.append((config.num_decoder_layers, penalties, spelling["weight"][0]))
+            losses |= mean_mask_losses(config, masks, count)
             if config.contrastive_loss_weight and clean_input_ids is not None:
                 assert encoded.pooler_output is not None
                 clean = self.model(clean_input_ids, packing=clean_packing).pooler_output
@@ -269,8 +315,13 @@ class EncodzallForMaskedDenoising(EncodzallPreTrainedModel, GenerationMixin):
                 losses["contrastive_loss"] = (ranking * symbols).sum() / count
             losses["loss"] = losses["sequence_loss"]
             if self.training:
-                terms = [name for name in losses if name != "loss"]
-                losses["loss"] = sum(getattr(config, f"{name}_weight") * losses[name] for name in terms)
+                losses["loss"] = sum(
+                    mask_loss_weight(config, name, training_step) * losses[name]
+                    if name in config.mask_losses
+                    else getattr(config, f"{name}_weight") * losses[name]
+                    for name in losses
+                    if name != "loss"
+                )
         return EncodzallDenoisingOutput(
             logits=logits,
             word_logits=word_logits,
@@ -286,27 +337,32 @@ class EncodzallForMaskedDenoising(EncodzallPreTrainedModel, GenerationMixin):
 
     def word_loss(
         self, memory: torch.Tensor, labels: torch.Tensor, spelling: Spelling, count: torch.Tensor | int
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Focal cross-entropy of every word's bytes and end, and their logits `(N, V)`.
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """Focal cross-entropy of every word's bytes and end, their logits `(N, V)`, and what LearnedDropout's masks
+        cost `(N, K)`, if there are any.
 
         The words of the labels are those of the memory by their index, whatever became of their length.
         """
-        logits, targets = self.spell(memory, labels, spelling)
+        logits, targets, penalties = self.spell(memory, labels, spelling)
         values = nn.functional.cross_entropy(logits.float(), targets, reduction="none")  # (N,)
         if self.config.word_loss_gamma:
             values = values * (1 - (-values).exp()) ** self.config.word_loss_gamma
-        return (values * spelling["weight"][0]).sum() / count, logits
+        return (values * spelling["weight"][0]).sum() / count, logits, penalties
 
-    def spell(self, memory: torch.Tensor, ids: torch.Tensor, spelling: Spelling) -> tuple[torch.Tensor, torch.Tensor]:
+    def spell(
+        self, memory: torch.Tensor, ids: torch.Tensor, spelling: Spelling
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
         """Logits `(N, V)` and targets `(N,)` of spelling the words of ids `(B, T)`, each from its vector in the memory
-        `(B, S, D)` alone."""
+        `(B, S, D)` alone; and what LearnedDropout's masks cost there `(N, K)`, if there are any."""
         config = self.config
         targets = take(ids, spelling["target"], EOS)  # (R, L)
         before = nn.functional.pad(targets[:, :-1], (1, 0))
         inputs = self.model.embed_tokens(torch.where(spelling["offset"] == 0, BOS, before))
         decoder = self.word_decoder if config.word_decoder == "own" else self.decoder
-        hidden = decoder.spell(inputs, take(memory, spelling["word"]), spelling)
-        return self.lm_head(take(hidden, spelling["slot"])[0]), take(targets, spelling["slot"])[0]
+        hidden, penalties = decoder.spell(inputs, take(memory, spelling["word"]), spelling)
+        if penalties is not None:
+            penalties = take(penalties, spelling["slot"])[0]
+        return self.lm_head(take(hidden, spelling["slot"])[0]), take(targets, spelling["slot"])[0], penalties
 
     def spell_words(
         self, words: torch.Tensor, spelled: torch.Tensor
@@ -320,7 +376,7 @@ class EncodzallForMaskedDenoising(EncodzallPreTrainedModel, GenerationMixin):
         ids = nn.functional.pad(spelled.cpu(), (0, 1), value=EOS)
         spelling = pack_spelling(ids, torch.where(ids < 0, -1, 0), 1, self.config.packed_row_length)
         ids, spelling = tree_map(lambda tensor: tensor.to(words.device), (ids, spelling))
-        logits, targets = self.spell(words.unsqueeze(1), ids, spelling)
+        logits, targets, _ = self.spell(words.unsqueeze(1), ids, spelling)
         return logits, targets, take(spelling["word"], spelling["slot"])[0]
 
     @torch.no_grad()

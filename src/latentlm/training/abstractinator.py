@@ -17,9 +17,9 @@ from latentlm.runs.arguments import LatentTrainingArguments
 from latentlm.runs.recipe import RecipeError
 from latentlm.runs.run_folder import SEGMENTS_FILE
 
+from .learned_dropout import LearnedDropoutTrainer
 from .metrics import Count, Histogram, Mean
 from .refusals import check_arguments
-from .trainer import LatentTrainer
 
 FIRST_SHARE = 0.02
 """Of `lm_loss_weight`, at the first step; all of it after a tenth of the run."""
@@ -53,8 +53,8 @@ class AbstractinatorTrainingArguments(LatentTrainingArguments):
             raise ValueError(f"fixed_code_steps is {self.fixed_code_steps}, but it must be 0 or more.")
 
 
-class AbstractinatorTrainer(LatentTrainer):
-    """[`LatentTrainer`] for [`AbstractinatorForCausalLM`].
+class AbstractinatorTrainer(LearnedDropoutTrainer):
+    """[`LearnedDropoutTrainer`] for [`AbstractinatorForCausalLM`].
 
     In the first `fixed_code_steps` what makes codes is not trained by what reads them.
     `load_base_from` and `load_entropy_from` take levels, or their entropy models, from another run. Beside the named
@@ -72,6 +72,7 @@ class AbstractinatorTrainer(LatentTrainer):
 
     arguments_class = AbstractinatorTrainingArguments
     prepares_on_cpu = True
+    measures_masks = False  # they lie at symbols and codes of every level
 
     def __init__(self, **kwargs: Any):
         check_arguments(type(self), kwargs)

@@ -11,13 +11,13 @@ from transformers import AutoModelForSeq2SeqLM
 from latentlm.runs.arguments import LatentTrainingArguments
 
 from ..models.encodzall_words import FRAME_IDS, find_words
+from .learned_dropout import LearnedDropoutTrainer
 from .masking import CorruptedBatch, mask_texts
 from .metrics import Count, Mean
 from .noise import MIXTURE, NoiseTables, check_mixture, corrupt_texts, default_tables
 from .pid import PIDCallback
 from .randomness import row_keys
 from .samples import write_texts
-from .trainer import LatentTrainer
 
 NOISES = ("mask", "realistic")
 
@@ -71,8 +71,9 @@ class EncodzallTrainingArguments(LatentTrainingArguments):
         )
 
 
-class EncodzallTrainer(LatentTrainer):
-    """[`LatentTrainer`] for [`EncodzallForMaskedDenoising`]: rows are clean texts (`latentlm.data.TextDataset`).
+class EncodzallTrainer(LearnedDropoutTrainer):
+    """[`LearnedDropoutTrainer`] for [`EncodzallForMaskedDenoising`]: rows are clean texts
+    (`latentlm.data.TextDataset`).
 
     A row is corrupted when its batch is used, by random numbers that follow from the row, the seed and the optimizer
     step alone: the same on one process or many, and after a resume. The CPU does that and packs the words, in few
@@ -89,6 +90,7 @@ class EncodzallTrainer(LatentTrainer):
     auto_class = AutoModelForSeq2SeqLM
     arguments_class = EncodzallTrainingArguments
     prepares_on_cpu = True
+    measures_masks = False  # they lie at slots of packed words
     _corrupted: torch.Tensor  # `(B, T)`, bool, of the last batch
 
     def __init__(self, **kwargs: Any):
@@ -126,7 +128,7 @@ class EncodzallTrainer(LatentTrainer):
         if self.model_config.contrastive_loss_weight and self.model.training:
             prepared["clean_input_ids"] = ids
         prepared |= self.unwrapped_model.pack(**prepared, bucketed=True)
-        return prepared
+        return super().prepare_batch(prepared)
 
     def corrupt(self, ids: torch.Tensor, strength: float, step: int) -> CorruptedBatch:
         """Clean texts `(B, T)` with noise of the run's kind."""

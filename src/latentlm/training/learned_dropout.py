@@ -17,7 +17,7 @@ PROBE_INPUTS = ("input_ids", "attention_mask", "position_ids")
 
 
 class LearnedDropoutTrainer(LatentTrainer):
-    """[`LatentTrainer`] for models with LearnedDropout: the parallel encoder-decoder, and the others that switch it on.
+    """[`LatentTrainer`] for models that can switch on LearnedDropout.
 
     Adds the training step to every batch, from which the model computes scheduled loss weights (a resumed run goes on
     where it stopped, since the step is the trainer's own), and logs these weights and, from a few fixed validation rows
@@ -28,7 +28,12 @@ class LearnedDropoutTrainer(LatentTrainer):
 
     Raises:
         RecipeError: if a schedule does not reach its maximum within the run, before the first step.
+
+    Attributes:
+        measures_masks: whether masks are measured: where they lie at the tokens of a row.
     """
+
+    measures_masks = True
 
     def __init__(self, **kwargs: Any):
         super().__init__(**kwargs)
@@ -63,7 +68,9 @@ class LearnedDropoutTrainer(LatentTrainer):
 
     def probe_masks(self) -> dict[str, torch.Tensor]:
         """M `(N, M)` of every LearnedDropout at the N real tokens of the fixed rows, in evaluation mode; nothing
-        without validation rows."""
+        without validation rows, or where the trainer measures none."""
+        if not self.measures_masks:
+            return {}
         if self._probe is None:
             rows = self.spread_validation_rows(PROBE_ROWS)
             batch = self.data_collator(rows) if rows else {}
