@@ -88,8 +88,10 @@ def test_upstream_tests_with_learned_dropout(architecture, upstream_tests, tmp_p
     config = json.loads((REPOSITORY / "hub_configs" / architecture.tiny / "config.json").read_text(encoding="utf-8"))
     config |= {"learned_dropout": "bernoulli", "learned_dropout_shift": 1.5, "mask_entropy_loss_weight": 0.5}
     (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    name, passes = architecture.head_class.__name__, architecture.upstream_passes
-    check(upstream_tests, name, str(tmp_path), tmp_path / "report.xml", architecture.upstream_failures, passes)
+    name, failing = architecture.head_class.__name__, architecture.upstream_failures
+    if architecture.head_class(architecture.config_class(**config)).num_parameters() >= 1_000_000:
+        failing = failing | {"test_model_is_small"}  # without masks it is
+    check(upstream_tests, name, str(tmp_path), tmp_path / "report.xml", failing, architecture.upstream_passes)
 
 
 @pytest.mark.slow
