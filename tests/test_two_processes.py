@@ -1,11 +1,13 @@
 """Every architecture trains on two processes as on one: losses, metrics, weights, codebooks, the PID loop."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from safetensors.torch import load_file
 from train_each_architecture import train, trainings
 from training_setup import metrics_of
@@ -16,13 +18,21 @@ TWO_PROCESSES = TESTS.parent / "examples" / "accelerate" / "two_cpu_processes.ya
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory) -> Path:
-    """Folder of what two processes trained, each with half of the batch."""
-    folder = tmp_path_factory.mktemp("two")
+    """Folder of what two processes trained, each with half of the batch; once for all workers of pytest."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "two"
+    with FileLock(f"{folder}.lock"):
+        if not (folder / "finished").exists():
+            train_on_two(folder)
+            (folder / "finished").touch()
+    return folder
+
+
+def train_on_two(folder: Path) -> None:
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", TWO_PROCESSES]
     command += ["--main_process_port", "0", TESTS / "train_each_architecture.py", folder]
     done = subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr[-10_000:]
-    return folder
 
 
 def metrics_without_times(folder: Path) -> list[dict[str, float]]:
