@@ -16,6 +16,7 @@ from typing import Any, get_type_hints
 import torch
 from huggingface_hub.dataclasses import type_validator
 
+from latentlm.runs.checkpoints import write_atomically
 from latentlm.runs.redaction import redact
 
 REPOSITORY = Path(__file__).parents[2]
@@ -181,12 +182,7 @@ def write_record(record: Record, records: Path = RECORDS) -> Path:
     if len(text.encode()) > MAX_BYTES:
         raise RecordError(f"{path} would have {len(text.encode()):,} bytes, but a record is small: {MAX_BYTES:,}.")
     path.parent.mkdir(parents=True, exist_ok=True)
-    staging = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(staging, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(staging, path)
+    write_atomically(path, text)
     return path
 
 

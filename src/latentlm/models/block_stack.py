@@ -182,7 +182,7 @@ class CausalStack(nn.Module):
             longest=0,
             window=self.window,
             segment_starts=zeros.clone(),
-            memory=[zeros_of(layer.cross_attn, (self.lookback or 0) + 1) for layer in reading],
+            memory=[zeros_of(layer.cross_attn, self.lookback + 1) for layer in reading],
             segments=zeros - 1,
         )
 
@@ -219,7 +219,7 @@ class CausalStack(nn.Module):
             past: `(R, D)`, what the segment that ends here leaves to be looked back at; any at the first, which is
                 written where nothing sees it before the next one is.
         """
-        lookback = self.lookback or 0
+        lookback = self.lookback
         number = cache.segments + 1
         states, numbers = current.unsqueeze(1), number.unsqueeze(1)
         places = torch.full_like(numbers, lookback)

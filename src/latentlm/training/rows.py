@@ -32,8 +32,10 @@ def equal_keys(trainer: Trainer, rows: Dataset) -> Iterator[None]:
     collator = trainer.data_collator
     if collator is stack_rows and isinstance(rows, IterableDataset) and trainer.args.world_size > 1:
         trainer.data_collator = default_data_collator
-    yield
-    trainer.data_collator = collator
+    try:
+        yield
+    finally:
+        trainer.data_collator = collator
 
 
 def split_filler(labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
