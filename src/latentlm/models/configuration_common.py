@@ -7,13 +7,14 @@ from huggingface_hub.dataclasses import strict
 
 from .configuration_attention import divisors
 from .configuration_learned_dropout import LearnedDropoutConfig
+from .configuration_ngram_embedding import NgramEmbeddingConfig
 
 
 @strict
-class TransformerConfig(LearnedDropoutConfig):
+class TransformerConfig(LearnedDropoutConfig, NgramEmbeddingConfig):
     """Base of the language-model configurations; not a model by itself.
 
-    Arguments are those of [`LearnedDropoutConfig`], and:
+    Arguments are those of [`LearnedDropoutConfig`] and [`NgramEmbeddingConfig`], and:
 
     Args:
         vocab_size: number of token ids, special tokens included.
