@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import initialization as init
+from transformers.cache_utils import Cache
 
 from .configuration_ngram_embedding import MODULUS
 
@@ -53,3 +54,29 @@ class NgramEmbedding(nn.Module):
             if back + 1 in self.lengths:
                 rows.append(total % self.buckets + len(rows) * self.buckets)
         return torch.stack(rows, -1)
+
+
+def make_ngram_embedding(config: Any) -> NgramEmbedding | None:
+    """The table, if the configuration asks for it."""
+    return None if config.ngram_embedding is None else NgramEmbedding(config)
+
+
+def previous_ids(
+    ids: torch.Tensor,  # (B, T), int64; a negative one is none
+    past_key_values: Cache,
+    layer_idx: int,
+    config: Any,
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    """Write ids into the cache, and return those before them, `(B, max(n) - 1)`, int64, -1 where there is none.
+
+    They are the keys of a layer of their own (`config.id_cache_config`), so that whatever reorders, cuts or repeats a
+    cache does so to them: of each id plus 1 the digits to base 256, in the type of all keys, which may be no wider than
+    bfloat16. What was never written is 0, which is none.
+    """
+    places = torch.arange(-config.ngram_reach, 0, device=ids.device) + past_key_values.get_seq_length(layer_idx)
+    shifts = torch.arange(0, 8 * config.num_id_digits, 8, device=ids.device)
+    digits = (((ids.unsqueeze(-1) + 1) >> shifts) & 255).to(dtype).unsqueeze(1)  # (B, 1, T, number of digits)
+    keys, _ = past_key_values.update(digits, digits, layer_idx)
+    keys = keys[:, 0].index_select(1, places.clamp(min=0))
+    return ((keys.long() << shifts).sum(-1) - 1).where(places >= 0, -1)

@@ -1,6 +1,8 @@
 """Configuration fields and checks of hashed n-gram embeddings, for every architecture that can switch them on."""
 
+import copy
 from dataclasses import dataclass
+from typing import Any
 
 from huggingface_hub.dataclasses import strict
 
@@ -28,6 +30,20 @@ class NgramEmbeddingConfig:
     def ngram_reach(self) -> int:
         """How many ids before its own the embedding of a position looks at."""
         return max(self.ngram_embedding or [1]) - 1
+
+    @property
+    def num_id_digits(self) -> int:
+        """Digits to base 256 of the largest id plus 1."""
+        config: Any = self  # of a class that has a vocabulary
+        return (config.vocab_size.bit_length() + 7) // 8
+
+    @property
+    def id_cache_config(self) -> Any:
+        """A cache layer that holds ids, as transformers asks for it; see [`previous_ids`]."""
+        config: Any = copy.copy(self)
+        config.num_attention_heads = config.num_key_value_heads = 1
+        config.head_dim = self.num_id_digits
+        return config
 
     def validate_ngram_embedding(self) -> None:
         lengths = self.ngram_embedding
