@@ -418,6 +418,10 @@ LEVEL = {
 }
 """One level of a tiny Abstractinator, with windows shorter than its texts."""
 
+NGRAMS = {"ngram_embedding": [2, 4], "ngram_buckets": 64}
+NGRAM_CHANGES = {"ngram_embedding": [2], "ngram_buckets": 60, "ngram_multiplier": 7}
+NGRAM_NEEDS = dict.fromkeys(("ngram_buckets", "ngram_multiplier"), NGRAMS)
+
 ENCODZALL_SIZES = {
     "hidden_size": 64,
     "num_attention_heads": 4,
@@ -612,7 +616,7 @@ ARCHITECTURES = [
         sizes=SIZES | {"levels": [LEVEL], "num_top_layers": 1, "bos_token_id": None, "eos_token_id": None},
         variants={
             "default": {},
-            "grouped": {"num_key_value_heads": 1},
+            "grouped": {"num_key_value_heads": 1, "levels": [LEVEL | NGRAMS], "byte_code_dim": 8},
             "two_levels": {"levels": [LEVEL, LEVEL]},
             "latent": {
                 "levels": [
@@ -630,7 +634,14 @@ ARCHITECTURES = [
                 "top_head": "continuous",
                 "byte_code_dim": 8,
             },
-            "learned_dropout": LEARNED_DROPOUT | {"levels": [LEVEL, LEVEL], "mask_entropy_loss_weight": 0.5},
+            "learned_dropout": LEARNED_DROPOUT
+            | {
+                "levels": [
+                    LEVEL | NGRAMS | {"quantizer": "rvq", "depth": 2},
+                    LEVEL | NGRAMS | {"compressor_attention": "segment"},
+                ],
+                "mask_entropy_loss_weight": 0.5,
+            },
             "learned_dropout_groups": LEARNED_DROPOUT
             | LATENT
             | {"levels": [LEVEL | {"compressor_attention": "segment", "delta": 0.1}], "learned_dropout_groups": 6},
@@ -711,7 +722,7 @@ ARCHITECTURES = [
             "grouped": {"num_key_value_heads": 2, "word_pooling": "query", "word_decoder": "shared"},
             "plain": {"word_pooling": "max", "cross_attention_positions": "none", "word_decoder": "none"},
             "no_word_loss": {"word_loss_weight": 0.0, "contrastive_loss_weight": 0.5, "contrastive_scale": 2.0},
-            "latent": LATENT,
+            "latent": LATENT | NGRAMS,
             "learned_dropout": LEARNED_DROPOUT | ONE_LAYER_EACH | {"mask_entropy_loss_weight": 0.5},
             "learned_dropout_groups": LEARNED_DROPOUT | LATENT | ONE_LAYER_EACH | {"learned_dropout_groups": 8},
             "learned_dropout_embedding": LEARNED_DROPOUT
@@ -761,8 +772,9 @@ ARCHITECTURES = [
             "rope_parameters": {"rope_type": "default", "rope_theta": 7.0},
             "hidden_dropout": 0.5,
             "attention_dropout": 0.5,
+            **NGRAM_CHANGES,
         },
-        needs=LATENT_NEEDS | LEARNED_DROPOUT_NEEDS,
+        needs=LATENT_NEEDS | LEARNED_DROPOUT_NEEDS | NGRAM_NEEDS,
         inert={
             "vocab_size": "fixed",
             "max_position_embeddings": "test_encodzall.py: bad input",

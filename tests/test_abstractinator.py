@@ -6,7 +6,7 @@ from fractions import Fraction
 
 import pytest
 import torch
-from architectures import ARCHITECTURES, LEVEL, Case, gradients, randomise, token_ids
+from architectures import ARCHITECTURES, LEVEL, NGRAM_CHANGES, NGRAM_NEEDS, Case, gradients, randomise, token_ids
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
@@ -18,7 +18,7 @@ from latentlm.models.generation_abstractinator import CodeSampler
 [ROW] = [row for row in ARCHITECTURES if row.config_class is AbstractinatorConfig]
 LONG = {"max_position_embeddings": 4096}
 BYTES = LONG | {"vocab_size": 259, "pad_token_id": 256, "bos_token_id": 257, "eos_token_id": 258}
-CODED = ["default", "two_levels", "latent"]  # variants with a categorical top model
+CODED = ["default", "two_levels", "latent", "learned_dropout"]  # variants with a categorical top model
 VARIANTS = list(ROW.variants)
 
 
@@ -293,8 +293,9 @@ OPTIONS = {
     "lookback": 1,
     "commitment": 0.5,
     "entropy_head": "gaussian",
+    **NGRAM_CHANGES,
 }
-ALONE = {"depth": {"quantizer": "rvq"}, "fsq_levels": {"quantizer": "fsq"}}
+ALONE = {"depth": {"quantizer": "rvq"}, "fsq_levels": {"quantizer": "fsq"}, **NGRAM_NEEDS}
 OTHERS = {"depth": 2, "fsq_levels": [3, 5]}
 ELSEWHERE = {"target_segment_length", "codebook_decay"}  # above; test_quantizer.py
 
@@ -420,6 +421,8 @@ def test_a_codebook_larger_than_the_batch_fills_and_a_prompt_too_long():
         ({"levels": [{"quantizer": "none"}]}, "'continuous'"),
         ({"levels": [{"expander_window": 0}]}, r"`levels\[0\].expander_window` is 0"),
         ({"levels": [{"quantizer": "lfq"}]}, "quantizer"),
+        ({"levels": [{"ngram_embedding": [1, 2]}]}, r"`ngram_embedding` is \[1, 2\], .* at least 2"),
+        ({"levels": [{"ngram_buckets": 0}]}, "`ngram_buckets` is 0"),
         ({"num_attention_heads": 3}, "`num_attention_heads` is 3"),
         ({"latent_rope_size": 3}, "`latent_rope_size` is 3"),
         ({"vq_loss_weight": -1.0}, "`vq_loss_weight` is -1.0"),

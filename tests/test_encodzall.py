@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from architectures import gradients
+from architectures import NGRAMS, gradients
 from encodzall_setup import (
     BACKENDS,
     CLOSE,
@@ -49,7 +49,7 @@ def test_distinct_words_are_encoded_once_and_exactly(variant):
 def test_packed_words_are_those_of_one_word_a_row(backend):
     ids = encode()["input_ids"]
     word_ids = find_words(ids, 8).masked_fill(ids == tokenizer.pad_token_id, -1)
-    model = build(model_class=EncodzallModel, backend=backend)
+    model = build(model_class=EncodzallModel, backend=backend, **NGRAMS)
     expected = torch.zeros(*pack_words(word_ids, 8)["lengths"].shape, 64)
     for text, word in (pack_words(word_ids, 8)["lengths"] > 0).nonzero().tolist():
         letters = ids[text, word_ids[text] == word][None]
@@ -96,7 +96,7 @@ def test_a_training_forward_compiles_as_one_graph(head):
     """Only tensors of it depend on the texts: other texts, packed in the same sizes, find it compiled."""
     fields = {"num_word_encoder_layers": 1, "num_context_encoder_layers": 1, "num_decoder_layers": 1}
     # transformers would write down the kind of the labels after the first batch
-    fields |= {"num_labels": 3, "problem_type": "single_label_classification"}
+    fields |= {"num_labels": 3, "problem_type": "single_label_classification"} | NGRAMS
     model = build(model_class=head, contrastive_loss_weight=0.5, **fields).train()
 
     def batch(texts):
@@ -216,7 +216,7 @@ def test_tags_do_not_depend_on_the_side_of_padding(pad):
 
 
 def test_decoders_see_no_future_and_no_other_word():
-    model = build()
+    model = build(**NGRAMS)
     inputs, labels = encode(["some words in a row"]), labels_of(["some words in a row"])
     changed = labels.clone()
     changed[0, 11:13] = torch.tensor([*b"of"])
@@ -232,7 +232,7 @@ def test_decoders_see_no_future_and_no_other_word():
 
 
 def test_a_word_in_encoder_1_sees_no_other():
-    model = build(model_class=EncodzallModel, num_context_encoder_layers=0)
+    model = build(model_class=EncodzallModel, num_context_encoder_layers=0, **NGRAMS)
     one, other = (model(**encode([text])).last_hidden_state for text in ("this word stays", "that word goes!"))
     torch.testing.assert_close(one[0, 1], other[0, 1])
     assert not torch.allclose(one[0, 0], other[0, 0])
@@ -260,7 +260,7 @@ def test_the_cache_has_the_layers_of_the_decoder():
 
 
 def test_batched_generation_is_that_of_each_text():
-    model = build()
+    model = build(**NGRAMS)
     together = model.generate(**encode(), max_length=24)
     for row, text in enumerate(TEXTS):
         alone = model.generate(**encode([text]), max_length=24)[0]
@@ -279,7 +279,7 @@ def test_generation_ends_at_the_end_symbol():
 
 
 def test_log_probabilities_of_words_add_up():
-    model = build()
+    model = build(**NGRAMS)
     output = model(**encode(["ab cd"]), labels=labels_of(["ab cd"]))
     memory = output.encoder_last_hidden_state[0]
     spelled = torch.tensor([[*b"ab "], [*b"cd", -1], [258, -1, -1]])
@@ -292,7 +292,7 @@ def test_log_probabilities_of_words_add_up():
 
 @torch.no_grad()
 def test_masked_words_are_the_likeliest_that_fit():
-    model = build()
+    model = build(**NGRAMS)
     text = "a c<vowel>t b<any>"
     [[first, second]] = model.fill_mask([text], tokenizer, top_k=3, num_beams=300)
     inputs = encode([text])

@@ -78,8 +78,21 @@ def layer_slowly(layer, h, allowed, read=None):
     return h + mlp_slowly(layer.mlp, norm_slowly(layer.mlp_norm, h))
 
 
+def embed_slowly(model, ids):
+    """Embeddings `(T, D)` of a word or text by itself: of each id, and of the n-grams that end with it."""
+    vectors = list(model.embed_tokens(ids))
+    config, numbers = model.config, [0] * 99 + (ids + 1).tolist()
+    for t in range(len(ids) if config.ngram_embedding else 0):
+        for k, n in enumerate(config.ngram_embedding):
+            gram = numbers[t + 100 - n : t + 100]
+            total = sum(x * config.ngram_multiplier**back for back, x in enumerate(reversed(gram)))
+            row = k * config.ngram_buckets + total % (2**31 - 1) % config.ngram_buckets
+            vectors[t] = vectors[t] + model.embed_ngrams.table.weight[row]
+    return torch.stack(vectors)
+
+
 def word_slowly(model, ids):
-    h = model.embed_tokens(ids)
+    h = embed_slowly(model, ids)
     for layer in model.word_encoder:
         h = layer_slowly(layer, h, torch.ones(len(ids), len(ids), dtype=torch.bool))
     h = norm_slowly(model.word_norm, h)
@@ -124,7 +137,7 @@ def outputs_slowly(model, ids, labels):
         )
 
     inputs = torch.cat((torch.tensor([257]), labels[:-1]))
-    logits = model.lm_head(decode_slowly(model.decoder, model.model.embed_tokens(inputs), read_text))
+    logits = model.lm_head(decode_slowly(model.decoder, embed_slowly(model.model, inputs), read_text))
     spelled = []
     for word, vector in zip(split_words(labels), memory, strict=True):
 
@@ -136,7 +149,7 @@ def outputs_slowly(model, ids, labels):
 
         inputs = torch.cat((torch.tensor([257]), word[word != 258]))
         decoder = model.word_decoder if model.config.word_decoder == "own" else model.decoder
-        spelled.append(model.lm_head(decode_slowly(decoder, model.model.embed_tokens(inputs), read_word)))
+        spelled.append(model.lm_head(decode_slowly(decoder, embed_slowly(model.model, inputs), read_word)))
     return logits, spelled
 
 

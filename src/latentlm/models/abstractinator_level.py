@@ -9,7 +9,7 @@ from torch import nn
 from transformers import initialization as init
 
 from .abstractinator_pooling import PoolingState, SegmentPooling
-from .abstractinator_symbols import SymbolEmbedding, SymbolHead
+from .abstractinator_symbols import SequenceEmbedding, SymbolHead
 from .block_attention import Pair
 from .block_layers import make_norm
 from .block_optimizer_steps import follow_optimizer
@@ -41,6 +41,10 @@ class Alphabet:
     def above(cls, level: LevelConfig) -> "Alphabet":
         """The codes of a level, as the one above it reads them."""
         return cls(level.num_ids + NUM_SPECIAL_CODES, level.num_ids, level.num_digits, level.code_dim)
+
+    def embedding(self, config: AbstractinatorConfig, level: LevelConfig) -> SequenceEmbedding:
+        """An embedding of its symbols, which are read by `level`."""
+        return SequenceEmbedding(config, level, self.num_ids, self.num_digits, self.size)
 
     @property
     def begin(self) -> int:
@@ -161,7 +165,7 @@ class LevelCache(RowState):
         entropy_before: `(R,)` nats of the distribution that predicted the last symbol.
         open_length: `(R,)` symbols of the segment of the last symbol.
         opens: `(R,)` whether the symbol to come opens a segment.
-        last: `(R, digits)` the last symbol.
+        recent: `(R, P, digits)` the last symbols, as many as the longest n-gram has; those before the first mean nothing.
         row: `(R, D)` the current memory row, in decoding from codes.
     """
 
@@ -172,7 +176,7 @@ class LevelCache(RowState):
     entropy_before: torch.Tensor
     open_length: torch.Tensor
     opens: torch.Tensor
-    last: torch.Tensor
+    recent: torch.Tensor
     row: torch.Tensor
 
 
@@ -182,7 +186,7 @@ class EntropyModel(nn.Module):
     def __init__(self, config: AbstractinatorConfig, level: LevelConfig, alphabet: Alphabet):
         super().__init__()
         self.kind = level.entropy_head
-        self.embedding = SymbolEmbedding(config, alphabet.num_ids, alphabet.num_digits, alphabet.size)
+        self.embedding = alphabet.embedding(config, level)
         self.stack = CausalStack(config, level.num_entropy_layers, level.entropy_window)
         if self.kind != "gaussian":
             self.head = SymbolHead(config, alphabet.num_codes, alphabet.num_digits, alphabet.size)
@@ -191,7 +195,7 @@ class EntropyModel(nn.Module):
             self.gaussian.is_output = True  # pyright: ignore[reportArgumentType]
 
     def forward(self, symbols: torch.Tensor) -> StackOutput:
-        return self.stack(self.embedding(symbols))
+        return self.stack(self.embedding.of_rows(symbols))
 
     def normal(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean and log-variance `(..., D)` of the next embedding, float32."""
@@ -224,7 +228,7 @@ class AbstractinatorLevel(Float32Buffers):
     """One level; [`compress`] goes up, [`expand`] down."""
 
     delta: torch.Tensor  # adapted to a target length, where there is one
-    embedding: SymbolEmbedding
+    embedding: SequenceEmbedding
     quantizer: "VectorQuantizer | FSQQuantizer | NoQuantizer"
 
     def __init__(self, config: AbstractinatorConfig, level: LevelConfig, alphabet: Alphabet, is_first: bool):
@@ -235,7 +239,7 @@ class AbstractinatorLevel(Float32Buffers):
         size = config.hidden_size
         self.entropy_model = EntropyModel(config, level, alphabet)
         if is_first:
-            self.compressor_embedding = SymbolEmbedding(config, alphabet.num_ids, alphabet.num_digits, alphabet.size)
+            self.compressor_embedding = alphabet.embedding(config, level)
         else:
             self.begin = nn.Embedding(1, size)
             self.to_row = nn.Linear(size, size, bias=False)
@@ -249,7 +253,7 @@ class AbstractinatorLevel(Float32Buffers):
             self.quantizer = VectorQuantizer(
                 size, level.num_codes, level.code_dim, level.num_digits, level.commitment, level.codebook_decay
             )
-        self.embedding = SymbolEmbedding(config, alphabet.num_ids, alphabet.num_digits, alphabet.size)
+        self.embedding = alphabet.embedding(config, level)
         self.memory_norm = make_norm(config)
         self.expander = CausalStack(config, level.num_expander_layers, level.expander_window, level.lookback)
         self.head = SymbolHead(config, alphabet.num_codes, alphabet.num_digits, alphabet.size)
@@ -301,7 +305,7 @@ class AbstractinatorLevel(Float32Buffers):
         segments = cut.segments
         index = segments.index[:, :-1]
         if vectors is None:
-            vectors = self.compressor_embedding(cut.symbols)
+            vectors = self.compressor_embedding.of_rows(cut.symbols)
         local = index if self.level.compressor_attention == "segment" else None
         hidden_states, items, _, penalties = self.compressor(vectors, local)
         pooled = self.pooling(hidden_states, index.masked_fill(~segments.real, -1), size)
@@ -346,7 +350,7 @@ class AbstractinatorLevel(Float32Buffers):
         if memory is not None:
             index = index[:, 1:].clamp(max=memory[0].shape[1])
         known = first is not None
-        states = first if known else self.embedding(symbols)
+        states = first if known else self.embedding.of_rows(symbols)
         return self.expander(states, memory=memory, memory_segments=index, has_read_self=known)
 
     def code_rows(self, vectors: torch.Tensor) -> torch.Tensor:
@@ -357,6 +361,7 @@ class AbstractinatorLevel(Float32Buffers):
 
     def new_cache(self, num_rows: int, like: torch.Tensor) -> LevelCache:
         zeros = torch.zeros(num_rows, dtype=torch.long, device=like.device)
+        num_recent = max(self.level.ngram_embedding or [1])
         return LevelCache(
             entropy=self.entropy_model.stack.new_cache(num_rows, like),
             compressor=self.compressor.new_cache(num_rows, like),
@@ -365,7 +370,7 @@ class AbstractinatorLevel(Float32Buffers):
             entropy_before=torch.full((num_rows,), torch.inf, device=like.device),
             open_length=zeros,
             opens=torch.ones(num_rows, dtype=torch.bool, device=like.device),
-            last=zeros.unsqueeze(1).repeat(1, self.alphabet.num_digits),
+            recent=zeros.view(-1, 1, 1).repeat(1, num_recent, self.alphabet.num_digits),
             row=like.new_zeros(num_rows, self.config.hidden_size),
         )
 
@@ -388,45 +393,52 @@ class AbstractinatorLevel(Float32Buffers):
         starts = (index == own).logical_and(inside).long().argmax(1)
         if self.level.compressor_attention == "segment":
             cache.compressor.segment_starts = starts
-        cache.last = compressed.symbols.gather(1, last.view(-1, 1, 1).expand(-1, -1, self.alphabet.num_digits)).squeeze(
-            1
-        )
+        num_recent, digits = cache.recent.shape[1:]
+        recent = (at - num_recent + torch.arange(num_recent, device=lengths.device)).clamp(min=0)
+        cache.recent = compressed.symbols.gather(1, recent.unsqueeze(-1).expand(-1, -1, digits))
 
     def notice(
         self, cache: LevelCache, active: torch.Tensor, symbols: torch.Tensor, closes: torch.Tensor
     ) -> torch.Tensor:
         """Tell the entropy model the next symbols `(R, digits)` of the active rows `(R,)`; returns whether a row is
         active and the symbol after this one opens a segment `(R,)`."""
-        hidden_states = self.entropy_model.stack.step(cache.entropy, active, self.entropy_model.embedding(symbols))
+        recent = torch.cat((cache.recent[:, 1:], symbols.unsqueeze(1)), 1)
+        cache.recent = where_active(active, recent, cache.recent)
+        inputs = self.entropy_model.embedding.of_last(cache.recent, cache.entropy.lengths)
+        hidden_states = self.entropy_model.stack.step(cache.entropy, active, inputs)
         entropy = self.entropy_model.entropy(hidden_states)
         length = torch.where(cache.opens, 1, cache.open_length + 1)
         opens = opens_segment(entropy, cache.entropy_before, length, closes, self.rule)
         cache.entropy_before = where_active(active, entropy, cache.entropy_before)
         cache.open_length = where_active(active, length, cache.open_length)
         cache.opens = where_active(active, opens, cache.opens)
-        cache.last = where_active(active, symbols, cache.last)
         return opens & active
 
     def pool(
         self,
         cache: LevelCache,
         active: torch.Tensor,  # (R,)
-        symbols: torch.Tensor,  # (R, digits)
         vectors: torch.Tensor | None,  # (R, D)
         fresh: torch.Tensor,  # (R,), whether the symbol opened a segment
     ) -> None:
-        """Add the next symbol of the active rows to their open segments."""
-        inputs = self.compressor_embedding(symbols) if vectors is None else vectors
+        """Add the symbol that was noticed last in the active rows to their open segments."""
+        if vectors is None:
+            vectors = self.compressor_embedding.of_last(cache.recent, cache.compressor.lengths)
         if self.level.compressor_attention == "segment":
             seen = cache.compressor
             seen.segment_starts = where_active(active & fresh, seen.lengths, seen.segment_starts)
-        hidden_states = self.compressor.step(cache.compressor, active, inputs)
+        hidden_states = self.compressor.step(cache.compressor, active, vectors)
         cache.pool = cache.pool.updated(active, self.pooling.add(cache.pool, hidden_states, fresh))
 
     def close(self, cache: LevelCache, closing: torch.Tensor) -> tuple[torch.Tensor, Quantized]:
         """Vectors `(R, D)` of the open segments of closing rows `(R,)`, before and after quantization."""
         pooled = self.pooling.finish(cache.pool)
         return pooled, self.quantizer(pooled, closing)
+
+    def expand_last(self, cache: LevelCache, active: torch.Tensor) -> torch.Tensor:
+        """What the expander makes `(R, D)` of the symbol that was noticed last in the active rows `(R,)`."""
+        inputs = self.embedding.of_last(cache.recent, cache.expander.lengths)
+        return self.expander.step(cache.expander, active, inputs)
 
     # ---- Once per optimizer step ----
 

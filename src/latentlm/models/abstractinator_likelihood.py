@@ -130,7 +130,7 @@ class AbstractinatorLikelihood:
         level = self.model.levels[0]
         first = None  # where one attention decides all masks, it has to see the symbols
         if level.expander.mask_attention is None:
-            first = level.expander.read_self(level.embedding(compressed.symbols))
+            first = level.expander.read_self(level.embedding.of_rows(compressed.symbols))
         nats: dict[str, torch.Tensor] = {}
         for name, past in rows.items():
             memory = None if past is None else (past, nn.functional.pad(past, (0, 0, 0, 1)))

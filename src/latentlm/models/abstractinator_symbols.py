@@ -1,13 +1,16 @@
 """Symbols of an alphabet, of one digit or several: their embedding, and the distribution of the next one."""
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import nn
 
 from .block_layers import make_norm
-from .configuration_abstractinator import AbstractinatorConfig
+from .block_ngram_embedding import NgramEmbedding
+from .configuration_abstractinator import AbstractinatorConfig, LevelConfig
+from .configuration_ngram_embedding import MODULUS
 
 
 class SymbolEmbedding(nn.Module):
@@ -31,6 +34,48 @@ class SymbolEmbedding(nn.Module):
         symbols = symbols[..., :num_digits]
         offsets = self.num_ids * torch.arange(symbols.shape[-1], device=symbols.device)
         return self.up(self.table(symbols + offsets).sum(-2))
+
+
+class SequenceEmbedding(SymbolEmbedding):
+    """The embedding of symbols in sequences: their own, and that of the n-grams that end with them, if the level has
+    tables of n-grams.
+
+    Args:
+        config, num_ids, num_digits, size: as of [`SymbolEmbedding`].
+        level: the level whose symbols they are.
+    """
+
+    def __init__(
+        self, config: AbstractinatorConfig, level: LevelConfig, num_ids: int, num_digits: int, size: int | None
+    ):
+        super().__init__(config, num_ids, num_digits, size)
+        self.ngrams = None
+        if level.ngram_embedding is not None:
+            self.ngrams = NgramEmbedding(SimpleNamespace(**vars(level), hidden_size=config.hidden_size))
+
+    def of_rows(self, symbols: torch.Tensor) -> torch.Tensor:
+        """Vectors `(R, T, D)` of symbols `(R, T, digits)`, each row a sequence from its beginning."""
+        vectors = self(symbols)
+        if self.ngrams is None:
+            return vectors
+        depth = torch.arange(symbols.shape[1], device=symbols.device).unsqueeze(0)
+        return vectors + self.ngrams(self.whole(symbols), depth)
+
+    def of_last(self, recent: torch.Tensor, depth: torch.Tensor) -> torch.Tensor:
+        """Vectors `(R, D)` of the last of the recent symbols `(R, P, digits)`, before which a sequence has `depth`
+        `(R,)` symbols."""
+        vectors = self(recent[:, -1])
+        if self.ngrams is None:
+            return vectors
+        ids = self.whole(recent)
+        return vectors + self.ngrams(ids[:, -1:], depth.unsqueeze(1), ids[:, :-1])[:, 0]
+
+    def whole(self, symbols: torch.Tensor) -> torch.Tensor:
+        """One number `(...)` for each symbol `(..., digits)`, as n-grams are hashed: its digits to base `num_ids`."""
+        number = symbols[..., 0]
+        for k in range(1, symbols.shape[-1]):
+            number = (number * self.num_ids + symbols[..., k]) % MODULUS
+        return number
 
 
 class LinearProduct(nn.Module):

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from huggingface_hub.dataclasses import strict
 
 from .configuration_learned_dropout import LearnedDropoutConfig
+from .configuration_ngram_embedding import NgramEmbeddingConfig
 
 NUM_SPECIAL_CODES = 3
 """Padding, begin and end follow the codes of every alphabet above the first."""
@@ -14,8 +15,11 @@ NUM_SPECIAL_CODES = 3
 
 @strict
 @dataclass
-class LevelConfig:
+class LevelConfig(NgramEmbeddingConfig):
     """One level of the pyramid, from its symbols (bytes, or codes of the level below) to codes and back.
+
+    Arguments are those of [`NgramEmbeddingConfig`], of whatever embeds symbols in this level, each with a table of its
+    own, and:
 
     Args:
         num_entropy_layers, entropy_window: of the small language model whose surprise cuts the sequence.

@@ -5,6 +5,7 @@ from typing import Any, Literal
 from huggingface_hub.dataclasses import strict
 
 from .configuration_learned_dropout import LearnedDropoutConfig
+from .configuration_ngram_embedding import NgramEmbeddingConfig
 
 VOCAB_SIZE = 264
 """The bytes, then `<pad>`, `<bos>`, `<eos>`, `<mask>` (a whole word) and the masks of one character: `<vowel>`,
@@ -12,10 +13,12 @@ VOCAB_SIZE = 264
 
 
 @strict
-class EncodzallConfig(LearnedDropoutConfig):
+class EncodzallConfig(LearnedDropoutConfig, NgramEmbeddingConfig):
     """Bytes to words and back: an encoder inside each word, an encoder over the words, and two decoders.
 
-    Arguments are those of [`LearnedDropoutConfig`], which acts in the encoders and decoders, and:
+    Arguments are those of [`LearnedDropoutConfig`], which acts in the encoders and decoders, those of
+    [`NgramEmbeddingConfig`], whose n-grams lie within a word where words are encoded and spelled, within the text in
+    the sequence decoder, and:
 
     Args:
         vocab_size: 264, the bytes and eight special ids; fixed.
@@ -126,11 +129,12 @@ class EncodzallConfig(LearnedDropoutConfig):
 
     @property
     def per_layer_config(self) -> list["EncodzallConfig"]:
-        """One configuration per *cache* layer: those of the sequence decoder, then those that decide its masks."""
-        masks = 0
+        """One configuration per *cache* layer: those of the sequence decoder, then those that decide its masks, then
+        one that holds ids for n-grams."""
+        masks, ids = 0, [] if self.ngram_embedding is None else [self.id_cache_config]
         if self.learned_dropout != "none":
             masks = 1 if self.learned_dropout_input == "embedding" else self.num_decoder_layers
-        return [*[self.cache_config] * self.num_decoder_layers, *[self.mask_cache_config] * masks]
+        return [*[self.cache_config] * self.num_decoder_layers, *[self.mask_cache_config] * masks, *ids]
 
     @per_layer_config.setter
     def per_layer_config(self, value: None) -> None:

@@ -12,6 +12,7 @@ from .block_attention import FORMS, Attention, SingleKeyAttention, rotary_table
 from .block_layers import PreNormLayer, make_norm
 from .block_learned_dropout import make_learned_dropout, make_shared_mask_attention, mean_penalties
 from .block_masks import bidirectional_mask, causal_mask, sequence_mask
+from .block_ngram_embedding import NgramEmbedding, previous_ids
 from .block_positions import resolve_position_ids
 from .block_refusals import check_filled_cache
 from .configuration_encodzall import EncodzallConfig
@@ -62,6 +63,8 @@ class EncodzallDecoder(EncodzallPreTrainedModel):
         attention_mask: torch.Tensor | None = None,
         past_key_values: EncoderDecoderCache | None = None,
         use_cache: bool | None = None,
+        input_ids: torch.Tensor | None = None,  # (B, T), of which n-grams are embedded
+        embed_ngrams: NgramEmbedding | None = None,
         **kwargs,
     ) -> EncodzallDecoderOutput:
         seen = None if past_key_values is None else past_key_values.self_attention_cache
@@ -71,6 +74,12 @@ class EncodzallDecoder(EncodzallPreTrainedModel):
         positions = resolve_position_ids(inputs_embeds, attention_mask, None, seen, limit)
         if use_cache and past_key_values is None:
             past_key_values = EncoderDecoderCache(DynamicCache(config=self.config), DynamicCache(config=self.config))
+        if embed_ngrams is not None and input_ids is not None:
+            previous = None
+            if past_key_values is not None:
+                cache, layer_idx = past_key_values.self_attention_cache, len(self.config.per_layer_config) - 1
+                previous = previous_ids(input_ids, cache, layer_idx, self.config, inputs_embeds.dtype)
+            inputs_embeds = inputs_embeds + embed_ngrams(input_ids, positions, previous)
         memory_mask = bidirectional_mask(self.config, inputs_embeds, word_mask, memory)
         rotary = self.rotary(inputs_embeds, positions)
         memory_rotary = None

@@ -173,7 +173,7 @@ class CodeSampler:
         # No row opens a segment at most symbols, and then all that is above, the greater part of the work, is skipped.
         if opening.any() if opens is None else opens:
             self.open(i, opening)
-        states = level.expander.step(state.expander, active, level.embedding(state.last))
+        states = level.expand_last(state, active)
         symbols = level.head.sample(states, self.choose_symbol)
         closes = self.model.ends_text(symbols[:, 0]) if i == 0 else torch.zeros_like(active)
         level.notice(state, active, symbols, closes)

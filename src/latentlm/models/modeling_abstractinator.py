@@ -331,7 +331,7 @@ class AbstractinatorModel(AbstractinatorPreTrainedModel):
         level, state = self.levels[i], cache.levels[i]
         fresh = state.opens
         opens = level.notice(state, active, symbols, closes)
-        level.pool(state, active, symbols, vectors, fresh)
+        level.pool(state, active, vectors, fresh)
         # The one value of a symbol that is read: no row closes a segment at most symbols, and then all that is above,
         # the greater part of the work, is skipped.
         if opens.any():
@@ -340,7 +340,7 @@ class AbstractinatorModel(AbstractinatorPreTrainedModel):
             above = self.advance_above(cache, i, opens, pooled, quantized, row, closes)
             current = self.current_rows(i, None if above is None else above.unsqueeze(1), row[:, None])[:, 0]
             level.expander.open_row(state.expander, opens, current, row)
-        return level.expander.step(state.expander, active, level.embedding(symbols))
+        return level.expand_last(state, active)
 
     def advance_above(
         self,

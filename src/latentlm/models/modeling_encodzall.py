@@ -28,6 +28,7 @@ from .block_learned_dropout import (
     mean_penalties,
 )
 from .block_masks import bidirectional_mask, sequence_mask
+from .block_ngram_embedding import make_ngram_embedding
 from .block_positions import check_context
 from .block_ragged import take
 from .block_refusals import WORKS, refuse_embeddings
@@ -99,6 +100,7 @@ class EncodzallModel(EncodzallPreTrainedModel):
     def __init__(self, config: EncodzallConfig):
         super().__init__(config)
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.embed_ngrams = make_ngram_embedding(config)
         self.rotary = rotary_table(config)
         attention = FORMS[config.attention_form]
 
@@ -168,7 +170,7 @@ class EncodzallModel(EncodzallPreTrainedModel):
         """Encoder 1 and the pooling, on rows `(R, L, D)` in which no word sees another: vectors `(B, S, D)` of the
         words of ids `(B, T)`, 0 after a text's last; and what each layer's masks cost `(B, K)`, a mean over the bytes
         of each text, however often a word of it lies in the rows."""
-        rows = self.dropout(self.embed_tokens(take(input_ids, packing["source"])))
+        rows = self.dropout(self.embed_in_words(take(input_ids, packing["source"]), packing["offset"]))
         mask = sequence_mask(self.config, rows, is_causal=False, segments=packing["word"])
         rotary = self.rotary(rows, packing["offset"])
         deciding = self.word_mask_attention
@@ -180,6 +182,12 @@ class EncodzallModel(EncodzallPreTrainedModel):
                 costs = mean_of_text(means_of_words(costs, packing), packing["lengths"])
             penalties.append(costs)
         return self.word_pooling(self.word_norm(rows), packing), penalties
+
+    def embed_in_words(self, ids: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
+        """Embeddings `(R, L, D)` of ids `(R, L)` at known offsets `(R, L)` in their words, and of the n-grams that end
+        with them in there."""
+        embeddings = self.embed_tokens(ids)
+        return embeddings if self.embed_ngrams is None else embeddings + self.embed_ngrams(ids, offset)
 
 
 def mean_of_text(values: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
@@ -287,6 +295,8 @@ class EncodzallForMaskedDenoising(EncodzallPreTrainedModel, GenerationMixin):
             attention_mask=decoder_attention_mask,
             past_key_values=past_key_values,
             use_cache=use_cache,
+            input_ids=decoder_input_ids,
+            embed_ngrams=self.model.embed_ngrams,
             **kwargs,
         )
         logits = self.lm_head(decoded.last_hidden_state)  # (B, T, V)
@@ -357,7 +367,7 @@ class EncodzallForMaskedDenoising(EncodzallPreTrainedModel, GenerationMixin):
         config = self.config
         targets = take(ids, spelling["target"], EOS)  # (R, L)
         before = nn.functional.pad(targets[:, :-1], (1, 0))
-        inputs = self.model.embed_tokens(torch.where(spelling["offset"] == 0, BOS, before))
+        inputs = self.model.embed_in_words(torch.where(spelling["offset"] == 0, BOS, before), spelling["offset"])
         decoder = self.word_decoder if config.word_decoder == "own" else self.decoder
         hidden, penalties = decoder.spell(inputs, take(memory, spelling["word"]), spelling)
         if penalties is not None:
