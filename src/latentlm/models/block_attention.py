@@ -1,7 +1,6 @@
 """Attention on the attention interface of transformers: of a sequence to itself or to a memory, multi-head, grouped
 or multi-head latent, with or without a store of keys."""
 
-from collections.abc import Callable
 from copy import copy
 from typing import Any
 
@@ -54,7 +53,7 @@ def call_backend(
         value = nn.functional.pad(value, (0, query.shape[-1] - size))
     backend = ALL_ATTENTION_FUNCTIONS.get_interface(kind, eager_attention_forward)
     output, weights = backend(module, query, key, value, attention_mask, **kwargs)
-    return output[..., :size], weights
+    return output[..., :size] if fill else output, weights
 
 
 def rotate(states: torch.Tensor, rotary: Rotary | None) -> torch.Tensor:
@@ -103,6 +102,7 @@ class Attention(nn.Module):
     ):
         super().__init__()
         self.config = config
+        self.attention_dropout = config.attention_dropout
         self.layer_idx = layer_idx
         self.reads_memory = reads_memory
         self.num_heads = num_heads or config.num_attention_heads
@@ -183,12 +183,7 @@ class Attention(nn.Module):
         kind = mask.backend or self.config._attn_implementation
         if self.reads_memory:
             query = self.queries(hidden_states, rotary)
-
-            def make() -> Pair:
-                assert memory is not None  # else the store has its pairs
-                return self.pairs(memory, memory_rotary)
-
-            pair = memory_pairs(past_key_values, self, make)
+            pair = memory_pairs(past_key_values, self, memory, memory_rotary)
         else:
             query, pair = self.project(hidden_states, rotary)
             if past_key_values is not None:
@@ -202,14 +197,11 @@ class Attention(nn.Module):
         if mask.band is not None:
             query = fold(query, mask.band).flatten(0, 1)
             key, value = fold_keys(key, mask.band), fold_keys(value, mask.band)
-        options = {
-            "is_causal": mask.is_causal,
-            **(mask.arguments or {}),
-            **kwargs,
-            "dropout": self.config.attention_dropout if self.training else 0.0,
-            "scaling": self.scaling,
-        }
-        output, weights = call_backend(self, query, key, value, mask.tensor, kind, **options)
+        if mask.arguments:
+            kwargs = {**mask.arguments, **kwargs}
+        kwargs.setdefault("is_causal", mask.is_causal)
+        kwargs.update(dropout=self.attention_dropout if self.training else 0.0, scaling=self.scaling)
+        output, weights = call_backend(self, query, key, value, mask.tensor, kind, **kwargs)
         if mask.band is not None:
             output = unfold(output, batch, length)
         return self.o_proj(output.flatten(-2)), weights
@@ -295,21 +287,21 @@ def self_pairs(store: Any, layer_idx: int, pair: Pair) -> Pair:
     return store.update(*pair, layer_idx)
 
 
-def memory_pairs(store: Any, attention: Attention, make: Callable[[], Pair]) -> Pair:
-    """The pairs of a memory: what `make` makes of its positions, once where the store is an `EncoderDecoderCache`,
-    and joined by other caches to those before; what a store with a method of this name says."""
+def memory_pairs(store: Any, attention: Attention, memory: Any, rotary: Rotary | None) -> Pair:
+    """The pairs of a memory, which is None where the store has them: made once where the store is an
+    `EncoderDecoderCache`, and joined by other caches to those before; what a store with a method of this name says."""
     layer_idx = attention.layer_idx
     if store is None:
-        return make()
+        return attention.pairs(memory, rotary)
     if hasattr(store, "memory_pairs"):
-        return store.memory_pairs(attention, make)
+        return store.memory_pairs(attention, memory, rotary)
     if not isinstance(store, EncoderDecoderCache):
-        return store.update(*make(), layer_idx)
+        return store.update(*attention.pairs(memory, rotary), layer_idx)
     if store.is_updated.get(layer_idx):
         layer: Any = store.cross_attention_cache.layers[layer_idx]
         return layer.keys, layer.values
     store.is_updated[layer_idx] = True
-    return store.cross_attention_cache.update(*make(), layer_idx)
+    return store.cross_attention_cache.update(*attention.pairs(memory, rotary), layer_idx)
 
 
 def update_paged_cache(

@@ -10,7 +10,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils.import_utils import is_torchdynamo_compiling
 
 from .block_attention import Attention, Rotary, SingleKeyAttention
-from .block_masks import Mask
+from .block_masks import CAUSAL, Mask
 
 
 def uses_rms_norm(config: Any) -> bool:
@@ -62,16 +62,10 @@ class FeedForward(nn.Module):
 
     def activate(self, hidden_states: torch.Tensor, channels: slice | None = None) -> torch.Tensor:
         """The inner channels, or some of them."""
-
-        def project(linear: nn.Linear) -> torch.Tensor:
-            if channels is None:
-                return linear(hidden_states)
-            bias = None if linear.bias is None else linear.bias[channels]
-            return nn.functional.linear(hidden_states, linear.weight[channels], bias)
-
         if self.gate_proj is not None:
-            return nn.functional.silu(project(self.gate_proj)) * project(self.up_proj)
-        return nn.functional.gelu(project(self.up_proj))
+            gate = nn.functional.silu(project(self.gate_proj, hidden_states, channels))
+            return gate * project(self.up_proj, hidden_states, channels)
+        return nn.functional.gelu(project(self.up_proj, hidden_states, channels))
 
     def can_skip(self, hidden_states: torch.Tensor) -> bool:
         """Whether masked groups are left out: not where a gradient needs them, not in one compiled graph, whose shapes
@@ -113,6 +107,14 @@ class FeedForward(nn.Module):
         """What the inner channels from `start` to `end` add to the output of the given tokens."""
         inner = self.activate(tokens_ND, slice(start, end))
         return nn.functional.linear(inner, self.down_proj.weight[:, start:end])
+
+
+def project(linear: nn.Linear, hidden_states: torch.Tensor, channels: slice | None) -> torch.Tensor:
+    """The output channels of a layer, or some of them."""
+    if channels is None:
+        return linear(hidden_states)
+    bias = None if linear.bias is None else linear.bias[channels]
+    return nn.functional.linear(hidden_states, linear.weight[channels], bias)
 
 
 def is_plain(linear: nn.Module, device: torch.device) -> bool:
@@ -176,38 +178,54 @@ class PreNormLayer(GradientCheckpointingLayer):
         memory_mask: Mask | None = None,  # that of self-attention where None
         single_key: bool = False,  # whether each position has a memory of its own, (B, T, D)
         has_read_self: bool = False,  # whether the hidden states are those of [`read_self`]
-        **shared: Any,  # of every attention: `mask`, `past_key_values` and what backends take
+        mask: Mask = CAUSAL,
+        **shared: Any,  # of every attention: `past_key_values` and what backends take
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The new hidden states, and the penalties of LearnedDropout's mask `(B, T, K)` if there are any.
 
         What may carry a gradient is to be given by position: reentrant checkpointing sees no other.
         """
-
-        def read_memory(hidden_states: torch.Tensor) -> torch.Tensor:
-            if single_key:
-                return hidden_states + self.dropout(self.cross_attn.read_single(memory))
-            query, keys = self.cross_attn_query_norm(hidden_states), memory
-            if self.cross_attn_key_norm is not None:
-                keys = self.cross_attn_key_norm(memory)
-            query_rotary, key_rotary = memory_rotary or (None, None)
-            options = shared if memory_mask is None else {**shared, "mask": memory_mask}
-            read, _ = self.cross_attn(query, rotary=query_rotary, memory=keys, memory_rotary=key_rotary, **options)
-            if self.cross_attn_gate is not None:
-                read = self.cross_attn_gate * read
-            return hidden_states + self.dropout(read)
-
         reads = self.cross_attn is not None and not (memory is None and memory_mask is None)  # a store may have it
         if reads and self.cross_first:
-            hidden_states = read_memory(hidden_states)
+            memory_mask = mask if memory_mask is None else memory_mask
+            hidden_states = self.read_memory(hidden_states, memory, single_key, memory_rotary, memory_mask, **shared)
         if self.self_attn is not None and not has_read_self:
-            hidden_states = self.read_self(hidden_states, rotary, **shared)
+            hidden_states = self.read_self(hidden_states, rotary, mask=mask, **shared)
         if reads and not self.cross_first:
-            hidden_states = read_memory(hidden_states)
-        output, penalties = self.mlp(self.mlp_norm(hidden_states), shared_attention=shared_attention, **shared)
-        return hidden_states + self.dropout(output), penalties
+            memory_mask = mask if memory_mask is None else memory_mask
+            hidden_states = self.read_memory(hidden_states, memory, single_key, memory_rotary, memory_mask, **shared)
+        output, penalties = self.mlp(
+            self.mlp_norm(hidden_states), shared_attention=shared_attention, mask=mask, **shared
+        )
+        return self.add(hidden_states, output), penalties
 
     def read_self(self, hidden_states: torch.Tensor, rotary: Rotary | None, **shared: Any) -> torch.Tensor:
         """h + SelfAttention(norm(h)), where a layer has it."""
         assert self.self_attn is not None
         read, _ = self.self_attn(self.self_attn_norm(hidden_states), rotary=rotary, **shared)
-        return hidden_states + self.dropout(read)
+        return self.add(hidden_states, read)
+
+    def read_memory(
+        self,
+        hidden_states: torch.Tensor,
+        memory: torch.Tensor | None,
+        single_key: bool,
+        rotary: tuple[Rotary, Rotary] | None,
+        mask: Mask,
+        **shared: Any,
+    ) -> torch.Tensor:
+        """h + gate * CrossAttention(norm(h), memory); arguments as of the forward."""
+        if single_key:
+            return self.add(hidden_states, self.cross_attn.read_single(memory))
+        query = self.cross_attn_query_norm(hidden_states)
+        if self.cross_attn_key_norm is not None:
+            memory = self.cross_attn_key_norm(memory)
+        query_rotary, key_rotary = rotary or (None, None)
+        read, _ = self.cross_attn(query, mask, query_rotary, memory, key_rotary, **shared)
+        if self.cross_attn_gate is not None:
+            read = self.cross_attn_gate * read
+        return self.add(hidden_states, read)
+
+    def add(self, hidden_states: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+        """The residual stream with what a block adds to it, after dropout."""
+        return hidden_states + (self.dropout(output) if self.dropout.p else output)

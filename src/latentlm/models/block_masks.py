@@ -41,7 +41,7 @@ class Mask(NamedTuple):
         tensor: additive or bool `(B or 1, 1, T, T_key)`, a BlockMask, or `(B, T_key)` for flash; None for none.
         is_causal: whether queries see no later key, where nothing else says so.
         arguments: further ones of the backend, as windows and lengths of flash attention.
-        backend: in place of the configured one.
+        backend: None for the configured one, which each attention then has to ask for.
         band: with it the tensor is that of [`fold`]ed blocks of so many queries.
     """
 
@@ -106,7 +106,7 @@ def causal_mask(
         position_ids,
         and_mask_function=and_masks(*rules) if rules else None,
     )
-    return Mask(tensor, True, arguments), packed
+    return Mask(tensor, True, arguments, config._attn_implementation), packed
 
 
 def bidirectional_mask(
@@ -120,7 +120,8 @@ def bidirectional_mask(
         if memory is not None:
             return Mask(None, False, memory_arguments(padding, states.shape[1]))
         return Mask(create_bidirectional_mask(config, states, padding), False)
-    return Mask(make_mask(config, states, padding.shape[1], real_keys(padding)), False)
+    mask = make_mask(config, states, padding.shape[1], real_keys(padding))
+    return Mask(mask, False, backend=config._attn_implementation)
 
 
 def real_keys(padding: torch.Tensor) -> Visible:
@@ -184,7 +185,7 @@ def step_mask(config: PreTrainedConfig, states: torch.Tensor, seen: torch.Tensor
     """Single steps `(n, 1, D)` that see what `seen` says, bool `(n, 1, 1, C)`."""
     kind = config._attn_implementation
     if kind == "sdpa":
-        return Mask(seen, False)  # as it is, which costs nothing
+        return Mask(seen, False, backend=kind)  # as it is, which costs nothing
     if kind == "flex_attention" or is_flash_attention_requested(config):
         return Mask(seen, False, backend="sdpa")  # flex attention cannot do single steps everywhere
 

@@ -4,14 +4,13 @@ Rows are aligned to the left and have lengths of their own: what follows a row's
 In cached decoding rows advance at their own pace: a mask says which rows take part in a step.
 """
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from .block_attention import FORMS, Attention, Pair, rotary_table
+from .block_attention import FORMS, Attention, Pair, Rotary, rotary_table
 from .block_layers import PreNormLayer, make_norm
 from .block_learned_dropout import make_learned_dropout, make_shared_mask_attention
 from .block_masks import look_back_mask, sequence_mask, step_mask
@@ -42,8 +41,8 @@ class Record:
         self.pairs[layer_idx] = (key.detach(), value.detach())
         return key, value
 
-    def memory_pairs(self, attention: Attention, make: Callable[[], Pair]) -> Pair:
-        return make()
+    def memory_pairs(self, attention: Attention, memory: torch.Tensor, rotary: Rotary | None) -> Pair:
+        return attention.pairs(memory, rotary)
 
 
 class RingStep:
@@ -56,7 +55,7 @@ class RingStep:
         items = self.cache.push(layer_idx, to_items((key, value))[:, 0])
         return from_items(items, ((key.shape[1], key.shape[3]), (value.shape[1], value.shape[3])))
 
-    def memory_pairs(self, attention: Attention, make: Callable[[], Pair]) -> Pair:
+    def memory_pairs(self, attention: Attention, memory: None, rotary: None) -> Pair:
         return from_items(self.cache.memory[attention.layer_idx], attention.pair_shapes)
 
 
