@@ -12,6 +12,7 @@ ignored, doubled or read from the wrong place then changes the output.
 """
 
 import dataclasses
+import functools
 import os
 import pkgutil
 import re
@@ -273,6 +274,13 @@ def former_names(name: str, parameter: torch.Tensor) -> dict[str, int]:
     return {name: parameter.shape[0] if parameter.ndim else 1}
 
 
+@functools.cache
+def noise_of(name: str, numel: int) -> torch.Tensor:
+    """The first `numel` of the random values of `name`. Kept: nearly every test makes the same few models."""
+    generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+    return torch.randn(max(1 << 16, numel), generator=generator)[:numel].clone()
+
+
 @torch.no_grad()
 def randomise(model: nn.Module) -> None:
     """Give every parameter random values that depend on its name alone, so that two variants of a model agree wherever
@@ -281,9 +289,7 @@ def randomise(model: nn.Module) -> None:
     for name, parameter in [*model.named_parameters(), *fixed]:
         parts = []
         for former, rows in former_names(name, parameter).items():
-            generator = torch.Generator().manual_seed(zlib.crc32(former.encode()))
-            numel = rows * parameter[:1].numel() if parameter.ndim else 1
-            parts.append(torch.randn(max(1 << 16, numel), generator=generator)[:numel])
+            parts.append(noise_of(former, rows * parameter[:1].numel() if parameter.ndim else 1))
         noise = torch.cat(parts).view_as(parameter)
         if parameter.ndim < 2:  # gains, biases, gates: around what they start from
             parameter.add_(0.3 * noise)
