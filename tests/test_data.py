@@ -12,7 +12,19 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from latentlm.data import DataConfig, PackedDataset, PackedStream, packing, prepare, prepare_data, tokenizers
+from latentlm.data import (
+    ChunkConfig,
+    DataConfig,
+    PackedDataset,
+    PackedStream,
+    TextConfig,
+    packing,
+    prepare,
+    prepare_chunks,
+    prepare_data,
+    prepare_texts,
+    tokenizers,
+)
 from latentlm.data.cache import build_once
 from latentlm.data.packing import pack_row, stack_rows
 from latentlm.data.splitting import split_by_hash
@@ -379,3 +391,95 @@ def test_the_default_corpus(make_config):
     assert data.info["dataset"] == "python_docs" and data.info["train"]["bytes"] > 300_000
     assert 0.02 < data.info["validation"]["bytes"] / data.info["train"]["bytes"] < 0.06
     assert "assert" in data.tokenizer.decode(torch.cat([row["input_ids"] for row in data.train]))
+
+
+# --- repeated paragraphs --------------------------------------------------------------------------------------------
+
+
+def drop_slowly(texts, seen=()):
+    """What `drop_repeated_paragraphs` promises, line by line: documents, and how many paragraphs and bytes are gone."""
+    seen, documents, paragraphs, size = set(seen), [], 0, 0
+    for text in texts:
+        blocks = []  # [lines of a paragraph, blank lines after it]
+        for line in text.splitlines(keepends=True):
+            if line.strip() and (not blocks or blocks[-1][1]):
+                blocks.append(["", ""])
+            elif not blocks:
+                blocks.append(["", line])
+                continue
+            blocks[-1][not line.strip()] += line
+        remaining = ""
+        for paragraph, blank in blocks:
+            if paragraph.rstrip() in seen:
+                paragraphs, size = paragraphs + 1, size + len((paragraph + blank).encode())
+                continue
+            remaining += paragraph + blank
+            if paragraph:
+                seen.add(paragraph.rstrip())
+        if remaining.strip() or remaining == text:
+            documents.append(remaining)
+    return documents, {"paragraphs": paragraphs, "bytes": size}
+
+
+@pytest.fixture
+def repetitive(tmp_path):
+    """A file of documents whose paragraphs recur; and its texts."""
+    rng = random.Random(1)
+    paragraphs = ["one\n", "é two\n  lines\n", "日 three  \n", " \n", "four", "one ", "\ttab\n", " one\n"]
+    texts = [
+        "\n".join(rng.choice(paragraphs) + rng.choice(["", "\n", " \n"]) + f"{i}\n" * (i % 3) for _ in range(5))
+        for i in range(30)
+    ]
+    texts.append(texts[0])  # nothing is left of it
+    path = tmp_path / "repetitive.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
+    return path, texts
+
+
+def test_repeated_paragraphs_are_taken_once(make_config, repetitive):
+    path, texts = repetitive
+    expected, counts = drop_slowly(texts)
+    assert counts["paragraphs"] > 50 and len(expected) < len(texts)
+    config = make_config(dataset=str(path), validation_fraction=0.3, drop_repeated_paragraphs=True)
+    for data in (prepare_data(config), prepare_data(config)):  # made, and from the cache
+        train, held_out = (documents_of(split, data.tokenizer) for split in (data.train, data.validation))
+        assert sorted(train + held_out) == sorted(expected) and held_out
+        assert data.info["repeated_paragraphs"] == counts
+    # Without the option the cache holds another corpus, every document of it.
+    data = prepare_data(make_config(dataset=str(path), validation_fraction=0.3))
+    assert data.info["repeated_paragraphs"] is None
+    assert data.info["train"]["documents"] + data.info["validation"]["documents"] == len(texts)
+    stream = make_config(dataset=str(path), streaming=True, max_validation_rows=2, drop_repeated_paragraphs=True)
+    data = prepare_data(stream)
+    first = documents_of(data.validation, data.tokenizer)
+    assert first == expected[: len(first)] and list(data.train.documents()) == expected[len(first) :]
+
+
+def test_held_out_paragraphs_of_another_file_are_not_trained_on(make_config, repetitive, tmp_path):
+    path, texts = repetitive
+    held_out = tmp_path / "held_out.txt"
+    held_out.write_text("one\n\nfour\n\none\n")
+    fields = {"dataset": str(path), "validation_dataset": str(held_out), "drop_repeated_paragraphs": True}
+    data = prepare_data(make_config(**fields))
+    assert documents_of(data.validation, data.tokenizer) == [held_out.read_text()]  # as it is
+    expected, counts = drop_slowly(texts, ("one", "four"))
+    assert documents_of(data.train, data.tokenizer) == expected and data.info["repeated_paragraphs"] == counts
+
+
+def test_all_data_sections_drop_them(repetitive, tmp_path):
+    path, texts = repetitive
+    counts = drop_slowly(texts)[1]
+    fields = {"dataset": str(path), "cache_dir": str(tmp_path), "validation_fraction": 0.3}
+    for prepare_, config_class in ((prepare_texts, TextConfig), (prepare_chunks, ChunkConfig)):
+        options = {"chunks": "fixed"} if config_class is ChunkConfig else {}
+        sizes = []
+        for drop in (None, True):
+            data = prepare_(config_class(**fields, **options, drop_repeated_paragraphs=drop))
+            assert data.info["repeated_paragraphs"] == (counts if drop else None)
+            sizes.append(len(data.train))
+        assert sizes[1] < sizes[0]
+
+
+def test_they_are_dropped_by_default_from_the_default_text_only():
+    assert DataConfig().drops_repeats and not DataConfig(dataset="other").drops_repeats
+    assert not DataConfig(drop_repeated_paragraphs=False).drops_repeats

@@ -8,10 +8,11 @@ from typing import Any
 
 from entries import ExperimentList
 
-from latentlm.data.sources import Source, open_source
+from latentlm.data.config import SourceConfig
+from latentlm.data.prepare import open_sources
 from latentlm.data.splitting import split_by_hash
 
-SOURCE_FIELDS = ("dataset_config", "text_column", "document_start")
+SOURCE_FIELDS = ("dataset_config", "text_column", "document_start", "validation_fraction", "drop_repeated_paragraphs")
 PATHS = ("dataset", "validation_dataset", "tokenizer")
 
 
@@ -32,9 +33,8 @@ def prepare_text(experiments: ExperimentList, folder: Path, cache: Path) -> dict
     text = locate_text(experiments.text, folder)
     if experiments.budget_bytes is None and not experiments.halves:
         return {"tuning": text, "result": text}
-    options = {name: text[name] for name in SOURCE_FIELDS if name in text}
-    train, validation = open_parts(text, options)
-    kept = {name: value for name, value in text.items() if name not in (*SOURCE_FIELDS, "validation_fraction")}
+    train, validation = open_parts(text)
+    kept = {name: value for name, value in text.items() if name not in SOURCE_FIELDS}
     paths = {name: cache / f"{name}.jsonl" for name in ("train", "validation-a", "validation-b")}
     if experiments.budget_bytes is not None:
         paths["train"] = cache / f"train-{experiments.budget_bytes}.jsonl"
@@ -49,13 +49,14 @@ def prepare_text(experiments: ExperimentList, folder: Path, cache: Path) -> dict
     }
 
 
-def open_parts(text: dict[str, Any], options: dict[str, Any]) -> tuple[Iterator[str], Iterator[str]]:
+def open_parts(text: dict[str, Any]) -> tuple[Iterator[str], Iterator[str]]:
     """Training and validation documents."""
-    source = open_source(str(text.get("dataset", "python_docs")), **options)
-    if "validation_dataset" in text:
-        held_out: Source = open_source(str(text["validation_dataset"]), **options)
+    options = {name: text[name] for name in ("dataset", "validation_dataset", *SOURCE_FIELDS) if name in text}
+    config = SourceConfig(**options)
+    source, held_out = open_sources(config)
+    if held_out is not None:
         return source.documents(), held_out.documents()
-    split = split_by_hash(source.documents(), float(text.get("validation_fraction", 0.05)))
+    split = split_by_hash(source.documents(), config.validation_fraction)
     return split.train(source.documents()), split.validation(source.documents())
 
 

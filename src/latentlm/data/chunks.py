@@ -1,6 +1,8 @@
 """Rows for the FSQ autoencoder: chunks of at most 16 bytes."""
 
 import hashlib
+import json
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -14,13 +16,16 @@ from ..models.tokenization_fsq import SPECIAL_TOKENS
 from .cache import build_once
 from .config import ChunkConfig
 from .pieces import Pieces, choose_pieces, load_pieces, save_pieces
-from .prepare import PreparedData, hash_identity, open_sources, progress, split_corpus
+from .prepare import PreparedData, count_repeats, hash_identity, open_sources, progress, split_corpus
 from .sources import Source
 
-FORMAT = 1  # of cached chunks; part of their name
+FORMAT = 2  # of cached chunks; part of their name
 PIECES_FILE = "pieces.json"
+INFO_FILE = "info.json"
+NOT_HOW = ("dataset", "cache_dir", "drop_repeated_paragraphs")  # a fingerprint says it, or it changes no row
 DRAWS = 1 << 20  # training chunks in an epoch, drawn once
 RANDOM_CHUNKS = 1 << 16
+Documents = Callable[[], Iterator[str]]
 END = 256  # the symbol after the last byte of a chunk
 IGNORED = -100
 
@@ -68,10 +73,11 @@ def prepare_chunks(config: ChunkConfig) -> PreparedData:
         "format": FORMAT,
         "train": train_source.fingerprint(),
         "validation": validation_source.fingerprint() if validation_source else config.validation_fraction,
-        "how": {name: value for name, value in asdict(config).items() if name not in ("dataset", "cache_dir")},
+        "how": {name: value for name, value in asdict(config).items() if name not in NOT_HOW},
     }
     folder = config.cache_path() / f"chunks-{hash_identity(identity)}"
     build_once(folder, lambda unfinished: _write_chunks(unfinished, config, train_source, validation_source))
+    counts = json.loads((folder / INFO_FILE).read_text(encoding="utf-8"))
     if config.chunks == "pieces":
         pieces = load_pieces(folder / PIECES_FILE)
         train, validation = _piece_rows(pieces, config)
@@ -90,6 +96,7 @@ def prepare_chunks(config: ChunkConfig) -> PreparedData:
         "vocab_size": END + 1,
         "context_length": train.chunks.shape[1],
         "chunks": config.chunks,
+        **counts,
         "train": {"rows": len(train), "sha256": _digest(train)},
         "validation": {"rows": len(validation), "sha256": _digest(validation)},
         "cache": str(folder),
@@ -103,8 +110,14 @@ def _digest(rows: ChunkDataset) -> str:
 
 
 def _write_chunks(folder: Path, config: ChunkConfig, train_source: Source, validation_source: Source | None) -> None:
-    """Fill a cache folder: `pieces.json`, or the fixed chunks `{train,validation}.npy` with their lengths last."""
+    """Fill a cache folder: `info.json`, and `pieces.json`, or the fixed chunks `{train,validation}.npy` with their
+    lengths last."""
     train, validation = split_corpus(config, train_source, validation_source)
+    _write_rows(folder, config, train, validation)
+    (folder / INFO_FILE).write_text(json.dumps(count_repeats(train_source)) + "\n", encoding="utf-8")
+
+
+def _write_rows(folder: Path, config: ChunkConfig, train: Documents, validation: Documents) -> None:
     if config.chunks == "pieces":
         documents = progress(train(), "Reading")
         special = [token.encode() for token in SPECIAL_TOKENS.values()]

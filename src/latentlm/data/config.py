@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import get_args, get_type_hints
 
 from ..models.block_byte_pieces import BOUNDARIES, MAX_PIECE_BYTES
+from .sources import PYTHON_DOCS
 
 MIN_BPE_VOCAB_SIZE = 256 + 3  # the byte alphabet and <pad>, <bos>, <eos>
 MIN_FSQ_VOCAB_SIZE = 256 + 4  # the bytes and <pad>, <bos>, <eos>, <mask>
@@ -41,6 +42,9 @@ class SourceConfig:
     # A regular expression. A line of a text file (or a row of any other dataset) in which it is found opens a new
     # document; WikiText: '^ = [^=].* = $'. Without it, a text file or a row is one document.
     document_start: str | None = None
+    # Take paragraphs (text between blank lines) that occur again only once, where they occur first, before anything is
+    # held out; of training text beside a validation source, also none that the latter has. null: of python_docs only.
+    drop_repeated_paragraphs: bool | None = None
     # Where tokenized corpora and trained tokenizers are kept; default $LATENTLM_CACHE, else ~/.cache/latentlm.
     cache_dir: str | None = None
 
@@ -71,6 +75,12 @@ class SourceConfig:
     def _require_rows(self, name: str) -> None:
         rows = getattr(self, name)
         self._require(rows is None or rows >= 1, name, "must be at least 1, or null for all")
+
+    @property
+    def drops_repeats(self) -> bool:
+        """Whether repeated paragraphs are left out."""
+        chosen = self.drop_repeated_paragraphs
+        return self.dataset == PYTHON_DOCS if chosen is None else chosen
 
     def cache_path(self) -> Path:
         """The cache folder, not necessarily there yet."""

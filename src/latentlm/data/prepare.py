@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from .cache import build_once
 from .config import DataConfig, SourceConfig
 from .packing import PackedDataset, PackedStream
+from .paragraphs import without_repeats
 from .sources import Source, open_source
 from .splitting import Split, document_key, split_by_hash
 from .tokenizers import (
@@ -45,8 +46,8 @@ class PreparedData:
             `latentlm.data.packing`. To be stacked (`stack_rows`), not padded. When streaming, `train` is an
             `IterableDataset` without length.
         token_bytes: UTF-8 bytes per token id, float32 `(len(tokenizer),)`; divides nats into bits per byte.
-        info: documents, bytes, tokens, rows and hash of the tokens of both splits (None where a stream does not know),
-            and where they came from; can be written as JSON.
+        info: documents, bytes, tokens, rows and hash of the tokens of both splits, paragraphs that were left out
+            (None where a stream does not know), and where they came from; can be written as JSON.
         files: further files that belong into the run folder, by name.
 
     For the autoencoder (`prepare_chunks`) rows are those of [`ChunkDataset`], and there is no tokenizer.
@@ -111,11 +112,20 @@ def open_sources(config: SourceConfig, streaming: bool = False) -> tuple[Source,
         )
 
     train = open_(config.dataset, config.train_split, config.dataset_config)
+    validation = None
     if config.validation_dataset is not None:
-        return train, open_(config.validation_dataset, config.validation_split or "train", None)
-    if config.validation_split is not None:
-        return train, open_(config.dataset, config.validation_split, config.dataset_config)
-    return train, None
+        validation = open_(config.validation_dataset, config.validation_split or "train", None)
+    elif config.validation_split is not None:
+        validation = open_(config.dataset, config.validation_split, config.dataset_config)
+    return without_repeats(train, validation) if config.drops_repeats else train, validation
+
+
+def count_repeats(source: Source) -> dict[str, dict[str, int] | None]:
+    """What was left out of training text that has been read, for the `info` of prepared data; said on the console."""
+    if source.repeats is None:
+        return {"repeated_paragraphs": None}
+    tqdm.write(f"Left out {source.repeats.paragraphs:,} repeated paragraphs ({source.repeats.bytes:,} bytes).")
+    return {"repeated_paragraphs": asdict(source.repeats)}
 
 
 # --- a corpus that is tokenized once and kept on disk ---------------------------------------------------------------
@@ -154,7 +164,7 @@ def _prepare_corpus(
     validation = rows(
         "validation", pad_token_id=special_id(tokenizer, "pad_token"), max_rows=config.max_validation_rows
     )
-    return _prepared(config, tokenizer, train, validation, counts["train"], counts["validation"], folder)
+    return _prepared(config, tokenizer, train, validation, counts, folder)
 
 
 def _tokenizer_identity(config: DataConfig, tokenizer: PreTrainedTokenizerBase | None) -> Any:
@@ -181,6 +191,7 @@ def _write_corpus(
         "train": _write_tokens(folder, "train", train(), tokenizer),
         "validation": _write_tokens(folder, "validation", validation(), tokenizer),
         "dtype": token_dtype(len(tokenizer)).name,
+        **count_repeats(train_source),
     }
     (folder / "info.json").write_text(json.dumps(counts, indent=2) + "\n", encoding="utf-8")
 
@@ -271,7 +282,7 @@ def _prepare_stream(
     train = PackedStream(documents, tokenizer, config.context_length)
     digest = hashlib.sha256(validation.tokens.tobytes()).hexdigest()
     counts = {"documents": len(arrays), "bytes": size, "tokens": tokens, "sha256": digest}
-    return _prepared(config, tokenizer, train, validation, dict.fromkeys(counts), counts, None)
+    return _prepared(config, tokenizer, train, validation, {"train": dict.fromkeys(counts), "validation": counts}, None)
 
 
 def _without(keys: frozenset[int], documents: Callable[[], Iterator[str]]) -> Iterator[str]:
@@ -283,8 +294,7 @@ def _prepared(
     tokenizer: PreTrainedTokenizerBase,
     train: PackedDataset | PackedStream,
     validation: PackedDataset,
-    train_counts: dict[str, Any],
-    validation_counts: dict[str, Any],
+    counts: dict[str, Any],
     folder: Path | None,
 ) -> PreparedText:
     info = {
@@ -294,8 +304,9 @@ def _prepared(
         "tokenizer": config.tokenizer,
         "vocab_size": len(tokenizer),
         "context_length": config.context_length,
-        "train": train_counts | {"rows": len(train) if isinstance(train, PackedDataset) else None},
-        "validation": validation_counts | {"rows": len(validation)},
+        "repeated_paragraphs": counts.get("repeated_paragraphs"),
+        "train": counts["train"] | {"rows": len(train) if isinstance(train, PackedDataset) else None},
+        "validation": counts["validation"] | {"rows": len(validation)},
         "cache": None if folder is None else str(folder),
     }
     return PreparedText(tokenizer, train, validation, token_bytes(tokenizer), info)

@@ -17,6 +17,14 @@ PYTHON_DOCS = "python_docs"
 FORMATS = {".txt": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}  # suffix: builder of `datasets`
 
 
+@dataclass
+class Repeats:
+    """How much was left out when the documents were last read to their end."""
+
+    paragraphs: int = 0
+    bytes: int = 0  # of UTF-8, the blank lines after each paragraph included
+
+
 @dataclass(frozen=True)
 class Source:
     """Documents that can be read again and again, in the same order."""
@@ -24,6 +32,7 @@ class Source:
     name: str
     documents: Callable[[], Iterator[str]]  # yields no empty document
     fingerprint: Callable[[], str]  # changes with the content
+    repeats: Repeats | None = None  # paragraphs that `without_repeats` has left out
 
 
 def open_source(

@@ -14,7 +14,7 @@ from ..models.encodzall_words import EOS, PAD, find_words
 from ..models.tokenization_encodzall import EncodzallTokenizer
 from .cache import build_once
 from .config import TextConfig
-from .prepare import PreparedData, check_fits, hash_identity, open_sources, progress, split_corpus
+from .prepare import PreparedData, check_fits, count_repeats, hash_identity, open_sources, progress, split_corpus
 from .tokenizers import token_bytes
 
 FORMAT = 2  # of a cached corpus; part of its name
@@ -70,7 +70,7 @@ def prepare_texts(config: TextConfig, max_position_embeddings: int | None = None
         counts = {
             name: _write_rows(unfinished, name, progress(documents, f"Cutting {name}"), config)
             for name, documents in (("train", train()), ("validation", validation()))
-        }
+        } | count_repeats(train_source)
         (unfinished / "info.json").write_text(json.dumps(counts, indent=2) + "\n", encoding="utf-8")
 
     build_once(folder, write)
@@ -91,6 +91,7 @@ def prepare_texts(config: TextConfig, max_position_embeddings: int | None = None
         "tokenizer": EncodzallConfig.model_type,
         "vocab_size": len(tokenizer),
         "context_length": config.context_length,
+        "repeated_paragraphs": counts.get("repeated_paragraphs"),
         "train": counts["train"] | {"rows": len(train)},
         "validation": counts["validation"] | {"rows": len(validation)},
         "cache": str(folder),

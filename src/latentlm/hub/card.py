@@ -173,6 +173,8 @@ def describe_data(data: dict[str, Any], fields: dict[str, Any]) -> dict[str, Any
     else:
         share = f"about {fields['validation_fraction']:.1%} of the bytes, " if "validation_fraction" in fields else ""
         split = f"The held-out text is {share}chosen by document; no document is on both sides."
+    if repeats := data.get("repeated_paragraphs"):
+        split += f" {repeats['paragraphs']:,} repeated paragraphs ({repeats['bytes']:,} bytes) were left out before."
     if fields.get("max_validation_rows"):
         split += f" Evaluated on its first {data['validation']['rows']:,} rows."
     if fields.get("max_train_rows"):
