@@ -24,6 +24,7 @@ RECORDS = REPOSITORY / "eval" / "records"
 SCHEMA = 1
 RUN = "run"
 FORMER = "table of a former run"  # the run is gone; what its page stated with numbers
+MEASURED = "benchmark"  # numbers of a script; nothing was trained
 RESULT, TUNING = "result", "tuning"
 MAX_CURVE_POINTS = 60
 MAX_BYTES = 64_000
@@ -44,7 +45,8 @@ class Record:
         page: folder beside this file.
         entry: what was run, by its name in `rows.yaml`.
         label: how tables and figures call it.
-        source: `run`, or `table of a former run`; of the latter only what its page stated is known.
+        source: `run`; `table of a former run`, of which only what its page stated is known; or `benchmark`, which
+            trained nothing.
         seed: of the run; None for a former one.
         num_seeds: how many runs the metrics are a mean of, 1 for a run; None where the page did not say.
         purpose: `result`, or `tuning` of the learning rate.
@@ -103,7 +105,7 @@ class Record:
             except TypeError as error:
                 raise RecordError(f"{self.entry}: {error}") from error
         self._require(self.schema == SCHEMA, "schema", f"must be {SCHEMA}")
-        self._require(self.source in (RUN, FORMER), "source", f"must be {RUN!r} or {FORMER!r}")
+        self._require(self.source in (RUN, FORMER, MEASURED), "source", f"must be {RUN!r}, {FORMER!r} or {MEASURED!r}")
         self._require(self.purpose in (RESULT, TUNING), "purpose", f"must be {RESULT!r} or {TUNING!r}")
         for name in ("page", "entry"):
             self._require(NAME.fullmatch(getattr(self, name)) is not None, name, "must be a plain name")
@@ -111,7 +113,7 @@ class Record:
         for name, value in self.metrics.items():
             if not math.isfinite(value):
                 raise RecordError(f"{self.entry}: metrics.{name} is {value}, but must be finite")
-        if self.source == FORMER:
+        if self.source != RUN:
             return
         known = ("seed", "configuration", "steps", "seconds", "flops", "flops_method", "tokens_seen", "bytes_seen")
         for name in (*known, "versions", "dirty", "machine"):

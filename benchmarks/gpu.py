@@ -1,0 +1,283 @@
+"""Everything that needs a GPU, in stages: correct, fast in training, fast in decoding, and what is learned in minutes.
+
+    python benchmarks/gpu.py [--only correctness training decoding track] [--toy] [--text FOLDER]
+
+Each stage is a process with a time limit and prints a row as soon as it is measured, the most valuable ones first; what
+was measured stands in `eval/records/gpu/` at once, so that nothing is lost where a stage is cut short. The whole takes
+at most nine minutes on one H100. `--toy` runs every stage at toy size, on a CPU too.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import send_to_device
+from subjects import SUBJECTS, Batch, Subject
+from timing import machine, median_seconds
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import PreTrainedModel
+
+REPOSITORY = Path(__file__).parents[1]
+sys.path.insert(0, str(REPOSITORY / "eval" / "experiments"))
+from records import MEASURED, Record, revision, versions, write_record  # noqa: E402  # noqa: E402
+from records import machine as machine_fields  # noqa: E402
+
+PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # dense bfloat16, as the makers state them
+SECONDS = {"correctness": 110, "training": 150, "decoding": 70, "track": 200}
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+Row = tuple[str, float, str]  # name, value, and what it is or has to be
+
+# ---- Correctness: equal to eager attention in float32 on the CPU ----
+
+FLOAT32, BFLOAT16 = (1e-4, 1e-3), (3e-2, 1e-1)  # relative errors of logits and of gradients, in the 2-norm
+
+
+def outputs(model: PreTrainedModel, batch: Batch, autocast: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits of the tokens, and all gradients of the loss as one vector, float32 on the CPU."""
+    model.zero_grad(set_to_none=True)
+    with torch.autocast(model.device.type, torch.bfloat16, enabled=autocast):
+        result = model(**batch)
+    result.loss.backward()
+    # A compiled graph leaves zeros where eager mode leaves no gradient.
+    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in model.parameters()]
+    vector = torch.cat([whole(gradient).detach().float().cpu().flatten() for gradient in gradients])
+    return whole(result.logits).detach().float().cpu(), vector
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+def relative_error(values: torch.Tensor, reference: torch.Tensor) -> float:
+    return float((values - reference).norm() / reference.norm())
+
+
+def sharded(model: PreTrainedModel) -> PreTrainedModel:
+    """The model under FSDP2, on one device."""
+    import torch.distributed as dist
+    from torch.distributed.fsdp import fully_shard
+
+    if not dist.is_initialized():
+        store = dist.HashStore()
+        dist.init_process_group("nccl" if DEVICE.type == "cuda" else "gloo", store=store, rank=0, world_size=1)
+    mesh = dist.init_device_mesh(DEVICE.type, (1,))
+    return fully_shard(model, mesh=mesh)
+
+
+def correctness(toy: bool) -> Iterator[Row]:
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    width, depth, length, count = (32, 1, 32, 2) if toy else (256, 2, 256, 4)
+    backend = "aot_eager" if toy else "inductor"
+    variants: dict[str, tuple[str, Callable[[PreTrainedModel], PreTrainedModel], bool]] = {
+        "sdpa": ("sdpa", lambda model: model, False),
+        "flex": ("flex_attention", lambda model: model, False),
+        "sdpa, bf16": ("sdpa", lambda model: model, True),
+        "FSDP2 on one device": ("sdpa", sharded, False),
+        "compiled": ("sdpa", lambda model: torch.compile(model, backend=backend), False),
+        "flash, bf16": ("flash_attention_2", lambda model: model, True),
+    }
+    references: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+    for variant, (attention, change, autocast) in variants.items():
+        for name, subject in SUBJECTS.items():
+            if name == "gpt2" or (attention == "flex_attention" and DEVICE.type == "cpu"):
+                continue  # flex attention has no backward on a CPU
+            reference = subject.build(width, depth, length, attn_implementation="eager").eval()
+            batch = subject.batch(reference, count, length)
+            if name not in references:
+                references[name] = outputs(reference, batch)
+            try:
+                model = subject.build(width, depth, length, attn_implementation=attention).eval().to(DEVICE)
+                batch = send_to_device(batch, DEVICE)
+                values = outputs(change(model), batch, autocast)
+            except ImportError as error:
+                yield f"{name}, {variant}", float("nan"), f"not run: {str(error).splitlines()[0]}"
+                continue
+            limits = BFLOAT16 if autocast else FLOAT32
+            for what, value, target, limit in zip(
+                ("logits", "gradients"), values, references[name], limits, strict=True
+            ):
+                error = relative_error(value, target)
+                verdict = "ok" if error <= limit else "WRONG"
+                yield f"{name}, {variant}, relative error of {what}", error, f"≤ {limit:g}: {verdict}"
+
+
+# ---- Training: a step in bfloat16, with its share of the device's peak ----
+
+
+def training(toy: bool) -> Iterator[Row]:
+    sizes = [("toy", 32, 60_000)] if toy else [("16 M", 384, 16_000_000), ("124 M", 1024, 124_000_000)]
+    count, length = (2, 64) if toy else (32, 1024)
+    peak = next((flops for name, flops in PEAK_FLOPS.items() if DEVICE.type == "cuda" and name in device_name()), None)
+    if peak is None:
+        peak = product_flops(256 if toy else 4096)
+    yield "peak, TFLOP/s", peak / 1e12, "as the maker states it, or of a large matrix product in bfloat16"
+    for compiled in (False, True):
+        for size, width, parameters in reversed(sizes):
+            for name, subject in SUBJECTS.items():
+                yield from training_step(name, subject, size, width, parameters, count, length, peak, compiled, toy)
+
+
+def training_step(
+    name: str,
+    subject: Subject,
+    size: str,
+    width: int,
+    parameters: int,
+    count: int,
+    length: int,
+    peak: float,
+    compiled: bool,
+    toy: bool,
+) -> Iterator[Row]:
+    model = subject.build(width, subject.depth_of(width, parameters, length), length).to(DEVICE).train()
+    batch = send_to_device(subject.batch(model, count, length), DEVICE)
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-4, fused=True)
+    runs = torch.compile(model, backend="aot_eager" if toy else "inductor") if compiled else model
+
+    def step() -> None:
+        with torch.autocast(DEVICE.type, torch.bfloat16):
+            loss = runs(**batch).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    what = f"{name} {size}, {'compiled' if compiled else 'eager'}"
+    seconds = median_seconds({"step": step}, 1 if toy else 5, 1 if toy else 2)["step"]
+    with FlopCounterMode(display=False) as counter:
+        loss = model(**batch).loss
+    loss.backward()
+    real = int(batch["labels"].ne(-100).sum())
+    yield f"{what}, kB/s", real / 1e3 / seconds, f"B {count}, T {length}, bf16, AdamW"
+    yield f"{what}, MFU", 3 * counter.get_total_flops() / seconds / peak, "matrix products of forward and backward"
+    if DEVICE.type == "cuda":
+        yield f"{what}, GB", torch.cuda.max_memory_allocated() / 1e9, "peak memory"
+        del model, runs, optimizer
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+
+
+def device_name() -> str:
+    return torch.cuda.get_device_name()
+
+
+def product_flops(size: int) -> float:
+    one = torch.randn(size, size, device=DEVICE, dtype=torch.bfloat16)
+    return 2 * size**3 / median_seconds({"product": lambda: one @ one}, 3)["product"]
+
+
+# ---- Decoding ----
+
+
+def decoding(toy: bool) -> Iterator[Row]:
+    width, parameters = (32, 60_000) if toy else (384, 16_000_000)
+    prompt, new = (16, 8) if toy else (128, 256)
+    for static in (False, True):
+        for count in (1, 2 if toy else 32):
+            for name, subject in SUBJECTS.items():
+                if static and not (subject.static and subject.generates):
+                    continue
+                length = prompt + new
+                model = subject.build(width, subject.depth_of(width, parameters, length), length).to(DEVICE).eval()
+                ids = subject.batch(model, count, prompt)["input_ids"].to(DEVICE)
+                limits: dict[str, Any] = {"do_sample": False, "attention_mask": torch.ones_like(ids)}
+                limits["max_new_tokens"] = new if subject.generates else prompt
+                if subject.generates:
+                    limits |= {"min_new_tokens": new, "pad_token_id": 0}
+                if static:
+                    limits["cache_implementation"] = "static"
+                if toy and static:
+                    limits["disable_compile"] = True
+
+                def generate(model: PreTrainedModel = model, ids: torch.Tensor = ids, limits: dict = limits) -> object:
+                    return model.generate(ids, **limits)
+
+                seconds = median_seconds({"generate": generate}, 1 if toy else 3)["generate"]
+                written = count * (new if subject.generates else prompt)
+                kind = "static cache, compiled" if static else "eager"
+                yield f"{name}, {kind}, batch {count}, bytes/s", written / seconds, f"16 M, {new} after {prompt}"
+
+
+# ---- The track, by the harness of experiments ----
+
+
+def track(toy: bool, text: str | None = None) -> Iterator[Row]:
+    page = "gpu-toy" if toy else "gpu"
+    command = [sys.executable, "eval/experiments/run.py", page, *(["--text", text] if text else [])]
+    subprocess.run(command, cwd=REPOSITORY, check=True)
+    for path in sorted((REPOSITORY / "eval" / "records" / page).glob("many-passes-*.json")):
+        record = json.loads(path.read_text())
+        yield f"{record['label']}, bits per byte of half B", record["metrics"]["eval_bits_per_byte"], "≤ 1.25"
+
+
+# ---- Stages ----
+
+STAGES: dict[str, Callable[..., Iterator[Row]]] = {
+    "correctness": correctness,
+    "training": training,
+    "decoding": decoding,
+    "track": track,
+}
+
+
+def run_stage(name: str, toy: bool) -> None:
+    """Measure, print and record one row after the other."""
+    measured: dict[str, float] = {}
+    notes: dict[str, str] = {}
+    commit, dirty = revision()
+    for what, value, note in STAGES[name](toy):
+        print(f"| {what} | {value:.4g} | {note} |", flush=True)
+        notes[what] = note
+        if value == value:
+            measured[what] = value
+        if toy or not measured:
+            continue
+        write_record(
+            Record(
+                page="gpu",
+                entry=name,
+                label=name,
+                source=MEASURED,
+                configuration={"notes": notes},
+                metrics=measured,
+                versions=versions(),
+                revision=commit,
+                dirty=dirty,
+                machine=machine_fields(),
+            )
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="*", choices=STAGES, default=list(STAGES))
+    parser.add_argument("--toy", action="store_true", help="every stage at toy size, no records")
+    parser.add_argument("--stage", choices=STAGES, help=argparse.SUPPRESS)  # what the process of a stage runs
+    options = parser.parse_args()
+    if options.stage:
+        run_stage(options.stage, options.toy)
+        return
+    print(machine(), flush=True)
+    failed = []
+    for name in options.only:
+        print(f"\n| {name} | measured | |\n|---|--:|---|", flush=True)
+        started = time.monotonic()
+        command = [sys.executable, __file__, "--stage", name, *(["--toy"] if options.toy else [])]
+        try:
+            if subprocess.run(command, timeout=SECONDS[name]).returncode:
+                failed.append(name)
+        except subprocess.TimeoutExpired:
+            print(f"{name}: cut short after {SECONDS[name]} s; the rows above stand", flush=True)
+        print(f"{name}: {time.monotonic() - started:.0f} s", flush=True)
+    if failed:
+        sys.exit(f"failed: {', '.join(failed)}")
+
+
+if __name__ == "__main__":
+    main()
