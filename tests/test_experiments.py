@@ -406,7 +406,7 @@ def test_a_partial_page_leaves_out_what_has_not_run(tmp_path):
     tables = {
         "some": {"entries": ["one", "later", "two"], "columns": columns},
         "none": {"entries": ["later"], "columns": columns},
-        "every": {"entries": "all", "columns": columns},
+        "every": {"entries": "*", "columns": columns},
     }
     panels = [{"value": "loss", "yardsticks": ["one", "later"]}]
     figures = {"curves": {"alt": "Curves", "entries": ["later", "two"], "panels": panels}}

@@ -32,9 +32,10 @@ class Entry:
         recipe: a recipe, beside `rows.yaml` or below the repository.
         peer: a file of `peers/`, whose model takes the place of the recipe's.
         overrides: fields by name (`hidden_size`), with section (`model.hidden_size`), or nested (`levels.0.delta`).
-        seeds: of the runs that are reported.
+        seeds: of the runs that are reported; 0 for trials alone.
         learning_rates: to try, at least three; without any the recipe's own is used.
         tuned_with: another entry, whose learning rate is used.
+        tuned_field: which field of the recipe the learning rates are, such as `muon_learning_rate`.
         tuning_overrides: what the trials change, such as `max_steps`.
         start_from: another entry, whose finished model (of the same seed) is trained on.
         measures: files of `measures/`, run on the finished model.
@@ -50,6 +51,7 @@ class Entry:
     seeds: list[int] = field(default_factory=lambda: [0])
     learning_rates: list[float] = field(default_factory=list)
     tuned_with: str | None = None
+    tuned_field: str = "learning_rate"
     tuning_overrides: dict[str, Any] = field(default_factory=dict)
     start_from: str | None = None
     measures: list[str] = field(default_factory=list)

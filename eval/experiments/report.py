@@ -11,6 +11,7 @@ figure, is not what the records give.
 """
 
 import argparse
+import fnmatch
 import re
 import sys
 from collections.abc import Callable
@@ -24,7 +25,6 @@ from tables import differences, group_records, results_table, tuning_table
 
 RESULTS = REPOSITORY / "docs" / "results"
 REPORT_FILE = "report.yaml"
-ALL = "all"
 NO_RECORDS = "No records yet."
 SECTIONS = {"table": "tables", "figure": "figures", "differences": "differences", "tuning": "tunings"}
 BLOCK = re.compile(r"(<!-- (table|figure|differences|tuning) ([\w.-]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
@@ -73,10 +73,10 @@ class Report:
 
     def known(self, kind: str, one: Any) -> tuple[Any, list[str]]:
         """A table or figure with its entries that have records, and the others; those of a page that is `partial` may
-        be missing. In a table `entries: all` is every entry, the lowest value of its first column first."""
-        if kind in ("table", "figure") and one["entries"] == ALL:
-            value = one["columns"][0]["value"]
-            return {**one, "entries": sorted(self.groups, key=lambda name: self.groups[name].mean(value) or 0.0)}, []
+        be missing. In a table `entries` may be a pattern of names; the lowest value of the first column comes first."""
+        if kind == "table" and isinstance(one["entries"], str):
+            names, value = fnmatch.filter(self.groups, one["entries"]), one["columns"][0]["value"]
+            return {**one, "entries": sorted(names, key=lambda name: self.groups[name].mean(value) or 0.0)}, []
         if kind not in ("table", "figure") or not self.specification.get("partial", False):
             return one, []
         known = {**one, "entries": [name for name in one["entries"] if name in self.groups]}

@@ -110,7 +110,7 @@ class Runner:
 
     def trials(self, entry: Entry) -> list[Job]:
         """Of the learning rates: those of the list, and those that extend its grid so far."""
-        seed = entry.seeds[0]
+        seed = entry.seeds[0] if entry.seeds else 0
         rates = list(entry.learning_rates)
         while True:
             jobs = [Job(entry, seed, TUNING, rate) for rate in rates]
@@ -157,7 +157,7 @@ class Runner:
         if job.purpose == TUNING:
             changed |= entry.tuning_overrides
         if job.learning_rate is not None:
-            changed["learning_rate"] = job.learning_rate
+            changed[(self.tuned(entry) or entry).tuned_field] = job.learning_rate
         if entry.start_from is not None:
             changed["from_pretrained"] = str(
                 self.runs / Job(self.experiments.entries[entry.start_from], job.seed, RESULT, None).name
