@@ -4,10 +4,16 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: quickstart test test-slow lint clean
+# ARGS="--architecture abstractinator --seed 1 --override hidden_size=192", say.
+ARGS ?=
+
+.PHONY: quickstart speedrun test test-slow lint clean
 
 quickstart: $(INSTALLED)
 	$(BIN)/latentlm quickstart
+
+speedrun: $(INSTALLED)
+	$(BIN)/python eval/speedrun.py $(ARGS)
 
 test: lint
 	$(BIN)/python -m pytest -n 2 --dist worksteal --durations 10

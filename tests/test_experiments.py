@@ -9,9 +9,11 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from conftest import REPOSITORY
+from scipy import stats
 
 sys.path.insert(0, str(REPOSITORY / "eval" / "experiments"))
 import one_run
@@ -19,8 +21,12 @@ import report
 import run
 from entries import ListError, at_edge, extend_grid, load_with_overrides, read_list
 from records import FORMER, RECORDS, TUNING, Record, RecordError, portable, read_page, read_record, thin, write_record
+from significance import welch
 from tables import Group, difference
-from texts import first_bytes, split_in_halves
+from texts import first_bytes, prepare_text, split_in_halves
+
+from latentlm.data import DataConfig, prepare_data
+from latentlm.training.run import build_trainer, load_data
 
 EXPERIMENTS = REPOSITORY / "eval" / "experiments"
 TINY = {"warmup_steps": 1, "eval_steps": 3, "logging_steps": 3, "save_steps": 3, "eval_on_start": False}
@@ -209,6 +215,48 @@ def test_the_plan_trains_nothing(make_runner, in_this_process, capsys):
         make_runner({"a": {}, "counts": {"peer": "ngram"}}, only=["b"])
 
 
+# ---- The track ----
+
+
+def test_a_text_shorter_than_the_budget_is_an_error_before_training(make_runner, monkeypatch):
+    experiments = make_runner({"a": {}}).experiments
+    with pytest.raises(ListError, match=r"budget_bytes is 90,000, but the training text of .*train.txt has 8,\d{3}"):
+        make_runner({"a": {"budget_bytes": 90_000}})
+    assert experiments.budget(experiments.entries["a"]) == 5000
+
+
+@pytest.mark.parametrize("tokenizer", ["bytes", str(REPOSITORY / "hub_configs" / "fsq-tokenizer-tiny"), "bpe"])
+def test_every_byte_of_a_half_is_scored_once(make_runner, tmp_path, tokenizer):
+    """Whatever the tokens, and whatever the model: n-grams and peers are scored on the same rows."""
+    experiments = make_runner({"a": {}}).experiments
+    experiments.joined = True
+    experiments.text["validation_dataset"] = "odd.txt"
+    documents = [f" = Läufer {i} = \n" + f"Zwölf Boxkämpfer jagen {i} € .\n" * 12 for i in range(4)]
+    (tmp_path / "odd.txt").write_text("".join(documents), encoding="utf-8")
+    fields = prepare_text(experiments, 5000, tmp_path, tmp_path / "parts")["result"]
+    data = prepare_data(DataConfig(**fields, tokenizer=tokenizer, tokenizer_vocab_size=300, context_length=64))
+    labels = [int(label) for row in data.validation for label in row["labels"] if label != -100]
+    wanted = documents[1] + documents[3]
+    assert data.tokenizer.decode(labels, skip_special_tokens=True) == wanted
+    assert int(data.token_bytes[labels].sum()) == len(wanted.encode())
+    assert [label for label in labels if not data.token_bytes[label]] == [data.tokenizer.eos_token_id]
+    assert all(row["labels"][0] == -100 for row in data.validation)  # context, the last token of the row before
+
+
+def test_seeds_of_the_track_share_the_order_of_rows(make_runner):
+    trainers = []
+    for seed in (0, 1):
+        [entry] = make_runner({"a": {"recipe": "eval/experiments/track/decoder-only.yaml"}}).entries
+        overrides = {**make_runner({"a": {}}).overrides(run.Job(entry, seed, "result", None)), "max_steps": 2}
+        recipe = load_with_overrides(entry.recipe, overrides)
+        trainers.append(build_trainer(recipe, load_data(recipe)))
+    rows = [[batch["input_ids"] for batch in trainer.get_train_dataloader()] for trainer in trainers]
+    assert all(one.equal(other) for one, other in zip(*rows, strict=True))
+    assert not rows[0][0][0].equal(trainers[0].train_dataset[0]["input_ids"])  # shuffled
+    weights = [trainer.model.get_input_embeddings().weight for trainer in trainers]
+    assert not weights[0].equal(weights[1])
+
+
 # ---- Lists ----
 
 
@@ -326,6 +374,56 @@ def test_a_difference_within_the_spread_is_said_to_be_none():
     assert near.endswith("no difference seen (spread 0.14)")
     assert far.endswith("1.10 lower (spread 0.07)")
     assert "one seed, so nothing follows" in single
+
+
+def test_welch_is_that_of_scipy():
+    ones, others = [1.84, 1.85, 1.86, 1.845], [1.87, 1.90, 1.86]
+    result = welch(ones, others)
+    wanted = stats.ttest_ind(ones, others, equal_var=False)
+    assert result.p == pytest.approx(wanted.pvalue) and result.difference == pytest.approx(-0.0279167, rel=1e-5)
+    # A difference of that size is seen in four fifths of all pairs of such runs.
+    generator = np.random.default_rng(0)
+    runs = generator.normal(0.0, 1.0, (2, 4000, 3))
+    sizes = np.median([welch(a, b).detectable for a, b in zip(*runs[:, :200].tolist(), strict=True)])
+    seen = [welch((a + 4.0).tolist(), b.tolist()).p < 0.05 for a, b in zip(*runs[:, :400], strict=True)]
+    assert 2.0 < sizes < 4.0 and np.mean(seen) > 0.8
+    assert welch([1.0], others) is None
+    assert welch([1.0, 1.0], [1.0, 1.0]).p == 1.0 and welch([1.0, 1.0], [2.0, 2.0]).p == 0.0
+
+
+def test_a_partial_page_leaves_out_what_has_not_run(tmp_path):
+    for entry, values in (("one", [2.0, 2.1]), ("two", [3.0, 3.2])):
+        for seed, value in enumerate(values):
+            metrics = {"eval_bits_per_byte": value}
+            write_record(
+                dataclasses.replace(make_record(seed=seed, metrics=metrics), entry=entry, label=entry), tmp_path
+            )
+    columns = [
+        {"heading": "bits", "value": "eval_bits_per_byte", "format": ".2f"},
+        {"heading": "p", "value": "eval_bits_per_byte", "against": "one", "format": ".3f"},
+        {"heading": "bytes/s", "value": "bytes_seen", "per": "seconds", "format": ".1f"},
+    ]
+    tables = {
+        "some": {"entries": ["one", "later", "two"], "columns": columns},
+        "none": {"entries": ["later"], "columns": columns},
+        "every": {"entries": "*", "columns": columns},
+    }
+    panels = [{"value": "loss", "yardsticks": ["one", "later"]}]
+    figures = {"curves": {"alt": "Curves", "entries": ["later", "two"], "panels": panels}}
+    folder = tmp_path / "lists" / "page"
+    folder.mkdir(parents=True)
+    content = {"partial": True, "tables": tables, "figures": figures}
+    (folder / "report.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
+    page = report.Report("page", tmp_path / "lists", tmp_path, tmp_path)
+    some = page.block("table", "some")
+    assert "| one | 2.05 ± 0.07 | – | 9.0 ± 0.0 |" in some and "| two | 3.10 ± 0.14 | 0.027 |" in some
+    assert some.endswith("Not run yet: later.") and page.block("table", "none") == report.NO_RECORDS
+    assert page.block("table", "every").index("| one |") < page.block("table", "every").index("| two |")
+    assert page.block("figure", "curves").startswith("![Curves]")
+    content["partial"] = False
+    (folder / "report.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
+    with pytest.raises(ListError, match="no records of entry 'later'"):
+        report.Report("page", tmp_path / "lists", tmp_path, tmp_path).block("table", "some")
 
 
 def test_every_figure_is_shown_by_a_page():

@@ -32,13 +32,15 @@ class Entry:
         recipe: a recipe, beside `rows.yaml` or below the repository.
         peer: a file of `peers/`, whose model takes the place of the recipe's.
         overrides: fields by name (`hidden_size`), with section (`model.hidden_size`), or nested (`levels.0.delta`).
-        seeds: of the runs that are reported.
+        seeds: of the runs that are reported; 0 for trials alone.
         learning_rates: to try, at least three; without any the recipe's own is used.
         tuned_with: another entry, whose learning rate is used.
+        tuned_field: which field of the recipe the learning rates are, such as `muon_learning_rate`.
         tuning_overrides: what the trials change, such as `max_steps`.
         start_from: another entry, whose finished model (of the same seed) is trained on.
         measures: files of `measures/`, run on the finished model.
         curves: further logged values that the record keeps; one that ends with `*` names all that begin so.
+        budget_bytes: of training text, read once, where the entry reads another amount than the list says.
     """
 
     name: str
@@ -49,10 +51,12 @@ class Entry:
     seeds: list[int] = field(default_factory=lambda: [0])
     learning_rates: list[float] = field(default_factory=list)
     tuned_with: str | None = None
+    tuned_field: str = "learning_rate"
     tuning_overrides: dict[str, Any] = field(default_factory=dict)
     start_from: str | None = None
     measures: list[str] = field(default_factory=list)
     curves: list[str] = field(default_factory=list)
+    budget_bytes: int | None = None
 
 
 @dataclass
@@ -64,6 +68,7 @@ class ExperimentList:
         text: what all entries read: fields of the data section. Paths are looked up below `--text` first.
         budget_bytes: bytes of training text, read once; None for what the recipes say.
         halves: whether trials are scored on half A of the validation text and results on half B.
+        joined: whether the documents of each part follow each other as one text, whose end is its only special token.
         entries: by name.
     """
 
@@ -71,7 +76,12 @@ class ExperimentList:
     text: dict[str, Any]
     budget_bytes: int | None
     halves: bool
+    joined: bool
     entries: dict[str, Entry]
+
+    def budget(self, entry: Entry) -> int | None:
+        """Bytes of training text that an entry reads."""
+        return self.budget_bytes if entry.budget_bytes is None else entry.budget_bytes
 
 
 def read_mapping(path: Path) -> dict[str, Any]:
@@ -93,9 +103,7 @@ def read_list(page: str, root: Path = HERE) -> ExperimentList:
     folder = root / page
     path = folder / LIST_FILE
     content = read_mapping(path)
-    check_names(
-        path, content, ("text", "budget_bytes", "halves", "defaults", "entries", "tables", "figures", "differences")
-    )
+    check_names(path, content, ("text", "budget_bytes", "halves", "joined", "defaults", "entries"))
     defaults = content.get("defaults") or {}
     names = [one.name for one in fields(Entry) if one.name != "name"]
     entries: dict[str, Entry] = {}
@@ -114,8 +122,9 @@ def read_list(page: str, root: Path = HERE) -> ExperimentList:
         entries[name] = Entry(name=name, **values)
     for entry in entries.values():
         check_entry(path, entry, entries)
-    budget = content.get("budget_bytes")
-    return ExperimentList(page, dict(content.get("text") or {}), budget, bool(content.get("halves", False)), entries)
+    flags = {name: bool(content.get(name, False)) for name in ("halves", "joined")}
+    text, budget = dict(content.get("text") or {}), content.get("budget_bytes")
+    return ExperimentList(page, text, budget, **flags, entries=entries)
 
 
 def check_entry(path: Path, entry: Entry, entries: dict[str, Entry]) -> None:

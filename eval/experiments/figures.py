@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,14 +21,15 @@ STYLES = ("-", "--", ":", "-.")
 DIGEST = "Description"  # field of the PNG that says what was drawn
 
 
-def points(group: Group, name: str, x: str) -> list[tuple[np.ndarray, np.ndarray]]:
-    """The curve of each record, over `step` or `bytes` (in MB)."""
+def points(group: Group, name: str, x: str, bits: bool = False) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The curve of each record, over `step` or `bytes` (in MB); with `bits`, nats of a token as bits per byte."""
     curves = []
     for record in group.records:
         curve = np.array(record.curve.get(name, []), dtype=float).reshape(-1, 2)
         per_step = (record.bytes_seen or 0) / max(record.steps or 1, 1) / 1e6 if x == "bytes" else 1.0
         if len(curve):
-            curves.append((curve[:, 0] * per_step, curve[:, 1]))
+            scale = (record.tokens_seen or 0) / (record.bytes_seen or 1) / math.log(2) if bits else 1.0
+            curves.append((curve[:, 0] * per_step, curve[:, 1] * scale))
     return curves
 
 
@@ -38,7 +40,7 @@ def contents(groups: dict[str, Group], figure: dict[str, Any], where: str) -> di
     for panel in figure["panels"]:
         lines = []
         for group in chosen:
-            curves = points(group, panel["value"], panel.get("x", "step"))
+            curves = points(group, panel["value"], panel.get("x", "step"), panel.get("bits", False))
             if curves:
                 shared = min(len(x) for x, _ in curves)
                 ys = np.array([y[:shared] for _, y in curves])
@@ -51,9 +53,8 @@ def contents(groups: dict[str, Group], figure: dict[str, Any], where: str) -> di
                         "high": ys.max(0).round(6).tolist(),
                     }
                 )
-        yardsticks = {
-            group.label: group.mean(panel["value"]) for group in pick(groups, panel.get("yardsticks", []), where)
-        }
+        level = panel.get("level", panel["value"])  # the metric that yardsticks have of what is drawn
+        yardsticks = {group.label: group.mean(level) for group in pick(groups, panel.get("yardsticks", []), where)}
         panels.append({**panel, "lines": lines, "yardsticks": yardsticks})
     return {"panels": panels}
 

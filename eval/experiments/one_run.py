@@ -8,6 +8,7 @@ import json
 import math
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,10 +62,16 @@ def last_logged(metrics: list[dict[str, Any]], names: list[str]) -> dict[str, fl
     return train_loss | {name: float(points[-1][1]) for name, points in curves(metrics, names).items()}
 
 
-def train_one(recipe: Recipe, peer: str | None, measures: list[str], curve_names: list[str]) -> dict[str, Any]:
+def train_one(
+    recipe: Recipe,
+    peer: str | None,
+    measures: list[str],
+    curve_names: list[str],
+    callbacks: Sequence[TrainerCallback] = (),
+) -> dict[str, Any]:
     """Train a recipe to its end, from its last checkpoint on; fields of the record."""
     run = Path(str(recipe.training.output_dir))
-    trainer = train(recipe, prepare_peer(peer, recipe))
+    trainer = train(recipe, [*prepare_peer(peer, recipe), *callbacks])
     metrics = read_metrics(run)
     model: Any = trainer.accelerator.unwrap_model(trainer.model)
     parameters = count_parameters(model)

@@ -11,6 +11,7 @@ figure, is not what the records give.
 """
 
 import argparse
+import fnmatch
 import re
 import sys
 from collections.abc import Callable
@@ -24,6 +25,7 @@ from tables import differences, group_records, results_table, tuning_table
 
 RESULTS = REPOSITORY / "docs" / "results"
 REPORT_FILE = "report.yaml"
+NO_RECORDS = "No records yet."
 SECTIONS = {"table": "tables", "figure": "figures", "differences": "differences", "tuning": "tunings"}
 BLOCK = re.compile(r"(<!-- (table|figure|differences|tuning) ([\w.-]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 BEGIN = re.compile(r"<!-- (table|figure|differences|tuning) ")
@@ -44,7 +46,9 @@ class Report:
         self.path = beside if beside.exists() else results / f"{page}.md"
         self.where = lists / page / REPORT_FILE
         self.specification = read_mapping(self.where)
-        check_names(self.where, self.specification, ("tables", "figures", "differences", "tunings", "shared"))
+        check_names(
+            self.where, self.specification, ("tables", "figures", "differences", "tunings", "shared", "partial")
+        )
         self.page, self.records = page, read_page(page, records)
         self.groups = group_records(self.records)
         self.figures: dict[Path, dict[str, Any]] = {}
@@ -55,13 +59,33 @@ class Report:
         if name not in section:
             raise ListError(f"{self.where}: no {kind} {name!r}{nearest(name, section)}")
         where = f"{self.where}: {kind} {name}"
+        one, missing = self.known(kind, section[name])
+        note = f"\n\nNot run yet: {', '.join(missing)}." if missing and kind == "table" else ""
+        if "entries" in one and not one["entries"]:
+            return NO_RECORDS
         makers: dict[str, Callable[[Any], str]] = {
             "table": lambda one: results_table(self.groups, one, where),
             "figure": lambda one: self.figure(name, one, where),
             "differences": lambda one: differences(self.groups, one, where),
             "tuning": lambda one: tuning_table(self.records, one),
         }
-        return makers[kind](section[name])
+        return makers[kind](one) + note
+
+    def known(self, kind: str, one: Any) -> tuple[Any, list[str]]:
+        """A table or figure with its entries that have records, and the others; those of a page that is `partial` may
+        be missing. In a table `entries` may be a pattern of names; the lowest value of the first column comes first."""
+        if kind == "table" and isinstance(one["entries"], str):
+            names, value = fnmatch.filter(self.groups, one["entries"]), one["columns"][0]["value"]
+            return {**one, "entries": sorted(names, key=lambda name: self.groups[name].mean(value) or 0.0)}, []
+        if kind not in ("table", "figure") or not self.specification.get("partial", False):
+            return one, []
+        known = {**one, "entries": [name for name in one["entries"] if name in self.groups]}
+        if "panels" in one:
+            known["panels"] = [
+                {**panel, "yardsticks": [name for name in panel.get("yardsticks", []) if name in self.groups]}
+                for panel in one["panels"]
+            ]
+        return known, [name for name in one["entries"] if name not in self.groups]
 
     def figure(self, name: str, figure: dict[str, Any], where: str) -> str:
         path = self.path.parent / "figures" / f"{self.page}-{name}.png"

@@ -23,7 +23,18 @@ from typing import Any
 import torch
 from entries import HERE, Entry, ExperimentList, ListError, at_edge, extend_grid, load_with_overrides, read_list
 from huggingface_hub.errors import StrictDataclassError
-from records import RECORDS, REPOSITORY, RESULT, RUN, TUNING, Record, read_page, read_record, record_name
+from records import (
+    RECORDS,
+    REPOSITORY,
+    RESULT,
+    RUN,
+    TUNING,
+    Record,
+    count_parameters,
+    read_page,
+    read_record,
+    record_name,
+)
 from texts import prepare_text
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
@@ -32,6 +43,7 @@ from latentlm.runs import RecipeError
 SCORE = "eval_bits_per_byte"  # what a learning rate is chosen by
 START_SECONDS = 12.0  # of a process before it trains; for estimates
 BUSY_SECONDS = 5.0  # between two looks at what another process is running
+COUNTING_PEERS = ("ngram", "xz")  # without arithmetic
 GUESSED_EFFICIENCY = 0.3  # of a matrix product's speed; for estimates before the first record
 
 
@@ -84,8 +96,11 @@ class Runner:
         self.entries = [entry for name, entry in experiments.entries.items() if only is None or name in only]
         self.runs = runs / experiments.page
         self.runs.mkdir(parents=True, exist_ok=True)
+        self.data: dict[int | None, dict[str, dict[str, Any]]] = {}  # of each budget
         with locked(self.runs / "text.lock"):
-            self.data = prepare_text(experiments, text, self.runs / "text")
+            needed = [*self.entries, *filter(None, map(self.tuned, self.entries))]
+            for budget in dict.fromkeys(map(experiments.budget, needed)):
+                self.data[budget] = prepare_text(experiments, budget, text, self.runs / "text")
 
     # ---- What there is to do ----
 
@@ -95,7 +110,7 @@ class Runner:
 
     def trials(self, entry: Entry) -> list[Job]:
         """Of the learning rates: those of the list, and those that extend its grid so far."""
-        seed = entry.seeds[0]
+        seed = entry.seeds[0] if entry.seeds else 0
         rates = list(entry.learning_rates)
         while True:
             jobs = [Job(entry, seed, TUNING, rate) for rate in rates]
@@ -135,13 +150,14 @@ class Runner:
     def overrides(self, job: Job) -> dict[str, Any]:
         """Everything that the run changes of its recipe."""
         entry = job.entry
-        changed: dict[str, Any] = {**self.data[job.purpose], **entry.overrides}
-        if self.experiments.budget_bytes is not None:
+        budget = self.experiments.budget(entry)
+        changed: dict[str, Any] = {**self.data[budget][job.purpose], **entry.overrides}
+        if budget is not None:
             changed = {"num_train_epochs": 1, "max_steps": -1, **changed}  # the text is as long as the budget says
         if job.purpose == TUNING:
             changed |= entry.tuning_overrides
         if job.learning_rate is not None:
-            changed["learning_rate"] = job.learning_rate
+            changed[(self.tuned(entry) or entry).tuned_field] = job.learning_rate
         if entry.start_from is not None:
             changed["from_pretrained"] = str(
                 self.runs / Job(self.experiments.entries[entry.start_from], job.seed, RESULT, None).name
@@ -231,7 +247,7 @@ class Runner:
 
     def flops(self, job: Job) -> float | None:
         """6 N D of a run; None where the model cannot be counted before its data are read."""
-        if job.entry.peer == "ngram":
+        if job.entry.peer in COUNTING_PEERS:
             return 0.0
         try:
             recipe = load_with_overrides(job.entry.recipe, self.overrides(job))
@@ -240,10 +256,9 @@ class Runner:
                 model: torch.nn.Module = build_on_meta(config)
         except (StrictDataclassError, ValueError, TypeError, KeyError, OSError):
             return None
-        tables = sum(m.weight.numel() for m in model.modules() if isinstance(m, torch.nn.Embedding))
-        body = sum(parameter.numel() for parameter in model.parameters()) - tables
+        body = count_parameters(model)["body"]
         training = recipe.training
-        tokens: float = self.experiments.budget_bytes or 0
+        tokens: float = self.experiments.budget(job.entry) or 0
         if training.max_steps > 0:
             rows = training.per_device_train_batch_size * training.gradient_accumulation_steps
             tokens = training.max_steps * rows * getattr(recipe.data, "context_length", 1)

@@ -7,6 +7,7 @@ from typing import Any
 
 from entries import ListError, nearest
 from records import FORMER, RESULT, RUN, TUNING, Record
+from significance import welch
 
 MISSING = "–"
 ONE_SEED = "¹"
@@ -42,17 +43,22 @@ class Group:
                 found.append(float(value))
         return found
 
-    def mean(self, name: str) -> float | None:
+    def ratios(self, name: str, per: str | None) -> list[float]:
+        """Of each record, a value divided by another one, where `per` names one."""
         values = self.values(name)
+        return [a / b for a, b in zip(values, self.values(per), strict=False) if b] if per else values
+
+    def mean(self, name: str, per: str | None = None) -> float | None:
+        values = self.ratios(name, per)
         return statistics.fmean(values) if values else None
 
-    def spread(self, name: str) -> float | None:
+    def spread(self, name: str, per: str | None = None) -> float | None:
         """Standard deviation over seeds; None of a single one."""
         if len(self.records) == 1:
             return next(
                 (self.records[0].spreads[one] for one in name.split("|") if one in self.records[0].spreads), None
             )
-        values = self.values(name)
+        values = self.ratios(name, per)
         return statistics.stdev(values) if len(values) > 1 else None
 
 
@@ -86,16 +92,17 @@ def cell(group: Group, column: dict[str, Any]) -> str:
 
     Args:
         column: `value` (a metric or field, `a|b` for the first that is known, or a list, joined by `join`), `format`,
-            `scale`, `unit`, and `plus_minus` (a metric that is the error of a single measurement).
+            `scale`, `unit`, `per` (a field to divide by), and `plus_minus` (a metric that is the error of a single
+            measurement).
     """
     names = column["value"] if isinstance(column["value"], list) else [column["value"]]
     cells = []
     for name in names:
-        mean = group.num_seeds if name == "num_seeds" else group.mean(name)
+        mean = group.num_seeds if name == "num_seeds" else group.mean(name, column.get("per"))
         if mean is None:
             cells.append(MISSING)
             continue
-        error = group.mean(column["plus_minus"]) if "plus_minus" in column else group.spread(name)
+        error = group.mean(column["plus_minus"]) if "plus_minus" in column else group.spread(name, column.get("per"))
         unit = column.get("unit", "")
         text = number(mean, column)
         if error is not None and name != "num_seeds" and column.get("spread", True):
@@ -107,13 +114,22 @@ def cell(group: Group, column: dict[str, Any]) -> str:
     return MISSING if set(cells) == {MISSING} else join.join(cells)
 
 
+def chance(group: Group, other: Group | None, column: dict[str, Any]) -> str:
+    """p of Welch's t-test against another entry, over seeds; missing where either has a single one."""
+    if other is None or group is other:
+        return MISSING
+    comparison = welch(group.values(column["value"]), other.values(column["value"]))
+    return MISSING if comparison is None else number(comparison.p, column)
+
+
 def markdown(header: Sequence[str], rows: Iterable[Sequence[str]], numbers_from: int = 1) -> str:
     rule = ["---"] * numbers_from + ["--:"] * (len(header) - numbers_from)
     return "\n".join("| " + " | ".join(line) + " |" for line in (header, rule, *rows))
 
 
 def results_table(groups: dict[str, Group], table: dict[str, Any], where: str) -> str:
-    """A table of entries, with a note on those that are one seed; a column of which nothing is known is left out."""
+    """A table of entries, with a note on those that are one seed; a column of which nothing is known is left out, and
+    one with `against` holds the p of the difference to that entry."""
     chosen = pick(groups, table["entries"], where)
     labels = table.get("labels") or {}
     single = [group.num_seeds == 1 for group in chosen]
@@ -124,7 +140,16 @@ def results_table(groups: dict[str, Group], table: dict[str, Any], where: str) -
         labels.get(name, group.label) + (f" {ONE_SEED}" if mixed and one else "")
         for name, group, one in zip(table["entries"], chosen, single, strict=True)
     ]
-    columns = [(column["heading"], [cell(group, column) for group in chosen]) for column in table["columns"]]
+    columns = [
+        (
+            column["heading"],
+            [
+                chance(group, groups.get(column["against"]), column) if "against" in column else cell(group, column)
+                for group in chosen
+            ],
+        )
+        for column in table["columns"]
+    ]
     columns = [(heading, cells) for heading, cells in columns if set(cells) != {MISSING}]
     rows = zip(names, *(cells for _, cells in columns), strict=True)
     text = markdown([table.get("head", ""), *(heading for heading, _ in columns)], rows)

@@ -1,12 +1,13 @@
 """The text of a list: so many bytes of training text, and the two halves of the validation text."""
 
+import glob
 import json
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from entries import ExperimentList
+from entries import ExperimentList, ListError
 
 from latentlm.data.config import SourceConfig
 from latentlm.data.prepare import open_sources
@@ -17,32 +18,37 @@ PATHS = ("dataset", "validation_dataset", "tokenizer")
 
 
 def locate_text(text: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """The fields of `text` with paths that lie below `folder` written out."""
+    """The fields of `text` with paths, or patterns of them, that lie below `folder` written out."""
     return {
-        name: str(folder / value) if name in PATHS and (folder / str(value)).exists() else value
+        name: str(folder / value) if name in PATHS and glob.glob(str(folder / value)) else value
         for name, value in text.items()
     }
 
 
-def prepare_text(experiments: ExperimentList, folder: Path, cache: Path) -> dict[str, dict[str, Any]]:
-    """The data fields of trials (`tuning`) and of reported runs (`result`).
+def prepare_text(
+    experiments: ExperimentList, budget: int | None, folder: Path, cache: Path
+) -> dict[str, dict[str, Any]]:
+    """The data fields of trials (`tuning`) and of reported runs (`result`) that read `budget` bytes.
 
-    With a budget, the first `budget_bytes` of the training documents are written below `cache`, the last document cut
-    at a line. With halves, half of the validation documents (by bytes) are in half A, the others in half B.
+    With a budget, the first bytes of the training documents are written below `cache`, the last document cut at a line.
+    With halves, half of the validation documents (by bytes) are in half A, the others in half B.
+
+    Raises:
+        ListError: if there is less training text than the budget.
     """
     text = locate_text(experiments.text, folder)
-    if experiments.budget_bytes is None and not experiments.halves:
+    if budget is None and not experiments.halves:
         return {"tuning": text, "result": text}
     train, validation = open_parts(text)
     kept = {name: value for name, value in text.items() if name not in SOURCE_FIELDS}
     paths = {name: cache / f"{name}.jsonl" for name in ("train", "validation-a", "validation-b")}
-    if experiments.budget_bytes is not None:
-        paths["train"] = cache / f"train-{experiments.budget_bytes}.jsonl"
+    if budget is not None:
+        paths["train"] = cache / f"train-{budget}.jsonl"
     held_out = list(validation)
     halves = split_in_halves(held_out) if experiments.halves else (held_out, held_out)
-    write_documents(paths["train"], first_bytes(train, experiments.budget_bytes))
-    write_documents(paths["validation-a"], halves[0])
-    write_documents(paths["validation-b"], halves[1])
+    parts = (train_part(train, budget, text), *halves)
+    for path, documents in zip(paths.values(), parts, strict=True):
+        write_documents(path, ["".join(documents)] if experiments.joined else documents)
     return {
         purpose: {**kept, "dataset": str(paths["train"]), "validation_dataset": str(paths[f"validation-{half}"])}
         for purpose, half in (("tuning", "a"), ("result", "b"))
@@ -60,6 +66,24 @@ def open_parts(text: dict[str, Any]) -> tuple[Iterator[str], Iterator[str]]:
     return split.train(source.documents()), split.validation(source.documents())
 
 
+def train_part(documents: Iterable[str], budget: int | None, text: dict[str, Any]) -> Iterator[str]:
+    """The documents of the budget, all of which must be there."""
+    size = 0
+
+    def counted() -> Iterator[str]:
+        nonlocal size
+        for document in documents:
+            size += len(document.encode())
+            yield document
+
+    yield from first_bytes(counted(), budget)
+    if budget is not None and size < budget:
+        raise ListError(
+            f"budget_bytes is {budget:,}, but the training text of {text.get('dataset')} has {size:,} bytes; "
+            "give a longer text, or a smaller budget."
+        )
+
+
 def first_bytes(documents: Iterable[str], budget: int | None) -> Iterator[str]:
     """As many documents as have `budget` bytes of UTF-8; the last one is cut after a line where it has one."""
     left = budget if budget is not None else -1
@@ -68,6 +92,8 @@ def first_bytes(documents: Iterable[str], budget: int | None) -> Iterator[str]:
         if left < 0 or size <= left:
             yield text
             left -= size if left >= 0 else 0
+            if left == 0:
+                return
             continue
         part = text.encode()[:left].decode(errors="ignore")
         if part := part[: part.rfind("\n") + 1] or part:

@@ -1,0 +1,44 @@
+"""Whether two sets of runs differ: Welch's t-test over seeds, and what it could have seen."""
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from scipy import stats
+
+LEVEL = 0.05  # of a two-sided test, for what could have been seen
+POWER = 0.8
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Of two means.
+
+    Attributes:
+        difference: mean of the first less mean of the second.
+        p: two-sided, of Welch's t-test (1947): the chance of such a difference between equal means.
+        detectable: the difference that a test at the level of 5 % sees with a probability of 80 %, were the spreads
+            those of these runs.
+    """
+
+    difference: float
+    p: float
+    detectable: float
+
+
+def welch(ones: Sequence[float], others: Sequence[float]) -> Comparison | None:
+    """Compare the means of two sets of runs, whose spreads may differ; None where one of them is a single run."""
+    if min(len(ones), len(others)) < 2:
+        return None
+    difference = statistics.fmean(ones) - statistics.fmean(others)
+    shares = [statistics.variance(runs) / len(runs) for runs in (ones, others)]
+    if not any(shares):
+        return Comparison(difference, float(difference == 0), 0.0)
+    freedom = sum(shares) ** 2 / sum(
+        share**2 / (len(runs) - 1) for share, runs in zip(shares, (ones, others), strict=True)
+    )
+    error = math.sqrt(sum(shares))
+    p = 2 * stats.t.sf(abs(difference) / error, freedom)
+    detectable = (stats.t.ppf(1 - LEVEL / 2, freedom) + stats.t.ppf(POWER, freedom)) * error
+    return Comparison(difference, float(p), float(detectable))
