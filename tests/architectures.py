@@ -360,6 +360,8 @@ LANGUAGE_MODEL_CHANGES = LEARNED_DROPOUT_CHANGES | {
     "ngram_multiplier": 5,
 }
 NGRAMS = {"ngram_embedding": [2, 4], "ngram_buckets": 32}
+NGRAM_CHANGES = {name: value for name, value in LANGUAGE_MODEL_CHANGES.items() if name.startswith("ngram_")}
+NGRAM_NEEDS = dict.fromkeys(("ngram_buckets", "ngram_multiplier"), NGRAMS)
 LEARNED_DROPOUT = {"learned_dropout": "bernoulli", "learned_dropout_shift": 1.2}
 LATENT = {"attention_form": "latent", "query_latent_size": 12, "key_value_latent_size": 8, "latent_rope_size": 4}
 LATENT_NEEDS = dict.fromkeys(("query_latent_size", "key_value_latent_size", "latent_rope_size"), LATENT)
@@ -423,10 +425,6 @@ LEVEL = {
     "lookback": 2,
 }
 """One level of a tiny Abstractinator, with windows shorter than its texts."""
-
-NGRAMS = {"ngram_embedding": [2, 4], "ngram_buckets": 64}
-NGRAM_CHANGES = {"ngram_embedding": [2], "ngram_buckets": 60, "ngram_multiplier": 7}
-NGRAM_NEEDS = dict.fromkeys(("ngram_buckets", "ngram_multiplier"), NGRAMS)
 
 ENCODZALL_SIZES = {
     "hidden_size": 64,

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers.cache_utils import DynamicCache, EncoderDecoderCache
+from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
@@ -47,6 +47,7 @@ class EncodzallDecoder(EncodzallPreTrainedModel):
             for i in range(count)
         )
         self.norm = make_norm(config)
+        self.id_cache_idx = len(config.per_layer_config) - 1  # where n-grams have their ids
         self.dropout = nn.Dropout(config.hidden_dropout)
         self.gradient_checkpointing = False
         self.post_init()
@@ -77,8 +78,8 @@ class EncodzallDecoder(EncodzallPreTrainedModel):
         if embed_ngrams is not None and input_ids is not None:
             previous = None
             if past_key_values is not None:
-                cache, layer_idx = past_key_values.self_attention_cache, len(self.config.per_layer_config) - 1
-                previous = previous_ids(input_ids, cache, layer_idx, self.config, inputs_embeds.dtype)
+                cache: Cache = past_key_values.self_attention_cache
+                previous = previous_ids(input_ids, cache, self.id_cache_idx, self.config, inputs_embeds.dtype)
             inputs_embeds = inputs_embeds + embed_ngrams(input_ids, positions, previous)
         memory_mask = bidirectional_mask(self.config, inputs_embeds, word_mask, memory)
         rotary = self.rotary(inputs_embeds, positions)
