@@ -149,6 +149,4 @@ def cases() -> Iterator[tuple[str, Callable[[], Numbers]]]:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    FILE.write_text(
-        "{\n" + ",\n".join(f"{json.dumps(name)}: {json.dumps(case())}" for name, case in cases()) + "\n}\n"
-    )
+    FILE.write_text("{\n" + ",\n".join(f"{json.dumps(name)}: {json.dumps(case())}" for name, case in cases()) + "\n}\n")

@@ -146,7 +146,9 @@ def test_messages_do_not_repeat_a_token(tmp_path, monkeypatch):
         train_main([str(tmp_path / "small.yaml"), "--hub_token", "[hf_first, hf_second]"])
     assert re.search("training.hub_token is <hidden>", str(stopped.value)) and "hf_" not in str(stopped.value)
     with pytest.raises(PublishError) as error, explained(tmp_path, "org/name", "hf_given"):
-        raise ValueError("Illegal header value b'Bearer hf_given\\n' for https://user:pw@host/a-secret-of-the-environment")
+        raise ValueError(
+            "Illegal header value b'Bearer hf_given\\n' for https://user:pw@host/a-secret-of-the-environment"
+        )
     assert "Bearer <hidden>" in str(error.value) and "https://host/<hidden>" in str(error.value)
 
 
