@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from forked import Forks
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SHARED = REPOSITORY.parent / "shared"
@@ -92,6 +93,14 @@ def mini_hub(shared_checks: Path, tmp_path: Path) -> Iterator[MiniHub]:
             yield MiniHub(endpoint, root, environment)
         finally:
             server.terminate()
+
+
+@pytest.fixture(scope="session")
+def forks() -> Iterator[Forks]:
+    """Runs code and shell scripts in processes that need not import transformers."""
+    forks = Forks()
+    yield forks
+    forks.close()
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """Every script in examples/ runs, on tiny settings."""
 
 import json
-import os
 import re
 import runpy
 import subprocess
@@ -119,35 +118,24 @@ def test_generate(run_example, model_folder):
     assert "\nstream:\n" in printed
 
 
-def test_evaluate_with_lm_eval(model_folder, shared_data, tmp_path):
+def test_evaluate_with_lm_eval(model_folder, shared_data, forks, tmp_path):
     pytest.importorskip("lm_eval", reason="needs the eval extra: pip install 'latentlm[eval]'")
-    python = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     command = [EXAMPLES / "evaluate_with_lm_eval.sh", model_folder, "--limit", "1", "--device", "cpu"]
-    done = subprocess.run(
-        [*map(str, command), "--output_path", str(tmp_path / "scores")],
-        env={**os.environ, "PATH": python},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "|lambada_openai|" in done.stdout
+    printed = forks.run_shell(EXAMPLES, *command, "--output_path", tmp_path / "scores")
+    assert "|lambada_openai|" in printed
     assert list((tmp_path / "scores").rglob("results_*.json"))
 
 
-def test_build_fsq_tokenizer(tmp_path):
+def test_build_fsq_tokenizer(forks, tmp_path):
     from pydoc_data.topics import topics
 
     (tmp_path / "a.txt").write_text("".join(topics.values())[:40_000], encoding="utf-8")
-    python = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    done = subprocess.run(
-        [str(EXAMPLES / "build_fsq_tokenizer.sh"), str(tmp_path / "out"), str(tmp_path / "a.txt")],
-        env={**os.environ, "PATH": python, "STEPS": "2", "TOKENS": "400"},
-        cwd=EXAMPLES.parent,
-        capture_output=True,
-        text=True,
+    printed = forks.run_shell(
+        EXAMPLES.parent,
+        *(EXAMPLES / "build_fsq_tokenizer.sh", tmp_path / "out", tmp_path / "a.txt"),
+        env={"STEPS": "2", "TOKENS": "400"},
     )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "Nothing is lost" in done.stdout
+    assert "Nothing is lost" in printed
     assert len(FSQTokenizerFast.from_pretrained(tmp_path / "out")) == 400
 
 
@@ -179,17 +167,10 @@ def test_generate_from_codes(run_example, abstractinator_folder):
     assert output.count("byte by byte: 'The") == output.count("from codes:   'The") == 1
 
 
-def test_train_in_stages(tmp_path):
+def test_train_in_stages(forks, tmp_path):
     fields = ["--max_steps", "2", "--max_train_rows", "4", "--max_validation_rows", "2", "--eval_steps", "2"]
     fields += ["--save_steps", "2", "--logging_steps", "1", "--warmup_steps", "0", "--sample_prompts", "0"]
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    done = subprocess.run(
-        ["bash", str(EXAMPLES / "train_in_stages.sh"), str(tmp_path), *fields],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"PATH": path},
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    forks.run_shell(tmp_path, "bash", EXAMPLES / "train_in_stages.sh", tmp_path, *fields)
     assert (tmp_path / "abstractinator-tiny-top" / "model.safetensors").exists()
 
 

@@ -36,7 +36,9 @@ for length in (8, 1):  # whole rows, and a step of cached decoding
 """
 
 
+@pytest.mark.slow
 def test_no_key_behind_the_last_is_read(tmp_path):
+    """Compiles two kernels. That models call none but of such shapes is tested below."""
     # AVX2 alone on every machine, and a cache of its own: code for other vectors must not be found in it.
     environment = {"ATEN_CPU_CAPABILITY": "avx2", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", PROGRAM], env=os.environ | environment, capture_output=True, text=True)

@@ -109,15 +109,23 @@ def test_texts_survive(slow, fast, text):
     assert_survives(slow, fast, text)
 
 
-def test_every_unicode_scalar_survives_alone_and_in_pairs(slow, fast):
-    scalars = [chr(code) for code in range(0x110000) if not 0xD800 <= code < 0xE000]
-    if slow.vocabulary.boundary == "lines" or slow.vocabulary.costs is not None:
-        scalars = scalars[::11]  # inside words and without costs every one
+def assert_scalars_survive(slow, fast, step: int) -> None:
+    scalars = [chr(code) for code in range(0, 0x110000, step) if not 0xD800 <= code < 0xE000]
     assert_survives(slow, fast, "\n".join(scalars))  # each a stretch of its own
     scalars = random.Random(0).sample(scalars, len(scalars) // 4)
     assert_survives(slow, fast, "".join(scalars))  # each beside others
+
+
+def test_unicode_scalars_survive_alone_and_in_pairs(slow, fast):
+    assert_scalars_survive(slow, fast, 11)
     ascii_pairs = "".join(chr(a) + chr(b) for a in range(128) for b in range(128))
     assert_survives(slow, fast, ascii_pairs)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("folder", ["words"], indirect=True)
+def test_every_unicode_scalar_survives(slow, fast):
+    assert_scalars_survive(slow, fast, 1)
 
 
 def test_random_bytes_survive(slow, fast):
@@ -336,6 +344,7 @@ def test_several_processes_of_datasets_change_nothing(tokenizer):
     assert mapped["ids"][:] == [tokenizer(text).input_ids for text in TEXTS] * 3
 
 
+@pytest.mark.parametrize("folder", ["costs"], indirect=True)
 def test_threads_change_nothing(folder, slow):
     code = (
         "import sys, json\nfrom latentlm import FSQTokenizerFast\n"
@@ -377,6 +386,7 @@ def assert_loaded(printed: str, slow: FSQTokenizer, texts: list[str]) -> None:
         assert json.loads(lines[first + 1]) == slow.codes.tolist()
 
 
+@pytest.mark.parametrize("folder", ["costs"], indirect=True)
 def test_a_process_without_latentlm_loads_both(folder, slow, run_without_latentlm):
     texts = [text.replace("\x00", "") for text in TEXTS]
     assert_loaded(run_without_latentlm(LOAD, folder, json.dumps(texts)), slow, texts)

@@ -217,44 +217,50 @@ import math, torch, transformers
 from pathlib import Path
 from transformers import AutoConfig
 
-folder, auto_class, batch = Path(sys.argv[1]), getattr(transformers, sys.argv[2]), torch.load(sys.argv[3])
-config = AutoConfig.from_pretrained(folder / "first", trust_remote_code=True)
-torch.manual_seed(0)
-model = auto_class.from_config(config, trust_remote_code=True)
-others = ("aggregation", "autoencoder", "code_network", "pooling", "quantizer")
-for name, p in model.named_parameters():
-    if ("gate" in name and "gate_proj" not in name) or "norm" in name:
-        assert (p == 1).all() or name.endswith("bias"), name
-    elif name.endswith(("o_proj.weight", "down_proj.weight")):
-        expected = 0.02 / math.sqrt(getattr(model, "num_residual_projections", 1))
-        assert abs(p.std().item() / expected - 1) < 0.1, (name, p.std())
-    elif p.ndim == 2 and p.numel() > 999 and model.base_model_prefix == "model":
-        assert any(part in name for part in others) or abs(p.std().item() / 0.02 - 1) < 0.1, (name, p.std())
+for folder, auto_class in zip(map(Path, sys.argv[1::2]), sys.argv[2::2]):
+    auto_class, batch = getattr(transformers, auto_class), torch.load(folder / "batch.pt")
+    config = AutoConfig.from_pretrained(folder / f"{folder.name}-first", trust_remote_code=True)
+    torch.manual_seed(0)
+    model = auto_class.from_config(config, trust_remote_code=True)
+    assert type(model).__module__.startswith("transformers_modules."), type(model)
+    others = ("aggregation", "autoencoder", "code_network", "pooling", "quantizer")
+    for name, p in model.named_parameters():
+        if ("gate" in name and "gate_proj" not in name) or "norm" in name:
+            assert (p == 1).all() or name.endswith("bias"), name
+        elif name.endswith(("o_proj.weight", "down_proj.weight")):
+            expected = 0.02 / math.sqrt(getattr(model, "num_residual_projections", 1))
+            assert abs(p.std().item() / expected - 1) < 0.1, (name, p.std())
+        elif p.ndim == 2 and p.numel() > 999 and model.base_model_prefix == "model":
+            assert any(part in name for part in others) or abs(p.std().item() / 0.02 - 1) < 0.1, (name, p.std())
 
-# What was loaded as remote code and changed is saved with its code, loads again, and is no one else's.
-model.save_pretrained(folder / "second")
-again = auto_class.from_pretrained(folder / "second", trust_remote_code=True)
-assert torch.equal(again.eval()(**batch).logits, model.eval()(**batch).logits)
-print("done")
+    # What was loaded as remote code and changed is saved with its code, loads again, and is no one else's.
+    model.save_pretrained(folder / f"{folder.name}-second")
+    again = auto_class.from_pretrained(folder / f"{folder.name}-second", trust_remote_code=True)
+    assert torch.equal(again.eval()(**batch).logits, model.eval()(**batch).logits)
+    print("done:", folder.name)
 """
 
 
-@each_architecture
-def test_remote_code_initialises_and_saves_again(architecture, tmp_path, run_without_latentlm):
-    case = Case(architecture, list(architecture.variants)[-1])
-    changes = {"hidden_size": 64, "intermediate_size": 256}
-    if "cross_attention_gate" in architecture.own_fields:
-        changes |= {"cross_attention_gate": True}
-    changes = {name: value for name, value in changes.items() if name in architecture.own_fields}
-    model = architecture.head_class(case.config(**changes))
-    model.save_pretrained(tmp_path / "first")
-    torch.save(case.batch(), tmp_path / "batch.pt")
-    code = {path.name: path.read_text() for path in (tmp_path / "first").glob("*.py")}
-    arguments = (tmp_path, architecture.auto_class.__name__, tmp_path / "batch.pt")
-    assert run_without_latentlm(FROM_CONFIG, *arguments).endswith("done\n")
-    assert {path.name: path.read_text() for path in (tmp_path / "second").glob("*.py")} == code
-    first, second = (json.loads((tmp_path / name / "config.json").read_text()) for name in ("first", "second"))
-    assert second["auto_map"] == first["auto_map"]
+def test_remote_code_initialises_and_saves_again(tmp_path, run_without_latentlm):
+    """One process for all: its imports take longer than this."""
+    arguments, done = [], []
+    for architecture in ARCHITECTURES:
+        case, folder = Case(architecture, list(architecture.variants)[-1]), tmp_path / architecture.name
+        changes = {"hidden_size": 64, "intermediate_size": 256}
+        if "cross_attention_gate" in architecture.own_fields:
+            changes |= {"cross_attention_gate": True}
+        changes = {name: value for name, value in changes.items() if name in architecture.own_fields}
+        architecture.head_class(case.config(**changes)).save_pretrained(folder / f"{folder.name}-first")
+        torch.save(case.batch(), folder / "batch.pt")
+        arguments += [folder, architecture.auto_class.__name__]
+        done.append(f"done: {folder.name}")
+    assert [line for line in run_without_latentlm(FROM_CONFIG, *arguments).splitlines() if "done" in line] == done
+    for folder in arguments[::2]:
+        first, second = folder / f"{folder.name}-first", folder / f"{folder.name}-second"
+        code = [{path.name: path.read_text() for path in part.glob("*.py")} for part in (first, second)]
+        assert code[0] and code[1] == code[0]
+        auto_maps = [json.loads((part / "config.json").read_text())["auto_map"] for part in (first, second)]
+        assert auto_maps[1] == auto_maps[0]
 
 
 @each_architecture

@@ -81,7 +81,12 @@ def test_killed_at_any_moment_it_ends_the_same(recipe, tmp_path):
     assert_same_run(tmp_path / "killed", tmp_path / "whole")
     names = [path.name for path in (tmp_path / "killed").iterdir()]
     assert sorted(name for name in names if name.startswith(("checkpoint-", "."))) == ["checkpoint-10", "checkpoint-9"]
-    # A run of its own: how far it gets before each random moment depends on the machine.
+
+
+@pytest.mark.slow
+def test_killed_at_random_it_ends_the_same(recipe, tmp_path):
+    """A run of its own: how far it gets before each random moment depends on the machine."""
+    main([str(recipe), "--output_dir", str(tmp_path / "whole")])
     run(sys.executable, TESTS / "training_kills.py", recipe, tmp_path / "random", "random-0", "random-1")
     assert_same_run(tmp_path / "random", tmp_path / "whole")
 
@@ -151,6 +156,7 @@ def test_two_processes_equal_one(recipe, tmp_path):
     assert weights == sorted(weights) and weights[0] < weights[-1] == pytest.approx(0.3)
 
 
+@pytest.mark.slow
 @pytest.mark.two_process
 def test_two_processes_run_the_tiny_parallel_recipe_with_learned_dropout(tmp_path):
     """The recipe as published, with masks that are drawn; killed between, it would resume like the others."""

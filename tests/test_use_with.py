@@ -1,13 +1,11 @@
 """Every block of docs/use-with.md runs as it stands, on tiny models in the folders that it names."""
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from forked import Forks
 
 from latentlm import (
     ByteTokenizer,
@@ -70,20 +68,13 @@ def test_blocks_are_short():
 
 
 @pytest.mark.parametrize("language, code", blocks())
-def test_block_runs(language: str, code: str, folder: Path, request: pytest.FixtureRequest):
+def test_block_runs(language: str, code: str, folder: Path, forks: Forks, request: pytest.FixtureRequest):
     for package, extra in OPTIONAL.items():
         if f"from {package}" in code:
             pytest.importorskip(package, reason=f"needs an extra: pip install 'latentlm[{extra}]'")
     if "lm_eval" in code:
         request.getfixturevalue("shared_data")
-    scripts = Path(sys.executable).parent
-    command = ["bash", "-euc", code] if language == "bash" else [sys.executable, "-c", code]
-    done = subprocess.run(
-        command,
-        cwd=folder,
-        env=os.environ | {"PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}"},
-        capture_output=True,
-        text=True,
-        timeout=280,
-    )
-    assert done.returncode == 0, f"{code}\n{done.stdout}\n{done.stderr}"
+    if language == "bash":
+        forks.run_shell(folder, "bash", "-euc", code)
+    else:
+        forks.run(folder, code)

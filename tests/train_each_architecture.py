@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from architectures import ARCHITECTURES, Case
+from architectures import ARCHITECTURES, Case, loss_terms
 from training_setup import make_trainer
 
 from latentlm.training import LatentTrainer
@@ -49,13 +49,20 @@ def train(name: str, folder: Path, batch_size: int, checkpointing: bool) -> Late
     return trainer
 
 
+@torch.no_grad()
 def trainings() -> Iterator[tuple[str, bool]]:
-    """Every variant with gradient checkpointing, and one of each architecture without."""
-    for name, case in TRAININGS.items():
-        if "gradient_checkpointing" not in case.architecture.exceptions:
-            yield name, True
-        if case.variant == case.architecture.typical:
-            yield name, False
+    """One variant of each architecture for each set of named losses, with gradient checkpointing, and the typical one
+    also without. Nothing else that a variant changes is shared by processes: that its losses add up over parts of a
+    batch, and that every parameter gets a gradient, is tested for all of them in one process."""
+    for row in ARCHITECTURES:
+        trained = set()
+        for variant in dict.fromkeys([row.typical, *row.variants]):
+            case = Case(row, variant)
+            losses = frozenset(loss_terms(case.model().train()(**case.batch())))
+            if losses not in trained and "gradient_checkpointing" not in row.exceptions:
+                yield f"{row.name}-{variant}", True
+            trained.add(losses)
+        yield f"{row.name}-{row.typical}", False
 
 
 if __name__ == "__main__":
