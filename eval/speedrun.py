@@ -78,7 +78,7 @@ class TimedSchedule(TimeLimit):
     def on_step_end(self, args, state, control, **kwargs):
         super().on_step_end(args, state, control, **kwargs)
         share = self.share()
-        state.max_steps = state.global_step + round(state.global_step * (1 - share) / share)
+        state.max_steps = state.global_step + 2 + round(state.global_step * (1 - share) / share)
 
 
 def pick_text(experiments: ExperimentList, folder: Path) -> tuple[ExperimentList, str]:

@@ -21,11 +21,10 @@ from typing import Any
 from entries import HERE, ListError, check_names, nearest, read_mapping
 from figures import contents, digest, draw, drawn_digest
 from records import RECORDS, REPOSITORY, RecordError, read_page
-from tables import differences, group_records, results_table, tuning_table
+from tables import NO_RECORDS, differences, group_records, results_table, tuning_table
 
 RESULTS = REPOSITORY / "docs" / "results"
 REPORT_FILE = "report.yaml"
-NO_RECORDS = "No records yet."
 SECTIONS = {"table": "tables", "figure": "figures", "differences": "differences", "tuning": "tunings"}
 BLOCK = re.compile(r"(<!-- (table|figure|differences|tuning) ([\w.-]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 BEGIN = re.compile(r"<!-- (table|figure|differences|tuning) ")

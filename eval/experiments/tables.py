@@ -10,6 +10,7 @@ from records import FORMER, RESULT, RUN, TUNING, Record
 from significance import welch
 
 MISSING = "–"
+NO_RECORDS = "No records yet."
 ONE_SEED = "¹"
 
 
@@ -162,6 +163,8 @@ def tuning_table(records: Iterable[Record], table: dict[str, Any]) -> str:
     """Every trial of a learning rate; the best one of each entry is bold, with a note where it is at the edge."""
     trials = [one for one in records if one.purpose == TUNING and one.entry in table.get("entries", [one.entry])]
     trials.sort(key=lambda one: (one.entry, one.learning_rate or 0.0))
+    if not trials:
+        return NO_RECORDS
     columns = table["columns"]
     rows = []
     for entry in dict.fromkeys(one.entry for one in trials):

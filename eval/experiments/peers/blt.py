@@ -21,12 +21,13 @@ from .causal import CausalPeer, register
 PATCH_LENGTH = 3.0  # bytes, as abstractinator/one-level.yaml ends with
 MAX_PATCH_LENGTH = 32  # as there
 WINDOW = 64  # as there
-HASH_VOCABULARY = 1600  # hashed embeddings of three bytes: what leaves as many parameters as the Abstractinator has
+HASHED = [3]  # bytes of the hashed embeddings, where the recipe has no `ngram_embedding`
+HASH_VOCABULARY = 1600  # of those: what leaves as many parameters as the Abstractinator of its page has
 FOLLOWING = 0.05  # how far the threshold moves in a step
 
 
 def blt_config(config: DecoderOnlyConfig) -> BltConfig:
-    """As many layers of each kind as one level of the Abstractinator has."""
+    """As many layers of each kind as one level of the Abstractinator has; hashed embeddings as the recipe says."""
     sizes: dict[str, Any] = {
         "vocab_size": config.vocab_size,
         "hidden_size": config.hidden_size,
@@ -42,8 +43,8 @@ def blt_config(config: DecoderOnlyConfig) -> BltConfig:
         encoder_config={**sizes, **whole, "num_hidden_layers": 1},
         decoder_config={**sizes, **whole, "num_hidden_layers": 2},
         global_config={name: value for name, value in sizes.items() if name != "vocab_size"} | {"num_hidden_layers": 2},
-        encoder_hash_byte_group_size=[3],
-        encoder_hash_byte_group_vocab=HASH_VOCABULARY,
+        encoder_hash_byte_group_size=config.ngram_embedding or HASHED,
+        encoder_hash_byte_group_vocab=config.ngram_buckets if config.ngram_embedding else HASH_VOCABULARY,
         local_attention_window_len=WINDOW,
     )
 
@@ -66,6 +67,8 @@ class PatchedBlt(nn.Module):
         assert self.blt.patcher is not None  # a configuration without one has none
         self.blt.patcher.requires_grad_(True)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        for head in (self.lm_head, self.blt.patcher.lm_head):
+            head.is_output = True  # no matrix for Muon
         self.register_buffer("threshold", torch.tensor(2.0))
 
     def forward(self, input_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,0 +1,39 @@
+"""Make the tokenizer of the track's entry `fsq`: pieces of its training text, with the codes of an autoencoder.
+
+    python eval/experiments/track/prepare.py [--text FOLDER]
+
+The autoencoder is that of hub_configs/fsq-tokenizer-tiny, for 4,096 tokens, on the first 2.05 MB: some minutes of one
+thread. Writes runs/experiments/track-tokenizer, which fsq.yaml reads.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from entries import read_list
+from records import REPOSITORY
+from texts import prepare_text
+
+from latentlm.runs import load_recipe
+from latentlm.training.fsq_tokenizer import build
+from latentlm.training.run import train
+
+SIZE = 4096
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--text", type=Path, default=REPOSITORY.parent / "shared" / "data")
+    parser.add_argument("--runs", type=Path, default=REPOSITORY / "runs" / "experiments")
+    options = parser.parse_args()
+    experiments, run = read_list("track"), options.runs / "track-autoencoder"
+    text = prepare_text(experiments, experiments.budget_bytes, options.text.resolve(), options.runs / "track" / "text")
+    recipe = REPOSITORY / "hub_configs" / "fsq-tokenizer-tiny" / "recipe.yaml"
+    fields = {**text["tuning"], "tokenizer_vocab_size": SIZE, "eval_steps": 4000, "output_dir": str(run)}
+    train(load_recipe(recipe, fields))
+    build(run, options.runs / "track-tokenizer")
+
+
+if __name__ == "__main__":
+    main()
