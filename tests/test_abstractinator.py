@@ -7,6 +7,7 @@ from fractions import Fraction
 import pytest
 import torch
 from architectures import ARCHITECTURES, LEVEL, NGRAM_CHANGES, NGRAM_NEEDS, Case, gradients, randomise, token_ids
+from torch import nn
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
@@ -175,7 +176,7 @@ def test_labels_give_the_loss_with_a_cache_too(variant):
     first = model(ids[:, :20], labels=ids[:, :20], use_cache=True)
     rest = model(ids[:, 20:], labels=ids[:, 20:], past_key_values=first.past_key_values)
     torch.testing.assert_close(rest.logits, expected.logits[:, 20:], rtol=1e-3, atol=1e-4)
-    nats = torch.nn.functional.cross_entropy(rest.logits[:, :-1].flatten(0, 1), ids[:, 21:].flatten())
+    nats = nn.functional.cross_entropy(rest.logits[:, :-1].flatten(0, 1), ids[:, 21:].flatten())
     assert rest.loss.item() == rest.lm_loss.item() == pytest.approx(nats.item(), rel=1e-5)
     with pytest.raises(ValueError, match="`past_key_values` of 24 ids in training"):
         model.train()(ids, labels=ids, past_key_values=rest.past_key_values)
@@ -214,7 +215,7 @@ def test_the_output_layer_gives_the_logits_of_the_last_hidden_state(variant):
     output.lm_loss.backward()
     expected = gradients(model)
     logits = model.model(ids, use_cache=False).last_hidden_state[:, :-1] @ head.weight.T
-    torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten()).backward()
+    nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten()).backward()
     for name, gradient in gradients(model).items():
         torch.testing.assert_close(gradient, expected[name], rtol=1e-3, atol=1e-5)
 
@@ -311,6 +312,16 @@ def test_every_option_of_a_level_changes_the_training_step(name):
     for level in (base, base | {name: (OPTIONS | OTHERS)[name]}):
         losses.append(build("default", levels=[level]).train()(ids, labels=ids).loss.item())
     assert losses[0] != losses[1]
+
+
+def test_ngrams_tell_every_digit_of_the_symbols_before():
+    embedding = build("learned_dropout").model.levels[1].embedding
+    symbols = token_ids(1, 6, 2, vocab_size=18)
+    before = embedding.of_rows(symbols)
+    for digit in range(2):
+        changed = symbols + nn.functional.one_hot(torch.tensor(digit), 2) * (torch.arange(6) == 1)[:, None]
+        moved = (embedding.of_rows(changed) != before).any(-1)
+        assert moved.tolist() == [[False, True, True, True, True, False]]  # the longest n-gram has four
 
 
 # ---- What is frozen ----

@@ -165,7 +165,7 @@ class LevelCache(RowState):
         entropy_before: `(R,)` nats of the distribution that predicted the last symbol.
         open_length: `(R,)` symbols of the segment of the last symbol.
         opens: `(R,)` whether the symbol to come opens a segment.
-        recent: `(R, P, digits)` the last symbols, one for each of the longest n-gram; before the first, anything.
+        recent: `(R, P, digits)` the last symbols, as many as the longest n-gram has, meaningless before the first.
         row: `(R, D)` the current memory row, in decoding from codes.
     """
 
