@@ -1,6 +1,7 @@
 """What every test shares: a hermetic environment, the shared data, a Hub on loopback, a process without latentlm."""
 
 import atexit
+import gc
 import os
 import shutil
 import subprocess
@@ -42,6 +43,13 @@ class MiniHub(NamedTuple):
     root: Path
     environment: dict[str, str]
     """What a process needs to talk to it. huggingface_hub reads this when imported: start a new process with it."""
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now stays: the garbage collector, which every training and every batch of requests calls
+    several times, need not look through its millions of objects."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -4,6 +4,7 @@ Those imports take seconds; a fork takes none. Everything else is as in a proces
 by the next, and latentlm is not imported before.
 """
 
+import gc
 import json
 import os
 import runpy
@@ -75,6 +76,7 @@ class Forks:
 def main() -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, pipeline  # noqa: F401 - what takes seconds
 
+    gc.freeze()  # what is imported stays: children need not look through it, nor copy its memory
     for line in sys.stdin:
         job = json.loads(line)
         with tempfile.TemporaryFile() as output:
