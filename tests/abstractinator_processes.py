@@ -3,6 +3,7 @@
 abstractinator_processes.py FOLDER
 """
 
+import gc
 import sys
 import time
 from pathlib import Path
@@ -74,6 +75,7 @@ if __name__ == "__main__":
     dist.init_process_group("gloo")
     assert dist.get_world_size() == 2
     torch.set_num_threads(1)
+    gc.freeze()  # every training collects garbage several times: not among what is imported
     for name, run in RUNS.items():
         folder = Path(sys.argv[1]) / name
         model = sharded_model(folder / "saved") if name == "fsdp" else make_model()

@@ -1,6 +1,7 @@
 """What every test shares: a hermetic environment, the shared data, a Hub on loopback, a process without latentlm."""
 
 import atexit
+import gc
 import os
 import shutil
 import subprocess
@@ -42,6 +43,24 @@ class MiniHub(NamedTuple):
     root: Path
     environment: dict[str, str]
     """What a process needs to talk to it. huggingface_hub reads this when imported: start a new process with it."""
+
+
+# Files whose tests or fixtures take many seconds each. They come first: at the end, no worker waits for another, and
+# what a module's tests share is made in one worker, as work is taken over from the end of the list.
+LONG = ["two_processes", "upstream", "use_with", "examples", "training_processes", "abstractinator_training"]
+LONG += ["toy_architecture", "plain_trainer", "publishing", "experiments", "fsq_stages", "encodzall_training"]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    place = {f"test_{name}.py": number for number, name in enumerate(LONG)}
+    items.sort(key=lambda item: place.get(item.path.name, len(place)))
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now stays: the garbage collector, which every training and every batch of requests calls
+    several times, need not look through its millions of objects."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

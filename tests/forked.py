@@ -4,6 +4,7 @@ Those imports take seconds; a fork takes none. Everything else is as in a proces
 by the next, and latentlm is not imported before.
 """
 
+import gc
 import json
 import os
 import runpy
@@ -41,40 +42,49 @@ class Forks:
         return printed
 
     def run_shell(self, cwd: Path, *command: str | Path, env: Mapping[str, str] | None = None) -> str:
-        """What the Python commands of a shell script print. The script runs first, with notes in place of them, and
-        must not depend on what they do; then they run as it called them."""
-        with tempfile.TemporaryDirectory() as folder:
-            notes, programs = Path(folder, "notes"), Path(folder, "bin")
-            notes.mkdir()
-            programs.mkdir()
-            for name in ("python", "latentlm", "lm_eval"):
-                (programs / name).write_text(NOTE)
-                (programs / name).chmod(stat.S_IRWXU)
-            path = f"{programs}{os.pathsep}{os.environ['PATH']}"
-            done = subprocess.run(
-                [str(part) for part in command],
-                cwd=cwd,
-                env={**os.environ, **(env or {}), "PATH": path, "NOTES": str(notes)},
-                capture_output=True,
-                text=True,
-            )
-            assert done.returncode == 0, done.stdout + done.stderr
-            printed = done.stdout
-            for number in range(len(list(notes.iterdir()))):
-                environment, _, words = (notes / str(number)).read_text(encoding="utf-8").partition("\0\0")
-                name, *arguments = words.split("\0")[:-1]
-                if name == "python":
-                    assert arguments.pop(0) == "-m"
-                else:
-                    arguments.insert(0, name)
-                variables = dict(variable.split("=", 1) for variable in environment.split("\0"))
-                printed += self.run(cwd, arguments=arguments, env=variables)
-            return printed
+        """What the Python commands of a shell script print, run as it calls them."""
+        calls = commands_of(cwd, *command, env=env)
+        return "".join(self.run(cwd, arguments=arguments, env=variables) for arguments, variables in calls)
+
+
+def commands_of(
+    cwd: Path, *command: str | Path, env: Mapping[str, str] | None = None
+) -> list[tuple[list[str], dict[str, str]]]:
+    """The Python commands of a shell script, which must not depend on what they do: for each what follows `python -m`,
+    and its environment. The script runs with notes in place of them."""
+    with tempfile.TemporaryDirectory() as folder:
+        notes, programs = Path(folder, "notes"), Path(folder, "bin")
+        notes.mkdir()
+        programs.mkdir()
+        for name in ("python", "latentlm", "lm_eval"):
+            (programs / name).write_text(NOTE)
+            (programs / name).chmod(stat.S_IRWXU)
+        path = f"{programs}{os.pathsep}{os.environ['PATH']}"
+        done = subprocess.run(
+            [str(part) for part in command],
+            cwd=cwd,
+            env={**os.environ, **(env or {}), "PATH": path, "NOTES": str(notes)},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        calls = []
+        for number in range(len(list(notes.iterdir()))):
+            environment, _, words = (notes / str(number)).read_text(encoding="utf-8").partition("\0\0")
+            name, *arguments = words.split("\0")[:-1]
+            if name == "python":
+                assert arguments.pop(0) == "-m"
+            else:
+                arguments.insert(0, name)
+            calls.append((arguments, dict(variable.split("=", 1) for variable in environment.split("\0"))))
+        assert calls
+        return calls
 
 
 def main() -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, pipeline  # noqa: F401 - what takes seconds
 
+    gc.freeze()  # what is imported stays: children need not look through it, nor copy its memory
     for line in sys.stdin:
         job = json.loads(line)
         with tempfile.TemporaryFile() as output:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from forked import commands_of
 
 from latentlm import (
     AbstractinatorConfig,
@@ -21,6 +22,8 @@ from latentlm import (
     EncodzallTokenizer,
     FSQTokenizerFast,
 )
+from latentlm.cli.tokenizer import main as tokenizer_main
+from latentlm.evaluation import tokenizers as tokenizer_evaluation
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 
@@ -126,16 +129,20 @@ def test_evaluate_with_lm_eval(model_folder, shared_data, forks, tmp_path):
     assert list((tmp_path / "scores").rglob("results_*.json"))
 
 
-def test_build_fsq_tokenizer(forks, tmp_path):
+def test_build_fsq_tokenizer(forks, tmp_path, monkeypatch, capsys):
     from pydoc_data.topics import topics
 
     (tmp_path / "a.txt").write_text("".join(topics.values())[:40_000], encoding="utf-8")
-    printed = forks.run_shell(
-        EXAMPLES.parent,
-        *(EXAMPLES / "build_fsq_tokenizer.sh", tmp_path / "out", tmp_path / "a.txt"),
-        env={"STEPS": "2", "TOKENS": "400"},
-    )
-    assert "Nothing is lost" in printed
+    script = [EXAMPLES / "build_fsq_tokenizer.sh", tmp_path / "out", tmp_path / "a.txt"]
+    train, build, (check, _) = commands_of(EXAMPLES.parent, *script, env={"STEPS": "2", "TOKENS": "400"})
+    for arguments, variables in (train, build):
+        forks.run(EXAMPLES.parent, arguments=arguments, env=variables)
+    # Every scalar takes ten seconds.
+    scalars = tokenizer_evaluation.every_scalar()[::50]
+    monkeypatch.setattr(tokenizer_evaluation, "every_scalar", lambda: scalars)
+    assert check[:2] == ["latentlm", "tokenizer"]
+    tokenizer_main(check[2:])
+    assert "Nothing is lost" in capsys.readouterr().out
     assert len(FSQTokenizerFast.from_pretrained(tmp_path / "out")) == 400
 
 

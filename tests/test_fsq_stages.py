@@ -177,7 +177,7 @@ def test_unigram_costs_are_those_of_the_pieces_text(stages, text, tmp_path):  # 
 
 
 def test_check_and_analyse(stages, tmp_path, capsys, monkeypatch):
-    # Every scalar takes ten seconds, here as in test_fsq_tokenizer.py and test_examples.py.
+    # Every scalar takes ten seconds.
     scalars = tokenizer_evaluation.every_scalar()[::50]
     monkeypatch.setattr(tokenizer_evaluation, "every_scalar", lambda: scalars)
     (tmp_path / "some.txt").write_text("The documentation | of\n<eos> things, naïve.\n" * 20)

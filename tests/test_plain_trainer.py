@@ -11,9 +11,11 @@ from safetensors.torch import load_file
 from transformers.utils.generic import find_labels
 
 TRAIN = """
-import json, numpy, torch, transformers
+import gc, json, numpy, torch, transformers
 from pathlib import Path
 from transformers import Trainer, TrainingArguments
+
+gc.freeze()  # every training collects garbage several times: not among what is imported
 
 def rows(batch):
     return [{name: values[i] for name, values in batch.items()} for i in range(len(batch["labels"]))]

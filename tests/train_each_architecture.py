@@ -3,6 +3,7 @@
 train_each_architecture.py FOLDER [PART_OF_A_NAME ...]
 """
 
+import gc
 import json
 import sys
 import time
@@ -69,6 +70,7 @@ if __name__ == "__main__":
     dist.init_process_group("gloo")
     assert dist.get_world_size() == 2
     torch.set_num_threads(1)
+    gc.freeze()  # every training collects garbage several times: what is imported need not be looked through
     only = sys.argv[2:]
     for name, checkpointing in trainings():
         if only and not any(part in name for part in only):

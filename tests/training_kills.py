@@ -6,6 +6,7 @@ Every attempt is a process of its own (forked: the imports are paid once) that r
 A last attempt, not killed, must end the run.
 """
 
+import gc
 import os
 import random
 import signal
@@ -87,6 +88,7 @@ def attempt(arguments: list[str], moment: str | None) -> int:
 if __name__ == "__main__":
     recipe, run_folder, *moments = sys.argv[1:]
     arguments = [recipe, "--output_dir", run_folder]
+    gc.freeze()  # every training collects garbage several times: not among what is imported
     for moment in moments:
         status = attempt(arguments, moment)
         print(f"{moment}: {status}", flush=True)

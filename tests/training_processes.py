@@ -3,6 +3,7 @@
 training_processes.py FOLDER
 """
 
+import gc
 import json
 import sys
 import time
@@ -91,6 +92,7 @@ if __name__ == "__main__":
     dist.init_process_group("gloo")
     assert dist.get_world_size() == 2
     torch.set_num_threads(1)
+    gc.freeze()  # every training collects garbage several times: not among what is imported
     folder = Path(sys.argv[1])
     run_ddp(folder / "ddp")
     run_fsdp(folder / "fsdp")
