@@ -35,12 +35,9 @@ def slow_update(momentum: torch.Tensor) -> torch.Tensor:
 def test_steps_are_those_of_the_definition(float64):
     """Of matrices in several shapes, wide and tall, alone and merged, and of AdamW's parameters, over three steps."""
     torch.manual_seed(0)
-    double = {"dtype": torch.float64}
-    lone = [nn.Parameter(torch.randn(shape, **double)) for shape in ((6, 4), (4, 6), (4, 4), (4, 6), (3, 3))]
-    merged = nn.Parameter(torch.randn(10, 4, **double))
-    other = nn.Parameter(torch.randn(5, 4, **double))
+    lone = [nn.Parameter(torch.randn(shape).double()) for shape in ((6, 4), (4, 6), (4, 4), (4, 6), (3, 3))]
+    merged, other, unused = (nn.Parameter(torch.randn(size, 4).double()) for size in (10, 5, 4))
     twin = nn.Parameter(other.detach().clone())
-    unused = nn.Parameter(torch.randn(4, 4, **double))
     parts = {"parts": (4, 4, 2)}
     shared = {"muon": True, "lr": 0.1, "weight_decay": 0.3}
     groups = [{"params": [other], "muon": False}, {"params": [*lone, unused], **shared}]
@@ -50,10 +47,11 @@ def test_steps_are_those_of_the_definition(float64):
     momenta = [torch.zeros_like(p) for p in expected]
     before = unused.detach().clone()
     for _ in range(3):
-        for parameter in (*lone, merged, other):
-            parameter.grad = torch.randn_like(parameter)
+        gradients = [torch.randn_like(parameter) for parameter in (*lone, merged, other)]
+        for parameter, gradient in zip((*lone, merged, other), gradients, strict=True):
+            parameter.grad = gradient
         twin.grad = other.grad
-        gradients = [p.grad for p in lone] + list(merged.grad.split((4, 4, 2)))
+        gradients = [*gradients[:-2], *gradients[-2].split((4, 4, 2))]
         for value, momentum, gradient in zip(expected, momenta, gradients, strict=True):
             momentum.mul_(0.9).add_(gradient, alpha=0.1)
             value.mul_(1 - 0.1 * 0.3).sub_(0.1 * slow_update(0.9 * momentum + 0.1 * gradient))

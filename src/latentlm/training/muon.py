@@ -164,10 +164,11 @@ def hidden_matrices(model: nn.Module) -> Iterator[tuple[nn.Parameter, tuple[int,
     }
     for module in model.modules():
         if isinstance(module, nn.Linear) and id(module.weight) not in shared:
-            weight = module.weight
+            weight: Any = module.weight
+            parts: tuple[int, ...] = tuple(getattr(module, "parts", ()))
             if weight.requires_grad and weight.ndim == 2 and min(weight.shape) > 1:
                 shared.add(id(weight))  # once, if several layers have it
-                yield weight, tuple(getattr(module, "parts", ()))
+                yield weight, parts
 
 
 def make_muon(model: nn.Module, decayed: list[str], args: Any) -> Muon:

@@ -4,15 +4,15 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import Trainer
 
 from latentlm.runs.arguments import OwnOptimizerNames
 
 from .muon import make_muon
+from .saving import SavingTrainer
 
 
-class OptimizingTrainer(Trainer):
-    """A `Trainer` that knows `optim: muon`.
+class OptimizingTrainer(SavingTrainer):
+    """A [`SavingTrainer`] that knows `optim: muon`.
 
     Raises:
         ValueError: if the model has no matrix for Muon, before the training.

@@ -25,10 +25,9 @@ from .publishing import PublishingTrainer
 from .refusals import check_arguments, check_parallelism
 from .rows import EndlessStream, equal_keys, fill_rounds, split_filler, spread_rows
 from .samples import choose_prompts, continue_prompts, write_texts
-from .saving import SavingTrainer
 
 
-class LatentTrainer(SavingTrainer, PublishingTrainer, OptimizingTrainer):
+class LatentTrainer(OptimizingTrainer, PublishingTrainer):
     """A `Trainer` that logs every output field whose name ends in `_loss`.
 
     In training a term is the micro-batch's share (its sum divided by `num_items_in_batch`), so the logged value is the
