@@ -10,6 +10,13 @@ from transformers.cache_utils import Cache
 from .configuration_ngram_embedding import MODULUS
 
 
+class NgramTable(nn.EmbeddingBag):
+    """Rows for n-grams. Not an `nn.Embedding`, which tools take for one of tokens."""
+
+    def initialize_parameters(self) -> None:
+        init.zeros_(self.weight)
+
+
 class NgramEmbedding(nn.Module):
     """Sum over lengths n of a table's row for the last n ids, zero at the start of training.
 
@@ -21,15 +28,13 @@ class NgramEmbedding(nn.Module):
     All of it in int64: the same on every device, eager or compiled.
     """
 
+    _fsdp_plan = {"table": "free_full_weight"}  # the model's plan takes it in
+
     def __init__(self, config: Any):
         super().__init__()
         self.lengths: list[int] = sorted(config.ngram_embedding)
         self.buckets, self.multiplier = config.ngram_buckets, config.ngram_multiplier
-        # Not an `nn.Embedding`, which tools take for one of tokens.
-        self.table = nn.EmbeddingBag(len(self.lengths) * self.buckets, config.hidden_size, mode="sum")
-
-    def initialize_parameters(self) -> None:
-        init.zeros_(self.table.weight)
+        self.table = NgramTable(len(self.lengths) * self.buckets, config.hidden_size, mode="sum")
 
     def forward(
         self,
