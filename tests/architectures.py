@@ -349,7 +349,11 @@ LANGUAGE_MODEL_CHANGES = LEARNED_DROPOUT_CHANGES | {
     "layer_norm_eps": 0.1,
     "hidden_dropout": 0.5,
     "attention_dropout": 0.5,
+    "ngram_embedding": [3],
+    "ngram_buckets": 16,
+    "ngram_multiplier": 5,
 }
+NGRAMS = {"ngram_embedding": [2, 4], "ngram_buckets": 32}
 LEARNED_DROPOUT = {"learned_dropout": "bernoulli", "learned_dropout_shift": 1.2}
 LATENT = {"attention_form": "latent", "query_latent_size": 12, "key_value_latent_size": 8, "latent_rope_size": 4}
 LATENT_NEEDS = dict.fromkeys(("query_latent_size", "key_value_latent_size", "latent_rope_size"), LATENT)
@@ -373,7 +377,12 @@ LEARNED_DROPOUT_NEEDS = {
     "mask_entropy_loss_weight_min": LEARNED_DROPOUT | {"mask_entropy_loss_weight": 0.5, "mask_entropy_loss_rate": 0.01},
     "mask_l1_loss_weight_min": LEARNED_DROPOUT | {"mask_l1_loss_rate": 0.01},
 }
-NEEDS = LATENT_NEEDS | LEARNED_DROPOUT_NEEDS | {"rope_parameters": {"position_embedding_type": "rotary"}}
+NEEDS = (
+    LATENT_NEEDS
+    | LEARNED_DROPOUT_NEEDS
+    | {name: {"ngram_embedding": [2]} for name in ("ngram_buckets", "ngram_multiplier")}
+    | {"rope_parameters": {"position_embedding_type": "rotary"}}
+)
 ENCODER_DECODER_CHANGES = LANGUAGE_MODEL_CHANGES | {
     "num_encoder_layers": 3,
     "num_decoder_layers": 1,
@@ -453,6 +462,7 @@ ARCHITECTURES = [
                 "learned_dropout_detach": True,
                 "position_embedding_type": "rotary",
             },
+            "ngrams": NGRAMS,
         },
         typical="subtraction",
         tiny="decoder-only-tiny",
@@ -506,6 +516,7 @@ ARCHITECTURES = [
                 "embedding_loss": "mse",
                 "mask_entropy_loss_weight": 0.5,
             },
+            "ngrams": NGRAMS | {"position_embedding_type": "rotary", "embedding_loss": "mse"},
         },
         typical="original",
         tiny="ar-encoder-decoder-tiny",

@@ -14,6 +14,7 @@ from .block_attention import Attention, rotary_table
 from .block_layers import make_norm
 from .block_learned_dropout import make_shared_mask_attention, mask_loss_weight, mean_penalties
 from .block_masks import Mask, causal_mask
+from .block_ngram_embedding import make_ngram_embedding, previous_ids
 from .block_outputs import CausalLMOutput, CausalModelOutput
 from .block_positions import check_context, resolve_position_ids
 from .block_pretrained import TrainedByOthers, TransformerPreTrainedModel, pop_shift_labels
@@ -73,10 +74,11 @@ class PositionSubtraction(nn.Module):
 
 
 class CausalModel(CausalPreTrainedModel):
-    """Token and position embeddings, the layers of a subclass, the final norm and the position subtraction.
+    """Embeddings of tokens, n-grams and positions, the layers of a subclass, the final norm and the position
+    subtraction.
 
     In the cache the attentions of the layers come first (`config.attention_configs`), then those that decide
-    LearnedDropout's masks.
+    LearnedDropout's masks, then the ids that n-grams need.
     """
 
     output_class: type[CausalModelOutput] = CausalModelOutput
@@ -84,6 +86,8 @@ class CausalModel(CausalPreTrainedModel):
     def __init__(self, config: Any):
         super().__init__(config)
         self.embed_tokens = self.build_embedding(config)
+        self.embed_ngrams: Any = make_ngram_embedding(config)
+        self.id_cache_idx = len(config.per_layer_config) - 1  # where n-grams have their ids
         if config.num_position_embeddings:
             self.embed_positions = nn.Embedding(config.num_position_embeddings, config.hidden_size)
         if config.position_embedding_type == "rotary":
@@ -104,6 +108,25 @@ class CausalModel(CausalPreTrainedModel):
     def build_layers(self, config: Any) -> None:
         """Make what [`run_layers`] runs."""
         raise NotImplementedError
+
+    def add_ngrams(
+        self,
+        embeddings: torch.Tensor,  # (B, T, D)
+        input_ids: torch.Tensor | None,
+        attention_mask: torch.Tensor | None,
+        positions: torch.Tensor,
+        past_key_values: Cache | None,
+    ) -> torch.Tensor:
+        """The embeddings and what n-grams add. Padding is no id, and neither are embeddings that were given: nothing is
+        added to them, and ids after them see none there."""
+        ids, previous = input_ids, None
+        if ids is None:
+            ids = torch.full(embeddings.shape[:2], -1, device=embeddings.device)
+        elif attention_mask is not None and attention_mask.ndim == 2:
+            ids = ids.where(attention_mask[:, -ids.shape[1] :].bool(), -1)
+        if past_key_values is not None:
+            previous = previous_ids(ids, past_key_values, self.id_cache_idx, self.config, embeddings.dtype)
+        return embeddings if input_ids is None else embeddings + self.embed_ngrams(ids, positions, previous)
 
     def run_layers(
         self,
@@ -130,6 +153,8 @@ class CausalModel(CausalPreTrainedModel):
         embeddings, mask, positions, past_key_values = self.embed(
             input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache
         )
+        if self.embed_ngrams is not None:
+            embeddings = self.add_ngrams(embeddings, input_ids, attention_mask, positions, past_key_values)
         shared: dict[str, Any] = {"mask": mask, "past_key_values": past_key_values, **kwargs}
         rotary = None
         if self.config.position_embedding_type == "learned":
@@ -226,9 +251,15 @@ class CausalLMHead(TrainedByOthers):
         """That of transformers (continuous batching), which would only put these errors into its results.
 
         Raises:
-            ValueError: if a context would be too long, or an attention keeps more values than the cache of that method.
+            ValueError: if a context would be too long, an attention keeps more values than the cache of that method, or
+                the model has n-grams.
         """
         config, limits = self.config, self.generation_config if generation_config is None else generation_config
+        if config.ngram_embedding is not None:
+            raise ValueError(
+                f"`ngram_embedding` is {config.ngram_embedding}, but the cache of `generate_batch` holds no ids that "
+                "n-grams could be made of. Use `generate`."
+            )
         new_tokens = kwargs.get("max_new_tokens") or limits.max_new_tokens or 1
         check_context(max(map(len, inputs), default=0) + new_tokens, config.max_position_embeddings)
         attentions = [module for module in self.modules() if isinstance(module, Attention)]

@@ -7,13 +7,14 @@ from huggingface_hub.dataclasses import strict
 
 from .configuration_attention import divisors
 from .configuration_learned_dropout import LearnedDropoutConfig
+from .configuration_ngram_embedding import NgramEmbeddingConfig
 
 
 @strict
-class TransformerConfig(LearnedDropoutConfig):
+class TransformerConfig(LearnedDropoutConfig, NgramEmbeddingConfig):
     """Base of the language-model configurations; not a model by itself.
 
-    Arguments are those of [`LearnedDropoutConfig`], and:
+    Arguments are those of [`LearnedDropoutConfig`] and [`NgramEmbeddingConfig`], and:
 
     Args:
         vocab_size: number of token ids, special tokens included.
@@ -83,11 +84,11 @@ class TransformerConfig(LearnedDropoutConfig):
     @property
     def per_layer_config(self) -> list["TransformerConfig"]:
         """One configuration per *cache* layer, from which transformers allocates caches: the layers' attentions, then
-        those that decide masks, with their own number and size of heads."""
-        masks = 0
+        those that decide masks, with their own number and size of heads, then one that holds ids for n-grams."""
+        masks, ids = 0, [] if self.ngram_embedding is None else [self.id_cache_config]
         if self.learned_dropout != "none":
             masks = 1 if self.learned_dropout_input == "embedding" else self.num_learned_dropouts
-        return [*(config.cache_config for config in self.attention_configs), *[self.mask_cache_config] * masks]
+        return [*(config.cache_config for config in self.attention_configs), *[self.mask_cache_config] * masks, *ids]
 
     @property
     def layer_types(self) -> list[str]:

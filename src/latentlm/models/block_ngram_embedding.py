@@ -1,0 +1,87 @@
+"""Hashed n-gram embeddings (BLT, arXiv 2412.09871, section 3.2.1): what the last ids say, before any layer."""
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import initialization as init
+from transformers.cache_utils import Cache
+
+from .configuration_ngram_embedding import MODULUS
+
+
+class NgramTable(nn.EmbeddingBag):
+    """Rows for n-grams. Not an `nn.Embedding`, which tools take for one of tokens."""
+
+    def initialize_parameters(self) -> None:
+        init.zeros_(self.weight)
+
+
+class NgramEmbedding(nn.Module):
+    """Sum over lengths n of a table's row for the last n ids, zero at the start of training.
+
+    With x_i the i-th id before the present one, plus 1, or 0 where there is none, a = `ngram_multiplier`,
+    p = [`MODULUS`] and `ngram_buckets` K:
+
+        h_n = (x_0 + x_1 a + ... + x_{n-1} a^(n-1)) mod p,        row = h_n mod K of the K rows for n
+
+    All of it in int64: the same on every device, eager or compiled.
+    """
+
+    _fsdp_plan = {"table": "free_full_weight"}  # the model's plan takes it in
+
+    def __init__(self, config: Any):
+        super().__init__()
+        self.lengths: list[int] = sorted(config.ngram_embedding)
+        self.buckets, self.multiplier = config.ngram_buckets, config.ngram_multiplier
+        self.table = NgramTable(len(self.lengths) * self.buckets, config.hidden_size, mode="sum")
+
+    def forward(
+        self,
+        ids: torch.Tensor,  # (B, T), int64; a negative one is none
+        depth: torch.Tensor,  # (B or 1, T): how many ids before this one belong to its document, or word
+        previous: torch.Tensor | None = None,  # (B, max(n) - 1), the ids before `ids`; none where they begin a row
+    ) -> torch.Tensor:
+        """`(B, T, D)`. Ids further back than `depth` count as none; `depth` may be above what there is."""
+        return self.table(self.rows(ids, depth, previous).flatten(0, 1)).unflatten(0, ids.shape)
+
+    def rows(self, ids: torch.Tensor, depth: torch.Tensor, previous: torch.Tensor | None = None) -> torch.Tensor:
+        """Rows of the table `(B, T, number of lengths)`, int64; arguments as of the forward."""
+        reach, size = self.lengths[-1] - 1, ids.shape[1]
+        seen = nn.functional.pad(ids, (reach, 0), value=-1) if previous is None else torch.cat((previous, ids), 1)
+        symbols = (seen + 1).clamp(min=0)  # (B, reach + T)
+        total, rows = torch.zeros_like(ids), []
+        for back in range(reach + 1):
+            symbol = symbols[:, reach - back : reach - back + size]
+            if back:
+                symbol = symbol.where(depth >= back, 0)
+            total = (total + symbol * pow(self.multiplier, back, MODULUS)) % MODULUS
+            if back + 1 in self.lengths:
+                rows.append(total % self.buckets + len(rows) * self.buckets)
+        return torch.stack(rows, -1)
+
+
+def make_ngram_embedding(config: Any) -> NgramEmbedding | None:
+    """The table, if the configuration asks for it."""
+    return None if config.ngram_embedding is None else NgramEmbedding(config)
+
+
+def previous_ids(
+    ids: torch.Tensor,  # (B, T), int64; a negative one is none
+    past_key_values: Cache,
+    layer_idx: int,
+    config: Any,
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    """Write ids into the cache, and return those before them, `(B, max(n) - 1)`, int64, -1 where there is none.
+
+    They are the keys of a layer of their own (`config.id_cache_config`), so that whatever reorders, cuts or repeats a
+    cache does so to them: of each id plus 1 the digits to base 256, in the type of all keys, which may be no wider than
+    bfloat16. What was never written is 0, which is none.
+    """
+    places = torch.arange(-config.ngram_reach, 0, device=ids.device) + past_key_values.get_seq_length(layer_idx)
+    shifts = torch.arange(0, 8 * config.num_id_digits, 8, device=ids.device)
+    digits = (((ids.unsqueeze(-1) + 1) >> shifts) & 255).to(dtype).unsqueeze(1)  # (B, 1, T, number of digits)
+    keys, _ = past_key_values.update(digits, digits, layer_idx)
+    keys = keys[:, 0].index_select(1, places.clamp(min=0))
+    return ((keys.long() << shifts).sum(-1) - 1).where(places >= 0, -1)

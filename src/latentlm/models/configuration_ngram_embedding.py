@@ -1,0 +1,63 @@
+"""Configuration fields and checks of hashed n-gram embeddings, for every architecture that can switch them on."""
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+from huggingface_hub.dataclasses import strict
+
+MODULUS = 2**31 - 1
+"""Prime: hashes are polynomials modulo this number, so that no product of two leaves int64."""
+
+
+@strict
+@dataclass
+class NgramEmbeddingConfig:
+    """Fields of hashed n-gram embeddings (BLT, arXiv 2412.09871, section 3.2.1); not a model by itself.
+
+    Args:
+        ngram_embedding: lengths n, as `[2, 3, 4]`: the last n ids of each position are hashed to a row of a table that
+            is added to the embedding. None for no such table.
+        ngram_buckets: rows of the table for each n; several n-grams may share one.
+        ngram_multiplier: base of the rolling hash, see [`NgramEmbedding`]. Another one makes another model.
+    """
+
+    ngram_embedding: list[int] | None = None
+    ngram_buckets: int = 4096
+    ngram_multiplier: int = 1_000_000_007
+
+    @property
+    def ngram_reach(self) -> int:
+        """How many ids before its own the embedding of a position looks at."""
+        return max(self.ngram_embedding or [1]) - 1
+
+    @property
+    def num_id_digits(self) -> int:
+        """Digits to base 256 of the largest id plus 1."""
+        config: Any = self  # of a class that has a vocabulary
+        return (config.vocab_size.bit_length() + 7) // 8
+
+    @property
+    def id_cache_config(self) -> Any:
+        """A cache layer that holds ids, as transformers asks for it; see [`previous_ids`]."""
+        config: Any = copy.copy(self)
+        config.num_attention_heads = config.num_key_value_heads = 1
+        config.head_dim = self.num_id_digits
+        return config
+
+    def validate_ngram_embedding(self) -> None:
+        lengths = self.ngram_embedding
+        if lengths is not None and (not lengths or min(lengths) < 2 or len(set(lengths)) < len(lengths)):
+            raise ValueError(
+                f"`ngram_embedding` is {lengths}, but it must be a list of distinct lengths of at least 2, as "
+                "[2, 3, 4], or None for no n-gram embeddings."
+            )
+        if self.ngram_buckets < 1:
+            raise ValueError(f"`ngram_buckets` is {self.ngram_buckets}, but it must be at least 1.")
+        if not 2 <= self.ngram_multiplier <= MODULUS - 2:
+            raise ValueError(
+                f"`ngram_multiplier` is {self.ngram_multiplier}, but it must lie between 2 and {MODULUS - 2}."
+            )
+
+
+__all__ = ["MODULUS", "NgramEmbeddingConfig"]
