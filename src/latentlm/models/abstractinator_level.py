@@ -188,6 +188,7 @@ class EntropyModel(nn.Module):
             self.head = SymbolHead(config, alphabet.num_codes, alphabet.num_digits, alphabet.size)
         if self.kind != "categorical":
             self.gaussian = nn.Linear(config.hidden_size, 2 * config.hidden_size, bias=False)
+            self.gaussian.is_output = True  # pyright: ignore[reportArgumentType]
 
     def forward(self, symbols: torch.Tensor) -> StackOutput:
         return self.stack(self.embedding(symbols))

@@ -43,6 +43,7 @@ class SegmentPooling(nn.Module):
         self.queries = nn.Embedding(num_queries, hidden_size)
         # Small weights are soon outgrown by what all segments have in common, and then all vectors are alike.
         self.kv_proj = ScaledLinear(hidden_size, 2 * hidden_size)
+        self.kv_proj.parts = (hidden_size, hidden_size)  # pyright: ignore[reportArgumentType]
         self.key_norm = nn.RMSNorm(self.head_dim, eps=eps)
         self.out_proj = ScaledLinear(num_queries * hidden_size, hidden_size)
         self.norm = nn.RMSNorm(hidden_size, eps=eps)

@@ -63,6 +63,8 @@ class SymbolHead(nn.Module):
         size: of the space in which digits are told apart; None for D.
     """
 
+    is_output = True
+
     def __init__(self, config: AbstractinatorConfig, num_ids: int, num_digits: int, size: int | None):
         super().__init__()
         self.num_digits = num_digits

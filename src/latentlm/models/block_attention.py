@@ -65,6 +65,14 @@ def rotate(states: torch.Tensor, rotary: Rotary | None) -> torch.Tensor:
     return states * cos + rotate_half(states) * sin
 
 
+def merged_linear(in_features: int, parts: tuple[int, ...], bias: bool) -> nn.Linear:
+    """Several linear maps of the same states in one product. Its `parts`, rows of each map, are for optimizers that
+    treat a matrix as a whole."""
+    linear = nn.Linear(in_features, sum(parts), bias=bias)
+    linear.parts = parts  # pyright: ignore[reportArgumentType]
+    return linear
+
+
 class Attention(nn.Module):
     """Attention of a sequence to itself, or with `reads_memory` to a memory: to other states, whose keys have positions
     of their own. What tells forms apart is how they make queries and the pairs that a store keeps, and how they unfold
@@ -117,9 +125,9 @@ class Attention(nn.Module):
         self.part_size = self.num_key_value_heads * self.head_dim  # of keys, and of values
         if self.reads_memory:
             self.q_proj = nn.Linear(size, self.width, bias=self.bias)
-            self.kv_proj = nn.Linear(size, 2 * self.part_size, bias=self.bias)
+            self.kv_proj = merged_linear(size, (self.part_size, self.part_size), self.bias)
         else:
-            self.qkv_proj = nn.Linear(size, self.width + 2 * self.part_size, bias=self.bias)
+            self.qkv_proj = merged_linear(size, (self.width, self.part_size, self.part_size), self.bias)
 
     def split_heads(self, states: torch.Tensor, size: int | None = None) -> torch.Tensor:
         """`(B, T, h * d)` to `(B, h, T, d)`, by default of the heads' size d."""
@@ -221,9 +229,9 @@ class LatentAttention(Attention):
         self.q_down = nn.Linear(size, config.query_latent_size, bias=self.bias)
         self.q_norm = nn.RMSNorm(config.query_latent_size, eps=eps)
         self.q_up = nn.Linear(config.query_latent_size, self.width + self.num_heads * self.rope_size, bias=self.bias)
-        self.kv_down = nn.Linear(size, self.latent_size + self.rope_size, bias=self.bias)
+        self.kv_down = merged_linear(size, (self.latent_size, self.rope_size), self.bias)
         self.kv_norm = nn.RMSNorm(self.latent_size, eps=eps)
-        self.kv_up = nn.Linear(self.latent_size, 2 * self.width, bias=self.bias)
+        self.kv_up = merged_linear(self.latent_size, (self.width, self.width), self.bias)
 
     @property
     def pair_shapes(self) -> tuple[tuple[int, int], tuple[int, int]]:

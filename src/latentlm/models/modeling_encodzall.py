@@ -435,6 +435,8 @@ class EncodzallForMaskedDenoising(EncodzallPreTrainedModel, GenerationMixin):
 
 
 class ClassificationHead(nn.Module):
+    is_output = True
+
     def __init__(self, config: EncodzallConfig):
         super().__init__()
         self.dropout = nn.Dropout(config.classifier_dropout)

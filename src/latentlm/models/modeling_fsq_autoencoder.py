@@ -110,6 +110,7 @@ class VectorDecoder(nn.Module):
             width = channels
         self.activation: nn.Module = ACT2FN[config.hidden_act]
         self.to_bytes = nn.Linear(width, config.vocab_size)
+        self.to_bytes.is_output = True  # pyright: ignore[reportArgumentType]
 
     def forward(self, vectors: torch.Tensor) -> torch.Tensor:
         hidden = self.activation(self.expand(vectors))

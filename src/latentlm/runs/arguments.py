@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from transformers import TrainingArguments
 from transformers.trainer_utils import HubStrategy
-from transformers.utils import logging
+from transformers.training_args import OptimizerNames
+from transformers.utils import ExplicitEnum, logging
 
 logger = logging.get_logger(__name__)
 
@@ -20,6 +21,12 @@ FIXED_OPTIONS: dict[str, tuple[Any, str]] = {
     "enable_jit_checkpoint": (False, "a run that stops in the midst of a step would not resume exactly"),
     "eval_use_gather_object": (False, "predictions are gathered as tensors, padded to one length"),
 }
+
+
+class OwnOptimizerNames(ExplicitEnum):
+    """What `optim` may be beside the names of transformers."""
+
+    MUON = "muon"
 
 
 @dataclass(repr=False)  # the one of transformers hides tokens
@@ -48,6 +55,18 @@ class LatentTrainingArguments(TrainingArguments):
     )
     sample_prompt_tokens: int = field(default=32, metadata={"help": "Longest sample prompt, in tokens."})
     sample_new_tokens: int = field(default=64, metadata={"help": "Tokens that a sample output adds to its prompt."})
+    optim: OptimizerNames | OwnOptimizerNames | str = field(
+        default=OptimizerNames.ADAMW_TORCH_FUSED,
+        metadata={
+            "help": "The optimizer: a name of transformers, or `muon`, which is Muon for the matrices of linear layers "
+            "(at `muon_learning_rate`) and AdamW for embeddings, output layers, gains and biases (at `learning_rate`)."
+        },
+    )
+    muon_learning_rate: float = field(
+        default=1e-2,
+        metadata={"help": "Peak rate of Muon's updates, which are as large as AdamW's; the schedule is the same."},
+    )
+    muon_momentum: float = field(default=0.95, metadata={"help": "Momentum of Muon (Nesterov's)."})
 
     def __getstate__(self) -> dict[str, Any]:
         """What pickles hold, such as the `training_args.bin` of a plain `Trainer`: all but the token."""
@@ -56,7 +75,13 @@ class LatentTrainingArguments(TrainingArguments):
     def __post_init__(self):
         if not self.use_cpu and not torch.accelerator.is_available():
             self.use_cpu = True
+        uses_muon = self.optim == OwnOptimizerNames.MUON
+        if uses_muon:
+            self.optim = OptimizerNames.ADAMW_TORCH_FUSED  # transformers takes its own names alone
         super().__post_init__()
+        if uses_muon:
+            self.optim = OwnOptimizerNames.MUON
+            self._check_muon()
         if self.n_gpu > 1:
             # Without a launcher transformers falls back to DataParallel, which loses the named losses.
             logger.warning(f"Training on one of {self.n_gpu} GPUs; `accelerate launch -m latentlm.train` uses all.")
@@ -80,3 +105,11 @@ class LatentTrainingArguments(TrainingArguments):
         for name in ("sample_prompts", "sample_prompt_tokens", "sample_new_tokens"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}, but it must be 0 or more.")
+
+    def _check_muon(self) -> None:
+        if not self.muon_learning_rate > 0:
+            raise ValueError(f"muon_learning_rate is {self.muon_learning_rate}, but it must be above 0.")
+        if not 0 <= self.muon_momentum < 1:
+            raise ValueError(f"muon_momentum is {self.muon_momentum}, but it must be 0 or more and below 1.")
+        if self.optim_args:
+            raise ValueError(f"optim_args is {self.optim_args!r}, but with optim 'muon' it must not be set.")

@@ -20,14 +20,14 @@ from latentlm.runs.arguments import LatentTrainingArguments
 
 from .callbacks import ConsoleProgress, ExactLogging, MetricsFile
 from .metrics import Count, Counts, Mean, Sum, Totals
+from .optimizing import OptimizingTrainer
 from .publishing import PublishingTrainer
 from .refusals import check_arguments, check_parallelism
 from .rows import EndlessStream, equal_keys, fill_rounds, split_filler, spread_rows
 from .samples import choose_prompts, continue_prompts, write_texts
-from .saving import SavingTrainer
 
 
-class LatentTrainer(SavingTrainer, PublishingTrainer):
+class LatentTrainer(OptimizingTrainer, PublishingTrainer):
     """A `Trainer` that logs every output field whose name ends in `_loss`.
 
     In training a term is the micro-batch's share (its sum divided by `num_items_in_batch`), so the logged value is the
@@ -92,10 +92,6 @@ class LatentTrainer(SavingTrainer, PublishingTrainer):
         self._evaluation = Counts(self.args.device)
         self._prompts: list[torch.Tensor] | None = None
         self._start_interval()
-
-    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
-        """Weight decay is for matrices: parameters with two dimensions or more."""
-        return [name for name, parameter in model.named_parameters() if parameter.ndim >= 2]
 
     # ---- Rows and batches ----
 
