@@ -3,7 +3,6 @@
 import importlib
 import sys
 
-import numpy as np
 import pytest
 import torch
 from conftest import REPOSITORY
@@ -12,15 +11,16 @@ from latentlm import DecoderOnlyConfig, EncodzallForMaskedDenoising, EncodzallTo
 from latentlm.runs import load_recipe
 
 sys.path.insert(0, str(REPOSITORY / "eval" / "experiments"))
+import yardsticks
 from peers.blt import BltPeer
 from peers.causal import body_parameters, count_body
 from peers.convolutions import ConvolutionPeer
 from peers.frozen import FrozenWordEncoder
 from peers.gpt2 import GPT2Peer
-from peers.ngram import NGram
 from peers.sub_words import PieceDenoiser, learn_pieces
 from peers.t5 import T5Peer
 from peers.word_convolutions import ConvolutionDenoiser
+from records import read_record
 
 EXPERIMENTS = REPOSITORY / "eval" / "experiments"
 CAUSAL = [GPT2Peer, ConvolutionPeer, BltPeer]
@@ -154,23 +154,19 @@ def test_a_frozen_encoder_gets_no_gradient(config):
 # ---- Counts ----
 
 
-@pytest.mark.parametrize("order", [1, 3, 6])
-def test_the_probabilities_of_an_ngram_sum_to_one(order):
-    rng = np.random.default_rng(0)
-    ids = rng.integers(0, 7, 500)
-    model = NGram(11, order).fit(ids, np.arange(500) % 50)
-    for context in ([], [3], ids[:5], ids[100:120], [10, 10, 10, 10, 10, 10]):
-        distribution = model.distribution(np.array(context, dtype=np.int64))
-        assert distribution.shape == (11,) and distribution.min() > 0
-        assert distribution.sum() == pytest.approx(1, abs=1e-12)
+# ---- Yardsticks ----
 
 
-def test_an_ngram_is_what_the_formula_says_and_no_document_sees_another():
-    ids = np.array([0, 1, 0, 1, 0, 2])
-    model = NGram(3, 2).fit(ids, np.array([0, 1, 2, 3, 0, 1]))  # the documents 0101 and 02
-    unigram = (np.array([3, 2, 1]) + 3 * np.full(3, 1 / 3)) / (6 + 3)
-    np.testing.assert_allclose(model.distribution(np.array([], dtype=np.int64)), unigram)
-    np.testing.assert_allclose(model.distribution(np.array([0])), (np.array([0, 2, 1]) + 2 * unigram) / (3 + 2))
-    np.testing.assert_allclose(model.distribution(np.array([1])), (np.array([1, 0, 0]) + 1 * unigram) / (1 + 1))
-    assert model.probabilities(ids, np.array([0, 1, 2, 3, 0, 1]))[4] == pytest.approx(unigram[0])
-    np.testing.assert_allclose(model.probabilities(ids[:3], np.arange(3))[-1], model.distribution(ids[:2])[ids[2]])
+def test_yardsticks_leave_records(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("LATENTLM_CACHE", str(tmp_path / "cache"))
+    text = "".join(f"line {i} of the same text\n" for i in range(400))
+    (tmp_path / "train.txt").write_text(text)
+    (tmp_path / "held_out.txt").write_text(text[3000:4000])
+    fields = ["--dataset", str(tmp_path / "train.txt"), "--validation_dataset", str(tmp_path / "held_out.txt")]
+    yardsticks.main([*fields, "--records", str(tmp_path), "--page", "tiny"])
+    ngram, xz = (read_record(tmp_path / "tiny" / f"train-{name}-0.json") for name in ("ngram-bytes", "xz"))
+    assert ngram.metrics["eval_bits_per_byte"] < 1.5 and ngram.bytes_seen == xz.bytes_seen == len(text)
+    assert 0 < xz.metrics["eval_bits_per_byte"] < 1  # it has read the very text
+    assert f"order {ngram.metrics['order']:.0f}: " in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="'datset' is unknown; did you mean 'dataset'"):
+        yardsticks.main(["--datset", "x"])

@@ -1,0 +1,182 @@
+"""Counts of n-grams, interpolated (Witten & Bell 1991): the yardstick. A model that does not pass it has learned less
+than a table holds.
+
+For a context h with the counts c, T distinct continuations and the shorter context h':
+
+    p(w | h) = (c(h w) + T(h) p(w | h')) / (c(h) + T(h))
+
+down to the uniform distribution over the vocabulary.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from latentlm.data import PackedDataset, PreparedText
+
+MAX_ORDER = 7
+MOST_SCORED = 1 << 19  # places of the tail that chooses an order
+
+
+class NGram:
+    """Counts of all n-grams up to an order, as one sorted array.
+
+    Each place of the text gives one number: its token and the `order - 1` that follow, the first one highest, 0 for
+    what lies outside of its document. Once they are sorted, every n-gram of every order is a range, and so is every
+    context.
+
+    Args:
+        vocab_size: V; `order` numbers up to V must fit into 64 bits.
+        order: longest n-gram, its last token included.
+
+    Raises:
+        ValueError: if they do not fit.
+    """
+
+    def __init__(self, vocab_size: int, order: int):
+        if not 1 <= order <= longest_order(vocab_size):
+            raise ValueError(
+                f"order is {order}, but must lie in 1 to {longest_order(vocab_size)} with {vocab_size} tokens"
+            )
+        self.vocab_size, self.order = vocab_size, order
+        self.bits = vocab_size.bit_length()
+        self.windows = np.empty(0, dtype=np.uint64)
+
+    def fit(self, ids: np.ndarray, history: np.ndarray) -> "NGram":
+        """Count every n-gram of a text `ids` `(N,)`.
+
+        Args:
+            history: `(N,)` tokens of its own document before each place, which begins again at 0.
+        """
+        windows = np.zeros(len(ids), dtype=np.uint64)
+        for ahead in range(self.order):
+            windows <<= np.uint64(self.bits)
+            following = ids[ahead:].astype(np.uint64) + np.uint64(1)
+            following[history[ahead:] < ahead] = 0
+            windows[: len(following)] |= following
+        windows.sort()
+        self.windows = windows
+        return self
+
+    def probabilities(self, ids: np.ndarray, history: np.ndarray) -> np.ndarray:
+        """Of each token of `ids` `(N,)` after those before it, float64."""
+        *_, result = self.by_order(ids, history)
+        return result
+
+    def by_order(self, ids: np.ndarray, history: np.ndarray) -> Iterator[np.ndarray]:
+        """[`probabilities`] with n-grams of at most 1, 2, ... tokens."""
+        result = np.full(len(ids), 1 / self.vocab_size)
+        for order in range(1, self.order + 1):
+            places = np.flatnonzero(history >= order - 1)
+            grams = np.zeros(len(places), dtype=np.uint64)
+            for back in range(order - 1, -1, -1):
+                grams = (grams << np.uint64(self.bits)) | (ids[places - back].astype(np.uint64) + np.uint64(1))
+            # Sorted, n-grams and their contexts are looked up in one pass over the counts.
+            grams, inverse = np.unique(grams, return_inverse=True)
+            count, total, kinds = (values[inverse] for values in self.look_up(grams, order))
+            known = total > 0
+            places, count, total, kinds = places[known], count[known], total[known], kinds[known]
+            result[places] = (count + kinds * result[places]) / (total + kinds)
+            yield result.copy()
+
+    def look_up(self, grams: np.ndarray, order: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Of each n-gram: how often it is there, and how often and with how many continuations its context is."""
+        if not len(self.windows):
+            none = np.zeros(len(grams), dtype=np.int64)
+            return none, none, none
+        rest = np.uint64((1 << self.bits * (self.order - order)) - 1)  # the bits of what comes after the n-gram
+        last = np.uint64((1 << self.bits) - 1)
+        first = grams << np.uint64(self.bits * (self.order - order))
+        count = np.searchsorted(self.windows, first | rest, "right") - np.searchsorted(self.windows, first)
+        begin = ((grams & ~last) | np.uint64(1)) << np.uint64(self.bits * (self.order - order))
+        end = ((grams | last) << np.uint64(self.bits * (self.order - order))) | rest
+        low, high = np.searchsorted(self.windows, begin), np.searchsorted(self.windows, end, "right")
+        starts = self.starts(rest)
+        return count, high - low, np.searchsorted(starts, high) - np.searchsorted(starts, low)
+
+    def starts(self, rest: np.uint64) -> np.ndarray:
+        """Where in the sorted windows another n-gram begins; `rest` are the bits after the n-gram."""
+        return np.flatnonzero(np.append(True, (self.windows[1:] ^ self.windows[:-1]) > rest))
+
+    def distribution(self, context: np.ndarray) -> np.ndarray:
+        """`(V,)` probabilities of what follows `context`."""
+        context = context[max(len(context) - self.order + 1, 0) :]
+        texts = [np.append(context, token) for token in range(self.vocab_size)]
+        history = np.tile(np.arange(len(context) + 1), self.vocab_size)
+        return self.probabilities(np.concatenate(texts), history)[len(context) :: len(context) + 1]
+
+    @property
+    def num_counts(self) -> int:
+        """Distinct n-grams of all orders."""
+        total = 0
+        for order in range(1, self.order + 1):
+            shift = self.bits * (self.order - order)
+            grams = self.windows[self.starts(np.uint64((1 << shift) - 1))] >> np.uint64(shift)
+            total += int(np.count_nonzero(grams & np.uint64((1 << self.bits) - 1)))
+        return total
+
+
+def longest_order(vocab_size: int) -> int:
+    """The longest n-grams that are counted for so many tokens."""
+    return min(MAX_ORDER, 64 // vocab_size.bit_length())
+
+
+def choose_order(vocab_size: int, ids: np.ndarray, history: np.ndarray, tail: int | None = None) -> int:
+    """The order that is best for the end of a text, counted on what comes before.
+
+    Args:
+        tail: places at the end; by default a tenth, half a million at most.
+    """
+    tail = tail or min(max(len(ids) // 10, 1), MOST_SCORED)
+    model = NGram(vocab_size, longest_order(vocab_size)).fit(ids[:-tail], history[:-tail])
+    ids, history = ids[-tail:], np.minimum(history[-tail:], np.arange(tail))
+    nats = [-np.log(probabilities)[history > 0].sum() for probabilities in model.by_order(ids, history)]
+    return int(np.argmin(nats)) + 1
+
+
+@dataclass(frozen=True)
+class NGramScore:
+    """What the counts of a training text say of its held-out text.
+
+    Attributes:
+        bits_per_byte: of the held-out text, the ends of its documents included.
+        nats_per_token: the same as a model's `eval_lm_loss`.
+        order: of the longest n-grams.
+        num_counts: distinct n-grams.
+    """
+
+    bits_per_byte: float
+    nats_per_token: float
+    order: int
+    num_counts: int
+
+
+def score_ngram(data: PreparedText) -> NGramScore:
+    """Count the training text once and score the held-out text, in whole documents.
+
+    Raises:
+        ValueError: for a stream, which cannot be counted.
+    """
+    vocab_size = len(data.tokenizer)
+    ids, history = documents(data.train)
+    order = choose_order(vocab_size, ids, history)
+    model = NGram(vocab_size, order).fit(ids, history)
+    held_out, held_out_history = documents(data.validation)
+    scored = held_out_history > 0
+    nats = -np.log(model.probabilities(held_out, held_out_history))[scored].sum()
+    num_bytes = data.token_bytes[held_out[scored]].sum(dtype=np.float64)
+    return NGramScore(float(nats / math.log(2) / num_bytes), float(nats / scored.sum()), order, model.num_counts)
+
+
+def documents(rows: Any) -> tuple[np.ndarray, np.ndarray]:
+    """The tokens `(N,)` of all rows, and how many of its document stand before each."""
+    if not isinstance(rows, PackedDataset):
+        raise ValueError("streaming: n-grams are counted of text that is there as a whole, not of a stream")
+    ids = np.asarray(rows.tokens[: len(rows) * (rows.context_length - 1) + 1])
+    opening = np.zeros(len(ids), dtype=np.int64)
+    starts = rows.starts[rows.starts < len(ids)]
+    opening[starts] = starts
+    return ids, np.arange(len(ids)) - np.maximum.accumulate(opening)
