@@ -32,6 +32,8 @@ class SymbolEmbedding(nn.Module):
     def forward(self, symbols: torch.Tensor, num_digits: int | None = None) -> torch.Tensor:
         """Vectors `(..., D)` of symbols `(..., digits)`; of their first `num_digits` alone if given."""
         symbols = symbols[..., :num_digits]
+        if symbols.shape[-1] == 1:
+            return self.up(self.table(symbols.squeeze(-1)))
         offsets = self.num_ids * torch.arange(symbols.shape[-1], device=symbols.device)
         return self.up(self.table(symbols + offsets).sum(-2))
 

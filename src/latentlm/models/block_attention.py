@@ -142,8 +142,14 @@ class Attention(nn.Module):
 
     def project(self, hidden_states: torch.Tensor, rotary: Rotary | None) -> tuple[torch.Tensor, Pair]:
         """Queries `(B, H, T, d)` and pairs of the same states `(B, T, D)`."""
-        query, key, value = self.qkv_proj(hidden_states).split((self.width, self.part_size, self.part_size), -1)
-        return rotate(self.split_heads(query), rotary), self.split_pair(key, value, rotary)
+        states = self.qkv_proj(hidden_states)
+        if rotary is None:
+            query, key, value = states.split((self.width, self.part_size, self.part_size), -1)
+            return self.split_heads(query), self.split_pair(key, value, rotary)
+        both, value = states.split((self.width + self.part_size, self.part_size), -1)
+        both = rotate(self.split_heads(both), rotary)  # together, which takes half as many operations
+        query, key = both.split((self.num_heads, self.num_key_value_heads), 1)
+        return query, (key, self.split_heads(value))
 
     def queries(self, hidden_states: torch.Tensor, rotary: Rotary | None) -> torch.Tensor:
         """Queries `(B, H, T, d)` to a memory, of states `(B, T, D)`."""

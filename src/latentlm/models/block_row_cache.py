@@ -59,22 +59,30 @@ class StackCache(RowState):
 
     def make_room(self) -> None:
         """Grow, where it has no window, if a row's next symbol may have no place; once before a step."""
-        if self.window is None and self.items and self.longest >= self.items[0].shape[1]:
+        if self.window is None and self.items and self.longest >= self.capacity:
             self.items = [nn.functional.pad(ring, (0, 0, 0, ring.shape[1])) for ring in self.items]
 
-    def push(self, layer: int, items: torch.Tensor) -> torch.Tensor:
-        """Write the items `(R, item)` of the next symbol of every row; returns all items, `(R, C, item)`, in the order
-        of the ring. A row that is not active does not advance, so that its next symbol takes the place of this one."""
-        ring = self.items[layer]
-        place = (self.lengths % ring.shape[1]).view(-1, 1, 1).expand(-1, 1, ring.shape[2])
-        return ring.scatter_(1, place, items.unsqueeze(1).to(ring.dtype))
+    @property
+    def capacity(self) -> int:
+        """C."""
+        return self.items[0].shape[1] if self.items else 1
 
-    def visible(self, capacity: int) -> torch.Tensor:
+    def places(self) -> torch.Tensor:
+        """Where the next symbol of each row goes, `(R, 1, 1)`. A row that is not active does not advance, so that its
+        next symbol takes the place of this one."""
+        return (self.lengths % self.capacity).view(-1, 1, 1)
+
+    def push(self, layer: int, places: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
+        """Write the items `(R, 1, item)` of the next symbol of every row to its place; returns all items,
+        `(R, C, item)`, in the order of the ring."""
+        ring = self.items[layer]
+        return ring.scatter_(1, places.expand_as(items), items.to(ring.dtype))
+
+    def visible(self) -> torch.Tensor:
         """Which places of the ring the next symbol of each row sees, itself included: `(R, 1, 1, C)`."""
-        last = self.lengths.unsqueeze(1)
-        places = torch.arange(capacity, device=last.device)
-        positions = last - (last - places) % capacity
-        return (positions >= self.segment_starts.unsqueeze(1).clamp(min=0))[:, None, None]
+        last = self.lengths.view(-1, 1, 1, 1)
+        age = (last - torch.arange(self.capacity, device=last.device)) % self.capacity
+        return age <= last - self.segment_starts.view(-1, 1, 1, 1)
 
     def advance(self, active: torch.Tensor) -> None:
         """The symbol that was pushed is one that the active rows `(R,)`, bool, have seen."""

@@ -49,10 +49,10 @@ class RingStep:
     """A store of keys for the next symbol of every row of a cache."""
 
     def __init__(self, cache: StackCache):
-        self.cache = cache
+        self.cache, self.places = cache, cache.places()
 
     def update(self, key: torch.Tensor, value: torch.Tensor, layer_idx: int) -> Pair:
-        items = self.cache.push(layer_idx, to_items((key, value))[:, 0])
+        items = self.cache.push(layer_idx, self.places, to_items((key, value)))
         return from_items(items, ((key.shape[1], key.shape[3]), (value.shape[1], value.shape[3])))
 
     def memory_pairs(self, attention: Attention, memory: None, rotary: None) -> Pair:
@@ -242,9 +242,8 @@ class CausalStack(nn.Module):
         norm. Of other rows the state means nothing, and the cache does not change."""
         hidden_states = embeddings.unsqueeze(1)
         cache.make_room()
-        capacity = cache.items[0].shape[1] if cache.items else 1
         shared: dict[str, Any] = {
-            "mask": step_mask(self.config, hidden_states, cache.visible(capacity)),
+            "mask": step_mask(self.config, hidden_states, cache.visible()),
             "past_key_values": RingStep(cache),
         }
         shared_attention = self.decide_masks(hidden_states, **shared)
