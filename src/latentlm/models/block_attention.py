@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import initialization as init
 from transformers.cache_utils import EncoderDecoderCache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import (
@@ -109,6 +110,17 @@ class Attention(nn.Module):
             self.o_proj.adds_to_residual = True  # pyright: ignore[reportArgumentType]
         else:
             self.o_proj = nn.Identity()
+        # Not where masks are decided: those scores are no probabilities of tokens, and gains could not be frozen.
+        normed = config.qk_norm and has_output and not isinstance(self, SingleKeyAttention)
+        self.query_norm = nn.RMSNorm(self.head_dim, eps=norm_eps(config)) if normed else None
+        self.key_norm = nn.RMSNorm(self.head_dim, eps=norm_eps(config)) if normed else None
+        # Of the values of a stack's first layer, and of its own.
+        mixes = has_output and not reads_memory and getattr(config, "value_residual", False)
+        self.value_scales = nn.Parameter(torch.empty(2)) if mixes else None
+
+    def initialize_parameters(self) -> None:
+        if self.value_scales is not None:
+            init.constant_(self.value_scales, 0.5)
 
     def make_projections(self) -> None:
         """One product for all that is made of the same states: several small ones take longer."""
@@ -135,19 +147,24 @@ class Attention(nn.Module):
     def project(self, hidden_states: torch.Tensor, rotary: Rotary | None) -> tuple[torch.Tensor, Pair]:
         """Queries `(B, H, T, d)` and pairs of the same states `(B, T, D)`."""
         query, key, value = self.qkv_proj(hidden_states).split((self.width, self.part_size, self.part_size), -1)
-        return rotate(self.split_heads(query), rotary), self.split_pair(key, value, rotary)
+        return self.split_query(query, rotary), self.split_pair(key, value, rotary)
 
     def queries(self, hidden_states: torch.Tensor, rotary: Rotary | None) -> torch.Tensor:
         """Queries `(B, H, T, d)` to a memory, of states `(B, T, D)`."""
-        return rotate(self.split_heads(self.q_proj(hidden_states)), rotary)
+        return self.split_query(self.q_proj(hidden_states), rotary)
 
     def pairs(self, memory: torch.Tensor, rotary: Rotary | None) -> Pair:
         """Pairs of a memory `(B, S, D)`."""
         key, value = self.kv_proj(memory).chunk(2, -1)
         return self.split_pair(key, value, rotary)
 
+    def split_query(self, query: torch.Tensor, rotary: Rotary | None) -> torch.Tensor:
+        query = self.split_heads(query)
+        return rotate(query if self.query_norm is None else self.query_norm(query), rotary)
+
     def split_pair(self, key: torch.Tensor, value: torch.Tensor, rotary: Rotary | None) -> Pair:
-        return rotate(self.split_heads(key), rotary), self.split_heads(value)
+        key = self.split_heads(key)
+        return rotate(key if self.key_norm is None else self.key_norm(key), rotary), self.split_heads(value)
 
     def unfold(self, pair: Pair) -> Pair:
         """Keys and values of a pair."""
@@ -169,9 +186,11 @@ class Attention(nn.Module):
         memory: torch.Tensor | None = None,  # (B, S, D)
         memory_rotary: Rotary | None = None,
         past_key_values: Any = None,  # a store of keys: see [`self_pairs`] and [`memory_pairs`]
+        first_values: torch.Tensor | None = None,  # (B, h, T, d), of the stack's first layer, with `value_residual`
         **kwargs,  # of the backend
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """What is read `(B, T, D)`, and the probabilities `(B, H, T, T_key)` if the backend has them."""
+    ) -> tuple[Any, ...]:
+        """What is read `(B, T, D)`, and the probabilities `(B, H, T, T_key)` if the backend has them; with
+        `value_residual` also the values of the stack's first layer, which are its own where none were given."""
         kind = mask.backend or self.config._attn_implementation
         if self.reads_memory:
             query = self.queries(hidden_states, rotary)
@@ -183,6 +202,9 @@ class Attention(nn.Module):
             pair = memory_pairs(past_key_values, self, make)
         else:
             query, pair = self.project(hidden_states, rotary)
+            if self.value_scales is not None:
+                first_values = pair[1] if first_values is None else first_values
+                pair = (pair[0], self.value_scales[0] * first_values + self.value_scales[1] * pair[1])
             if past_key_values is not None:
                 pair = self_pairs(past_key_values, self.layer_idx, pair)
         if past_key_values is None and (paged := kwargs.pop("cache", None)) is not None:
@@ -204,7 +226,8 @@ class Attention(nn.Module):
         output, weights = call_backend(self, query, key, value, mask.tensor, kind, **options)
         if mask.band is not None:
             output = unfold(output, batch, length)
-        return self.o_proj(output.flatten(-2)), weights
+        output = self.o_proj(output.flatten(-2))
+        return (output, weights) if self.value_scales is None else (output, weights, first_values)
 
 
 class LatentAttention(Attention):

@@ -11,7 +11,7 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from transformers.utils.output_capturing import capture_outputs
 
 from .block_attention import Attention, rotary_table
-from .block_layers import make_norm
+from .block_layers import make_norm, soft_cap
 from .block_learned_dropout import make_shared_mask_attention, mask_loss_weight, mean_penalties
 from .block_masks import Mask, causal_mask
 from .block_outputs import CausalLMOutput, CausalModelOutput
@@ -197,7 +197,7 @@ class CausalLMHead(TrainedByOthers):
             use_cache=use_cache,
             **kwargs,
         )
-        logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))  # (B, T, V)
+        logits = self.compute_logits(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))  # (B, T, V)
         losses = {}
         if shift_labels is not None:
             losses["loss"] = losses["lm_loss"] = self.loss_function(
@@ -221,6 +221,10 @@ class CausalLMHead(TrainedByOthers):
                     losses["loss"] = losses["loss"] + weight * losses[name]
         shared = {name: value for name, value in outputs.items() if name in self.output_class.__dataclass_fields__}
         return self.output_class(logits=logits, **shared, **losses)
+
+    def compute_logits(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Logits `(..., V)` of final hidden states `(..., D)`."""
+        return soft_cap(self.lm_head(hidden_states), self.config.final_logit_softcapping)
 
     def generate_batch(self, inputs, generation_config=None, *args, **kwargs):
         """That of transformers (continuous batching), which would only put these errors into its results.

@@ -26,9 +26,14 @@ def make_norm(config: Any) -> nn.LayerNorm | nn.RMSNorm:
     return nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps, bias=config.use_bias)
 
 
+def soft_cap(logits: torch.Tensor, cap: float | None) -> torch.Tensor:
+    """`cap * tanh(logits / cap)` (Gemma 2, 2408.00118, section 2), or the logits themselves where there is no cap."""
+    return logits if cap is None else cap * torch.tanh(logits / cap)
+
+
 class FeedForward(nn.Module):
-    """D to `intermediate_size` F and back, with exact GELU or as SwiGLU. LearnedDropout acts on its output, or on
-    groups of its F channels, which are then not computed where the mask is 0 (at inference)."""
+    """D to `intermediate_size` F and back, with exact GELU, squared ReLU (2109.08668) or as SwiGLU. LearnedDropout acts
+    on its output, or on groups of its F channels, which are then not computed where the mask is 0 (at inference)."""
 
     learned_dropout: Any  # LearnedDropout, handed in by who makes the layer
 
@@ -42,6 +47,7 @@ class FeedForward(nn.Module):
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=bias)
         self.down_proj.adds_to_residual = True  # pyright: ignore[reportArgumentType]
         self.learned_dropout = learned_dropout
+        self.squares = getattr(config, "hidden_act", None) == "relu2"
 
     def forward(self, hidden_states: torch.Tensor, **mask_inputs) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The output `(B, T, D)`, and the penalties of the mask `(B, T, K)` if there are any."""
@@ -71,6 +77,8 @@ class FeedForward(nn.Module):
 
         if self.gate_proj is not None:
             return nn.functional.silu(project(self.gate_proj)) * project(self.up_proj)
+        if self.squares:
+            return nn.functional.relu(project(self.up_proj)).square()
         return nn.functional.gelu(project(self.up_proj))
 
     def can_skip(self, hidden_states: torch.Tensor) -> bool:
@@ -125,6 +133,7 @@ def is_plain(linear: nn.Module, device: torch.device) -> bool:
 
 class PreNormLayer(GradientCheckpointingLayer):
     """h += SelfAttention(norm(h)); of a memory h += gate * CrossAttention(norm(h), memory); h += FeedForward(norm(h)).
+    With `embedding_residual` before all that h = a * h + b * embedding, with learned scalars, 1 and 0 at the start.
 
     Args:
         config: of the model: norm and feed-forward block, biases, dropout.
@@ -158,6 +167,8 @@ class PreNormLayer(GradientCheckpointingLayer):
         self.cross_attn_key_norm = make_norm(config) if norms_memory else None
         self.cross_attn = cross_attn
         self.cross_attn_gate = nn.Parameter(torch.empty(())) if gated else None
+        has_scales = getattr(config, "embedding_residual", False)
+        self.residual_scales = nn.Parameter(torch.empty(2)) if has_scales else None
         self.mlp_norm = make_norm(config)
         self.mlp = FeedForward(config, learned_dropout)
         self.dropout = nn.Dropout(config.hidden_dropout)
@@ -165,20 +176,25 @@ class PreNormLayer(GradientCheckpointingLayer):
     def initialize_parameters(self) -> None:
         if self.cross_attn_gate is not None:
             init.ones_(self.cross_attn_gate)
+        if self.residual_scales is not None:
+            init.copy_(self.residual_scales, torch.tensor([1.0, 0.0]))
 
     def forward(
         self,
         hidden_states: torch.Tensor,  # (B, T, D)
         memory: torch.Tensor | None = None,  # (B, S, D); without one and its mask nothing is read
         shared_attention: torch.Tensor | None = None,  # (B, T, M), of LearnedDropout
+        embeddings: torch.Tensor | None = None,  # (B, T, D), of the tokens, for `embedding_residual`
+        first_values: torch.Tensor | None = None,  # of the stack's first layer, see [`Attention`]
         rotary: Rotary | None = None,
         memory_rotary: tuple[Rotary, Rotary] | None = None,  # of queries and of the memory
         memory_mask: Mask | None = None,  # that of self-attention where None
         single_key: bool = False,  # whether each position has a memory of its own, (B, T, D)
         has_read_self: bool = False,  # whether the hidden states are those of [`read_self`]
         **shared: Any,  # of every attention: `mask`, `past_key_values` and what backends take
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """The new hidden states, and the penalties of LearnedDropout's mask `(B, T, K)` if there are any.
+    ) -> tuple[Any, ...]:
+        """The new hidden states, and the penalties of LearnedDropout's mask `(B, T, K)` if there are any; with
+        `value_residual` and self-attention also the values of the stack's first layer, for the next ones.
 
         What may carry a gradient is to be given by position: reentrant checkpointing sees no other.
         """
@@ -196,18 +212,22 @@ class PreNormLayer(GradientCheckpointingLayer):
                 read = self.cross_attn_gate * read
             return hidden_states + self.dropout(read)
 
+        if self.residual_scales is not None:
+            assert embeddings is not None
+            hidden_states = self.residual_scales[0] * hidden_states + self.residual_scales[1] * embeddings
+        values = []
         reads = self.cross_attn is not None and not (memory is None and memory_mask is None)  # a store may have it
         if reads and self.cross_first:
             hidden_states = read_memory(hidden_states)
         if self.self_attn is not None and not has_read_self:
-            hidden_states = self.read_self(hidden_states, rotary, **shared)
+            hidden_states, *values = self.read_self(hidden_states, rotary, first_values=first_values, **shared)
         if reads and not self.cross_first:
             hidden_states = read_memory(hidden_states)
         output, penalties = self.mlp(self.mlp_norm(hidden_states), shared_attention=shared_attention, **shared)
-        return hidden_states + self.dropout(output), penalties
+        return (hidden_states + self.dropout(output), penalties, *values)
 
-    def read_self(self, hidden_states: torch.Tensor, rotary: Rotary | None, **shared: Any) -> torch.Tensor:
-        """h + SelfAttention(norm(h)), where a layer has it."""
+    def read_self(self, hidden_states: torch.Tensor, rotary: Rotary | None, **shared: Any) -> tuple[Any, ...]:
+        """h + SelfAttention(norm(h)), where a layer has it; with `value_residual` also the first layer's values."""
         assert self.self_attn is not None
-        read, _ = self.self_attn(self.self_attn_norm(hidden_states), rotary=rotary, **shared)
-        return hidden_states + self.dropout(read)
+        read, _, *values = self.self_attn(self.self_attn_norm(hidden_states), rotary=rotary, **shared)
+        return (hidden_states + self.dropout(read), *values)

@@ -143,7 +143,7 @@ class CausalStack(nn.Module):
 
     def read_self(self, embeddings: torch.Tensor) -> torch.Tensor:
         """What the first layer's self-attention, which no memory changes, makes of embeddings, both `(R, T, D)`."""
-        return self.layers[0].read_self(self.dropout(embeddings), **self.self_options(embeddings))
+        return self.layers[0].read_self(self.dropout(embeddings), **self.self_options(embeddings))[0]
 
     def self_options(self, embeddings: torch.Tensor, segments: torch.Tensor | None = None) -> dict[str, Any]:
         """Positions and mask of the self-attention of whole rows."""

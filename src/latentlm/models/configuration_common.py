@@ -26,6 +26,11 @@ class TransformerConfig(LearnedDropoutConfig):
         position_subtraction: what happens to the final hidden state before the output layer: `"none"`, `"plain"`
             (subtract the embedding of the *next* position) or `"layer_norm"` (the same, then a LayerNorm).
             With rotary positions the table exists for this subtraction alone.
+        hidden_act: of the feed-forward layers: `"gelu"`, or `"relu2"`, the square of ReLU (Primer, 2109.08668).
+        embedding_residual: each layer begins with a * h + b * embedding, two learned scalars that start at 1 and 0
+            (x0 of modded-nanogpt).
+        value_residual: self-attention mixes its values with those of the first layer of its stack by two learned
+            scalars that start at 0.5 (2410.17897, section 4).
         use_bias: biases in linear layers and LayerNorms.
         hidden_dropout: dropout on the embeddings and on what each block adds to the residual stream.
         attention_dropout: dropout on attention probabilities.
@@ -47,6 +52,9 @@ class TransformerConfig(LearnedDropoutConfig):
     position_embedding_type: Literal["learned", "rotary"] = "learned"
     rope_parameters: dict[str, Any] | None = None
     position_subtraction: Literal["none", "plain", "layer_norm"] = "none"
+    hidden_act: Literal["gelu", "relu2"] = "gelu"
+    embedding_residual: bool = False
+    value_residual: bool = False
     use_bias: bool = False
     layer_norm_eps: float = 1e-5
     initializer_range: float = 0.02
@@ -110,6 +118,13 @@ class TransformerConfig(LearnedDropoutConfig):
         for name in ("hidden_dropout", "attention_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"`{name}` is {getattr(self, name)}, but a dropout rate lies in [0, 1).")
+
+    def validate_value_residual(self) -> None:
+        if self.value_residual and self.attention_form == "latent":
+            raise ValueError(
+                "`value_residual` is True, but with `attention_form` 'latent' a cache keeps latents, no values that "
+                "could be mixed: use 'regular'."
+            )
 
     def validate_heads(self) -> None:
         self.validate_sizes()  # validators run in the order of their names, and this one divides by sizes

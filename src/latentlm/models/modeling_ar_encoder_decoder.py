@@ -13,15 +13,23 @@ class AREncoderDecoderModel(EncoderDecoderModel):
     config: AREncoderDecoderConfig  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def run_stacks(self, embeddings, positions, shared_attention, memory_rotary, **shared):
-        penalties = []
+        penalties, values = [], []
         encoder_states = embeddings
         for layer in self.encoder_layers:
-            encoder_states, layer_penalties = layer(encoder_states, None, shared_attention, **shared)
+            encoder_states, layer_penalties, *values = layer(
+                encoder_states, None, shared_attention, embeddings, *values, **shared
+            )
             penalties.append(layer_penalties)
-        hidden_states = self.cross_bridge(encoder_states, positions)
+        hidden_states, values = self.cross_bridge(encoder_states, positions), []
         for layer in self.decoder_layers:
-            hidden_states, layer_penalties = layer(
-                hidden_states, encoder_states, shared_attention, memory_rotary=memory_rotary, **shared
+            hidden_states, layer_penalties, *values = layer(
+                hidden_states,
+                encoder_states,
+                shared_attention,
+                embeddings,
+                *values,
+                memory_rotary=memory_rotary,
+                **shared,
             )
             penalties.append(layer_penalties)
         return encoder_states, hidden_states, penalties

@@ -42,9 +42,11 @@ class DecoderOnlyModel(CausalModel, DecoderOnlyPreTrainedModel):
         shared_attention: torch.Tensor | None,
         **shared: Any,
     ) -> tuple[torch.Tensor, list[torch.Tensor | None], dict[str, Any]]:
-        hidden_states, penalties = embeddings, []
+        hidden_states, penalties, values = embeddings, [], []
         for layer in self.layers:
-            hidden_states, layer_penalties = layer(hidden_states, None, shared_attention, **shared)
+            hidden_states, layer_penalties, *values = layer(
+                hidden_states, None, shared_attention, embeddings, *values, **shared
+            )
             penalties.append(layer_penalties)
         return hidden_states, penalties, {}
 

@@ -14,17 +14,25 @@ class ParallelEncoderDecoderModel(EncoderDecoderModel):
     config: ParallelEncoderDecoderConfig  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def run_stacks(self, embeddings, positions, shared_attention, memory_rotary, **shared):
-        penalties = []
+        penalties, encoder_values, values = [], [], []
         encoder_states = hidden_states = embeddings
         start = len(self.encoder_layers) - len(self.decoder_layers)
         for depth, encoder_layer in enumerate(self.encoder_layers):
             if depth == start:  # with equal depths: of the embeddings themselves
                 hidden_states = self.cross_bridge(encoder_states, positions)
-            encoder_states, layer_penalties = encoder_layer(encoder_states, None, shared_attention, **shared)
+            encoder_states, layer_penalties, *encoder_values = encoder_layer(
+                encoder_states, None, shared_attention, embeddings, *encoder_values, **shared
+            )
             penalties.append(layer_penalties)
             if depth >= start:  # reads the encoder stream just updated
-                hidden_states, layer_penalties = self.decoder_layers[depth - start](
-                    hidden_states, encoder_states, shared_attention, memory_rotary=memory_rotary, **shared
+                hidden_states, layer_penalties, *values = self.decoder_layers[depth - start](
+                    hidden_states,
+                    encoder_states,
+                    shared_attention,
+                    embeddings,
+                    *values,
+                    memory_rotary=memory_rotary,
+                    **shared,
                 )
                 penalties.append(layer_penalties)
         return encoder_states, hidden_states, penalties
