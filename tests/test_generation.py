@@ -192,7 +192,7 @@ def test_hidden_states_and_attentions_have_one_entry_per_real_layer(case: Case):
     if not getattr(model.config, "decoder_self_attention", True):
         layers = model.config.num_encoder_layers
     assert [a.shape for a in output.attentions] == [(2, model.config.num_attention_heads, 7, 7)] * layers
-    logits = model.lm_head(output.hidden_states[-1])
+    logits = model.compute_logits(output.hidden_states[-1])
     torch.testing.assert_close(logits, output.logits)  # the last is what the head reads
     for attention in (*output.attentions, *(getattr(output, "cross_attentions", None) or ())):
         torch.testing.assert_close(attention.sum(-1), torch.ones_like(attention.sum(-1)))

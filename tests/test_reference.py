@@ -142,8 +142,16 @@ def reference_logits(model: nn.Module, ids: list[int]) -> torch.Tensor:
             else:
                 q = [module["q_proj"].linear(x) for x in queries]
                 k, v = zip(*(module["kv_proj"].linear(x).chunk(2) for x in keys), strict=True)
+            q = [normed_heads(x, module, "query_norm", rope) for x in q]
+            k = [normed_heads(x, module, "key_norm", rope) for x in k]
         read = attention(q, k, v, heads, rope if rotary else 0)
         return [module["o_proj"].linear(x) for x in read]
+
+    def normed_heads(vector: torch.Tensor, module: Weights, name: str, size: int) -> torch.Tensor:
+        gain = module.parameters.get(f"{module.prefix}{name}.weight")
+        if gain is None:
+            return vector
+        return torch.cat([head / (head.pow(2).mean() + eps).sqrt() * gain for head in vector.split(size)])
 
     def self_attention(states: list, layer: Weights) -> list:
         normal = [layer["self_attn_norm"].norm(x, eps) for x in states]
@@ -180,7 +188,10 @@ def reference_logits(model: nn.Module, ids: list[int]) -> torch.Tensor:
         mlp = layer["mlp"]
         normal = [layer["mlp_norm"].norm(x, eps) for x in states]
         inner_channels = [mlp["up_proj"].linear(x) for x in normal]
-        inner_channels = [up * 0.5 * (1 + torch.erf(up / math.sqrt(2))) for up in inner_channels]
+        if config.hidden_act == "relu2":
+            inner_channels = [up.clamp(min=0) ** 2 for up in inner_channels]
+        else:
+            inner_channels = [up * 0.5 * (1 + torch.erf(up / math.sqrt(2))) for up in inner_channels]
         masked = f"{mlp.prefix}learned_dropout.shift" in weights.parameters
         if masked and config.learned_dropout_groups is not None:
             size = config.intermediate_size // config.learned_dropout_groups
@@ -209,6 +220,9 @@ def reference_logits(model: nn.Module, ids: list[int]) -> torch.Tensor:
         states = [inner["bridge"].linear(x) for x in states]
         return [x + positions[t + 1] for t, x in enumerate(states)] if config.add_next_position else states
 
+    def encode(states: list, layer: Weights) -> list:
+        return feed_forward(self_attention(states, layer), layer)
+
     def decode(states: list, encoded: list, layer: Weights) -> list:
         if not getattr(config, "decoder_self_attention", True):
             states = cross_attention(states, encoded, layer)
@@ -220,12 +234,10 @@ def reference_logits(model: nn.Module, ids: list[int]) -> torch.Tensor:
 
     if config.model_type == "decoder_only":
         for i in range(config.num_hidden_layers):
-            layer = inner[f"layers.{i}"]
-            states = feed_forward(self_attention(states, layer), layer)
+            states = encode(states, inner[f"layers.{i}"])
     elif config.model_type == "ar_encoder_decoder":
         for i in range(config.num_encoder_layers):
-            layer = inner[f"encoder_layers.{i}"]
-            states = feed_forward(self_attention(states, layer), layer)
+            states = encode(states, inner[f"encoder_layers.{i}"])
         encoded = states
         states = bridge(encoded)
         for i in range(config.num_decoder_layers):
@@ -236,7 +248,7 @@ def reference_logits(model: nn.Module, ids: list[int]) -> torch.Tensor:
             beside = i - (config.num_encoder_layers - config.num_decoder_layers)
             if beside == 0:
                 decoded = bridge(encoded)
-            encoded = feed_forward(self_attention(encoded, inner[f"encoder_layers.{i}"]), inner[f"encoder_layers.{i}"])
+            encoded = encode(encoded, inner[f"encoder_layers.{i}"])
             if beside >= 0:
                 decoded = decode(decoded, encoded, inner[f"decoder_layers.{beside}"])
         states = decoded
@@ -245,7 +257,9 @@ def reference_logits(model: nn.Module, ids: list[int]) -> torch.Tensor:
         states = [x - positions[t + 1] for t, x in enumerate(states)]
     if config.position_subtraction == "layer_norm":
         states = [inner["position_subtraction"]["norm"].norm(x, eps) for x in states]
-    return torch.stack([tokens @ x for x in states])
+    logits = torch.stack([weights.parameters.get("lm_head.weight", tokens) @ x for x in states])
+    cap = config.final_logit_softcapping
+    return logits if cap is None else cap * torch.tanh(logits / cap)
 
 
 REFERENCES = ("decoder_only", "ar_encoder_decoder", "parallel_encoder_decoder")

@@ -117,6 +117,10 @@ class Attention(nn.Module):
             self.o_proj.adds_to_residual = True  # pyright: ignore[reportArgumentType]
         else:
             self.o_proj = nn.Identity()
+        # Not where masks are decided: those scores are no probabilities of tokens, and gains could not be frozen.
+        normed = config.qk_norm and has_output and not isinstance(self, SingleKeyAttention)
+        self.query_norm = nn.RMSNorm(self.head_dim, eps=norm_eps(config)) if normed else None
+        self.key_norm = nn.RMSNorm(self.head_dim, eps=norm_eps(config)) if normed else None
 
     def make_projections(self) -> None:
         """One product for all that is made of the same states: several small ones take longer."""
@@ -143,9 +147,9 @@ class Attention(nn.Module):
     def project(self, hidden_states: torch.Tensor, rotary: Rotary | None) -> tuple[torch.Tensor, Pair]:
         """Queries `(B, H, T, d)` and pairs of the same states `(B, T, D)`."""
         states = self.qkv_proj(hidden_states)
-        if rotary is None:
+        if rotary is None or self.query_norm is not None:
             query, key, value = states.split((self.width, self.part_size, self.part_size), -1)
-            return self.split_heads(query), self.split_pair(key, value, rotary)
+            return self.split_query(query, rotary), self.split_pair(key, value, rotary)
         both, value = states.split((self.width + self.part_size, self.part_size), -1)
         both = rotate(self.split_heads(both), rotary)  # together, which takes half as many operations
         query, key = both.split((self.num_heads, self.num_key_value_heads), 1)
@@ -153,15 +157,20 @@ class Attention(nn.Module):
 
     def queries(self, hidden_states: torch.Tensor, rotary: Rotary | None) -> torch.Tensor:
         """Queries `(B, H, T, d)` to a memory, of states `(B, T, D)`."""
-        return rotate(self.split_heads(self.q_proj(hidden_states)), rotary)
+        return self.split_query(self.q_proj(hidden_states), rotary)
 
     def pairs(self, memory: torch.Tensor, rotary: Rotary | None) -> Pair:
         """Pairs of a memory `(B, S, D)`."""
         key, value = self.kv_proj(memory).chunk(2, -1)
         return self.split_pair(key, value, rotary)
 
+    def split_query(self, query: torch.Tensor, rotary: Rotary | None) -> torch.Tensor:
+        query = self.split_heads(query)
+        return rotate(query if self.query_norm is None else self.query_norm(query), rotary)
+
     def split_pair(self, key: torch.Tensor, value: torch.Tensor, rotary: Rotary | None) -> Pair:
-        return rotate(self.split_heads(key), rotary), self.split_heads(value)
+        key = self.split_heads(key)
+        return rotate(key if self.key_norm is None else self.key_norm(key), rotary), self.split_heads(value)
 
     def unfold(self, pair: Pair) -> Pair:
         """Keys and values of a pair."""

@@ -14,7 +14,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .block_attention import Attention, rotary_table
 from .block_chunked_loss import LARGE_VOCABULARY, can_chunk, chunked_cross_entropy
-from .block_layers import make_norm
+from .block_layers import make_norm, soft_cap
 from .block_learned_dropout import make_shared_mask_attention, mask_loss_weight, mean_penalties
 from .block_masks import Mask, causal_mask
 from .block_ngram_embedding import make_ngram_embedding, previous_ids
@@ -211,6 +211,7 @@ class CausalLMHead(TrainedByOthers):
             and torch.is_grad_enabled()
             and not self.returns_training_logits
             and self.config.vocab_size >= LARGE_VOCABULARY
+            and self.config.final_logit_softcapping is None
             and self.loss_function is ForCausalLMLoss
             and can_chunk(self.lm_head, device)
             and not is_torchdynamo_compiling()
@@ -248,7 +249,7 @@ class CausalLMHead(TrainedByOthers):
         hidden_states, losses, logits = outputs.last_hidden_state, {}, None
         whole = isinstance(logits_to_keep, int) and logits_to_keep == 0
         if shift_labels is None or not whole or not self.takes_chunks(hidden_states.device):
-            logits = self.lm_head(slice_logits_to_keep(hidden_states, logits_to_keep))  # (B, T, V)
+            logits = self.compute_logits(slice_logits_to_keep(hidden_states, logits_to_keep))  # (B, T, V)
         if shift_labels is not None:
             if logits is None:
                 loss = chunked_cross_entropy(self.lm_head, hidden_states, shift_labels, num_items_in_batch)
@@ -275,6 +276,10 @@ class CausalLMHead(TrainedByOthers):
                     losses["loss"] = losses["loss"] + weight * losses[name]
         shared = {name: value for name, value in outputs.items() if name in self.output_class.__dataclass_fields__}
         return self.output_class(logits=logits, **shared, **losses)
+
+    def compute_logits(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Logits `(..., V)` of final hidden states `(..., D)`."""
+        return soft_cap(self.lm_head(hidden_states), self.config.final_logit_softcapping)
 
     def generate_batch(self, inputs, generation_config=None, *args, **kwargs):
         """That of transformers (continuous batching), which would only put these errors into its results.

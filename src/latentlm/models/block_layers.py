@@ -26,9 +26,14 @@ def make_norm(config: Any) -> nn.LayerNorm | nn.RMSNorm:
     return nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps, bias=config.use_bias)
 
 
+def soft_cap(logits: torch.Tensor, cap: float | None) -> torch.Tensor:
+    """`cap * tanh(logits / cap)` (Gemma 2, 2408.00118, section 2), or the logits themselves where there is no cap."""
+    return logits if cap is None else cap * torch.tanh(logits / cap)
+
+
 class FeedForward(nn.Module):
-    """D to `intermediate_size` F and back, with exact GELU or as SwiGLU. LearnedDropout acts on its output, or on
-    groups of its F channels, which are then not computed where the mask is 0 (at inference)."""
+    """D to `intermediate_size` F and back, with exact GELU, squared ReLU (2109.08668) or as SwiGLU. LearnedDropout acts
+    on its output, or on groups of its F channels, which are then not computed where the mask is 0 (at inference)."""
 
     learned_dropout: Any  # LearnedDropout, handed in by who makes the layer
 
@@ -42,6 +47,7 @@ class FeedForward(nn.Module):
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=bias)
         self.down_proj.adds_to_residual = True  # pyright: ignore[reportArgumentType]
         self.learned_dropout = learned_dropout
+        self.squares = getattr(config, "hidden_act", None) == "relu2"
 
     def forward(self, hidden_states: torch.Tensor, **mask_inputs) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The output `(B, T, D)`, and the penalties of the mask `(B, T, K)` if there are any."""
@@ -65,7 +71,8 @@ class FeedForward(nn.Module):
         if self.gate_proj is not None:
             gate = nn.functional.silu(project(self.gate_proj, hidden_states, channels))
             return gate * project(self.up_proj, hidden_states, channels)
-        return nn.functional.gelu(project(self.up_proj, hidden_states, channels))
+        inner = project(self.up_proj, hidden_states, channels)
+        return nn.functional.relu(inner).square() if self.squares else nn.functional.gelu(inner)
 
     def can_skip(self, hidden_states: torch.Tensor) -> bool:
         """Whether masked groups are left out: not where a gradient needs them, not in one compiled graph, whose shapes

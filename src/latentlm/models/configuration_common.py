@@ -27,6 +27,7 @@ class TransformerConfig(LearnedDropoutConfig, NgramEmbeddingConfig):
         position_subtraction: what happens to the final hidden state before the output layer: `"none"`, `"plain"`
             (subtract the embedding of the *next* position) or `"layer_norm"` (the same, then a LayerNorm).
             With rotary positions the table exists for this subtraction alone.
+        hidden_act: of the feed-forward layers: `"gelu"`, or `"relu2"`, the square of ReLU (Primer, 2109.08668).
         use_bias: biases in linear layers and LayerNorms.
         hidden_dropout: dropout on the embeddings and on what each block adds to the residual stream.
         attention_dropout: dropout on attention probabilities.
@@ -48,6 +49,7 @@ class TransformerConfig(LearnedDropoutConfig, NgramEmbeddingConfig):
     position_embedding_type: Literal["learned", "rotary"] = "learned"
     rope_parameters: dict[str, Any] | None = None
     position_subtraction: Literal["none", "plain", "layer_norm"] = "none"
+    hidden_act: Literal["gelu", "relu2"] = "gelu"
     use_bias: bool = False
     layer_norm_eps: float = 1e-5
     initializer_range: float = 0.02
