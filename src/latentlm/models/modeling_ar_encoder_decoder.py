@@ -20,16 +20,11 @@ class AREncoderDecoderModel(EncoderDecoderModel):
                 encoder_states, None, shared_attention, embeddings, *values, **shared
             )
             penalties.append(layer_penalties)
+        reading = {"memory_rotary": memory_rotary, **shared}
         hidden_states, values = self.cross_bridge(encoder_states, positions), []
         for layer in self.decoder_layers:
             hidden_states, layer_penalties, *values = layer(
-                hidden_states,
-                encoder_states,
-                shared_attention,
-                embeddings,
-                *values,
-                memory_rotary=memory_rotary,
-                **shared,
+                hidden_states, encoder_states, shared_attention, embeddings, *values, **reading
             )
             penalties.append(layer_penalties)
         return encoder_states, hidden_states, penalties

@@ -16,6 +16,7 @@ class ParallelEncoderDecoderModel(EncoderDecoderModel):
     def run_stacks(self, embeddings, positions, shared_attention, memory_rotary, **shared):
         penalties, encoder_values, values = [], [], []
         encoder_states = hidden_states = embeddings
+        reading = {"memory_rotary": memory_rotary, **shared}
         start = len(self.encoder_layers) - len(self.decoder_layers)
         for depth, encoder_layer in enumerate(self.encoder_layers):
             if depth == start:  # with equal depths: of the embeddings themselves
@@ -26,13 +27,7 @@ class ParallelEncoderDecoderModel(EncoderDecoderModel):
             penalties.append(layer_penalties)
             if depth >= start:  # reads the encoder stream just updated
                 hidden_states, layer_penalties, *values = self.decoder_layers[depth - start](
-                    hidden_states,
-                    encoder_states,
-                    shared_attention,
-                    embeddings,
-                    *values,
-                    memory_rotary=memory_rotary,
-                    **shared,
+                    hidden_states, encoder_states, shared_attention, embeddings, *values, **reading
                 )
                 penalties.append(layer_penalties)
         return encoder_states, hidden_states, penalties
