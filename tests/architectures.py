@@ -382,7 +382,7 @@ LEARNED_DROPOUT_NEEDS = {
 NEEDS = (
     LATENT_NEEDS
     | LEARNED_DROPOUT_NEEDS
-    | dict.fromkeys(("ngram_buckets", "ngram_multiplier"), {"ngram_embedding": [2]})
+    | {name: {"ngram_embedding": [2]} for name in ("ngram_buckets", "ngram_multiplier")}
     | {"rope_parameters": {"position_embedding_type": "rotary"}}
 )
 ENCODER_DECODER_CHANGES = LANGUAGE_MODEL_CHANGES | {

@@ -18,6 +18,10 @@ def generation(**options) -> GenerationConfig:
 def assert_requests_equal_each_alone(case: Case, backend: str) -> None:
     case.skip_if_excepted("continuous_batching")
     model = case.model(backend)
+    if model.config.ngram_embedding is not None:
+        with pytest.raises(ValueError, match=r"`ngram_embedding` is \[2, 4\].*Use `generate`"):
+            model.generate_batch(PROMPTS, generation(max_new_tokens=6))
+        return
     outputs = model.generate_batch(
         PROMPTS, generation(max_new_tokens=6), continuous_batching_config=ContinuousBatchingConfig(**CACHE)
     )

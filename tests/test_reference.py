@@ -1,6 +1,7 @@
 """The models against slow, obvious re-implementations, their options one by one, and their initial weights."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -89,6 +90,16 @@ def attention(queries: list, keys: list, values: list, heads: int, turned: int) 
             output.append(sum(p * head(values[z], h, shared) for z, p in enumerate(probabilities)))
         outputs.append(torch.cat(output))
     return outputs
+
+
+def ngram_rows(ids: list[int], config: Any) -> list[int]:
+    """The row of the n-gram table for each length, of the last of `ids`, all that its document has up to there."""
+    rows = []
+    for number, n in enumerate(config.ngram_embedding):
+        window = [*[0] * n, *(i + 1 for i in ids)][-n:]  # ids are counted from 1, 0 stands before the first
+        total = sum(symbol * config.ngram_multiplier**back for back, symbol in enumerate(reversed(window)))
+        rows.append(number * config.ngram_buckets + total % (2**31 - 1) % config.ngram_buckets)
+    return rows
 
 
 @torch.no_grad()
@@ -186,6 +197,10 @@ def reference_logits(model: nn.Module, ids: list[int]) -> torch.Tensor:
     tokens = weights.parameters["model.embed_tokens.weight"]
     positions = weights.parameters.get("model.embed_positions.weight")
     states = [tokens[i] if rotary else tokens[i] + positions[t] for t, i in enumerate(ids)]
+    if config.ngram_embedding is not None:
+        table = weights.parameters["model.embed_ngrams.table.weight"]
+        places = [ngram_rows(ids[: t + 1], config) for t in range(len(ids))]
+        states = [x + sum(table[row] for row in rows) for x, rows in zip(states, places, strict=True)]
     embeddings = states
 
     def bridge(states: list) -> list:

@@ -38,10 +38,12 @@ def check_filled_cache(past_key_values: Cache | None, config: PreTrainedConfig) 
         return
     heads = [getattr(layer, "num_key_value_heads", layer.num_attention_heads) for layer in config.per_layer_config]
     if filled[: len(heads)] != heads:
+        hint = f"it fits a model whose heads are equal, with `PrefixTuningConfig(num_layers={len(heads)})`"
+        if getattr(config, "ngram_embedding", None) is not None:
+            hint = "it fits no model with `ngram_embedding`, the last layer of whose cache holds ids"
         raise ValueError(
             f"`past_key_values` has {len(filled)} layers, of {filled} heads, but this model's cache has {len(heads)}, "
-            f"of {heads} heads. Prefix tuning makes all layers alike: it fits a model whose heads are equal, with "
-            f"`PrefixTuningConfig(num_layers={len(heads)})`. {WORKS}"
+            f"of {heads} heads. Prefix tuning makes all layers alike: {hint}. {WORKS}"
         )
     # The configuration of every layer takes a tenth of a decoding step to make.
     past_key_values.fits = True  # pyright: ignore[reportAttributeAccessIssue]

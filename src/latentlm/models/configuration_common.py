@@ -36,7 +36,6 @@ class TransformerConfig(LearnedDropoutConfig, NgramEmbeddingConfig):
     keys_to_ignore_at_inference = ["past_key_values", "lm_loss", "mask_entropy_loss", "mask_l1_loss"]
     base_model_fsdp_plan = {
         "embed_tokens": "free_full_weight",
-        "embed_ngrams": "free_full_weight",
         "layers.*": "free_full_weight",
         "norm": "keep_full_weight",
     }

@@ -42,7 +42,6 @@ class EncoderDecoderConfig(TransformerConfig):
     ]
     base_model_fsdp_plan = {
         "embed_tokens": "free_full_weight",
-        "embed_ngrams": "free_full_weight",
         "encoder_layers.*": "free_full_weight",
         "decoder_layers.*": "free_full_weight",
         "norm": "keep_full_weight",
