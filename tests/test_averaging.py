@@ -19,8 +19,8 @@ class Keep(TrainerCallback):
     def __init__(self):
         self.weights = []
 
-    def on_step_end(self, args, state, control, model, **kwargs):
-        self.weights.append({name: p.detach().clone() for name, p in model.named_parameters()})
+    def on_step_end(self, args, state, control, **kwargs):
+        self.weights.append({name: p.detach().clone() for name, p in kwargs["model"].named_parameters()})
 
 
 def run(folder: Path, checkpoint: Path | None = None, start: float | None = 0.5, **arguments):
