@@ -62,8 +62,9 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path, step, optim):
 
 
 def test_the_best_checkpoint_stays_the_best(tmp_path):
-    options = {"load_best_model_at_end": True, "metric_for_best_model": "loss", "learning_rate": 0.3}
+    options = {"load_best_model_at_end": True, "metric_for_best_model": "loss", "greater_is_better": True}
     trainer, _ = run(tmp_path, **options, save_total_limit=None)
+    assert trainer.state.best_global_step == 2  # the one that has learned least
     best = load_file(Path(trainer.state.best_model_checkpoint) / "model.safetensors")
     weights = weights_of(trainer)
     assert all(torch.equal(weights[name], value) for name, value in best.items())
