@@ -19,8 +19,8 @@ class Keep(TrainerCallback):
     def __init__(self):
         self.weights = []
 
-    def on_step_end(self, args, state, control, model, **kwargs):
-        self.weights.append({name: p.detach().clone() for name, p in model.named_parameters()})
+    def on_step_end(self, args, state, control, **kwargs):
+        self.weights.append({name: p.detach().clone() for name, p in kwargs["model"].named_parameters()})
 
 
 def run(folder: Path, checkpoint: Path | None = None, start: float | None = 0.5, **arguments):
@@ -62,8 +62,9 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path, step, optim):
 
 
 def test_the_best_checkpoint_stays_the_best(tmp_path):
-    options = {"load_best_model_at_end": True, "metric_for_best_model": "loss", "learning_rate": 0.3}
+    options = {"load_best_model_at_end": True, "metric_for_best_model": "loss", "greater_is_better": True}
     trainer, _ = run(tmp_path, **options, save_total_limit=None)
+    assert trainer.state.best_global_step == 2  # the one that has learned least
     best = load_file(Path(trainer.state.best_model_checkpoint) / "model.safetensors")
     weights = weights_of(trainer)
     assert all(torch.equal(weights[name], value) for name, value in best.items())

@@ -26,7 +26,8 @@ def step(model: nn.Module, **batch) -> tuple:
     return output, {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
-def assert_same(one: tuple, other: tuple, **tolerance) -> None:
+def assert_same(one: tuple, other: tuple) -> None:
+    tolerance: dict = {"rtol": 1e-4, "atol": 1e-6}
     torch.testing.assert_close(one[0].loss, other[0].loss, **tolerance)
     assert one[1].keys() == other[1].keys()
     for name, gradient in one[1].items():
@@ -45,7 +46,7 @@ def test_the_loss_and_its_gradients_are_those_of_whole_logits(num_items, dtype):
     expected = nn.functional.cross_entropy(logits, labels.flatten(), reduction="sum")
     expected = expected / (labels.ne(-100).sum() if num_items is None else num_items)
     loss = chunked_cross_entropy(head, hidden, labels, num_items)
-    tolerance = {"rtol": 1e-5, "atol": 1e-7}
+    tolerance: dict = {"rtol": 1e-5, "atol": 1e-7}
     torch.testing.assert_close(loss, expected.float(), **tolerance)
     gradients = [torch.autograd.grad(3 * value, (hidden, head.weight)) for value in (loss, expected)]
     for gradient, whole in zip(*gradients, strict=True):
@@ -70,13 +71,13 @@ def test_every_causal_model(case: Case, tied: bool, small):
     torch.manual_seed(0)
     whole = step(model, **batch)
     assert whole[0].logits is not None
-    assert_same(whole, chunked, rtol=1e-4, atol=1e-6)
+    assert_same(whole, chunked)
     model.returns_training_logits = False
     labels = batch.pop("labels")
     model.gradient_checkpointing_enable()
     torch.manual_seed(0)
     moved = nn.functional.pad(labels[:, 1:], (0, 1), value=-100)
-    assert_same(step(model, **batch, shift_labels=moved), chunked, rtol=1e-4, atol=1e-6)
+    assert_same(step(model, **batch, shift_labels=moved), chunked)
 
 
 def test_a_large_vocabulary_in_autocast():

@@ -35,7 +35,7 @@ def slow_update(momentum: torch.Tensor) -> torch.Tensor:
 def test_steps_are_those_of_the_definition(float64):
     """Of matrices in several shapes, wide and tall, alone and merged, and of AdamW's parameters, over three steps."""
     torch.manual_seed(0)
-    lone = [nn.Parameter(torch.randn(shape).double()) for shape in ((6, 4), (4, 6), (4, 4), (4, 6), (3, 3))]
+    lone = [nn.Parameter(torch.randn(shape).double()) for shape in ((6, 4), (4, 6), (4, 4), (4, 6), (3, 9))]
     merged, other, unused = (nn.Parameter(torch.randn(size, 4).double()) for size in (10, 5, 4))
     twin = nn.Parameter(other.detach().clone())
     parts = {"parts": (4, 4, 2)}
@@ -68,7 +68,7 @@ def test_updates_are_as_large_as_those_of_adamw(dtype):
     matrices = torch.randn(3, 16, 64).to(dtype)
     values = torch.linalg.svdvals(muon.orthogonalise(matrices).float())
     assert values.min() > 0.6 and values.max() < 1.3
-    assert not muon.orthogonalise(torch.zeros(1, 4, 4)).any()
+    assert not muon.orthogonalise(torch.zeros(1, 4, 8)).any()
 
 
 # ---- What it gets ----

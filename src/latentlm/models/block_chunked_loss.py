@@ -63,10 +63,10 @@ class ChunkedCrossEntropy(torch.autograd.Function):
 def can_chunk(head: nn.Module, device: torch.device) -> bool:
     """Whether a head is a plain `nn.Linear` without bias, whose weight is here and whole, and nobody looks at what it
     gives: not PEFT's, nor quantized, sharded or offloaded."""
-    weight = head.weight
-    return (
-        is_plain(head, device) and head.bias is None and weight.is_floating_point() and not isinstance(weight, DTensor)
-    )
+    if not is_plain(head, device) or head.bias is not None:
+        return False
+    weight: Any = head.weight
+    return weight.is_floating_point() and not isinstance(weight, DTensor)
 
 
 def chunked_cross_entropy(

@@ -93,7 +93,7 @@ class LatentTrainingArguments(TrainingArguments):
         if start is not None and not 0 <= start < 1:
             raise ValueError(f"average_weights_from is {start}, but it must be 0 or more and below 1, or null.")
         stable = self.lr_scheduler_type == SchedulerType.WARMUP_STABLE_DECAY
-        if stable and "num_decay_steps" not in dict(self.lr_scheduler_kwargs or {}):
+        if stable and "num_decay_steps" not in (self.lr_scheduler_kwargs or {}):
             raise ValueError(
                 f"lr_scheduler_kwargs is {self.lr_scheduler_kwargs!r}, but 'warmup_stable_decay' needs "
                 "`num_decay_steps` in it, the steps at the end in which the rate falls to zero."

@@ -29,10 +29,14 @@ class AverageWeights(TrainerCallback):
         return getattr(optimizer, "optimizer", optimizer)  # without accelerate's wrapper
 
     @property
+    def state(self) -> dict[Any, Any]:
+        """The optimizer's."""
+        return {} if self.trainer.optimizer is None else self.optimizer.state
+
+    @property
     def average(self) -> dict[str, Any] | None:
         """Number of steps and mean of each parameter, once there is one."""
-        state: Any = self.optimizer.state if self.trainer.optimizer is not None else {}
-        return state.get(KEY)
+        return self.state.get(KEY)
 
     @property
     def parameters(self) -> list[torch.Tensor]:
@@ -70,7 +74,7 @@ class AverageWeights(TrainerCallback):
             return
         if self.average is None:
             means = [parameter.detach().clone() for parameter in self.parameters]
-            self.optimizer.state[KEY] = {"steps": 1, "means": means}  # pyright: ignore[reportArgumentType]
+            self.state[KEY] = {"steps": 1, "means": means}
             return
         self.average["steps"] += 1
         for parameter, mean in zip(self.parameters, self.average["means"], strict=True):
@@ -80,4 +84,4 @@ class AverageWeights(TrainerCallback):
         best = args.load_best_model_at_end and state.best_model_checkpoint is not None  # has taken its place
         if self.average is not None and not best:
             self.swap()
-        self.optimizer.state.pop(KEY, None)  # pyright: ignore[reportArgumentType]
+        self.state.pop(KEY, None)

@@ -128,11 +128,24 @@ class Muon(torch.optim.Optimizer):
 
 def orthogonalise(matrices: torch.Tensor) -> torch.Tensor:
     """Matrices `(N, A, B)`, A <= B, with singular values near 1 and the same singular vectors: the Newton–Schulz
-    iteration of Muon's page."""
+    iteration of Muon's page, X to (a + b XX^T + c (XX^T)^2) X."""
     a, b, c = COEFFICIENTS
     matrices = matrices / matrices.norm(dim=(-2, -1), keepdim=True).clamp(min=EPS)
-    for _ in range(ITERATIONS):
-        gram = matrices @ matrices.mT
+    gram = matrices @ matrices.mT
+    if matrices.dtype != torch.bfloat16 and 2 * matrices.shape[1] <= matrices.shape[2]:
+        # All factors are polynomials of the first XX^T, so the products are of (A, A) alone: less work, too little
+        # precision in bfloat16.
+        product = gram
+        for step in range(ITERATIONS):
+            factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+            factor.diagonal(dim1=-2, dim2=-1).add_(a)
+            product = factor @ product if step else factor
+            if step + 1 < ITERATIONS:
+                gram = factor @ gram @ factor
+        return product @ matrices
+    for step in range(ITERATIONS):
+        if step:
+            gram = matrices @ matrices.mT
         polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
         matrices = torch.baddbmm(matrices, polynomial, matrices, beta=a)
     return matrices

@@ -21,6 +21,8 @@ class OptimizingTrainer(SavingTrainer):
             before the training.
     """
 
+    args: Any  # LatentTrainingArguments
+
     def __init__(self, **kwargs: Any):
         super().__init__(**kwargs)
         if self.args.optim == OwnOptimizerNames.MUON:
