@@ -40,8 +40,10 @@ class Products(TorchDispatchMode):
         self.operands: dict[tuple, torch.Tensor] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func.overloadpacket.__name__ in PRODUCTS:
-            self.calls.append((func, [self.operand(value) for value in args[:3]]))
+        name = func.overloadpacket.__name__.removesuffix("_")  # in place or not
+        if name in PRODUCTS:
+            operands = [self.operand(value) for value in args if isinstance(value, torch.Tensor)]
+            self.calls.append((getattr(torch.ops.aten, name), operands))
         return func(*args, **kwargs or {})
 
     def operand(self, like: torch.Tensor) -> torch.Tensor:
