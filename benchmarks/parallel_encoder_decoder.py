@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 from peers import Row, gpt2, main, step, timed_generation
-from timing import median_seconds
+from timing import median_seconds, products
 from transformers import PreTrainedModel
 
 from latentlm import (
@@ -47,12 +47,22 @@ def training(repeats: int, device: torch.device) -> Iterator[Row]:
             "embedding masks": parallel(length, learned_dropout_input="embedding", **MASKED),
             "hidden-state masks": parallel(length, **MASKED),
         }
-        seconds = median_seconds({name: step(model.to(device), ids) for name, model in sides.items()}, repeats)
+        steps = {name: step(model.to(device), ids) for name, model in sides.items()}
+        steps["GPT-2"] = step(gpt2(length).to(device), ids)
+        floors = {f"{name}'s products": products(steps[name]) for name in ("decoder-only", "off")}
+        seconds = median_seconds(steps | floors, repeats)
         targets = {"off": "≤ 1.15", "embedding masks": "≤ 1.35", "hidden-state masks": "–"}
         for name, limit in targets.items():
             what = "LearnedDropout off" if name == "off" else f"LearnedDropout on, {name}"
             ratio = seconds[name] / seconds["decoder-only"]
             yield f"training step / decoder-only's, {what}, float32 eager, B {batch}, T {length}", ratio, limit
+        size = f"B {batch}, T {length}"
+        ratio = seconds["decoder-only"] / seconds["GPT-2"]
+        yield f"decoder-only's training step / GPT-2's, float32 eager, {size}", ratio, "≤ 0.85"
+        for name in ("decoder-only", "off"):
+            what = "LearnedDropout off" if name == "off" else name
+            ratio = seconds[name] / seconds[f"{name}'s products"]
+            yield f"training step / its matrix products, {what}, {size}", ratio, "≤ 1.35"
         print(
             f"    B {batch}, T {length}: "
             + ", ".join(f"{k} {batch * length / v:,.0f} tokens/s" for k, v in seconds.items())

@@ -1,4 +1,5 @@
-"""Interleaved timing: what is compared runs in turns, so that a noisy machine hits every side alike."""
+"""Interleaved timing: what is compared runs in turns, so that a noisy machine hits every side alike. And the floor of
+what is timed: its own matrix products."""
 
 import datetime
 import os
@@ -7,9 +8,13 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
+from torch.utils._python_dispatch import TorchDispatchMode
+
+PRODUCTS = {"mm", "addmm", "bmm", "baddbmm"}
 
 
 def median_seconds(sides: dict[str, Callable[[], object]], repeats: int, warmup: int = 1) -> dict[str, float]:
@@ -24,6 +29,44 @@ def median_seconds(sides: dict[str, Callable[[], object]], repeats: int, warmup:
             if turn >= warmup:
                 seconds[name].append(time.perf_counter() - start)
     return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+class Products(TorchDispatchMode):
+    """Remembers, while active, every matrix product: the operation, and size and stride of its operands."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[Any, list[torch.Tensor]]] = []
+        self.operands: dict[tuple, torch.Tensor] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__.removesuffix("_")  # in place or not
+        if name in PRODUCTS:
+            operands = [self.operand(value) for value in args if isinstance(value, torch.Tensor)]
+            self.calls.append((getattr(torch.ops.aten, name), operands))
+        return func(*args, **kwargs or {})
+
+    def operand(self, like: torch.Tensor) -> torch.Tensor:
+        """A tensor of random numbers in the same layout, the same one for all that are laid out alike."""
+        layout = (like.shape, like.stride(), like.dtype, like.device)
+        if layout not in self.operands:
+            room = 1 + sum((size - 1) * stride for size, stride in zip(like.shape, like.stride(), strict=True))
+            values = torch.randn(room, dtype=like.dtype, device=like.device)
+            self.operands[layout] = values.as_strided(like.shape, like.stride())
+        return self.operands[layout]
+
+
+def products(call: Callable[[], object]) -> Callable[[], None]:
+    """The matrix products of `call`, forward and backward, and nothing else: the floor of its time. Those inside of
+    fused attention kernels are not among them."""
+    with Products() as record:
+        call()
+
+    def floor() -> None:
+        for function, operands in record.calls:
+            function(*operands)
+
+    return floor
 
 
 def machine() -> str:
