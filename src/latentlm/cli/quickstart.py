@@ -2,28 +2,32 @@
 
     latentlm quickstart [--minutes 4] [--prompt "The import statement"] [--any_field value ...]
 
-Trains hub_configs/ar-encoder-decoder-tiny on the documentation inside the installed Python, which needs no download,
-until all steps are done or the time is up. Run again, it continues from the last checkpoint. Every field of the recipe
-can be given: --output_dir runs/mine --learning_rate 1e-3
+Trains hub_configs/ar-encoder-decoder-tiny on the documentation inside the installed Python, which needs no download.
+Ten seconds of steps say first which arithmetic is faster here and how many steps fit into the time; both are written
+into the recipe of the run folder, which repeats the run. Run again, it continues from the last checkpoint. Every field
+of the recipe can be given: --output_dir runs/mine --learning_rate 1e-3
 """
 
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .arguments import parse_command_line
 
 if TYPE_CHECKING:
+    from latentlm.data import PreparedData
     from latentlm.runs import Recipe
 
 RECIPE = Path("hub_configs") / "ar-encoder-decoder-tiny" / "recipe.yaml"
 OUTPUT_DIR = "runs/quickstart"
 MINUTES = 4.0
+TRIAL_SECONDS = 10.0
+PLANNED = ("bf16", "max_steps", "eval_steps", "save_steps")  # what the trial decides
 PROMPT = "The import statement"
 # What anyone does with the finished model; here in a process that cannot import latentlm.
-LOAD_AND_GENERATE = """
+LOAD_AND_GENERATE = r"""
 import sys
 sys.modules["latentlm"] = None  # `import latentlm` now raises ImportError
 
@@ -33,12 +37,23 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 folder, prompt = sys.argv[1:]
 tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
 model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
-print(f"Loaded {type(model).__name__} from {folder} without latentlm. It continues {prompt!r}:", end="\\n\\n")
+print(f"Loaded {type(model).__name__} from {folder} without latentlm.")
+room = model.config.max_position_embeddings
+
+
+def generate(text, count, new_tokens):
+    inputs = tokenizer(text, return_tensors="pt")
+    new_tokens = min(new_tokens, room - inputs.input_ids.shape[1])
+    sampling = {"do_sample": True, "temperature": 0.7, "top_p": 0.95, "num_return_sequences": count}
+    output = model.generate(**inputs, max_new_tokens=new_tokens, **sampling)
+    return tokenizer.batch_decode(output, skip_special_tokens=True)
+
+
 torch.manual_seed(0)
-inputs = tokenizer(prompt, return_tensors="pt")
-room = model.config.max_position_embeddings - inputs.input_ids.shape[1]
-output = model.generate(**inputs, max_new_tokens=min(200, room), do_sample=True, temperature=0.7)
-print(tokenizer.decode(output[0], skip_special_tokens=True))
+for number, text in enumerate(generate("", 3, room), 1):
+    print(f"\n--- Sample {number} of 3 ---\n\n{text}")
+print(f"\n--- It continues {prompt!r} ---\n")
+print(generate(prompt, 1, 200)[0])
 """
 
 
@@ -47,8 +62,8 @@ def recipe_file() -> Path:
     return Path(__file__).resolve().parents[3] / RECIPE
 
 
-def load_quickstart(arguments: Sequence[str]) -> tuple["Recipe", float, str]:
-    """Recipe, minutes and prompt of a command line."""
+def load_quickstart(arguments: Sequence[str]) -> tuple["Recipe", float, str, dict[str, Any]]:
+    """Recipe, minutes, prompt and fields of a command line."""
     from latentlm.runs import RecipeError, load_recipe
 
     path, overrides = parse_command_line(arguments)
@@ -67,16 +82,53 @@ def load_quickstart(arguments: Sequence[str]) -> tuple["Recipe", float, str]:
     if not minutes > 0:
         raise RecipeError(f"--minutes is {value!r}, but it must be a number above 0.")
     prompt = overrides.pop("prompt", PROMPT)
-    return load_recipe(recipe_file(), {"output_dir": OUTPUT_DIR, **overrides}), minutes, str(prompt)
+    fields = {"output_dir": OUTPUT_DIR, **overrides}
+    return load_recipe(recipe_file(), fields), minutes, str(prompt), fields
 
 
-def train_for(recipe: "Recipe", minutes: float) -> None:
-    """Train until all steps are done or the time is up, and say which."""
-    from latentlm.training.run import train
+def plan_run(recipe: "Recipe", data: "PreparedData", minutes: float, fields: dict[str, Any]) -> "Recipe":
+    """The recipe with what the run in its folder was planned with, or what a trial finds now; fields of the command
+    line stay as they are, and with `bf16` and `max_steps` among them there is no trial."""
+    from latentlm.runs import load_recipe
+    from latentlm.runs.run_folder import folder_of, read_stored_recipe
+
+    chosen = {name.removeprefix("training.") for name in fields}
+    if {"bf16", "max_steps"} <= chosen:
+        return recipe
+    stored = read_stored_recipe(folder_of(recipe.training))
+    if stored is not None:
+        planned = {name: value for name, value in stored["training"].items() if name in PLANNED}
+    else:
+        from latentlm.training.speed_trial import plan, time_steps
+
+        times = time_steps(recipe, data, TRIAL_SECONDS)
+        planned = plan(recipe, times, minutes)
+        speeds = ", ".join(f"{1000 * seconds:.0f} ms in {kind}" for kind, seconds in times.items())
+        print(
+            f"A step takes {speeds}: {'bfloat16' if planned['bf16'] else 'float32'}, and {planned['max_steps']} steps "
+            f"in at most {minutes:g} minutes."
+        )
+    planned = {f"training.{name}": value for name, value in planned.items() if name not in chosen}
+    return load_recipe(recipe_file(), {**fields, **planned})
+
+
+def train_for(recipe: "Recipe", minutes: float, fields: dict[str, Any]) -> None:
+    """Train until all steps are done or the time is up, and say which; beside what a table of counts knows."""
+    from latentlm.evaluation.ngram import score_ngram
+    from latentlm.runs import RecipeError
+    from latentlm.training.run import load_data, train
     from latentlm.training.time_limit import TimeLimit
+    from latentlm.training.yardstick import Yardstick
 
-    limit = TimeLimit(minutes)
-    state = train(recipe, callbacks=[limit]).state
+    data = load_data(recipe)
+    recipe = plan_run(recipe, data, minutes, fields)
+    try:
+        score = score_ngram(data)
+    except ValueError as error:
+        raise RecipeError(f"data: {error}.") from error
+    print("Bits per byte: how well the next byte of unseen text is predicted; 8 is a blind guess, less is better.")
+    limit, yardstick = TimeLimit(minutes), Yardstick(score.bits_per_byte, score.order)
+    state = train(recipe, callbacks=[limit, yardstick]).state
     if not limit.steps:
         print(f"All {state.max_steps} steps were done before; nothing was left to train.")
     elif state.global_step < state.max_steps:
@@ -86,6 +138,8 @@ def train_for(recipe: "Recipe", minutes: float) -> None:
         )
     else:
         print(f"All {state.max_steps} steps are done.")
+    if limit.was_late:
+        print("The machine was slower than in the trial: the learning rate was lowered so that it ended in time.")
 
 
 def generate_without_latentlm(folder: str, prompt: str) -> None:
@@ -109,8 +163,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from latentlm.runs.redaction import redact
 
     try:
-        recipe, minutes, prompt = load_quickstart(arguments)
-        train_for(recipe, minutes)
+        recipe, minutes, prompt, fields = load_quickstart(arguments)
+        train_for(recipe, minutes, fields)
         generate_without_latentlm(str(recipe.training.output_dir), prompt)
     except (RecipeError, CheckpointError, OSError) as error:
         sys.exit(redact(f"latentlm quickstart: {error}"))

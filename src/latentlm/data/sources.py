@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -49,12 +50,12 @@ def open_source(
     Raises:
         ValueError: if there is no such dataset, or (then while iterating) it cannot be read as asked.
     """
-    pattern = re.compile(document_start) if document_start is not None else None
+    pattern = re.compile(document_start, re.MULTILINE) if document_start is not None else None
     paths = None if dataset == PYTHON_DOCS else _local_files(dataset)
     if split != "train" and (paths or dataset == PYTHON_DOCS):
         raise ValueError(f"dataset: {dataset!r} has no split {split!r}; name its files in validation_dataset instead")
     if dataset == PYTHON_DOCS:
-        return Source(PYTHON_DOCS, _python_docs, lambda: _digest(_python_docs()))
+        return Source(PYTHON_DOCS, partial(_python_docs, pattern), lambda: _digest(_python_docs(pattern)))
     if paths is None:
         rows = _load_dataset(dataset, dataset_config, split, streaming)
         documents = partial(_row_documents, rows, dataset, text_column, pattern)
@@ -67,13 +68,17 @@ def open_source(
     return Source(dataset, documents, lambda: _digest(map(_file_digest, paths)))
 
 
-def _python_docs() -> Iterator[str]:
-    """The reference pages behind Python's `help("topics")`: 79 documents, 466 kB in Python 3.11."""
+def _python_docs(pattern: re.Pattern[str] | None = None) -> Iterator[str]:
+    """The reference pages behind Python's `help("topics")`: 79 documents, 466 kB in Python 3.11; cut before each line
+    at which a pattern begins to match, which may look at the lines below."""
     try:
         from pydoc_data.topics import topics
     except ImportError as error:
         raise ValueError(f"dataset: this Python comes without its documentation ({error}); name another") from error
-    return (text for _, text in sorted(topics.items()) if text)
+    for _, text in sorted(topics.items()):
+        begins = {text.rfind("\n", 0, match.start()) + 1 for match in pattern.finditer(text)} if pattern else set()
+        cuts = [0, *sorted(begins - {0}), len(text)]
+        yield from filter(None, (text[begin:end] for begin, end in pairwise(cuts)))
 
 
 def _local_files(dataset: str) -> list[Path] | None:

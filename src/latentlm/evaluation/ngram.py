@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from latentlm.data import PackedDataset, PreparedText
+from latentlm.data import PackedDataset, PreparedData
 
 MAX_ORDER = 7
 MOST_SCORED = 1 << 19  # places of the tail that chooses an order
@@ -154,12 +154,14 @@ class NGramScore:
     num_counts: int
 
 
-def score_ngram(data: PreparedText) -> NGramScore:
+def score_ngram(data: PreparedData) -> NGramScore:
     """Count the training text once and score the held-out text, in whole documents.
 
     Raises:
-        ValueError: for a stream, which cannot be counted.
+        ValueError: for a stream, which cannot be counted, and data without tokens.
     """
+    if data.tokenizer is None or data.token_bytes is None:
+        raise ValueError("n-grams are counted of tokens, and these data have none")
     vocab_size = len(data.tokenizer)
     ids, history = documents(data.train)
     order = choose_order(vocab_size, ids, history)

@@ -1,12 +1,17 @@
-"""Training for so many minutes."""
+"""Training for so many minutes, with a learning rate that comes down in time."""
 
 import time
 
 from transformers import TrainerCallback
 
+PATIENCE = 0.2  # share of the time after which the pace is known well enough
+
 
 class TimeLimit(TrainerCallback):
     """Ends training before the time is up, with an evaluation and a complete checkpoint.
+
+    Where fewer steps are possible, at the pace so far, than are planned, the rate of the schedule is lowered in
+    proportion: a linear one comes near 0 as the time is up. Such a run depends on the clock; one in time does not.
 
     Args:
         minutes: for everything from the first step to the last evaluation and checkpoint. A step that has begun is
@@ -17,12 +22,23 @@ class TimeLimit(TrainerCallback):
         self.seconds = 60 * minutes
         self.longest_pause = 0.05 * self.seconds  # between two steps: evaluation, samples, checkpoint
         self.steps = 0
+        self.was_late = False
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.started = self.step_ended = time.monotonic()
 
-    def on_step_begin(self, args, state, control, **kwargs):
-        self.longest_pause = max(self.longest_pause, time.monotonic() - self.step_ended)
+    def on_step_begin(self, args, state, control, optimizer=None, **kwargs):
+        now = time.monotonic()
+        self.longest_pause = max(self.longest_pause, now - self.step_ended)
+        if optimizer is None or not self.steps:
+            return
+        passed = now - self.started
+        possible = max(self.seconds - self.longest_pause - passed, 0.0) * self.steps / passed
+        planned = state.max_steps - state.global_step
+        if passed > PATIENCE * self.seconds and possible < planned:
+            self.was_late = True
+            for group in optimizer.param_groups:  # the schedule sets it anew after each step
+                group["lr"] *= possible / planned
 
     def on_step_end(self, args, state, control, **kwargs):
         self.steps += 1

@@ -1,0 +1,57 @@
+"""A few seconds of steps before a run: which arithmetic is faster on this machine, and how many steps fit its time."""
+
+import time
+from contextlib import nullcontext
+from itertools import cycle
+from statistics import median
+from typing import Any
+
+import torch
+
+from latentlm.data import PreparedData
+from latentlm.data.packing import stack_rows
+from latentlm.runs import Recipe
+
+from .run import build_trainer
+
+FASTER = 0.95  # of the time that float32 takes; what is not clearly faster is not chosen
+EVALUATIONS = 6
+SHARE = 0.75  # of the minutes that is planned for steps; evaluations, and a machine that slows down, need the rest
+
+
+def time_steps(recipe: Recipe, data: PreparedData, seconds: float) -> dict[str, float]:
+    """Seconds of an optimizer step of one micro-batch in `float32` and in `bfloat16`: the median of steps that
+    alternate for so long, at least three of each, the first of which does not count. The run itself begins anew."""
+    trainer = build_trainer(recipe, data)
+    assert trainer.model is not None
+    model: Any = trainer.model.train()
+    optimizer = trainer.create_optimizer()
+    device, size = trainer.args.device, trainer.args.per_device_train_batch_size
+    rows: Any = data.train
+    batch = {name: value.to(device) for name, value in stack_rows([rows[i % len(rows)] for i in range(size)]).items()}
+    contexts = {"float32": nullcontext(), "bfloat16": torch.autocast(device.type, torch.bfloat16)}
+    times: dict[str, list[float]] = {kind: [] for kind in contexts}
+    end = time.perf_counter() + seconds
+    for kind in cycle(contexts):
+        if time.perf_counter() >= end and all(len(one) >= 3 for one in times.values()):
+            break
+        started = time.perf_counter()
+        with contexts[kind]:
+            loss = model(**batch).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        next(model.parameters()).flatten()[0].item()  # waits for an accelerator
+        times[kind].append(time.perf_counter() - started)
+    return {kind: median(one[1:]) for kind, one in times.items()}
+
+
+def plan(recipe: Recipe, times: dict[str, float], minutes: float) -> dict[str, Any]:
+    """Training fields for a run of so many minutes: the faster arithmetic, the steps that fit, at most those of the
+    recipe, and an evaluation and a checkpoint after each sixth of them."""
+    bf16 = times["bfloat16"] < FASTER * times["float32"]
+    step = times["bfloat16" if bf16 else "float32"] * recipe.training.gradient_accumulation_steps
+    steps = int(SHARE * 60 * minutes / step)
+    steps = max(min(steps, recipe.training.max_steps), 1)
+    interval = -(-steps // EVALUATIONS)
+    return {"bf16": bf16, "max_steps": steps, "eval_steps": interval, "save_steps": interval}
