@@ -9,9 +9,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from training_kills import MOMENTS
+from training_processes import MUON, STEPS
 from training_setup import MASKED, Rows, make_model, make_trainer, metrics_of
 
 from latentlm.train import main
+from latentlm.training import muon
 
 TESTS = Path(__file__).parent
 TWO_PROCESSES = TESTS.parent / "examples" / "accelerate" / "two_cpu_processes.yaml"
@@ -172,20 +174,17 @@ def processes(tmp_path_factory) -> Path:
 
 
 @pytest.mark.two_process
-@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
-def test_replicated_and_sharded_steps_equal_one_process(processes, tmp_path, kind):
+@pytest.mark.parametrize("kind", ["ddp", "fsdp", "ddp_muon", "fsdp_muon"])
+def test_replicated_and_sharded_steps_equal_one_process(processes, tmp_path, kind, monkeypatch):
     """DDP and FSDP2 (as far as the CPU has it: sharded when loaded) against the same rows in one process."""
+    monkeypatch.setattr(muon, "iteration_dtype", lambda device: torch.float64)
     trainer = make_trainer(
         tmp_path,
         make_model(vocab_size=260, **MASKED),
         train=Rows(8),
-        max_steps=2,
-        optim="sgd",
-        learning_rate=0.5,
-        max_grad_norm=0.0,
-        per_device_train_batch_size=8,
         eval_strategy="steps",
         eval_steps=1,
+        **STEPS | (MUON if "muon" in kind else {}) | {"per_device_train_batch_size": 8},
     )
     trainer.train()
     for one, two in zip(metrics_of(tmp_path), metrics_of(processes / kind), strict=True):

@@ -16,28 +16,30 @@ from training_setup import MASKED, Rows, Stream, make_model, make_trainer
 from transformers.distributed import DistributedConfig
 
 import latentlm
-from latentlm.training import LatentTrainer
+from latentlm.training import LatentTrainer, muon
 
 # Plain SGD: the new weights show the gradient, without Adam's division by its size.
 STEPS = {"max_steps": 2, "optim": "sgd", "learning_rate": 0.5, "max_grad_norm": 0.0, "per_device_train_batch_size": 4}
+# Without AdamW's division of gradients that are nearly nothing.
+MUON = {"optim": "muon", "muon_learning_rate": 0.02, "learning_rate": 0.02, "adam_epsilon": 1e-3, "weight_decay": 0.1}
 
 
 def take_steps(folder: Path, model: torch.nn.Module, **arguments) -> LatentTrainer:
     """Two steps on 2 × 4 rows; weights and metrics are left in `folder`."""
     trainer = make_trainer(
-        folder, model, train=Rows(8), **STEPS, eval_strategy="steps", eval_steps=1, sample_prompts=1, **arguments
+        folder, model, train=Rows(8), eval_strategy="steps", eval_steps=1, sample_prompts=1, **STEPS | arguments
     )
     trainer.train()
     trainer.save_model()
     return trainer
 
 
-def run_ddp(folder: Path) -> None:
-    trainer = take_steps(folder, make_model(vocab_size=260, **MASKED))
+def run_ddp(folder: Path, **arguments) -> None:
+    trainer = take_steps(folder, make_model(vocab_size=260, **MASKED), **arguments)
     assert isinstance(trainer.model_wrapped, torch.nn.parallel.DistributedDataParallel)
 
 
-def run_fsdp(folder: Path) -> None:
+def run_fsdp(folder: Path, **arguments) -> None:
     """The same on parameters that are sharded over the two processes (FSDP2)."""
     for vocab_size in (259, 260):
         if dist.get_rank() == 0:
@@ -50,16 +52,17 @@ def run_fsdp(folder: Path) -> None:
         assert len(sharded) == len(list(model.parameters()))
         if vocab_size == 259:
             with pytest.raises(ValueError, match="vocab_size 259 is not a multiple of the 2 processes"):
-                take_steps(folder, model, save_only_model=True)
+                take_steps(folder, model, save_only_model=True, **arguments)
         else:
-            take_steps(folder, model, save_only_model=True)
+            take_steps(folder, model, save_only_model=True, **arguments)
 
 
 def run_resumed(folder: Path) -> None:
-    """A run with dropout, and the same resumed in its middle."""
+    """A run with dropout, two optimizers and a mean of the weights, and the same resumed in its middle."""
     for name, checkpoint in (("whole", None), ("again", folder / "whole" / "checkpoint-2")):
         model = make_model(dropout=0.1, learned_dropout="bernoulli", learned_dropout_shift=1.5)
-        trainer = make_trainer(folder / name, model, save_strategy="steps", save_steps=2)
+        options = {"optim": "muon", "average_weights_from": 0.25}
+        trainer = make_trainer(folder / name, model, save_strategy="steps", save_steps=2, **options)
         trainer.train(resume_from_checkpoint=checkpoint)
 
 
@@ -94,6 +97,9 @@ if __name__ == "__main__":
     folder = Path(sys.argv[1])
     run_ddp(folder / "ddp")
     run_fsdp(folder / "fsdp")
+    muon.iteration_dtype = lambda device: torch.float64  # in bfloat16, rounding differs
+    run_ddp(folder / "ddp_muon", **MUON)
+    run_fsdp(folder / "fsdp_muon", **MUON)
     run_resumed(folder)
     run_evaluation(folder / "evaluation")
     dist.barrier()

@@ -5,12 +5,15 @@ from typing import Any
 import torch
 from torch import nn
 from transformers.cache_utils import Cache, DynamicCache
+from transformers.loss.loss_utils import ForCausalLMLoss
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_utils import slice_logits_to_keep
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
+from transformers.utils.import_utils import is_torchdynamo_compiling
 from transformers.utils.output_capturing import capture_outputs
 
 from .block_attention import Attention, rotary_table
+from .block_chunked_loss import LARGE_VOCABULARY, can_chunk, chunked_cross_entropy
 from .block_layers import make_norm
 from .block_learned_dropout import make_shared_mask_attention, mask_loss_weight, mean_penalties
 from .block_masks import Mask, causal_mask
@@ -179,19 +182,39 @@ class CausalModel(CausalPreTrainedModel):
 
 class CausalLMHead(TrainedByOthers):
     """The forward of every `...ForCausalLM`: goes first among its bases, before the `PreTrainedModel`. The class has
-    `model` and `lm_head`; its further losses come from `extra_losses`."""
+    `model` and `lm_head`; its further losses come from `extra_losses`.
+
+    Attributes:
+        returns_training_logits: whether forwards with labels return logits in training with a large vocabulary too,
+            at the price of their memory and time.
+    """
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
     _fsdp_plan = {"lm_head": "keep_full_weight"}
     output_class: type[CausalLMOutput] = CausalLMOutput
+    returns_training_logits: bool = False
     config: Any
     model: Any
     lm_head: Any
+    loss_function: Any
     generation_config: Any
 
     @property
     def further_losses(self) -> list[str]:
         return self.config.mask_losses
+
+    def takes_chunks(self, device: torch.device) -> bool:
+        """Whether a forward with labels takes the loss in chunks and returns no logits: in training, with a large
+        vocabulary and a plain head, unless `returns_training_logits`. Compiled graphs have whole logits."""
+        return (
+            self.training
+            and torch.is_grad_enabled()
+            and not self.returns_training_logits
+            and self.config.vocab_size >= LARGE_VOCABULARY
+            and self.loss_function is ForCausalLMLoss
+            and can_chunk(self.lm_head, device)
+            and not is_torchdynamo_compiling()
+        )
 
     @can_return_tuple
     def forward(
@@ -222,12 +245,18 @@ class CausalLMHead(TrainedByOthers):
             use_cache=use_cache,
             **kwargs,
         )
-        logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))  # (B, T, V)
-        losses = {}
+        hidden_states, losses, logits = outputs.last_hidden_state, {}, None
+        whole = isinstance(logits_to_keep, int) and logits_to_keep == 0
+        if shift_labels is None or not whole or not self.takes_chunks(hidden_states.device):
+            logits = self.lm_head(slice_logits_to_keep(hidden_states, logits_to_keep))  # (B, T, V)
         if shift_labels is not None:
-            losses["loss"] = losses["lm_loss"] = self.loss_function(
-                logits, labels, self.config.vocab_size, num_items_in_batch, shift_labels=shift_labels
-            )
+            if logits is None:
+                loss = chunked_cross_entropy(self.lm_head, hidden_states, shift_labels, num_items_in_batch)
+            else:
+                loss = self.loss_function(
+                    logits, labels, self.config.vocab_size, num_items_in_batch, shift_labels=shift_labels
+                )
+            losses["loss"] = losses["lm_loss"] = loss
             token_mask = None
             if attention_mask is not None and attention_mask.ndim == 2:
                 token_mask = attention_mask[:, -shift_labels.shape[1] :]

@@ -42,7 +42,8 @@ class CausalLMOutput(CausalLMOutputWithPast):
 
     Args:
         loss: scalar; in training the weighted sum of all terms, in evaluation `lm_loss` alone.
-        logits: `(B, T, V)`, or fewer positions with `logits_to_keep`.
+        logits: `(B, T, V)`, or fewer positions with `logits_to_keep`; None in training where the loss was taken in
+            chunks.
         past_key_values: the cache, if one was used.
         hidden_states: one `(B, T, D)` per layer and one for the input; the last one is what the output layer reads.
         attentions: one `(B, H, T, T)` per self-attention.

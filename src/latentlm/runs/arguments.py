@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from transformers import TrainingArguments
-from transformers.trainer_utils import HubStrategy
+from transformers.trainer_utils import HubStrategy, SchedulerType
 from transformers.training_args import OptimizerNames
 from transformers.utils import ExplicitEnum, logging
 
@@ -67,6 +67,13 @@ class LatentTrainingArguments(TrainingArguments):
         metadata={"help": "Peak rate of Muon's updates, which are as large as AdamW's; the schedule is the same."},
     )
     muon_momentum: float = field(default=0.95, metadata={"help": "Momentum of Muon (Nesterov's)."})
+    average_weights_from: float | None = field(
+        default=None,
+        metadata={
+            "help": "Part of the run (0.8: its last fifth) after which the mean of the weights is evaluated and saved "
+            "in place of the last ones; null: no mean."
+        },
+    )
 
     def __getstate__(self) -> dict[str, Any]:
         """What pickles hold, such as the `training_args.bin` of a plain `Trainer`: all but the token."""
@@ -82,6 +89,15 @@ class LatentTrainingArguments(TrainingArguments):
         if uses_muon:
             self.optim = OwnOptimizerNames.MUON
             self._check_muon()
+        start = self.average_weights_from
+        if start is not None and not 0 <= start < 1:
+            raise ValueError(f"average_weights_from is {start}, but it must be 0 or more and below 1, or null.")
+        stable = self.lr_scheduler_type == SchedulerType.WARMUP_STABLE_DECAY
+        if stable and "num_decay_steps" not in dict(self.lr_scheduler_kwargs or {}):
+            raise ValueError(
+                f"lr_scheduler_kwargs is {self.lr_scheduler_kwargs!r}, but 'warmup_stable_decay' needs "
+                "`num_decay_steps` in it, the steps at the end in which the rate falls to zero."
+            )
         if self.n_gpu > 1:
             # Without a launcher transformers falls back to DataParallel, which loses the named losses.
             logger.warning(f"Training on one of {self.n_gpu} GPUs; `accelerate launch -m latentlm.train` uses all.")

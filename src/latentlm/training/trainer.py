@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PrinterCallback,
 from transformers.trainer_utils import EvalLoopOutput
 
 from latentlm.data.packing import stack_rows
+from latentlm.models.block_causal_head import CausalLMHead
 from latentlm.runs.arguments import LatentTrainingArguments
 
 from .callbacks import ConsoleProgress, ExactLogging, MetricsFile
@@ -80,6 +81,9 @@ class LatentTrainer(OptimizingTrainer, PublishingTrainer):
         kwargs.setdefault("data_collator", stack_rows)
         super().__init__(**kwargs)
         check_parallelism(self)
+        if self.compute_loss_func is not None:  # may read logits
+            for head in (module for module in self.model.modules() if isinstance(module, CausalLMHead)):
+                head.returns_training_logits = True
         self.token_bytes = None
         if token_bytes is not None:
             self.token_bytes = torch.as_tensor(token_bytes, dtype=torch.float32, device=self.args.device)
@@ -253,9 +257,10 @@ class LatentTrainer(OptimizingTrainer, PublishingTrainer):
         return output._replace(metrics={**(output.metrics or {}), **results}, num_samples=rows)
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
-        metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
-        if metric_key_prefix == "eval" and self.args.sample_prompts and self.args.sample_new_tokens:
-            self.write_samples()
+        with self.averaged_weights():
+            metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+            if metric_key_prefix == "eval" and self.args.sample_prompts and self.args.sample_new_tokens:
+                self.write_samples()
         return metrics
 
     # ---- Samples ----
