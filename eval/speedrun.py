@@ -71,6 +71,7 @@ class TimedSchedule(TimeLimit):
 
     def on_train_begin(self, args, state, control, optimizer=None, lr_scheduler=None, **kwargs):
         super().on_train_begin(args, state, control, **kwargs)
+        assert optimizer is not None and lr_scheduler is not None  # Trainer gives them
         lr_scheduler.lr_lambdas = [self.factor] * len(lr_scheduler.lr_lambdas)
         for group in optimizer.param_groups:
             group["lr"] *= self.factor()

@@ -23,7 +23,7 @@ SOURCES = sorted((REPOSITORY / "src").rglob("*.py"))
 UNCLEAR = {
     r"\bthe specification\b": "a reader has none: say what the target or the design is",
     r"\b(the|a|this) seed's\b|\bagainst the seed\b|\bthe seeds\b": "a seed is a number that random draws start from",
-    r"-seed\b(?!ed)": "configurations of an original design are called -original",
+    r"(?<!-)-seed\b(?!ed)": "configurations of an original design are called -original",
     r"\|\s*asked\s*\|": "the heading of a target is `target`, with whose it is",
     r"\bby hand, in no test\b": "pages do not tell how the work was done",
 }

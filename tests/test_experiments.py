@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,10 +16,12 @@ import yaml
 from conftest import REPOSITORY
 from scipy import stats
 
+sys.path.insert(0, str(REPOSITORY / "eval"))
 sys.path.insert(0, str(REPOSITORY / "eval" / "experiments"))
 import one_run
 import report
 import run
+import speedrun
 from entries import ListError, at_edge, extend_grid, load_with_overrides, read_list
 from records import FORMER, RECORDS, TUNING, Record, RecordError, portable, read_page, read_record, thin, write_record
 from significance import welch
@@ -255,6 +258,60 @@ def test_seeds_of_the_track_share_the_order_of_rows(make_runner):
     assert not rows[0][0][0].equal(trainers[0].train_dataset[0]["input_ids"])  # shuffled
     weights = [trainer.model.get_input_embeddings().weight for trainer in trainers]
     assert not weights[0].equal(weights[1])
+
+
+def test_a_speedrun_leaves_a_record_a_line_and_a_comparison(make_runner, tmp_path, capsys, monkeypatch):
+    make_runner({})  # a cache of its own
+    (tmp_path / "wikitext2").mkdir()
+    for source, name in (("train.txt", "wiki.train.txt"), ("valid.txt", "wiki.valid.txt")):
+        (tmp_path / "wikitext2" / name).write_bytes((tmp_path / source).read_bytes())
+    (tmp_path / "results").mkdir()
+    page = (REPOSITORY / "docs" / "results" / "speedrun.md").read_text(encoding="utf-8")
+    (tmp_path / "results" / "speedrun.md").write_text(page, encoding="utf-8")
+    track = dataclasses.replace(read_list("track"), budget_bytes=5000)
+    monkeypatch.setattr(speedrun, "read_list", lambda page: track)
+    folders = [f"--{name}={tmp_path / name}" for name in ("runs", "records", "results")]
+    tiny = ["hidden_size=16", "num_hidden_layers=1", "ngram_buckets=16", "context_length=32", "bf16=false"]
+    common = [f"--text={tmp_path}", "--threads=1", *folders, *(f"--override={one}" for one in tiny)]
+    for name, seed in (("one", 0), ("one", 1), ("two", 0), ("two", 1)):
+        speedrun.main([*common, "--minutes=0.01", f"--name={name}", f"--seed={seed}"])
+    shown = capsys.readouterr().out
+    assert "n-grams (counts), of the same text: " in shown and "one.wikitext2: difference " in shown and "p = " in shown
+    records = {(one.entry, one.seed): one for one in read_page("speedrun", tmp_path / "records")}
+    assert len(records) == 6 and records["two.wikitext2", 1].configuration["model"]["hidden_size"] == 16
+    assert records["one.wikitext2", 0].steps > 1 and records["one.wikitext2", 0].metrics["minutes"] == 0.01
+    lines = (tmp_path / "results" / "speedrun.md").read_text(encoding="utf-8").splitlines()
+    assert sum(line.startswith(("| one | ", "| two | ", "| xz | ", "| n-grams (counts) | ")) for line in lines) == 4
+    for arguments, message in (
+        ([*common, "--name=one"], "is there: give another --seed"),
+        ([*common, "--architecture=decoder"], "did you mean 'decoder-only'"),
+        ([*common, "--override=width"], "write field=value"),
+        (
+            [*common, "--seed=2", "--name=one", "--minutes=0.01", "--override=num_hidden_layers=2"],
+            "differ from this one",
+        ),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            speedrun.main(arguments)
+
+
+def test_the_clock_decides_rates_and_the_number_of_steps(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(speedrun.time, "monotonic", lambda: now[0])
+    group, state, control = {"lr": 1.0}, SimpleNamespace(global_step=0, max_steps=0), SimpleNamespace()
+    schedule = SimpleNamespace(lr_lambdas=[None, None])
+    limit = speedrun.TimedSchedule(10)
+    limit.on_train_begin(None, state, control, optimizer=SimpleNamespace(param_groups=[group]), lr_scheduler=schedule)
+    rates = []
+    for step in range(1, 11):
+        limit.on_step_begin(None, state, control)
+        now[0] += 57.0 / 2  # a twentieth of the ten minutes is for the evaluation
+        state.global_step = step
+        limit.on_step_end(None, state, control)
+        rates.append(schedule.lr_lambdas[1](step))
+    assert group["lr"] == 1e-3 and rates[0] == pytest.approx(1.0) and rates[9] == pytest.approx(0.5 / 0.95)
+    assert sorted(rates, reverse=True) == rates and state.max_steps == 22
+    assert not hasattr(control, "should_training_stop")
 
 
 # ---- Lists ----
