@@ -5,10 +5,10 @@ import torch
 from architectures import CAUSAL, Case, token_ids
 from huggingface_hub.errors import StrictDataclassClassValidationError
 from test_reference import ngram_rows
-from transformers import DynamicCache, StaticCache
+from transformers import DynamicCache, QuantizedCache, StaticCache
 
 from latentlm import DecoderOnlyConfig, DecoderOnlyForCausalLM
-from latentlm.models.block_ngram_embedding import NgramEmbedding, previous_ids
+from latentlm.models.block_ngram_embedding import NgramEmbedding, count_ngram_parameters, previous_ids
 
 DECODER_ONLY = Case(CAUSAL[0], "ngrams")
 LARGE = 50257
@@ -54,6 +54,7 @@ def test_a_new_model_is_the_one_without():
     table = model.model.embed_ngrams.table.weight
     assert not table.any()
     plain = DecoderOnlyForCausalLM(DECODER_ONLY.config(ngram_embedding=None))
+    assert count_ngram_parameters(model) == table.numel() == model.num_parameters() - plain.num_parameters()
     missing = plain.load_state_dict(model.state_dict(), strict=False)
     assert missing.unexpected_keys == ["model.embed_ngrams.table.weight"] and not missing.missing_keys
     ids = token_ids(2, 9)
@@ -125,6 +126,13 @@ def test_prefix_tuning_is_refused():
     ids = token_ids(2, 8)
     with pytest.raises(ValueError, match=r"has 2 layers, of \[2, 2\] heads, but this model's cache has 3.*holds ids"):
         adapted(input_ids=ids, attention_mask=torch.ones_like(ids))
+
+
+def test_a_cache_that_rounds_is_refused():
+    model = DECODER_ONLY.model()
+    cache = QuantizedCache.__new__(QuantizedCache)  # its packages are optional
+    with pytest.raises(ValueError, match=r"QuantizedCache, which would round the ids that `ngram_embedding` \[2, 4\]"):
+        previous_ids(token_ids(1, 3), cache, 2, model.config, model.dtype)
 
 
 @pytest.mark.parametrize(

@@ -55,10 +55,12 @@ training:
 """
 CODE = {"block_attention.py", "block_byte_pieces.py", "block_causal_head.py", "block_embedding_loss.py",
         "block_encoder_decoder.py", "block_layers.py", "block_learned_dropout.py",
-        "block_lossless_decoding.py", "block_lossless_tokenizer.py", "block_masks.py", "block_outputs.py",
+        "block_lossless_decoding.py", "block_lossless_tokenizer.py", "block_masks.py", "block_ngram_embedding.py",
+        "block_outputs.py",
         "block_positions.py", "block_pretrained.py", "block_refusals.py", "block_row_encodings.py",
         "configuration_ar_encoder_decoder.py", "configuration_attention.py", "configuration_common.py",
         "configuration_encoder_decoder.py", "configuration_learned_dropout.py",
+        "configuration_ngram_embedding.py",
         "modeling_ar_encoder_decoder.py", "tokenization_byte.py"}  # fmt: skip
 PUBLISHED = CODE | {"config.json", "generation_config.json", "model.safetensors", "tokenizer_config.json",
                     "README.md", "recipe.yaml", "curves.png"}  # fmt: skip

@@ -23,7 +23,18 @@ from typing import Any
 import torch
 from entries import HERE, Entry, ExperimentList, ListError, at_edge, extend_grid, load_with_overrides, read_list
 from huggingface_hub.errors import StrictDataclassError
-from records import RECORDS, REPOSITORY, RESULT, RUN, TUNING, Record, read_page, read_record, record_name
+from records import (
+    RECORDS,
+    REPOSITORY,
+    RESULT,
+    RUN,
+    TUNING,
+    Record,
+    count_parameters,
+    read_page,
+    read_record,
+    record_name,
+)
 from texts import prepare_text
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
@@ -240,8 +251,7 @@ class Runner:
                 model: torch.nn.Module = build_on_meta(config)
         except (StrictDataclassError, ValueError, TypeError, KeyError, OSError):
             return None
-        tables = sum(m.weight.numel() for m in model.modules() if isinstance(m, torch.nn.Embedding))
-        body = sum(parameter.numel() for parameter in model.parameters()) - tables
+        body = count_parameters(model)["body"]
         training = recipe.training
         tokens: float = self.experiments.budget_bytes or 0
         if training.max_steps > 0:

@@ -13,6 +13,7 @@ from transformers import AutoConfig, PreTrainedConfig
 
 import latentlm
 from latentlm.data.sources import FORMATS, PYTHON_DOCS
+from latentlm.models.block_ngram_embedding import count_ngram_parameters
 from latentlm.runs.checkpoints import write_atomically
 from latentlm.runs.run_folder import (
     CURVES_FILE,
@@ -97,6 +98,7 @@ def make_card(folder: Path, repo_id: str, tags: list[str], fields: dict[str, Any
         model_type=config.model_type,
         parameters=sum(sizes.values()),
         parameters_without_positions=sum(size for name, size in sizes.items() if "embed_positions" not in name),
+        ngram_parameters=count_ngram_parameters(model),
         context=context,
         new_tokens=min(64, context // 2) if context else 64,
         auto_class=auto_class,

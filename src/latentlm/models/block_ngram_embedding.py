@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import initialization as init
-from transformers.cache_utils import Cache
+from transformers.cache_utils import Cache, QuantizedCache
 
 from .configuration_ngram_embedding import MODULUS
 
@@ -78,10 +78,25 @@ def previous_ids(
     They are the keys of a layer of their own (`config.id_cache_config`), so that whatever reorders, cuts or repeats a
     cache does so to them: of each id plus 1 the digits to base 256, in the type of all keys, which may be no wider than
     bfloat16. What was never written is 0, which is none.
+
+    Raises:
+        ValueError: if the cache rounds its keys.
     """
+    if isinstance(past_key_values, QuantizedCache):
+        raise ValueError(
+            f"`past_key_values` is a {type(past_key_values).__name__}, which would round the ids that "
+            f"`ngram_embedding` {config.ngram_embedding} needs. Use another `cache_implementation`."
+        )
     places = torch.arange(-config.ngram_reach, 0, device=ids.device) + past_key_values.get_seq_length(layer_idx)
     shifts = torch.arange(0, 8 * config.num_id_digits, 8, device=ids.device)
     digits = (((ids.unsqueeze(-1) + 1) >> shifts) & 255).to(dtype).unsqueeze(1)  # (B, 1, T, number of digits)
     keys, _ = past_key_values.update(digits, digits, layer_idx)
     keys = keys[:, 0].index_select(1, places.clamp(min=0))
     return ((keys.long() << shifts).sum(-1) - 1).where(places >= 0, -1)
+
+
+def count_ngram_parameters(model: nn.Module) -> int:
+    """Parameters of n-gram tables, which cost no arithmetic: what is left of all is the body."""
+    # By name: a model loaded from the Hub has a class of its own.
+    tables = [module for module in model.modules() if type(module).__name__ == NgramTable.__name__]
+    return sum(parameter.numel() for table in tables for parameter in table.parameters())

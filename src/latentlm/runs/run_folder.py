@@ -17,6 +17,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.utils import logging
 
 import latentlm
+from latentlm.models.block_ngram_embedding import count_ngram_parameters
 
 from .arguments import LatentTrainingArguments
 from .checkpoints import (
@@ -207,9 +208,11 @@ def git_revision() -> str | None:
 def write_results(trainer: Trainer) -> None:
     """What a table of results needs besides the metrics: size, time and peak memory of the process that finished."""
     history = trainer.state.log_history
+    model = trainer.accelerator.unwrap_model(trainer.model)
     results = {
         "steps": trainer.state.global_step,
-        "parameters": trainer.accelerator.unwrap_model(trainer.model).num_parameters(),
+        "parameters": model.num_parameters(),
+        "ngram_parameters": count_ngram_parameters(model),  # among them
         "training_seconds": next((e["training_seconds"] for e in reversed(history) if "loss" in e), 0.0),
         "peak_memory_bytes": peak_memory(trainer.args.device),
         **next((entry for entry in reversed(history) if "eval_loss" in entry), {}),
