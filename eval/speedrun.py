@@ -181,7 +181,8 @@ class Speedrun:
         if path.exists():
             raise ListError(f"{path} is there: give another --seed, or another --name")
         self.run = options.runs.resolve() / PAGE / f"{self.name}-{options.seed}"
-        parts = prepare_text(experiments, experiments.budget_bytes, options.text.resolve(), self.run.parent / self.text)
+        budget = experiments.budget(self.entry) if self.text == "wikitext2" else None
+        parts = prepare_text(experiments, budget, options.text.resolve(), self.run.parent / self.text)
         self.recipe = make_recipe(self.entry, parts["tuning"], overrides, options.seed, self.run)
 
     def record(self, entry: str, label: str, seed: int, fields: dict[str, Any], started: float) -> Record:
