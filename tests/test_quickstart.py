@@ -145,11 +145,11 @@ def test_the_trial_plans_a_run_that_its_recipe_repeats(tmp_path, capsys, monkeyp
         "save_steps": 30,
     }
     assert plan(recipe, {"float32": 1.0, "bfloat16": 0.5}, 2)["max_steps"] == 180
-    assert plan(recipe, {"float32": 1.0, "bfloat16": 1e-6}, 4)["max_steps"] == 1200  # no more than the recipe's
+    assert plan(recipe, {"float32": 1.0, "bfloat16": 1e-6}, 4)["max_steps"] == 600  # no more than the recipe's
     assert plan(recipe, {"float32": 1e3, "bfloat16": 1e9}, 1)["max_steps"] == 1
     planned = plan_run(recipe, data, 1e-3, fields)
     assert "A step takes " in capsys.readouterr().out
-    assert planned.training.max_steps < 1200 and planned.training.eval_steps <= planned.training.max_steps
+    assert planned.training.max_steps < 600 and planned.training.eval_steps <= planned.training.max_steps
     # What was written once is taken again, without a trial, unless the command line says otherwise.
     (tmp_path / "run").mkdir(exist_ok=True)
     (tmp_path / "run" / "recipe.yaml").write_text(planned.to_yaml())

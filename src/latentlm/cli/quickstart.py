@@ -41,19 +41,19 @@ print(f"Loaded {type(model).__name__} from {folder} without latentlm.")
 room = model.config.max_position_embeddings
 
 
-def generate(text, count, new_tokens):
+def generate(text, new_tokens):
     inputs = tokenizer(text, return_tensors="pt")
     new_tokens = min(new_tokens, room - inputs.input_ids.shape[1])
-    sampling = {"do_sample": True, "temperature": 0.7, "top_p": 0.95, "num_return_sequences": count}
-    output = model.generate(**inputs, max_new_tokens=new_tokens, **sampling)
-    return tokenizer.batch_decode(output, skip_special_tokens=True)
+    sampling = {"do_sample": True, "temperature": 0.7, "top_p": 0.9}
+    output = model.generate(**inputs, min_new_tokens=new_tokens, max_new_tokens=new_tokens, **sampling)
+    return tokenizer.decode(output[0], skip_special_tokens=True)
 
 
 torch.manual_seed(0)
-for number, text in enumerate(generate("", 3, room), 1):
-    print(f"\n--- Sample {number} of 3 ---\n\n{text}")
+for number, beginning in enumerate(("The value ", "A function ", "If an exception "), 1):
+    print(f"\n--- Sample {number} of 3 ---\n\n{generate(beginning, 220)}")
 print(f"\n--- It continues {prompt!r} ---\n")
-print(generate(prompt, 1, 200)[0])
+print(generate(prompt, 200))
 """
 
 
