@@ -247,13 +247,13 @@ def test_every_byte_of_a_half_is_scored_once(make_runner, tmp_path, tokenizer):
 
 
 def test_seeds_of_the_track_share_the_order_of_rows(make_runner):
-    trainers = []
+    trainers, rows = [], []
     for seed in (0, 1):
         [entry] = make_runner({"a": {"recipe": "eval/experiments/track/decoder-only.yaml"}}).entries
         overrides = {**make_runner({"a": {}}).overrides(run.Job(entry, seed, "result", None)), "max_steps": 2}
         recipe = load_with_overrides(entry.recipe, overrides)
         trainers.append(build_trainer(recipe, load_data(recipe)))
-    rows = [[batch["input_ids"] for batch in trainer.get_train_dataloader()] for trainer in trainers]
+        rows.append([batch["input_ids"] for batch in trainers[-1].get_train_dataloader()])
     assert all(one.equal(other) for one, other in zip(*rows, strict=True))
     assert not rows[0][0][0].equal(trainers[0].train_dataset[0]["input_ids"])  # shuffled
     weights = [trainer.model.get_input_embeddings().weight for trainer in trainers]
