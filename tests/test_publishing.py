@@ -53,7 +53,8 @@ training:
   sample_prompts: 1
   sample_new_tokens: 2
 """
-CODE = {"block_attention.py", "block_byte_pieces.py", "block_causal_head.py", "block_embedding_loss.py",
+CODE = {"block_attention.py", "block_byte_pieces.py", "block_causal_head.py", "block_chunked_loss.py",
+        "block_embedding_loss.py",
         "block_encoder_decoder.py", "block_layers.py", "block_learned_dropout.py",
         "block_lossless_decoding.py", "block_lossless_tokenizer.py", "block_masks.py", "block_ngram_embedding.py",
         "block_outputs.py",
