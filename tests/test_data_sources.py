@@ -136,3 +136,12 @@ def test_broken_json(tmp_path, content):
     path.write_bytes(content)
     with pytest.raises(ValueError, match=r"broken\.jsonl' cannot be read"):
         read(path)
+
+
+def test_python_docs_are_cut_at_titles():
+    pages = read("python_docs")
+    sections = read("python_docs", document_start=r"^.+\n([*=~-])\1{2,}$")
+    assert "".join(sections) == "".join(pages) and len(sections) > 2 * len(pages)
+    for section in sections:
+        title, line, *_ = section.split("\n")
+        assert title and len(set(line)) == 1

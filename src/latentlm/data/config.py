@@ -40,7 +40,8 @@ class SourceConfig:
     # Column that holds the text (all formats but .txt).
     text_column: str = "text"
     # A regular expression. A line of a text file (or a row of any other dataset) in which it is found opens a new
-    # document; WikiText: '^ = [^=].* = $'. Without it, a text file or a row is one document.
+    # document; WikiText: '^ = [^=].* = $'. Without it, a text file or a row is one document. In python_docs,
+    # whose pages are documents without it, the expression may go on over the lines below.
     document_start: str | None = None
     # Take paragraphs (text between blank lines) that occur again only once, where they occur first, before anything is
     # held out; of training text beside a validation source, also none that the latter has. null: of python_docs only.
