@@ -227,6 +227,8 @@ for folder, auto_class in zip(map(Path, sys.argv[1::2]), sys.argv[2::2]):
     for name, p in model.named_parameters():
         if ("gate" in name and "gate_proj" not in name) or "norm" in name:
             assert (p == 1).all() or name.endswith("bias"), name
+        elif "ngrams.table" in name:
+            assert (p == 0).all(), name
         elif name.endswith(("o_proj.weight", "down_proj.weight")):
             expected = 0.02 / math.sqrt(getattr(model, "num_residual_projections", 1))
             assert abs(p.std().item() / expected - 1) < 0.1, (name, p.std())

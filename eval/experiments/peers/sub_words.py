@@ -39,6 +39,7 @@ class PieceEncoder(EncodzallPreTrainedModel):
         super().__init__(config)
         size = config.hidden_size
         self.embed_tokens = nn.Embedding(config.vocab_size, size)  # of the decoder
+        self.embed_ngrams = None  # that of the decoder, which a peer has none of
         self.embed_pieces = nn.Embedding(NUM_PIECES, size)
         self.embed_positions = nn.Embedding(config.max_position_embeddings + 1, size)
         layer = nn.TransformerEncoderLayer(

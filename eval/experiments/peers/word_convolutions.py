@@ -24,6 +24,7 @@ class ConvolutionEncoder(EncodzallPreTrainedModel):
         super().__init__(config)
         size = config.hidden_size
         self.embed_tokens = nn.Embedding(config.vocab_size, size)
+        self.embed_ngrams = None  # that of the decoder, which a peer has none of
         self.norms = nn.ModuleList([nn.RMSNorm(size) for _ in range(BLOCKS)])
         self.convolutions = nn.ModuleList(
             [nn.Conv1d(size, size, KERNEL, padding="same", bias=False) for _ in range(2 * BLOCKS)]
