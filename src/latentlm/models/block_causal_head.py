@@ -196,7 +196,6 @@ class CausalLMHead(TrainedByOthers):
     config: Any
     model: Any
     lm_head: Any
-    loss_function: Any
     generation_config: Any
 
     @property
@@ -206,13 +205,14 @@ class CausalLMHead(TrainedByOthers):
     def takes_chunks(self, device: torch.device) -> bool:
         """Whether a forward with labels takes the loss in chunks and returns no logits: in training, with a large
         vocabulary and a plain head, unless `returns_training_logits`. Compiled graphs have whole logits."""
+        model: Any = self  # a PreTrainedModel, which has a loss function
         return (
             self.training
             and torch.is_grad_enabled()
             and not self.returns_training_logits
             and self.config.vocab_size >= LARGE_VOCABULARY
             and self.config.final_logit_softcapping is None
-            and self.loss_function is ForCausalLMLoss
+            and model.loss_function is ForCausalLMLoss
             and can_chunk(self.lm_head, device)
             and not is_torchdynamo_compiling()
         )

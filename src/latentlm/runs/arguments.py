@@ -7,7 +7,8 @@ import torch
 from transformers import TrainingArguments
 from transformers.trainer_utils import HubStrategy, SchedulerType
 from transformers.training_args import OptimizerNames
-from transformers.utils import ExplicitEnum, logging
+from transformers.utils import logging
+from transformers.utils.generic import ExplicitEnum
 
 logger = logging.get_logger(__name__)
 

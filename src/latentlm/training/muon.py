@@ -100,10 +100,10 @@ class Muon(torch.optim.Optimizer):
                 if not self.state[param]:
                     self.state[param] = {"momentum": torch.zeros_like(param)}
             momenta = [self.state[param]["momentum"] for param in params]
-            torch._foreach_lerp_(momenta, grads, 1 - group["momentum"])
-            directions = torch._foreach_lerp(grads, momenta, group["momentum"])  # Nesterov
+            torch._foreach_lerp_(momenta, grads, 1 - group["momentum"])  # pyright: ignore[reportPrivateImportUsage]
+            directions = torch._foreach_lerp(grads, momenta, group["momentum"])  # Nesterov  # pyright: ignore[reportPrivateImportUsage]
             if group["weight_decay"]:
-                torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
+                torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])  # pyright: ignore[reportPrivateImportUsage]
             for param, direction in zip(params, directions, strict=True):
                 changed = param
                 if isinstance(direction, DTensor):
@@ -119,7 +119,7 @@ class Muon(torch.optim.Optimizer):
         for (_, device, size), pairs in matrices.items():
             stack = torch.stack([along for _, along in pairs]).to(iteration_dtype(device))
             steps = orthogonalise(stack).to(pairs[0][0].dtype)
-            torch._foreach_add_([matrix for matrix, _ in pairs], list(steps.unbind()), alpha=size)
+            torch._foreach_add_([matrix for matrix, _ in pairs], list(steps.unbind()), alpha=size)  # pyright: ignore[reportPrivateImportUsage]
         for param, change in sharded:
             assert isinstance(param, DTensor)
             # Every process has computed the same change: none is sent.
