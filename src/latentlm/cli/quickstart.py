@@ -50,7 +50,9 @@ def generate(text, new_tokens):
 
 
 torch.manual_seed(0)
-for number, beginning in enumerate(("The value ", "A function ", "If an exception "), 1):
+# A text begins with its title; these go on after it.
+beginnings = ("Values\n******\n\nThe value ", "Functions\n*********\n\nA function ", "Exceptions\n**********\n\nIf an ")
+for number, beginning in enumerate(beginnings, 1):
     print(f"\n--- Sample {number} of 3 ---\n\n{generate(beginning, 220)}")
 print(f"\n--- It continues {prompt!r} ---\n")
 print(generate(prompt, 200))
