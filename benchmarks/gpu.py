@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -27,7 +28,7 @@ from transformers import PreTrainedModel
 
 REPOSITORY = Path(__file__).parents[1]
 sys.path.insert(0, str(REPOSITORY / "eval" / "experiments"))
-from records import MEASURED, Record, revision, versions, write_record  # noqa: E402  # noqa: E402
+from records import MEASURED, Record, revision, versions, write_record  # noqa: E402
 from records import machine as machine_fields  # noqa: E402
 
 PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # dense bfloat16, as the makers state them
@@ -35,6 +36,17 @@ SECONDS = {"correctness": 110, "training": 150, "decoding": 70, "track": 200}
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 Row = tuple[str, float, str]  # name, value, and what it is or has to be
+WRONG, FAILED = "WRONG", "failed"  # in the last part of a row: the stage then ends with an error
+
+
+def guarded(what: str, rows: Iterator[Row]) -> Iterator[Row]:
+    """The rows of one measurement; an error becomes a row, so that the others are still measured."""
+    try:
+        yield from rows
+    except Exception as error:
+        kind = "not run" if isinstance(error, ImportError) else FAILED
+        yield what, float("nan"), f"{kind}: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+
 
 # ---- Correctness: equal to eager attention in float32 on the CPU ----
 
@@ -94,20 +106,29 @@ def correctness(toy: bool) -> Iterator[Row]:
             batch = subject.batch(reference, count, length)
             if name not in references:
                 references[name] = outputs(reference, batch)
-            try:
-                model = subject.build(width, depth, length, attn_implementation=attention).eval().to(DEVICE)
-                batch = send_to_device(batch, DEVICE)
-                values = outputs(change(model), batch, autocast)
-            except ImportError as error:
-                yield f"{name}, {variant}", float("nan"), f"not run: {str(error).splitlines()[0]}"
-                continue
-            limits = BFLOAT16 if autocast else FLOAT32
-            for what, value, target, limit in zip(
-                ("logits", "gradients"), values, references[name], limits, strict=True
-            ):
-                error = relative_error(value, target)
-                verdict = "ok" if error <= limit else "WRONG"
-                yield f"{name}, {variant}, relative error of {what}", error, f"≤ {limit:g}: {verdict}"
+            what = f"{name}, {variant}"
+
+            def build(subject: Subject = subject, attention: str = attention) -> PreTrainedModel:
+                return subject.build(width, depth, length, attn_implementation=attention).eval().to(DEVICE)
+
+            yield from guarded(what, compare(what, build, change, batch, autocast, references[name]))
+
+
+def compare(
+    what: str,
+    build: Callable[[], PreTrainedModel],
+    change: Callable[[PreTrainedModel], PreTrainedModel],
+    batch: Batch,
+    autocast: bool,
+    reference: tuple[torch.Tensor, torch.Tensor],
+) -> Iterator[Row]:
+    """Errors of the logits and of the gradients of one variant."""
+    values = outputs(change(build()), send_to_device(batch, DEVICE), autocast)
+    limits = BFLOAT16 if autocast else FLOAT32
+    for part, value, target, limit in zip(("logits", "gradients"), values, reference, limits, strict=True):
+        error = relative_error(value, target)
+        verdict = "ok" if error <= limit else WRONG
+        yield f"{what}, relative error of {part}", error, f"≤ {limit:g}: {verdict}"
 
 
 # ---- Training: a step in bfloat16, with its share of the device's peak ----
@@ -123,22 +144,23 @@ def training(toy: bool) -> Iterator[Row]:
     for compiled in (False, True):
         for size, width, parameters in reversed(sizes):
             for name, subject in SUBJECTS.items():
-                yield from training_step(name, subject, size, width, parameters, count, length, peak, compiled, toy)
+                what = f"{name} {size}, {'compiled' if compiled else 'eager'}"
+                model = partial(subject.build, width, subject.depth_of(width, parameters, length), length)
+                rows = training_step(what, subject, model, count, length, peak, compiled, toy)
+                yield from guarded(what, rows)
 
 
 def training_step(
-    name: str,
+    what: str,
     subject: Subject,
-    size: str,
-    width: int,
-    parameters: int,
+    build: Callable[[], PreTrainedModel],
     count: int,
     length: int,
     peak: float,
     compiled: bool,
     toy: bool,
 ) -> Iterator[Row]:
-    model = subject.build(width, subject.depth_of(width, parameters, length), length).to(DEVICE).train()
+    model = build().to(DEVICE).train()
     batch = send_to_device(subject.batch(model, count, length), DEVICE)
     optimizer = torch.optim.AdamW(model.parameters(), 1e-4, fused=True)
     runs = torch.compile(model, backend="aot_eager" if toy else "inductor") if compiled else model
@@ -150,11 +172,9 @@ def training_step(
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
-    what = f"{name} {size}, {'compiled' if compiled else 'eager'}"
     seconds = median_seconds({"step": step}, 1 if toy else 5, 1 if toy else 2)["step"]
-    with FlopCounterMode(display=False) as counter:
-        loss = model(**batch).loss
-    loss.backward()
+    with FlopCounterMode(display=False) as counter, torch.autocast(DEVICE.type, torch.bfloat16), torch.no_grad():
+        model(**batch)
     real = int(batch["labels"].ne(-100).sum())
     yield f"{what}, kB/s", real / 1e3 / seconds, f"B {count}, T {length}, bf16, AdamW"
     yield f"{what}, MFU", 3 * counter.get_total_flops() / seconds / peak, "matrix products of forward and backward"
@@ -178,32 +198,28 @@ def product_flops(size: int) -> float:
 
 
 def decoding(toy: bool) -> Iterator[Row]:
-    width, parameters = (32, 60_000) if toy else (384, 16_000_000)
-    prompt, new = (16, 8) if toy else (128, 256)
     for static in (False, True):
         for count in (1, 2 if toy else 32):
             for name, subject in SUBJECTS.items():
-                if static and not (subject.static and subject.generates):
-                    continue
-                length = prompt + new
-                model = subject.build(width, subject.depth_of(width, parameters, length), length).to(DEVICE).eval()
-                ids = subject.batch(model, count, prompt)["input_ids"].to(DEVICE)
-                limits: dict[str, Any] = {"do_sample": False, "attention_mask": torch.ones_like(ids)}
-                limits["max_new_tokens"] = new if subject.generates else prompt
-                if subject.generates:
-                    limits |= {"min_new_tokens": new, "pad_token_id": 0}
-                if static:
-                    limits["cache_implementation"] = "static"
-                if toy and static:
-                    limits["disable_compile"] = True
+                if not static or (subject.static and subject.generates):
+                    what = f"{name}, {'static cache, compiled' if static else 'eager'}, batch {count}"
+                    yield from guarded(what, generation(what, subject, count, static, toy))
 
-                def generate(model: PreTrainedModel = model, ids: torch.Tensor = ids, limits: dict = limits) -> object:
-                    return model.generate(ids, **limits)
 
-                seconds = median_seconds({"generate": generate}, 1 if toy else 3)["generate"]
-                written = count * (new if subject.generates else prompt)
-                kind = "static cache, compiled" if static else "eager"
-                yield f"{name}, {kind}, batch {count}, bytes/s", written / seconds, f"16 M, {new} after {prompt}"
+def generation(what: str, subject: Subject, count: int, static: bool, toy: bool) -> Iterator[Row]:
+    width, parameters = (32, 60_000) if toy else (384, 16_000_000)
+    prompt, new = (16, 8) if toy else (128, 256)
+    length = prompt + new
+    model = subject.build(width, subject.depth_of(width, parameters, length), length).to(DEVICE).eval()
+    ids = subject.batch(model, count, prompt)["input_ids"].to(DEVICE)
+    limits: dict[str, Any] = {"do_sample": False, "attention_mask": torch.ones_like(ids), "max_new_tokens": prompt}
+    if subject.generates:
+        limits |= {"min_new_tokens": new, "max_new_tokens": new, "pad_token_id": 0}
+    if static:
+        limits |= {"cache_implementation": "static", "disable_compile": toy}
+    seconds = median_seconds({"generate": lambda: model.generate(ids, **limits)}, 1 if toy else 3)["generate"]
+    written = count * (new if subject.generates else prompt)
+    yield f"{what}, bytes/s", written / seconds, f"{parameters:,} parameters, {new} after {prompt}"
 
 
 # ---- The track: all of its text, as often as the time allows ----
@@ -246,7 +262,11 @@ STAGES: dict[str, Callable[..., Iterator[Row]]] = {
 
 
 def run_stage(name: str, toy: bool, **options: Any) -> None:
-    """Measure, print and record one row after the other."""
+    """Measure, print and record one row after the other.
+
+    Raises:
+        SystemExit: at the end, if a row is wrong or failed.
+    """
     measured: dict[str, float] = {}
     notes: dict[str, str] = {}
     commit, dirty = revision()
@@ -271,6 +291,9 @@ def run_stage(name: str, toy: bool, **options: Any) -> None:
                 machine=machine_fields(),
             )
         )
+    bad = [what for what, note in notes.items() if WRONG in note or FAILED in note]
+    if bad:
+        sys.exit(f"{name}: {', '.join(bad)}")
 
 
 def main() -> None:

@@ -301,10 +301,11 @@ def test_the_clock_decides_rates_and_the_number_of_steps(monkeypatch):
     group, state, control = {"lr": 1.0}, SimpleNamespace(global_step=0, max_steps=0), SimpleNamespace()
     schedule = SimpleNamespace(lr_lambdas=[None, None])
     limit = speedrun.TimedSchedule(10)
-    limit.on_train_begin(None, state, control, optimizer=SimpleNamespace(param_groups=[group]), lr_scheduler=schedule)
+    optimizer = SimpleNamespace(param_groups=[group])
+    limit.on_train_begin(None, state, control, optimizer=optimizer, lr_scheduler=schedule)
     rates = []
     for step in range(1, 11):
-        limit.on_step_begin(None, state, control)
+        limit.on_step_begin(None, state, control, optimizer=optimizer)
         now[0] += 57.0 / 2  # a twentieth of the ten minutes is for the evaluation
         state.global_step = step
         limit.on_step_end(None, state, control)

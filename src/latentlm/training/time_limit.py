@@ -32,7 +32,10 @@ class TimeLimit(TrainerCallback):
         self.longest_pause = max(self.longest_pause, now - self.step_ended)
         if optimizer is None or not self.steps:
             return
-        passed = now - self.started
+        self.keep_time(now - self.started, state, optimizer)
+
+    def keep_time(self, passed, state, optimizer):
+        """Lower the rate of the step that comes where the run, after `passed` seconds, is late."""
         possible = max(self.seconds - self.longest_pause - passed, 0.0) * self.steps / passed
         planned = state.max_steps - state.global_step
         if passed > PATIENCE * self.seconds and possible < planned:
