@@ -326,7 +326,6 @@ def options(architecture: Architecture) -> Iterator[tuple[str, dict[str, Any], d
 LANGUAGE_MODEL_INERT = {
     "max_position_embeddings": "test_generation.py: contexts that do not fit",
     "initializer_range": "test_reference.py: initial weights",
-    "zero_init_residual": "test_block_options.py: initial weights",
     "use_cache": "test_generation.py: use_cache of the configuration",
     "pad_token_id": "for generate()",
     "bos_token_id": "for generate()",
@@ -351,7 +350,6 @@ LANGUAGE_MODEL_CHANGES = LEARNED_DROPOUT_CHANGES | {
     "query_latent_size": 8,
     "key_value_latent_size": 6,
     "latent_rope_size": 2,
-    "final_logit_softcapping": 1.5,
     "intermediate_size": 40,
     "rope_parameters": {"rope_type": "default", "rope_theta": 7.0},
     "layer_norm_eps": 0.1,
@@ -365,9 +363,7 @@ NGRAMS = {"ngram_embedding": [2, 4], "ngram_buckets": 32}
 NGRAM_CHANGES = {name: value for name, value in LANGUAGE_MODEL_CHANGES.items() if name.startswith("ngram_")}
 NGRAM_NEEDS = dict.fromkeys(("ngram_buckets", "ngram_multiplier"), NGRAMS)
 BLOCK_OPTIONS = {
-    "qk_norm": True,
     "hidden_act": "relu2",
-    "final_logit_softcapping": 1.5,
     "tie_word_embeddings": False,
 }
 LEARNED_DROPOUT = {"learned_dropout": "bernoulli", "learned_dropout_shift": 1.2}
@@ -680,7 +676,6 @@ ARCHITECTURES = [
             "query_latent_size": 8,
             "key_value_latent_size": 8,
             "latent_rope_size": 2,
-            "final_logit_softcapping": 1.5,
             "byte_code_dim": 8,
             "levels": [LEVEL | {"num_codes": 17}],
             "num_top_layers": 2,
@@ -702,7 +697,6 @@ ARCHITECTURES = [
         inert={
             "max_position_embeddings": "test_generation.py: contexts that do not fit",
             "initializer_range": "test_abstractinator.py: initial weights",
-            "zero_init_residual": "test_block_options.py: initial weights",
             "use_cache": "test_generation.py: use_cache of the configuration",
             "pad_token_id": "for generate()",
             "bos_token_id": "for generate_bytes()",
@@ -773,7 +767,6 @@ ARCHITECTURES = [
             "query_latent_size": 8,
             "key_value_latent_size": 12,
             "latent_rope_size": 2,
-            "final_logit_softcapping": 1.5,
             "num_word_encoder_layers": 1,
             "num_context_encoder_layers": 1,
             "num_decoder_layers": 1,
@@ -796,7 +789,6 @@ ARCHITECTURES = [
             "max_position_embeddings": "test_encodzall.py: bad input",
             "packed_row_length": "test_encodzall.py: packed words are those of one word a row",
             "initializer_range": "test_upstream.py: initialization",
-            "zero_init_residual": "test_block_options.py: initial weights",
             "classifier_dropout": "of the other heads",
             "use_cache": "test_encodzall.py: the cache changes nothing",
             "tie_word_embeddings": "for transformers",

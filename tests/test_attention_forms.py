@@ -26,7 +26,6 @@ def build(form: str, backend: str, window: int | None, lookback: int | None = No
         num_attention_heads=2,
         intermediate_size=16,
         attention_form=form,
-        qk_norm=form == "regular",
         query_latent_size=12,
         key_value_latent_size=8,
         latent_rope_size=4,

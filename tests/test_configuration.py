@@ -97,14 +97,6 @@ INVALID = [
         for config_class in (*ALL, AbstractinatorConfig, EncodzallConfig)
     ],
     *[(config_class, {"hidden_act": "silu"}, ["hidden_act", "got silu", "relu2"]) for config_class in ALL],
-    *[
-        (config_class, {"final_logit_softcapping": 0}, ["`final_logit_softcapping` is 0", "above 0"])
-        for config_class in (*ALL, AbstractinatorConfig, EncodzallConfig)
-    ],
-    *[
-        (config_class, {"qk_norm": True, "attention_form": "latent"}, ["`qk_norm` is True", "'latent'"])
-        for config_class in (*ALL, EncodzallConfig)
-    ],
     (AbstractinatorConfig, {"top_head": "none"}, ["top_head", "none", "continuous"]),
     (AbstractinatorConfig, {"hidden_dropout": 1.0}, ["`hidden_dropout` is 1.0"]),
     (AbstractinatorConfig, {"attention_dropout": -0.1}, ["`attention_dropout` is -0.1"]),

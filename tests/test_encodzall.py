@@ -254,8 +254,8 @@ def test_the_cache_changes_nothing(variant, options):
 
 def test_the_cache_has_the_layers_of_the_decoder():
     """They may be more than those over words, which `num_hidden_layers` counts."""
-    fields = {"num_context_encoder_layers": 1, "num_decoder_layers": 3, "num_key_value_heads": 2, "qk_norm": True}
-    model = build(**fields, final_logit_softcapping=1.5)
+    fields = {"num_context_encoder_layers": 1, "num_decoder_layers": 3, "num_key_value_heads": 2}
+    model = build(**fields)
     outputs = [model.generate(**encode(), max_length=24, use_cache=use_cache) for use_cache in (True, False)]
     assert torch.equal(*outputs) and outputs[0].shape[1] > 3
 

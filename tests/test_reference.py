@@ -142,16 +142,8 @@ def reference_logits(model: nn.Module, ids: list[int]) -> torch.Tensor:
             else:
                 q = [module["q_proj"].linear(x) for x in queries]
                 k, v = zip(*(module["kv_proj"].linear(x).chunk(2) for x in keys), strict=True)
-            q = [normed_heads(x, module, "query_norm", rope) for x in q]
-            k = [normed_heads(x, module, "key_norm", rope) for x in k]
         read = attention(q, k, v, heads, rope if rotary else 0)
         return [module["o_proj"].linear(x) for x in read]
-
-    def normed_heads(vector: torch.Tensor, module: Weights, name: str, size: int) -> torch.Tensor:
-        gain = module.parameters.get(f"{module.prefix}{name}.weight")
-        if gain is None:
-            return vector
-        return torch.cat([head / (head.pow(2).mean() + eps).sqrt() * gain for head in vector.split(size)])
 
     def self_attention(states: list, layer: Weights) -> list:
         normal = [layer["self_attn_norm"].norm(x, eps) for x in states]
@@ -257,9 +249,7 @@ def reference_logits(model: nn.Module, ids: list[int]) -> torch.Tensor:
         states = [x - positions[t + 1] for t, x in enumerate(states)]
     if config.position_subtraction == "layer_norm":
         states = [inner["position_subtraction"]["norm"].norm(x, eps) for x in states]
-    logits = torch.stack([weights.parameters.get("lm_head.weight", tokens) @ x for x in states])
-    cap = config.final_logit_softcapping
-    return logits if cap is None else cap * torch.tanh(logits / cap)
+    return torch.stack([weights.parameters.get("lm_head.weight", tokens) @ x for x in states])
 
 
 REFERENCES = ("decoder_only", "ar_encoder_decoder", "parallel_encoder_decoder")

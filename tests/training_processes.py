@@ -59,10 +59,10 @@ def run_fsdp(folder: Path, **arguments) -> None:
 
 
 def run_resumed(folder: Path) -> None:
-    """A run with dropout, two optimizers and a mean of the weights, and the same resumed in its middle."""
+    """A run with dropout and two optimizers, and the same resumed in its middle."""
     for name, checkpoint in (("whole", None), ("again", folder / "whole" / "checkpoint-2")):
         model = make_model(dropout=0.1, learned_dropout="bernoulli", learned_dropout_shift=1.5)
-        options = {"optim": "muon", "average_weights_from": 0.25}
+        options = {"optim": "muon"}
         trainer = make_trainer(folder / name, model, save_strategy="steps", save_steps=2, **options)
         trainer.train(resume_from_checkpoint=checkpoint)
 

@@ -41,6 +41,7 @@ class Entry:
         measures: files of `measures/`, run on the finished model.
         curves: further logged values that the record keeps; one that ends with `*` names all that begin so.
         budget_bytes: of training text, read once, where the entry reads another amount than the list says.
+        revision: of the repository that ran it, where the code has its options no more: it is reported, and not run.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Entry:
     measures: list[str] = field(default_factory=list)
     curves: list[str] = field(default_factory=list)
     budget_bytes: int | None = None
+    revision: str | None = None
 
 
 @dataclass

@@ -1,7 +1,7 @@
 """How weights start: of each published tiny configuration the first loss against that of a uniform guess, and the
 standard deviation of the residual stream before and after every layer. Prints the table of docs/results/learning.md.
 
-    python eval/experiments/initial_weights.py [--set initializer_range=0.05 zero_init_residual=true ...]
+    python eval/experiments/initial_weights.py [--set initializer_range=0.05 ...]
 """
 
 import argparse

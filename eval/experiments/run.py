@@ -93,7 +93,14 @@ class Runner:
             raise ListError(
                 f"--only: no entry {', '.join(sorted(unknown))}; there are {', '.join(experiments.entries)}"
             )
-        self.entries = [entry for name, entry in experiments.entries.items() if only is None or name in only]
+        for name in only or ():
+            if experiments.entries[name].revision is not None:
+                raise ListError(
+                    f"--only: {name} has options that the code no longer has; revision "
+                    f"{experiments.entries[name].revision} runs it"
+                )
+        runnable = [entry for entry in experiments.entries.values() if entry.revision is None]
+        self.entries = [entry for entry in runnable if only is None or entry.name in only]
         self.runs = runs / experiments.page
         self.runs.mkdir(parents=True, exist_ok=True)
         self.data: dict[int | None, dict[str, dict[str, Any]]] = {}  # of each budget

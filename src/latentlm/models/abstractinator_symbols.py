@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .block_layers import make_norm, soft_cap
+from .block_layers import make_norm
 from .block_ngram_embedding import NgramEmbedding
 from .configuration_abstractinator import AbstractinatorConfig, LevelConfig
 from .configuration_ngram_embedding import MODULUS
@@ -115,7 +115,6 @@ class SymbolHead(nn.Module):
     def __init__(self, config: AbstractinatorConfig, num_ids: int, num_digits: int, size: int | None):
         super().__init__()
         self.num_digits = num_digits
-        self.cap = config.final_logit_softcapping
         if num_digits > 1:
             self.digits = SymbolEmbedding(config, num_ids, num_digits, size)
             self.norm = make_norm(config)
@@ -137,7 +136,7 @@ class SymbolHead(nn.Module):
         """Logits `(..., num_ids)` of digit k given those before it, `known` `(..., >= k)`."""
         if k:
             hidden_states = hidden_states + self.norm(self.digits(known, k))
-        return soft_cap(self.out[k](hidden_states), self.cap)
+        return self.out[k](hidden_states)
 
     def losses(self, hidden_states: torch.Tensor, symbols: torch.Tensor) -> torch.Tensor:
         """Cross-entropy in nats `(...)`, float32, of symbols `(..., digits)` that follow hidden states `(..., D)`."""

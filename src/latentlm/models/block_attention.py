@@ -117,10 +117,6 @@ class Attention(nn.Module):
             self.o_proj.adds_to_residual = True  # pyright: ignore[reportArgumentType]
         else:
             self.o_proj = nn.Identity()
-        # Not where masks are decided: those scores are no probabilities of tokens, and gains could not be frozen.
-        normed = config.qk_norm and has_output and not isinstance(self, SingleKeyAttention)
-        self.query_norm = nn.RMSNorm(self.head_dim, eps=norm_eps(config)) if normed else None
-        self.key_norm = nn.RMSNorm(self.head_dim, eps=norm_eps(config)) if normed else None
 
     def make_projections(self) -> None:
         """One product for all that is made of the same states: several small ones take longer."""
@@ -147,7 +143,7 @@ class Attention(nn.Module):
     def project(self, hidden_states: torch.Tensor, rotary: Rotary | None) -> tuple[torch.Tensor, Pair]:
         """Queries `(B, H, T, d)` and pairs of the same states `(B, T, D)`."""
         states = self.qkv_proj(hidden_states)
-        if rotary is None or self.query_norm is not None:
+        if rotary is None:
             query, key, value = states.split((self.width, self.part_size, self.part_size), -1)
             return self.split_query(query, rotary), self.split_pair(key, value, rotary)
         both, value = states.split((self.width + self.part_size, self.part_size), -1)
@@ -165,12 +161,10 @@ class Attention(nn.Module):
         return self.split_pair(key, value, rotary)
 
     def split_query(self, query: torch.Tensor, rotary: Rotary | None) -> torch.Tensor:
-        query = self.split_heads(query)
-        return rotate(query if self.query_norm is None else self.query_norm(query), rotary)
+        return rotate(self.split_heads(query), rotary)
 
     def split_pair(self, key: torch.Tensor, value: torch.Tensor, rotary: Rotary | None) -> Pair:
-        key = self.split_heads(key)
-        return rotate(key if self.key_norm is None else self.key_norm(key), rotary), self.split_heads(value)
+        return rotate(self.split_heads(key), rotary), self.split_heads(value)
 
     def unfold(self, pair: Pair) -> Pair:
         """Keys and values of a pair."""

@@ -14,7 +14,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .block_attention import Attention, rotary_table
 from .block_chunked_loss import LARGE_VOCABULARY, can_chunk, chunked_cross_entropy
-from .block_layers import make_norm, soft_cap
+from .block_layers import make_norm
 from .block_learned_dropout import make_shared_mask_attention, mask_loss_weight, mean_penalties
 from .block_masks import Mask, causal_mask
 from .block_ngram_embedding import make_ngram_embedding, previous_ids
@@ -211,7 +211,6 @@ class CausalLMHead(TrainedByOthers):
             and torch.is_grad_enabled()
             and not self.returns_training_logits
             and self.config.vocab_size >= LARGE_VOCABULARY
-            and self.config.final_logit_softcapping is None
             and model.loss_function is ForCausalLMLoss
             and can_chunk(self.lm_head, device)
             and not is_torchdynamo_compiling()
@@ -279,7 +278,7 @@ class CausalLMHead(TrainedByOthers):
 
     def compute_logits(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """Logits `(..., V)` of final hidden states `(..., D)`."""
-        return soft_cap(self.lm_head(hidden_states), self.config.final_logit_softcapping)
+        return self.lm_head(hidden_states)
 
     def generate_batch(self, inputs, generation_config=None, *args, **kwargs):
         """That of transformers (continuous batching), which would only put these errors into its results.

@@ -26,11 +26,6 @@ def make_norm(config: Any) -> nn.LayerNorm | nn.RMSNorm:
     return nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps, bias=config.use_bias)
 
 
-def soft_cap(logits: torch.Tensor, cap: float | None) -> torch.Tensor:
-    """`cap * tanh(logits / cap)` (Gemma 2, 2408.00118, section 2), or the logits themselves where there is no cap."""
-    return logits if cap is None else cap * torch.tanh(logits / cap)
-
-
 class FeedForward(nn.Module):
     """D to `intermediate_size` F and back, with exact GELU, squared ReLU (2109.08668) or as SwiGLU. LearnedDropout acts
     on its output, or on groups of its F channels, which are then not computed where the mask is 0 (at inference)."""

@@ -41,7 +41,7 @@ class TransformerPreTrainedModel(TakesCache, PreTrainedModel):
         if getattr(module, "adds_to_residual", False):
             std = self.config.initializer_range / math.sqrt(self.num_residual_projections)
             weight: Any = module.weight
-            init.normal_(weight, mean=0.0, std=0.0 if self.config.zero_init_residual else std)
+            init.normal_(weight, mean=0.0, std=std)
 
     def _validate_generated_length(self, generation_config, input_ids_length, has_default_max_length) -> None:
         """A prompt that fills the context is an error; generation ends, with a warning, where the context ends."""

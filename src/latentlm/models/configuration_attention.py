@@ -18,11 +18,6 @@ class AttentionConfig(PreTrainedConfig):
             through a small latent, all that a cache keeps.
         query_latent_size, key_value_latent_size, latent_rope_size: of latent attention: widths of its latents, and of
             the part of queries and keys that rotary positions turn.
-        qk_norm: RMSNorm of each head's queries and keys, with a gain, before rotary positions turn them (Qwen3,
-            2505.09388, section 2; first ViT-22B, 2302.05442). Latent attention has norms of its own.
-        zero_init_residual: what adds to the residual stream starts at 0, so that every layer starts as the identity
-            (2003.04887).
-        final_logit_softcapping: logits become `cap * tanh(logits / cap)` (Gemma 2, 2408.00118, section 2).
     """
 
     num_key_value_heads: int | None = None
@@ -30,9 +25,6 @@ class AttentionConfig(PreTrainedConfig):
     query_latent_size: int = 128
     key_value_latent_size: int = 64
     latent_rope_size: int = 16
-    qk_norm: bool = False
-    zero_init_residual: bool = False
-    final_logit_softcapping: float | int | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         if self.num_key_value_heads is None:
@@ -70,16 +62,6 @@ class AttentionConfig(PreTrainedConfig):
                 f"`num_key_value_heads` is {shared}, but with `attention_form` 'latent' each of the "
                 f"`num_attention_heads` {heads} has keys of its own, made of one latent: leave it out."
             )
-        if self.attention_form == "latent" and self.qk_norm:
-            raise ValueError(
-                "`qk_norm` is True, but with `attention_form` 'latent' queries and keys come of latents that have "
-                "norms already: leave it False."
-            )
-
-    def validate_softcapping(self) -> None:
-        cap = self.final_logit_softcapping
-        if cap is not None and cap <= 0:
-            raise ValueError(f"`final_logit_softcapping` is {cap}, but it must be above 0, or None for no cap.")
 
 
 def divisors(size: int) -> list[int]:

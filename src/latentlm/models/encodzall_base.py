@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import initialization as init
 from transformers.modeling_outputs import (
     BaseModelOutputWithPastAndCrossAttentions,
     Seq2SeqLMOutput,
@@ -152,9 +151,6 @@ class EncodzallPreTrainedModel(TakesCache, PreTrainedModel):
         initialize: Any = getattr(module, "initialize_parameters", None)
         if initialize is not None:
             initialize()
-        if getattr(module, "adds_to_residual", False) and self.config.zero_init_residual:
-            weight: Any = module.weight
-            init.zeros_(weight)
 
     def pack(self, *args: torch.Tensor | None, **kwargs: Any) -> PackedBatch:
         """What the model gathers with in a batch, as [`pack_batch`] makes it of its ids, masks, words and labels; with

@@ -18,7 +18,7 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .block_attention import FORMS, Attention, rotary_table
-from .block_layers import PreNormLayer, make_norm, soft_cap
+from .block_layers import PreNormLayer, make_norm
 from .block_learned_dropout import (
     Part,
     make_learned_dropout,
@@ -299,7 +299,7 @@ class EncodzallForMaskedDenoising(EncodzallPreTrainedModel, GenerationMixin):
             embed_ngrams=self.model.embed_ngrams,
             **kwargs,
         )
-        logits = soft_cap(self.lm_head(decoded.last_hidden_state), self.config.final_logit_softcapping)  # (B, T, V)
+        logits = self.lm_head(decoded.last_hidden_state)  # (B, T, V)
         losses, word_logits = {}, None
         if labels is not None:
             config = self.config
@@ -372,7 +372,7 @@ class EncodzallForMaskedDenoising(EncodzallPreTrainedModel, GenerationMixin):
         hidden, penalties = decoder.spell(inputs, take(memory, spelling["word"]), spelling)
         if penalties is not None:
             penalties = take(penalties, spelling["slot"])[0]
-        logits = soft_cap(self.lm_head(take(hidden, spelling["slot"])[0]), config.final_logit_softcapping)
+        logits = self.lm_head(take(hidden, spelling["slot"])[0])
         return logits, take(targets, spelling["slot"])[0], penalties
 
     def spell_words(

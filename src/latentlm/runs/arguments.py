@@ -68,13 +68,6 @@ class LatentTrainingArguments(TrainingArguments):
         metadata={"help": "Peak rate of Muon's updates, which are as large as AdamW's; the schedule is the same."},
     )
     muon_momentum: float = field(default=0.95, metadata={"help": "Momentum of Muon (Nesterov's)."})
-    average_weights_from: float | None = field(
-        default=None,
-        metadata={
-            "help": "Part of the run (0.8: its last fifth) after which the mean of the weights is evaluated and saved "
-            "in place of the last ones; null: no mean."
-        },
-    )
 
     def __getstate__(self) -> dict[str, Any]:
         """What pickles hold, such as the `training_args.bin` of a plain `Trainer`: all but the token."""
@@ -90,9 +83,6 @@ class LatentTrainingArguments(TrainingArguments):
         if uses_muon:
             self.optim = OwnOptimizerNames.MUON
             self._check_muon()
-        start = self.average_weights_from
-        if start is not None and not 0 <= start < 1:
-            raise ValueError(f"average_weights_from is {start}, but it must be 0 or more and below 1, or null.")
         stable = self.lr_scheduler_type == SchedulerType.WARMUP_STABLE_DECAY
         if stable and "num_decay_steps" not in (self.lr_scheduler_kwargs or {}):
             raise ValueError(

@@ -257,10 +257,9 @@ class LatentTrainer(OptimizingTrainer, PublishingTrainer):
         return output._replace(metrics={**(output.metrics or {}), **results}, num_samples=rows)
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
-        with self.averaged_weights():
-            metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
-            if metric_key_prefix == "eval" and self.args.sample_prompts and self.args.sample_new_tokens:
-                self.write_samples()
+        metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        if metric_key_prefix == "eval" and self.args.sample_prompts and self.args.sample_new_tokens:
+            self.write_samples()
         return metrics
 
     # ---- Samples ----
