@@ -12,9 +12,11 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from conftest import REPOSITORY
 from scipy import stats
+from transformers import AutoConfig, AutoModelForCausalLM, set_seed
 
 sys.path.insert(0, str(REPOSITORY / "eval"))
 sys.path.insert(0, str(REPOSITORY / "eval" / "experiments"))
@@ -219,6 +221,24 @@ def test_the_plan_trains_nothing(make_runner, in_this_process, capsys):
 
 
 # ---- The track ----
+
+
+def test_some_seeds_alone_can_be_run(make_runner):
+    entries = {"ours": {"seeds": 3}, "other": {"seeds": [2, 5]}}
+    assert [job.name for job in make_runner(entries, seeds=[0, 2]).open_jobs()] == ["ours-0", "ours-2", "other-2"]
+
+
+def test_entries_of_the_ablation_begin_with_the_same_weights():
+    """Plain and with subtraction: a table of positions of the same size, so the same random numbers for all else."""
+    states = []
+    for name in ("plain", "subtraction", "both-8"):
+        entry = read_list("ar-ablation").entries[name]
+        recipe = load_with_overrides(entry.recipe, {**entry.overrides, "hidden_size": 24, "ngram_buckets": 8})
+        set_seed(1)
+        config = AutoConfig.for_model("ar_encoder_decoder", **recipe.model, vocab_size=259)
+        states.append(AutoModelForCausalLM.from_config(config).state_dict())
+    plain, *others = states
+    assert all(torch.equal(other[name], tensor) for other in others for name, tensor in plain.items())
 
 
 def test_a_text_shorter_than_the_budget_is_an_error_before_training(make_runner, monkeypatch):

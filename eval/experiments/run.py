@@ -1,6 +1,6 @@
 """Run the experiments of a page, one process after the other; each finished run leaves a record.
 
-    python eval/experiments/run.py PAGE [--only ENTRY ...] [--dry_run] [--threads 1] [--text FOLDER]
+    python eval/experiments/run.py PAGE [--only ENTRY ...] [--seeds 0 ...] [--dry_run] [--threads 1] [--text FOLDER]
 
 PAGE is a folder beside this file with a `rows.yaml`. Killed and started again, it goes on: runs with a record are
 skipped, the others continue from their last checkpoint. Several of these may work on one list, each run is taken by
@@ -76,6 +76,7 @@ class Runner:
         text: where the paths of the list's text begin.
         threads: of each run.
         only: names of the entries to run, None for all; what they are tuned with is run as well.
+        seeds: to run of those that an entry names, None for all of them.
     """
 
     def __init__(
@@ -86,8 +87,9 @@ class Runner:
         text: Path,
         threads: int = 1,
         only: list[str] | None = None,
+        seeds: list[int] | None = None,
     ):
-        self.experiments, self.records, self.threads = experiments, records, threads
+        self.experiments, self.records, self.threads, self.seeds = experiments, records, threads, seeds
         unknown = set(only or ()) - set(experiments.entries)
         if unknown:
             raise ListError(
@@ -135,7 +137,7 @@ class Runner:
         )
 
     def results(self, entry: Entry, rate: float | None) -> list[Job]:
-        return [Job(entry, seed, RESULT, rate) for seed in entry.seeds]
+        return [Job(entry, seed, RESULT, rate) for seed in entry.seeds if self.seeds is None or seed in self.seeds]
 
     def open_jobs(self) -> list[Job]:
         """Everything without a record, as far as it is known: extensions of a grid are not, before its trials ran."""
@@ -360,6 +362,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("page", help="folder with a rows.yaml, beside this file")
     parser.add_argument("--only", nargs="+", metavar="ENTRY", help="run these entries alone")
+    parser.add_argument("--seeds", nargs="+", type=int, metavar="SEED", help="run these seeds alone")
     parser.add_argument("--dry_run", action="store_true", help="print what would run and how long it takes")
     parser.add_argument("--threads", type=int, default=1, help="of each run (default: 1)")
     parser.add_argument(
@@ -382,6 +385,7 @@ def main(arguments: list[str] | None = None) -> None:
             options.text.resolve(),
             options.threads,
             options.only,
+            options.seeds,
         )
         runner.print_plan() if options.dry_run else runner.run_all()
     except (ListError, RecipeError, RunFailed, ValueError) as error:
