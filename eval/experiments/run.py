@@ -41,6 +41,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 from latentlm.runs import RecipeError
 
 SCORE = "eval_bits_per_byte"  # what a learning rate is chosen by
+BEST_SCORE = "lowest_bits_per_byte"  # where the best checkpoint counts, not the last
 START_SECONDS = 12.0  # of a process before it trains; for estimates
 BUSY_SECONDS = 5.0  # between two looks at what another process is running
 COUNTING_PEERS = ("ngram", "xz")  # without arithmetic
@@ -124,8 +125,9 @@ class Runner:
             rates.append(added)
 
     def best_rate(self, jobs: list[Job]) -> float:
-        """The learning rate whose trial ended lowest."""
-        scores = {job.learning_rate: read_record(self.record_path(job)).metrics[SCORE] for job in jobs}
+        """The learning rate whose trial ended lowest, or came lowest where the best checkpoint counts."""
+        score = BEST_SCORE if jobs[0].entry.best_checkpoint else SCORE
+        scores = {job.learning_rate: read_record(self.record_path(job)).metrics[score] for job in jobs}
         return min((rate for rate in scores if rate is not None), key=lambda rate: scores[rate])
 
     def tuned(self, entry: Entry) -> Entry | None:
@@ -153,7 +155,11 @@ class Runner:
         """Everything that the run changes of its recipe."""
         entry = job.entry
         budget = self.experiments.budget(entry)
-        changed: dict[str, Any] = {**self.data[budget][job.purpose], **entry.overrides}
+        data = self.data[budget][TUNING if entry.best_checkpoint else job.purpose]
+        changed: dict[str, Any] = {**data, **entry.overrides}
+        if entry.best_checkpoint and job.purpose == RESULT:
+            best = {"load_best_model_at_end": True, "metric_for_best_model": SCORE, "greater_is_better": False}
+            changed = {**best, **changed}
         if budget is not None:
             changed = {"num_train_epochs": 1, "max_steps": -1, **changed}  # the text is as long as the budget says
         if job.purpose == TUNING:
@@ -171,6 +177,12 @@ class Runner:
             "seed": job.seed,
             "output_dir": str(self.runs / job.name),
         }
+
+    def held_out(self, job: Job) -> str | None:
+        """The text that the best checkpoint is scored on when its run has ended."""
+        if not job.entry.best_checkpoint or job.purpose == TUNING:
+            return None
+        return self.data[self.experiments.budget(job.entry)][RESULT]["validation_dataset"]
 
     # ---- Doing it ----
 
@@ -221,6 +233,7 @@ class Runner:
             "overrides": self.overrides(job),
             "peer": entry.peer,
             "measures": entry.measures if job.purpose == RESULT else [],
+            "held_out": self.held_out(job),
             "curves": entry.curves,
             "threads": self.threads,
             "records": str(self.records),
