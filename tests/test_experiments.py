@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -230,7 +231,7 @@ def test_the_best_checkpoint_of_many_passes_on_half_a_is_scored_on_half_b(make_r
     # Half B, scored by hand.
     half_b = tmp_path / "runs" / "tiny" / "text" / "validation-b.jsonl"
     recipe = load_with_overrides(folder / "recipe.yaml", {"validation_dataset": str(half_b)})
-    data = load_data(recipe)
+    data: Any = load_data(recipe)
     model = AutoModelForCausalLM.from_pretrained(folder).eval()
     nats = count = 0.0
     for i in range(len(data.validation)):
