@@ -9,12 +9,15 @@ import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from conftest import REPOSITORY
 from scipy import stats
+from transformers import AutoConfig, AutoModelForCausalLM, set_seed
 
 sys.path.insert(0, str(REPOSITORY / "eval"))
 sys.path.insert(0, str(REPOSITORY / "eval" / "experiments"))
@@ -24,8 +27,8 @@ import run
 import speedrun
 from entries import ListError, at_edge, extend_grid, load_with_overrides, read_list
 from records import FORMER, RECORDS, TUNING, Record, RecordError, portable, read_page, read_record, thin, write_record
-from significance import welch
-from tables import Group, difference
+from significance import paired, welch
+from tables import Group, difference, results_table
 from texts import first_bytes, prepare_text, split_in_halves
 
 from latentlm.data import DataConfig, prepare_data
@@ -209,6 +212,46 @@ def test_tuning_reads_half_a_and_results_half_b(make_runner):
     assert documents[0] and documents[1] and not documents[0] & documents[1]
 
 
+def test_the_best_checkpoint_of_many_passes_on_half_a_is_scored_on_half_b(make_runner, in_this_process, tmp_path):
+    """At rates that rise until the model forgets: the last checkpoint is not the best one."""
+    rates = [1e-3, 0.1, 0.3]
+    many = {"num_train_epochs": 2, "eval_steps": 5, "save_steps": 5, "logging_steps": 5, "save_total_limit": 9}
+    rising = {"learning_rate": 300.0, "lr_scheduler_type": "linear", "lr_scheduler_kwargs": {}, "warmup_steps": 1000}
+    entries = {"many": {"best_checkpoint": True, "overrides": {**many, **rising}}}
+    make_runner(entries).run_all()
+    [record] = read_page("tiny", tmp_path / "records")
+    curve = record.curve["eval_bits_per_byte"]
+    step, lowest = min(curve, key=lambda point: point[1])
+    assert record.metrics["best_step"] == step != curve[-1][0]
+    assert record.metrics["lowest_bits_per_byte"] == pytest.approx(lowest, rel=1e-5)
+    assert record.configuration["data"]["validation_dataset"] == "validation-a.jsonl"
+    folder = tmp_path / "runs" / "tiny" / "many-0"
+    weights = [(path / "model.safetensors").read_bytes() for path in (folder, folder / f"checkpoint-{step:.0f}")]
+    assert weights[0] == weights[1]
+    # Half B, scored by hand.
+    half_b = tmp_path / "runs" / "tiny" / "text" / "validation-b.jsonl"
+    recipe = load_with_overrides(folder / "recipe.yaml", {"validation_dataset": str(half_b)})
+    data: Any = load_data(recipe)
+    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    nats = count = 0.0
+    for i in range(len(data.validation)):
+        row = data.validation[i]
+        predicted = row["labels"][1:] != -100
+        with torch.no_grad():
+            logits = model(row["input_ids"][None], position_ids=row["position_ids"][None]).logits[0, :-1]
+        losses = torch.nn.functional.cross_entropy(logits, row["input_ids"][1:].long(), reduction="none")
+        nats += losses[predicted].sum().item()
+        count += data.token_bytes[row["input_ids"][1:][predicted]].sum()
+    assert record.metrics["eval_bits_per_byte"] == pytest.approx(nats / np.log(2) / count, rel=1e-4)
+    # Trials count by their best score too.
+    runner = make_runner({"many": {"best_checkpoint": True, "learning_rates": rates}})
+    for rate, last, best in zip(rates, (2.0, 3.0, 4.0), (2.0, 1.0, 3.0), strict=True):
+        metrics = {"eval_bits_per_byte": last, "lowest_bits_per_byte": best}
+        trial = make_record(purpose=TUNING, learning_rate=rate, metrics=metrics)
+        write_record(dataclasses.replace(trial, page="tiny", entry="many"), tmp_path / "records")
+    assert runner.tune(runner.entries[0]) == (0.1, False)
+
+
 def test_the_plan_trains_nothing(make_runner, in_this_process, capsys):
     runner = make_runner({"a": {"seeds": 2}, "counts": {"peer": "ngram"}})
     runner.print_plan()
@@ -219,6 +262,24 @@ def test_the_plan_trains_nothing(make_runner, in_this_process, capsys):
 
 
 # ---- The track ----
+
+
+def test_some_seeds_alone_can_be_run(make_runner):
+    entries = {"ours": {"seeds": 3}, "other": {"seeds": [2, 5]}}
+    assert [job.name for job in make_runner(entries, seeds=[0, 2]).open_jobs()] == ["ours-0", "ours-2", "other-2"]
+
+
+def test_entries_of_the_ablation_begin_with_the_same_weights():
+    """Plain and with subtraction: a table of positions of the same size, so the same random numbers for all else."""
+    states = []
+    for name in ("plain", "subtraction", "both-8"):
+        entry = read_list("ar-ablation").entries[name]
+        recipe = load_with_overrides(entry.recipe, {**entry.overrides, "hidden_size": 24, "ngram_buckets": 8})
+        set_seed(1)
+        config = AutoConfig.for_model("ar_encoder_decoder", **recipe.model, vocab_size=259)
+        states.append(AutoModelForCausalLM.from_config(config).state_dict())
+    plain, *others = states
+    assert all(torch.equal(other[name], tensor) for other in others for name, tensor in plain.items())
 
 
 def test_a_text_shorter_than_the_budget_is_an_error_before_training(make_runner, monkeypatch):
@@ -456,6 +517,28 @@ def test_welch_is_that_of_scipy():
     assert 2.0 < sizes < 4.0 and np.mean(seen) > 0.8
     assert welch([1.0], others) is None
     assert welch([1.0, 1.0], [1.0, 1.0]).p == 1.0 and welch([1.0, 1.0], [2.0, 2.0]).p == 0.0
+
+
+def test_the_paired_test_is_that_of_scipy_and_matches_seeds():
+    ones, others = [1.80, 1.81, 1.78], [1.82, 1.82, 1.81]
+    comparison = paired(ones, others)
+    assert comparison is not None
+    assert comparison.p == pytest.approx(stats.ttest_rel(ones, others).pvalue)
+    assert comparison.difference == pytest.approx(-0.02)
+    # Were the true difference that one, the test would find it some four times in five.
+    generator = np.random.default_rng(0)
+    changes = generator.normal(comparison.detectable, np.std(np.subtract(ones, others), ddof=1), (20_000, 3))
+    assert (stats.ttest_1samp(changes, 0, axis=1).pvalue < 0.05).mean() == pytest.approx(0.8, abs=0.05)
+    assert paired(ones[:1], others[:1]) is None
+    # The runs of an entry are paired by their seed, whatever is missing or comes first.
+    metric = {"value": "eval_bits_per_byte", "format": ".3f", "paired": True}
+    groups = {
+        name: Group([make_record(seed=s, label=name, metrics={"eval_bits_per_byte": v}) for s, v in values.items()])
+        for name, values in {"one": {1: 1.81, 0: 1.80, 3: 1.78}, "other": {0: 1.82, 1: 1.82, 2: 9.0, 3: 1.81}}.items()
+    }
+    assert f"0.020 lower in 3 pairs of runs, p = {comparison.p:.2g}" in difference(*groups.values(), metric)
+    columns = [{**metric, "heading": "p", "against": "other"}]
+    assert f"| one | {comparison.p:.3f} |" in results_table(groups, {"entries": list(groups), "columns": columns}, "")
 
 
 def test_a_partial_page_leaves_out_what_has_not_run(tmp_path):

@@ -42,6 +42,8 @@ class Entry:
         curves: further logged values that the record keeps; one that ends with `*` names all that begin so.
         budget_bytes: of training text, read once, where the entry reads another amount than the list says.
         revision: of the repository that ran it, where the code has its options no more: it is reported, and not run.
+        best_checkpoint: whether half A is scored while a run trains, and the checkpoint that is best there is scored on
+            half B: for runs that read their text many times. Trials count by their best score.
     """
 
     name: str
@@ -59,6 +61,7 @@ class Entry:
     curves: list[str] = field(default_factory=list)
     budget_bytes: int | None = None
     revision: str | None = None
+    best_checkpoint: bool = False
 
 
 @dataclass
@@ -124,6 +127,10 @@ def read_list(page: str, root: Path = HERE) -> ExperimentList:
         entries[name] = Entry(name=name, **values)
     for entry in entries.values():
         check_entry(path, entry, entries)
+        if entry.best_checkpoint and not content.get("halves", False):
+            raise ListError(
+                f"{path}: entry {entry.name}: best_checkpoint needs halves: one to choose it, one to report"
+            )
     flags = {name: bool(content.get(name, False)) for name in ("halves", "joined")}
     text, budget = dict(content.get("text") or {}), content.get("budget_bytes")
     return ExperimentList(page, text, budget, **flags, entries=entries)

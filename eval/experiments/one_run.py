@@ -3,6 +3,7 @@
 python eval/experiments/one_run.py JOB.json          # written by run.py
 """
 
+import dataclasses
 import importlib
 import json
 import math
@@ -20,7 +21,8 @@ from transformers import TrainerCallback
 from latentlm.data.config import DataConfig
 from latentlm.runs import Recipe
 from latentlm.runs.run_folder import peak_memory, read_metrics
-from latentlm.training.run import train
+from latentlm.training.run import load_data, train
+from latentlm.training.trainer import LatentTrainer
 
 CURVES = ("loss", "lm_loss", "eval_bits_per_byte")
 FLOPS_METHOD = "6 N D: N parameters of the body (no embedding tables), D predicted tokens; attention is left out"
@@ -62,14 +64,26 @@ def last_logged(metrics: list[dict[str, Any]], names: list[str]) -> dict[str, fl
     return train_loss | {name: float(points[-1][1]) for name, points in curves(metrics, names).items()}
 
 
+def score_best(trainer: LatentTrainer, recipe: Recipe, text: str) -> dict[str, float]:
+    """The results of the best checkpoint, which the trainer has loaded, on another text; and its step."""
+    assert isinstance(recipe.data, DataConfig) and trainer.state.best_global_step is not None
+    data = load_data(dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, validation_dataset=text)))
+    scores = trainer.evaluate(data.validation, metric_key_prefix="held_out")  # in the log apart from the run's own
+    results = last_evaluation([{name.replace("held_out_", "eval_", 1): value for name, value in scores.items()}])
+    del results["lowest_bits_per_byte"]  # that of the run is of the text that chose the checkpoint
+    return results | {"best_step": float(trainer.state.best_global_step)}
+
+
 def train_one(
     recipe: Recipe,
     peer: str | None,
     measures: list[str],
     curve_names: list[str],
     callbacks: Sequence[TrainerCallback] = (),
+    held_out: str | None = None,
 ) -> dict[str, Any]:
-    """Train a recipe to its end, from its last checkpoint on; fields of the record."""
+    """Train a recipe to its end, from its last checkpoint on; fields of the record. `held_out` is a text that takes the
+    place of the recipe's in the last evaluation."""
     run = Path(str(recipe.training.output_dir))
     trainer = train(recipe, [*prepare_peer(peer, recipe), *callbacks])
     metrics = read_metrics(run)
@@ -77,7 +91,7 @@ def train_one(
     parameters = count_parameters(model)
     tokens = seen(metrics, "tokens")
     training = [line for line in metrics if "training_seconds" in line]
-    measured: dict[str, float] = {}
+    measured = score_best(trainer, recipe, held_out) if held_out else {}
     for name in measures:
         measured |= importlib.import_module(f"measures.{name}").measure(model.eval(), trainer.processing_class, run)
     return {
@@ -105,7 +119,7 @@ def main() -> None:
         assert isinstance(recipe.data, DataConfig) and peer is not None
         fields = peer.fit(recipe)
     else:
-        fields = train_one(recipe, job["peer"], job["measures"], job["curves"])
+        fields = train_one(recipe, job["peer"], job["measures"], job["curves"], held_out=job["held_out"])
     commit, dirty = revision()
     record = Record(
         **job["record"],

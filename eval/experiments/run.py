@@ -1,6 +1,6 @@
 """Run the experiments of a page, one process after the other; each finished run leaves a record.
 
-    python eval/experiments/run.py PAGE [--only ENTRY ...] [--dry_run] [--threads 1] [--text FOLDER]
+    python eval/experiments/run.py PAGE [--only ENTRY ...] [--seeds 0 ...] [--dry_run] [--threads 1] [--text FOLDER]
 
 PAGE is a folder beside this file with a `rows.yaml`. Killed and started again, it goes on: runs with a record are
 skipped, the others continue from their last checkpoint. Several of these may work on one list, each run is taken by
@@ -41,6 +41,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 from latentlm.runs import RecipeError
 
 SCORE = "eval_bits_per_byte"  # what a learning rate is chosen by
+BEST_SCORE = "lowest_bits_per_byte"  # where the best checkpoint counts, not the last
 START_SECONDS = 12.0  # of a process before it trains; for estimates
 BUSY_SECONDS = 5.0  # between two looks at what another process is running
 COUNTING_PEERS = ("ngram", "xz")  # without arithmetic
@@ -76,6 +77,7 @@ class Runner:
         text: where the paths of the list's text begin.
         threads: of each run.
         only: names of the entries to run, None for all; what they are tuned with is run as well.
+        seeds: to run of those that an entry names, None for all of them.
     """
 
     def __init__(
@@ -86,8 +88,9 @@ class Runner:
         text: Path,
         threads: int = 1,
         only: list[str] | None = None,
+        seeds: list[int] | None = None,
     ):
-        self.experiments, self.records, self.threads = experiments, records, threads
+        self.experiments, self.records, self.threads, self.seeds = experiments, records, threads, seeds
         unknown = set(only or ()) - set(experiments.entries)
         if unknown:
             raise ListError(
@@ -129,8 +132,9 @@ class Runner:
             rates.append(added)
 
     def best_rate(self, jobs: list[Job]) -> float:
-        """The learning rate whose trial ended lowest."""
-        scores = {job.learning_rate: read_record(self.record_path(job)).metrics[SCORE] for job in jobs}
+        """The learning rate whose trial ended lowest, or came lowest where the best checkpoint counts."""
+        score = BEST_SCORE if jobs[0].entry.best_checkpoint else SCORE
+        scores = {job.learning_rate: read_record(self.record_path(job)).metrics[score] for job in jobs}
         return min((rate for rate in scores if rate is not None), key=lambda rate: scores[rate])
 
     def tuned(self, entry: Entry) -> Entry | None:
@@ -142,7 +146,7 @@ class Runner:
         )
 
     def results(self, entry: Entry, rate: float | None) -> list[Job]:
-        return [Job(entry, seed, RESULT, rate) for seed in entry.seeds]
+        return [Job(entry, seed, RESULT, rate) for seed in entry.seeds if self.seeds is None or seed in self.seeds]
 
     def open_jobs(self) -> list[Job]:
         """Everything without a record, as far as it is known: extensions of a grid are not, before its trials ran."""
@@ -158,7 +162,11 @@ class Runner:
         """Everything that the run changes of its recipe."""
         entry = job.entry
         budget = self.experiments.budget(entry)
-        changed: dict[str, Any] = {**self.data[budget][job.purpose], **entry.overrides}
+        data = self.data[budget][TUNING if entry.best_checkpoint else job.purpose]
+        changed: dict[str, Any] = {**data, **entry.overrides}
+        if entry.best_checkpoint and job.purpose == RESULT:
+            best = {"load_best_model_at_end": True, "metric_for_best_model": SCORE, "greater_is_better": False}
+            changed = {**best, **changed}
         if budget is not None:
             changed = {"num_train_epochs": 1, "max_steps": -1, **changed}  # the text is as long as the budget says
         if job.purpose == TUNING:
@@ -176,6 +184,12 @@ class Runner:
             "seed": job.seed,
             "output_dir": str(self.runs / job.name),
         }
+
+    def held_out(self, job: Job) -> str | None:
+        """The text that the best checkpoint is scored on when its run has ended."""
+        if not job.entry.best_checkpoint or job.purpose == TUNING:
+            return None
+        return self.data[self.experiments.budget(job.entry)][RESULT]["validation_dataset"]
 
     # ---- Doing it ----
 
@@ -226,6 +240,7 @@ class Runner:
             "overrides": self.overrides(job),
             "peer": entry.peer,
             "measures": entry.measures if job.purpose == RESULT else [],
+            "held_out": self.held_out(job),
             "curves": entry.curves,
             "threads": self.threads,
             "records": str(self.records),
@@ -367,6 +382,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("page", help="folder with a rows.yaml, beside this file")
     parser.add_argument("--only", nargs="+", metavar="ENTRY", help="run these entries alone")
+    parser.add_argument("--seeds", nargs="+", type=int, metavar="SEED", help="run these seeds alone")
     parser.add_argument("--dry_run", action="store_true", help="print what would run and how long it takes")
     parser.add_argument("--threads", type=int, default=1, help="of each run (default: 1)")
     parser.add_argument(
@@ -389,6 +405,7 @@ def main(arguments: list[str] | None = None) -> None:
             options.text.resolve(),
             options.threads,
             options.only,
+            options.seeds,
         )
         runner.print_plan() if options.dry_run else runner.run_all()
     except (ListError, RecipeError, RunFailed, ValueError) as error:

@@ -1,4 +1,4 @@
-"""Whether two sets of runs differ: Welch's t-test over seeds, and what it could have seen."""
+"""Whether two sets of runs differ: t-tests over seeds, of two samples or of pairs, and what they could have seen."""
 
 import math
 import statistics
@@ -17,7 +17,7 @@ class Comparison:
 
     Attributes:
         difference: mean of the first less mean of the second.
-        p: two-sided, of Welch's t-test (1947): the chance of such a difference between equal means.
+        p: two-sided: the chance of such a difference between equal means.
         detectable: the difference that a test at the level of 5 % sees with a probability of 80 %, were the spreads
             those of these runs.
     """
@@ -28,7 +28,8 @@ class Comparison:
 
 
 def welch(ones: Sequence[float], others: Sequence[float]) -> Comparison | None:
-    """Compare the means of two sets of runs, whose spreads may differ; None where one of them is a single run."""
+    """Compare the means of two sets of runs, whose spreads may differ (Welch 1947); None where one of them is a single
+    run."""
     if min(len(ones), len(others)) < 2:
         return None
     difference = statistics.fmean(ones) - statistics.fmean(others)
@@ -38,7 +39,23 @@ def welch(ones: Sequence[float], others: Sequence[float]) -> Comparison | None:
     freedom = sum(shares) ** 2 / sum(
         share**2 / (len(runs) - 1) for share, runs in zip(shares, (ones, others), strict=True)
     )
-    error = math.sqrt(sum(shares))
+    return t_test(difference, math.sqrt(sum(shares)), freedom)
+
+
+def paired(ones: Sequence[float], others: Sequence[float]) -> Comparison | None:
+    """Compare runs pair by pair (Student 1908): what a pair shares, as first weights, takes no part in the spread. None
+    of a single pair."""
+    changes = [one - other for one, other in zip(ones, others, strict=True)]
+    if len(changes) < 2:
+        return None
+    difference, error = statistics.fmean(changes), statistics.stdev(changes) / math.sqrt(len(changes))
+    if not error:
+        return Comparison(difference, float(difference == 0), 0.0)
+    return t_test(difference, error, len(changes) - 1)
+
+
+def t_test(difference: float, error: float, freedom: float) -> Comparison:
+    """Of a difference with its standard error, by Student's t with so many degrees of freedom."""
     p = 2 * stats.t.sf(abs(difference) / error, freedom)
     detectable = (stats.t.ppf(1 - LEVEL / 2, freedom) + stats.t.ppf(POWER, freedom)) * error
     return Comparison(difference, float(p), float(detectable))

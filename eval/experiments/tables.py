@@ -7,7 +7,7 @@ from typing import Any
 
 from entries import ListError, nearest
 from records import FORMER, RESULT, RUN, TUNING, Record
-from significance import welch
+from significance import Comparison, paired, welch
 
 MISSING = "–"
 NO_RECORDS = "No records yet."
@@ -43,6 +43,11 @@ class Group:
             if isinstance(value, int | float):
                 found.append(float(value))
         return found
+
+    def by_seed(self, name: str) -> dict[int, float]:
+        """The metric of each run that has it."""
+        runs = ((record.seed, record.metrics.get(name)) for record in self.records)
+        return {seed: float(value) for seed, value in runs if seed is not None and value is not None}
 
     def ratios(self, name: str, per: str | None) -> list[float]:
         """Of each record, a value divided by another one, where `per` names one."""
@@ -115,11 +120,20 @@ def cell(group: Group, column: dict[str, Any]) -> str:
     return MISSING if set(cells) == {MISSING} else join.join(cells)
 
 
+def compare(one: Group, other: Group, name: str, pairs: bool) -> Comparison | None:
+    """The difference of two entries, over seeds or over pairs of the same seed."""
+    if not pairs:
+        return welch(one.values(name), other.values(name))
+    ones, others = one.by_seed(name), other.by_seed(name)
+    seeds = sorted(ones.keys() & others.keys())
+    return paired([ones[seed] for seed in seeds], [others[seed] for seed in seeds])
+
+
 def chance(group: Group, other: Group | None, column: dict[str, Any]) -> str:
-    """p of Welch's t-test against another entry, over seeds; missing where either has a single one."""
+    """p of the difference to another entry; missing where there is too little to tell."""
     if other is None or group is other:
         return MISSING
-    comparison = welch(group.values(column["value"]), other.values(column["value"]))
+    comparison = compare(group, other, column["value"], column.get("paired", False))
     return MISSING if comparison is None else number(comparison.p, column)
 
 
@@ -192,6 +206,8 @@ def difference(one: Group, other: Group, pair: dict[str, Any]) -> str:
     heading = f"{one.label} against {other.label}, {pair.get('heading', name)}"
     if means[0] is None or means[1] is None:
         return f"{heading}: not measured"
+    if pair.get("paired", False):
+        return f"{heading}: {paired_difference(one, other, pair)}"
     shown = " and ".join(cell(group, pair) for group in (one, other))
     spreads = [spread for group in (one, other) if (spread := group.spread(name)) is not None]
     change = means[0] - means[1]
@@ -201,3 +217,16 @@ def difference(one: Group, other: Group, pair: dict[str, Any]) -> str:
         return f"{heading}: {shown}; no difference seen (spread {number(max(spreads), pair)})"
     word = "lower" if change < 0 else "higher"
     return f"{heading}: {shown}; {number(abs(change), pair)} {word} (spread {number(max(spreads), pair)})"
+
+
+def paired_difference(one: Group, other: Group, pair: dict[str, Any]) -> str:
+    """The mean difference over pairs of runs, its p, and the difference that so many pairs see."""
+    count = len(one.by_seed(pair["value"]).keys() & other.by_seed(pair["value"]).keys())
+    comparison = compare(one, other, pair["value"], True)
+    if comparison is None:
+        return f"{count} pair{'s' * (count != 1)} of runs, too few to tell"
+    word = "lower" if comparison.difference < 0 else "higher"
+    return (
+        f"{number(abs(comparison.difference), pair)} {word} in {count} pairs of runs, p = {comparison.p:.2g}; "
+        f"{number(comparison.detectable, pair)} would be seen four times in five"
+    )
