@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property, lru_cache
 from itertools import chain
 from pathlib import Path
@@ -39,7 +39,7 @@ class FSQVocabulary:
         codes: code index of every byte and piece, `(256 + len(pieces),)`, int64, distinct.
         moved: ids whose code is not the encoder's, because another had taken it.
         inexact: ids that the decoder does not spell from their code.
-        version: 1, and one more each time joint training rebuilds the table.
+        version: 1, and one more each time that joint training rebuilds the table, or it is pruned.
         autoencoder: configuration of the network that the codes come from, if it is kept with the table.
         weights: of that network, the bytes of a safetensors file: kept with the table, wherever it is saved.
         costs: of every byte and piece, at least 1: a text is cut where they sum to the least. None: the fewest tokens.
@@ -121,6 +121,19 @@ class FSQVocabulary:
         model = FSQAutoencoderModel(FSQAutoencoderConfig(**(self.autoencoder or {})))
         model.load_state_dict(load(self.weights))
         return model.eval()
+
+    def subset(self, ids: list[int]) -> "FSQVocabulary":
+        """The next version of the table, with these ids alone (of bytes, all, and pieces), in this order."""
+        place = {index: new for new, index in enumerate(ids)}
+        return replace(
+            self,
+            pieces=[self.spellings[index] for index in ids[NUM_BYTES:]],
+            codes=self.codes[ids],
+            moved=[place[index] for index in self.moved if index in place],
+            inexact=[place[index] for index in self.inexact if index in place],
+            version=self.version + 1,
+            costs=None if self.costs is None else [self.costs[index] for index in ids],
+        )
 
     def to_json(self) -> str:
         content = {
