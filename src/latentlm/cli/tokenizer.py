@@ -43,7 +43,7 @@ def build_parser() -> argparse.ArgumentParser:
         type=int,
         required=True,
         default=argparse.SUPPRESS,
-        help="size of the vocabulary that is left, at least 260: the bytes, the special tokens and the pieces used most",
+        help="size of the vocabulary that is left, at least 260: bytes, special tokens and the pieces used most",
     )
     add("check", tokenizer=TOKENIZER).add_argument("text", type=Path, nargs="*", help="text files to check it on")
     add("analyse", tokenizer=TOKENIZER, text="text file", out="folder of analysis.md and its figures")
