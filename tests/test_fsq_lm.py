@@ -8,6 +8,7 @@ from architectures import ARCHITECTURES, AUTOENCODER, Case, randomise, token_ids
 from torch import nn
 
 from latentlm import FSQConfig, FSQForCausalLM
+from latentlm.models.modeling_fsq import CodeTable
 
 ROW = next(architecture for architecture in ARCHITECTURES if architecture.config_class is FSQConfig)
 SPELLINGS = [b"a", b"of", b"the", b"\xe2\x82\xac!", b"\x00"]
@@ -73,18 +74,18 @@ def test_the_factorised_head_adds_the_logits_of_the_digits():
         torch.testing.assert_close(logits[:, token], expected)
 
 
-def test_the_factorised_head_keeps_its_table_until_codes_change(monkeypatch):
-    model = case_model("factorised")
-    head, builds = model.lm_head, []
-    build = head.build_digit_table
-    monkeypatch.setattr(head, "build_digit_table", lambda: builds.append(1) or build())
+@pytest.mark.parametrize("owner", ["lm_head", "embedding"])
+def test_tables_of_codes_are_kept_until_codes_change(owner, monkeypatch):
+    model = case_model("factorised", code_embedding_size=8)
+    table, builds = getattr(model, owner).code_table, []
+    build = table.build
+    monkeypatch.setattr(table, "build", lambda: builds.append(1) or build())
     ids = token_ids(2, 5)
     with torch.inference_mode():
         model.generate(ids, max_new_tokens=8, do_sample=False)
     labelled = model.train()(ids, labels=ids)
     labelled.loss.backward()  # a table that was built in inference mode would not let it
     assert len(builds) == 1
-    assert torch.equal(head.digit_table(), build())
 
     codes = model.embedding.codes
     changes = {
@@ -93,18 +94,36 @@ def test_the_factorised_head_keeps_its_table_until_codes_change(monkeypatch):
         "a tokenizer's": lambda: model.embedding.set_table(
             torch.arange(10), torch.ones(10, 4, dtype=torch.uint8), torch.ones(10, dtype=torch.long)
         ),
-        "a loaded state": lambda: model.load_state_dict(case_model("factorised").state_dict()),
+        "a loaded state": lambda: model.load_state_dict(case_model("factorised", code_embedding_size=8).state_dict()),
         "a size": lambda: model.embedding.resize_table(62),
         "another tensor": lambda: setattr(model.embedding, "codes", torch.arange(62) % 7),
         "the dtype": lambda: model.double(),
     }
     for count, (name, change) in enumerate(changes.items(), 2):
-        before = head.digit_table()
+        before = table.built[2]
         change()
         model(ids.clamp(max=61))
-        assert torch.equal(head.digit_table(), build().to(head.columns.dtype)), name
-        assert not torch.equal(head.digit_table(), before.float()) or name == "the dtype"
-        assert len(builds) == count, name
+        dtype = model.dtype if owner == "lm_head" else torch.float32  # values are float32 whatever the model is
+        assert torch.equal(table.built[2], build().to(dtype)), name
+        if name == "the dtype":
+            assert len(builds) == (count if owner == "lm_head" else count - 1)
+        else:
+            assert not torch.equal(table.built[2], before), name
+            assert len(builds) == count, name
+
+
+@pytest.mark.parametrize("variant", ["default", "factorised"])
+def test_kept_tables_give_the_logits_of_tables_made_anew(variant, monkeypatch):
+    model, ids = case_model(variant).train(), token_ids(2, 6)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    for _ in range(2):  # what training changes shows at once: only codes are kept, not what the network makes of them
+        model(ids, labels=ids).loss.backward()
+        optimizer.step()
+        kept = model.eval()(ids).logits
+        with monkeypatch.context() as patch:
+            patch.setattr(CodeTable, "__call__", lambda self, codes, device, dtype: self.build().to(device, dtype))
+            assert torch.equal(model(ids).logits, kept)
+        model.train()
 
 
 def test_copies_and_loaded_models_have_their_own_tables(tmp_path):

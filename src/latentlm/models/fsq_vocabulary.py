@@ -3,7 +3,8 @@
 import hashlib
 import json
 import math
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 from functools import cached_property, lru_cache
 from itertools import chain
 from pathlib import Path
@@ -38,7 +39,7 @@ class FSQVocabulary:
         codes: code index of every byte and piece, `(256 + len(pieces),)`, int64, distinct.
         moved: ids whose code is not the encoder's, because another had taken it.
         inexact: ids that the decoder does not spell from their code.
-        version: 1, and one more each time joint training rebuilds the table.
+        version: 1, and one more each time that joint training rebuilds the table, or it is pruned.
         autoencoder: configuration of the network that the codes come from, if it is kept with the table.
         weights: of that network, the bytes of a safetensors file: kept with the table, wherever it is saved.
         costs: of every byte and piece, at least 1: a text is cut where they sum to the least. None: the fewest tokens.
@@ -120,6 +121,19 @@ class FSQVocabulary:
         model = FSQAutoencoderModel(FSQAutoencoderConfig(**(self.autoencoder or {})))
         model.load_state_dict(load(self.weights))
         return model.eval()
+
+    def subset(self, ids: list[int]) -> "FSQVocabulary":
+        """The next version of the table, with these ids alone (of bytes, all, and pieces), in this order."""
+        place = {index: new for new, index in enumerate(ids)}
+        return replace(
+            self,
+            pieces=[self.spellings[index] for index in ids[NUM_BYTES:]],
+            codes=self.codes[ids],
+            moved=[place[index] for index in self.moved if index in place],
+            inexact=[place[index] for index in self.inexact if index in place],
+            version=self.version + 1,
+            costs=None if self.costs is None else [self.costs[index] for index in ids],
+        )
 
     def to_json(self) -> str:
         content = {
@@ -207,49 +221,64 @@ class Segmenter:
     def __call__(self, data: bytes) -> list[int]:
         """The ids of any byte string."""
         stretches = self.pattern.findall(data)
-        if self.autoencoder is not None:
-            self.try_pieces(stretches, self.autoencoder)
+        self.prepare(stretches)
         return list(chain.from_iterable(map(self.cached, stretches)))
 
+    def prepare(self, stretches: list[bytes]) -> None:
+        """In neural mode: see which pieces inside of the stretches may be used."""
+        if self.autoencoder is not None:
+            self.try_pieces(stretches, self.autoencoder)
+
     def segment(self, stretch: bytes) -> tuple[int, ...]:
-        """Dynamic programming over the ends of pieces."""
-        usable = self.usable
+        """The ids of a whole stretch."""
+        if self.costs is None and stretch in self.usable:
+            return (self.usable[stretch],)
+        return self.read_back(stretch, self.extend(stretch, [0]))
+
+    def extend(self, stretch: bytes, lowest: list[int]) -> list[int]:
+        """Dynamic programming over the ends of pieces, from the last entry of `lowest` on.
+
+        Args:
+            lowest: tokens (or cost) up to each position so far, from 0 on; further positions are appended.
+
+        Returns:
+            Of each further position the size of the last piece.
+        """
         if self.costs is not None:
-            return self.segment_by_cost(stretch, self.costs)
-        if stretch in usable:
-            return (usable[stretch],)
-        fewest = [0]  # tokens up to each position
-        last = [0]  # where the last of them begins
-        for end in range(1, len(stretch) + 1):
-            best, origin = fewest[end - 1] + 1, end - 1  # a single byte always goes
+            return self.extend_by_cost(stretch, lowest, self.costs)
+        usable = self.usable
+        sizes = []
+        for end in range(len(lowest), len(stretch) + 1):
+            best, origin = lowest[end - 1] + 1, end - 1  # a single byte always goes
             for start in range(max(0, end - MAX_PIECE_BYTES), end - 1):
                 # The earliest start of equals wins, a single byte comes last.
-                tokens = fewest[start] + 1
+                tokens = lowest[start] + 1
                 is_better = tokens < best or (tokens == best and origin == end - 1)
                 if is_better and stretch[start:end] in usable:
                     best, origin = tokens, start
-            fewest.append(best)
-            last.append(origin)
-        return self.read_back(stretch, last)
+            lowest.append(best)
+            sizes.append(end - origin)
+        return sizes
 
-    def segment_by_cost(self, stretch: bytes, costs: list[int]) -> tuple[int, ...]:
+    def extend_by_cost(self, stretch: bytes, lowest: list[int], costs: list[int]) -> list[int]:
         """The same with a cost for each piece, which is slower."""
-        lowest, last = [0], [0]
-        for end in range(1, len(stretch) + 1):
+        sizes = []
+        for end in range(len(lowest), len(stretch) + 1):
             starts = range(max(0, end - MAX_PIECE_BYTES), end)
             ways = ((lowest[start], start, self.usable.get(stretch[start:end])) for start in starts)
             best, origin = min((cost + costs[piece], start) for cost, start, piece in ways if piece is not None)
             lowest.append(best)
-            last.append(origin)
-        return self.read_back(stretch, last)
+            sizes.append(end - origin)
+        return sizes
 
-    def read_back(self, stretch: bytes, last: list[int]) -> tuple[int, ...]:
-        """The ids, from where the last piece up to each position begins."""
+    def read_back(self, stretch: bytes, sizes: Sequence[int]) -> tuple[int, ...]:
+        """The ids, from the size of the last piece up to the end of each byte."""
         ids = []
         end = len(stretch)
         while end:
-            ids.append(self.usable[stretch[last[end] : end]])
-            end = last[end]
+            start = end - sizes[end - 1]
+            ids.append(self.usable[stretch[start:end]])
+            end = start
         return tuple(reversed(ids))
 
     def try_pieces(self, stretches: list[bytes], autoencoder: Any) -> None:

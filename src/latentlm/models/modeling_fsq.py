@@ -1,5 +1,6 @@
 """The language model on the codes of an FSQ tokenizer: the decoder-only transformer with embeddings of codes."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +34,28 @@ class FSQCausalLMOutput(CausalLMOutput):
     reconstruction_loss: torch.Tensor | None = None
 
 
+class CodeTable:
+    """A table made of the codes of tokens, kept until these change: it is not made for every token that is generated.
+
+    Args:
+        build: what makes it.
+    """
+
+    def __init__(self, build: Callable[[], torch.Tensor]):
+        self.build = build
+        self.built: tuple[torch.Tensor, tuple[Any, ...], torch.Tensor] | None = None  # codes, their version, the table
+
+    def __call__(self, codes: torch.Tensor, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+        """The table of `codes`, in that place."""
+        if is_tracing(codes) or codes.is_inference():  # neither has a version to look at
+            return self.build().to(device, dtype)
+        version = (codes._version, device, dtype)
+        if self.built is None or self.built[0] is not codes or self.built[1] != version:
+            with torch.inference_mode(False), torch.no_grad():
+                self.built = (codes, version, self.build().to(device, dtype))
+        return self.built[2]
+
+
 class CodeEmbedding(nn.Module):
     """What the codes of tokens say: a small network of their values, added to the rows of tokens so that neighbouring
     codes (similar spellings) start near each other. V is the vocabulary, n the dimensions of a code, C the bytes of a
@@ -52,6 +75,7 @@ class CodeEmbedding(nn.Module):
         self.num_coded = config.vocab_size - config.num_special_tokens
         self.max_chunk_bytes = autoencoder.max_chunk_bytes
         self.fsq = FSQ(autoencoder.levels, autoencoder.temperature)
+        self.code_table = CodeTable(self.build_value_table)
         self.joint = config.joint
         self.autoencoder = FSQAutoencoderModel(autoencoder) if config.has_autoencoder else None
         if config.code_embedding_size:
@@ -110,7 +134,11 @@ class CodeEmbedding(nn.Module):
         """Values `(..., n)`, float32, of the tokens' codes; from the encoder, with a gradient, in joint training."""
         if self.joint:
             return self.network.fsq(self.network.encoder(*self.spelling(input_ids)))[0]
-        return self.fsq.values(self.fsq.digits(self.codes[input_ids].clamp(min=0)))
+        return self.code_table(self.codes, self.codes.device, torch.float32)[input_ids]
+
+    def build_value_table(self) -> torch.Tensor:
+        """Values `(V, n)`, float32, of all codes; of tokens without one those of code 0."""
+        return self.fsq.values(self.fsq.digits(self.codes.clamp(min=0)))
 
     def spelling(self, input_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Bytes `(N, C)` and lengths `(N,)` of N tokens."""
@@ -171,9 +199,7 @@ class FactorisedHead(nn.Module):
         self.std = config.initializer_range
         width = sum(code_embedding.fsq.levels) + config.num_special_tokens
         self.columns = nn.Parameter(torch.empty(width, config.hidden_size))
-        self.built: tuple[torch.Tensor, tuple[Any, ...], torch.Tensor] | None = (
-            None  # codes, their version, the table of them
-        )
+        self.code_table = CodeTable(self.build_digit_table)
 
     def initialize_parameters(self) -> None:
         init.normal_(self.columns, std=self.std)
@@ -188,14 +214,7 @@ class FactorisedHead(nn.Module):
 
     def digit_table(self) -> torch.Tensor:
         """`(V, sum(levels) + specials)`: which columns add up to a token's logit. Kept until codes change."""
-        codes, place = self.beside[0].codes, (self.columns.device, self.columns.dtype)
-        if is_tracing(codes) or codes.is_inference():  # neither has a version to look at
-            return self.build_digit_table().to(*place)
-        version = (codes._version, *place)
-        if self.built is None or self.built[0] is not codes or self.built[1] != version:
-            with torch.inference_mode(False), torch.no_grad():
-                self.built = (codes, version, self.build_digit_table().to(*place))
-        return self.built[2]
+        return self.code_table(self.beside[0].codes, self.columns.device, self.columns.dtype)
 
     def build_digit_table(self) -> torch.Tensor:
         codes, fsq = self.beside[0].codes, self.beside[0].fsq

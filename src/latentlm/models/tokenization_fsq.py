@@ -1,6 +1,7 @@
 """`FSQTokenizer`: text as pieces that have codes of finite scalar quantization, in Python."""
 
 import tempfile
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -9,15 +10,18 @@ from tokenizers import decoders
 from transformers import AddedToken, PreTrainedTokenizerBase
 
 from .block_lossless_tokenizer import LosslessTokenizer
+from .fsq_stream import encode_stream
 from .fsq_vocabulary import AUTOENCODER_FILE, VOCABULARY_FILE, FSQVocabulary, Segmenter, spelling_table
 
 SPECIAL_TOKENS = {"pad_token": "<pad>", "bos_token": "<bos>", "eos_token": "<eos>", "mask_token": "<mask>"}
 
 
 class FSQTable(PreTrainedTokenizerBase if TYPE_CHECKING else object):
-    """What both FSQ tokenizers know beside their ids: goes first among the bases. `vocabulary` is set by the class."""
+    """What both FSQ tokenizers know beside their ids: goes first among the bases. The class sets `vocabulary` and
+    `segmenter`."""
 
     vocabulary: FSQVocabulary
+    segmenter: Segmenter
 
     @classmethod
     def from_vocabulary(cls, vocabulary: FSQVocabulary, **kwargs: Any) -> Any:
@@ -57,6 +61,25 @@ class FSQTable(PreTrainedTokenizerBase if TYPE_CHECKING else object):
             ValueError: if the tokenizer was saved without it.
         """
         return self.vocabulary.network
+
+    def encode_bytes(self, data: bytes) -> list[int]:
+        """The ids of any byte string, without special tokens: `decode_bytes` gives exactly `data` back."""
+        return self.segmenter(data)
+
+    def encode_stream(self, chunks: Iterable[str | bytes]) -> Iterator[int]:
+        """The ids of a text that comes in chunks, of any size: exactly `encode_bytes` of the whole, one by one as they
+        are decided. Special tokens are neither added nor recognised.
+
+        Of the text only what is undecided is kept: a part of a word, or a run of one character, whose ids depend on its
+        length.
+
+        Args:
+            chunks: of text or of UTF-8 bytes, cut anywhere, also inside of a character.
+
+        Raises:
+            ValueError: if the bytes are not UTF-8, or end inside a character.
+        """
+        return encode_stream(self.segmenter, chunks)
 
     def spell(self, ids: np.ndarray) -> bytes:
         spellings = self.vocabulary.spellings
@@ -136,9 +159,6 @@ class FSQTokenizer(FSQTable, LosslessTokenizer):
             cache_size=cache_size,
             **kwargs,
         )
-
-    def encode_bytes(self, data: bytes) -> list[int]:
-        return self.segmenter(data)
 
 
 def resolve_framing(

@@ -56,6 +56,7 @@ class FSQTokenizerFast(FSQTable, LosslessDecoding, PreTrainedTokenizerFast):  # 
     ) -> None:
         special_tokens = dict(zip(SPECIAL_TOKENS, (pad_token, bos_token, eos_token, mask_token), strict=True))
         self.vocabulary = load_vocabulary(vocab_file, autoencoder_file, special_tokens)
+        self.segmenter = self.vocabulary.segmenter
         self.token_lengths = self.vocabulary.lengths
         self._set_names(self.vocabulary.names)
         # Not as `tokenizer_object`, of which transformers makes a copy by way of its JSON: see `_load_backend`.
@@ -137,10 +138,6 @@ class FSQTokenizerFast(FSQTable, LosslessDecoding, PreTrainedTokenizerFast):  # 
         return super()._convert_token_to_id_with_added_voc(token) if index is None else index
 
     # --- text to ids and back ---------------------------------------------------------------------------------------
-
-    def encode_bytes(self, data: bytes) -> list[int]:
-        """The ids of any byte string, without special tokens: `decode_bytes` gives exactly `data` back."""
-        return self.vocabulary.segmenter(data)
 
     def tokenize(
         self, text: str, pair: str | None = None, add_special_tokens: bool = False, **kwargs: Any

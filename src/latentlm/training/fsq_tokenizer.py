@@ -1,4 +1,4 @@
-"""An FSQ tokenizer from a trained autoencoder, and anew after joint training."""
+"""An FSQ tokenizer from a trained autoencoder, anew after joint training, and with fewer pieces."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from safetensors.torch import save
 from latentlm import FSQAutoencoderModel, FSQForCausalLM, FSQTokenizerFast
 from latentlm.data.chunks import load_run_pieces
 from latentlm.models.configuration_fsq import own_fields
-from latentlm.models.fsq_vocabulary import FSQVocabulary, spelling_table
+from latentlm.models.fsq_vocabulary import NUM_BYTES, FSQVocabulary, spelling_table
 
 from .codes import Codes, assign_codes
 
@@ -68,6 +68,45 @@ def rebuild(run: Path, out: Path) -> None:
     if not model.config.has_autoencoder:
         model.embedding.autoencoder = None
     model.save_pretrained(out)
+
+
+def prune(folder: Path, text: Path, out: Path, keep: int) -> None:
+    """Leave a vocabulary of `keep` ids: the bytes, the pieces that are used most when `text` is segmented, and the
+    special tokens. Pieces keep their order and their codes; print what that costs on the same text.
+
+    Raises:
+        ValueError: if `keep` is below 260 or above the size of the vocabulary, or the tokenizer has added tokens, whose
+            ids would change.
+    """
+    tokenizer = FSQTokenizerFast.from_pretrained(folder)
+    old = tokenizer.vocabulary
+    least = old.size - len(old.pieces)
+    if keep < least:
+        raise ValueError(
+            f"--keep is {keep}, but must be at least {least}: {NUM_BYTES} bytes and {least - NUM_BYTES} special tokens "
+            "always stay"
+        )
+    if keep > old.size:
+        raise ValueError(f"--keep is {keep}, but {folder} has only {old.size:,} ids")
+    if len(tokenizer) > old.size:
+        raise ValueError(f"{folder} has {len(tokenizer) - old.size} added tokens, whose ids would change: prune first")
+    data = text.read_bytes()
+    if not data:
+        raise ValueError(f"{text} is empty: it does not say which pieces are used")
+    ids = np.array(old.segmenter(data))
+    uses = np.bincount(ids, minlength=NUM_BYTES + len(old.pieces))[NUM_BYTES:]
+    most_used = np.argsort(-uses, kind="stable")[: keep - least]
+    kept = [*range(NUM_BYTES), *(NUM_BYTES + np.sort(most_used)).tolist()]
+    new = old.subset(kept)
+    pruned = FSQTokenizerFast.from_vocabulary(new, **dict(tokenizer.special_tokens_map), **tokenizer.saved_framing)
+    pruned.chat_template, pruned.model_max_length = tokenizer.chat_template, tokenizer.model_max_length
+    tokens = len(new.segmenter(data))
+    pruned.save_pretrained(out)
+    print(
+        f"{old.size:,} ids to {new.size:,}: {len(data) / len(ids):.3f} to {len(data) / tokens:.3f} bytes per token on "
+        f"{text.name} ({tokens / len(ids) - 1:+.2%} tokens); {np.count_nonzero(uses[most_used] == 0):,} of the pieces "
+        "that stay are not used there"
+    )
 
 
 def write_tokenizer(
