@@ -29,6 +29,7 @@ SHOWN = {
     "tokenizer": "analyse",
     "noise": "--min_count",
     "inspect": "--trust_remote_code",
+    "compare": "--add",
     "evaluate": "--model_args",
 }
 RUN = """

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,20 +18,38 @@ from tables import Group, pick
 
 # Okabe & Ito (2008), without yellow, which is hard to see on white; a line style per round of colours.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = "os^Dv*Ph"
 STYLES = ("-", "--", ":", "-.")
-DIGEST = "Description"  # field of the PNG that says what was drawn
+DIGEST = "Description"  # field of the PNG, or of the SVG, that says what was drawn
+AXES = {"bytes": "MB of text seen", "flops": "TFLOP of training"}
 
 
 def points(group: Group, name: str, x: str, bits: bool = False) -> list[tuple[np.ndarray, np.ndarray]]:
-    """The curve of each record, over `step` or `bytes` (in MB); with `bits`, nats of a token as bits per byte."""
+    """The curve of each record, over `step`, `bytes` (in MB) or `flops` (in 10¹², as `measures/operations.py` counts
+    them); with `bits`, nats of a token as bits per byte."""
     curves = []
     for record in group.records:
         curve = np.array(record.curve.get(name, []), dtype=float).reshape(-1, 2)
-        per_step = (record.bytes_seen or 0) / max(record.steps or 1, 1) / 1e6 if x == "bytes" else 1.0
-        if len(curve):
+        megabytes = (record.bytes_seen or 0) / max(record.steps or 1, 1) / 1e6
+        per_step = {"bytes": megabytes, "flops": megabytes * record.metrics.get("in_training", 0.0)}.get(x, 1.0)
+        if len(curve) and per_step:
             scale = (record.tokens_seen or 0) / (record.bytes_seen or 1) / math.log(2) if bits else 1.0
             curves.append((curve[:, 0] * per_step, curve[:, 1] * scale))
     return curves
+
+
+def marks(groups: Sequence[Group], panel: dict[str, Any]) -> list[dict[str, Any]]:
+    """Of each entry that has both numbers, the mean over seeds of `value` over that of `over`, and the spread."""
+    over = panel["over"]
+    found = []
+    for i, group in enumerate(groups):
+        x, y = group.mean(over["value"], over.get("per")), group.mean(panel["value"])
+        if x and y is not None:
+            spread = group.spread(panel["value"]) or 0.0
+            label = group.label + (" (one seed)" if group.num_seeds == 1 else "")
+            x = round(x * over.get("scale", 1.0), 6)
+            found.append({"index": i, "label": label, "x": x, "y": round(y, 6), "spread": round(spread, 6)})
+    return found
 
 
 def contents(groups: dict[str, Group], figure: dict[str, Any], where: str) -> dict[str, Any]:
@@ -38,6 +57,9 @@ def contents(groups: dict[str, Group], figure: dict[str, Any], where: str) -> di
     chosen = pick(groups, figure["entries"], where)
     panels = []
     for panel in figure["panels"]:
+        if "over" in panel:
+            panels.append({**panel, "lines": [], "yardsticks": {}, "marks": marks(chosen, panel)})
+            continue
         lines = []
         for group in chosen:
             curves = points(group, panel["value"], panel.get("x", "step"), panel.get("bits", False))
@@ -65,6 +87,9 @@ def digest(content: dict[str, Any]) -> str:
 
 def drawn_digest(path: Path) -> str | None:
     """What the figure in a file was drawn from; None if there is none, or it is not ours."""
+    if path.suffix == ".svg":
+        match = re.search(r"<dc:description>(\w+)<", path.read_text(encoding="utf-8")) if path.exists() else None
+        return match and match[1]
     try:
         with Image.open(path) as image:
             return image.info.get(DIGEST)
@@ -74,7 +99,7 @@ def drawn_digest(path: Path) -> str | None:
 
 def draw(content: dict[str, Any], path: Path) -> None:
     """One panel beside the other: the mean over seeds as a line, lowest to highest as a band, yardsticks as grey lines
-    across."""
+    across; or a mark for each entry."""
     panels: Sequence[dict[str, Any]] = content["panels"]
     figure, axes = plt.subplots(1, len(panels), figsize=(4.2 * len(panels), 3.9), layout="constrained", squeeze=False)
     for axis, panel in zip(axes[0], panels, strict=True):
@@ -82,10 +107,17 @@ def draw(content: dict[str, Any], path: Path) -> None:
             style = {"color": COLOURS[i % len(COLOURS)], "linestyle": STYLES[i // len(COLOURS) % len(STYLES)]}
             axis.plot(line["x"], line["mean"], label=line["label"], linewidth=1.5, **style)
             axis.fill_between(line["x"], line["low"], line["high"], color=style["color"], alpha=0.2, linewidth=0)
+        for mark in panel.get("marks", []):
+            i = mark["index"]
+            style = {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)], "linestyle": "none"}
+            axis.errorbar(mark["x"], mark["y"], yerr=mark["spread"], label=mark["label"], capsize=2, **style)
+        if "over" in panel:
+            axis.set_xlim(0, 1.1 * max((mark["x"] for mark in panel["marks"]), default=1))
         for i, (label, value) in enumerate(panel["yardsticks"].items()):
             if value is not None:
                 axis.axhline(value, color="#555555", linestyle=STYLES[1 + i % 3], linewidth=1, label=label)
-        axis.set_xlabel({"bytes": "MB of text seen"}.get(panel.get("x", "step"), "step"), fontsize=9)
+        over = panel.get("over", {}).get("heading")
+        axis.set_xlabel(over or AXES.get(panel.get("x", "step"), "step"), fontsize=9)
         axis.set_ylabel(panel.get("heading", panel["value"]), fontsize=9)
         axis.tick_params(labelsize=8)
         axis.grid(alpha=0.25, linewidth=0.5)
@@ -94,5 +126,7 @@ def draw(content: dict[str, Any], path: Path) -> None:
     handles, labels = axes[0][-1].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150, metadata={DIGEST: digest(content)})
+    metadata = {DIGEST: digest(content)} | ({"Date": None} if path.suffix == ".svg" else {})
+    with plt.rc_context({"svg.fonttype": "none", "svg.hashsalt": "latentlm"}):
+        figure.savefig(path, dpi=150, metadata=metadata)
     plt.close(figure)

@@ -4,10 +4,10 @@
 
 Each page of `docs/results` (or a `page.md` beside the list) has blocks that this writes, between markers:
 
-    <!-- table NAME --> … <!-- end -->            and figure, differences, tuning
+    <!-- table NAME --> … <!-- end -->            and figure, differences, tuning, sources
 
-What a block holds is said by `report.yaml` beside the list. `--check` changes nothing and fails where a block, or a
-figure, is not what the records give.
+What a block holds is said by `report.yaml` beside the list. `--check` changes nothing and fails where a block, a figure
+or a CSV file is not what the records give.
 """
 
 import argparse
@@ -20,14 +20,27 @@ from typing import Any
 
 from entries import HERE, ListError, check_names, nearest, read_mapping
 from figures import contents, digest, draw, drawn_digest
-from records import RECORDS, REPOSITORY, RecordError, read_page
-from tables import NO_RECORDS, differences, group_records, results_table, tuning_table
+from records import RECORDS, REPOSITORY, Record, RecordError, read_page
+from tables import NO_RECORDS, Group, differences, group_records, raw_table, results_table, sources_table, tuning_table
 
 RESULTS = REPOSITORY / "docs" / "results"
 REPORT_FILE = "report.yaml"
-SECTIONS = {"table": "tables", "figure": "figures", "differences": "differences", "tuning": "tunings"}
-BLOCK = re.compile(r"(<!-- (table|figure|differences|tuning) ([\w.-]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
-BEGIN = re.compile(r"<!-- (table|figure|differences|tuning) ")
+SECTIONS = {
+    "table": "tables",
+    "figure": "figures",
+    "differences": "differences",
+    "tuning": "tunings",
+    "sources": "sources",
+}
+FIELDS = (*SECTIONS.values(), "shared", "partial", "path", "records")
+KINDS = "|".join(SECTIONS)
+BLOCK = re.compile(rf"(<!-- ({KINDS}) ([\w.-]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+BEGIN = re.compile(rf"<!-- ({KINDS}) ")
+
+
+def read_pages(names: str | list[str], records: Path) -> list[Record]:
+    """The records of a page, or of several."""
+    return [one for name in ([names] if isinstance(names, str) else names) for one in read_page(name, records)]
 
 
 class Report:
@@ -42,15 +55,16 @@ class Report:
 
     def __init__(self, page: str, lists: Path = HERE, records: Path = RECORDS, results: Path = RESULTS):
         beside = lists / page / "page.md"
-        self.path = beside if beside.exists() else results / f"{page}.md"
         self.where = lists / page / REPORT_FILE
         self.specification = read_mapping(self.where)
-        check_names(
-            self.where, self.specification, ("tables", "figures", "differences", "tunings", "shared", "partial")
-        )
-        self.page, self.records = page, read_page(page, records)
+        check_names(self.where, self.specification, FIELDS)
+        name = self.specification.get("path", f"{page}.md")
+        self.path = beside if beside.exists() else (results / name).resolve()
+        self.source = self.specification.get("records", page)
+        self.page, self.folder, self.records = page, records, read_pages(self.source, records)
         self.groups = group_records(self.records)
         self.figures: dict[Path, dict[str, Any]] = {}
+        self.files: dict[Path, str] = {}  # CSV
 
     def block(self, kind: str, name: str) -> str:
         """The text of a block."""
@@ -58,36 +72,50 @@ class Report:
         if name not in section:
             raise ListError(f"{self.where}: no {kind} {name!r}{nearest(name, section)}")
         where = f"{self.where}: {kind} {name}"
-        one, missing = self.known(kind, section[name])
+        source = section[name].get("records", self.source) if kind in ("table", "sources") else self.source
+        groups = self.groups if source == self.source else group_records(read_pages(source, self.folder))
+        one, missing = self.known(kind, section[name], groups)
         note = f"\n\nNot run yet: {', '.join(missing)}." if missing and kind == "table" else ""
         if "entries" in one and not one["entries"]:
             return NO_RECORDS
         makers: dict[str, Callable[[Any], str]] = {
-            "table": lambda one: results_table(self.groups, one, where),
+            "table": lambda one: self.table(name, one, groups, where),
+            "sources": lambda one: sources_table(groups, one, where),
             "figure": lambda one: self.figure(name, one, where),
             "differences": lambda one: differences(self.groups, one, where),
             "tuning": lambda one: tuning_table(self.records, one),
         }
         return makers[kind](one) + note
 
-    def known(self, kind: str, one: Any) -> tuple[Any, list[str]]:
+    def known(self, kind: str, one: Any, groups: dict[str, Group]) -> tuple[Any, list[str]]:
         """A table or figure with its entries that have records, and the others; those of a page that is `partial` may
-        be missing. In a table `entries` may be a pattern of names; the lowest value of the first column comes first."""
+        be missing. Entries may be patterns of names. In a table `entries` may be one pattern; the lowest value of the
+        first column comes first, and what has none is left out."""
         if kind == "table" and isinstance(one["entries"], str):
-            names, value = fnmatch.filter(self.groups, one["entries"]), one["columns"][0]["value"]
-            return {**one, "entries": sorted(names, key=lambda name: self.groups[name].mean(value) or 0.0)}, []
-        if kind not in ("table", "figure") or not self.specification.get("partial", False):
+            value = one["columns"][0]["value"]
+            means = {name: groups[name].mean(value) for name in fnmatch.filter(groups, one["entries"])}
+            known_means = {name: mean for name, mean in means.items() if mean is not None}
+            return {**one, "entries": sorted(known_means, key=lambda name: known_means[name])}, []
+        if kind not in ("table", "figure", "sources") or not self.specification.get("partial", False):
             return one, []
-        known = {**one, "entries": [name for name in one["entries"] if name in self.groups]}
+        names = [
+            match for name in one["entries"] for match in (fnmatch.filter(groups, name) if "*" in name else [name])
+        ]
+        known = {**one, "entries": [name for name in names if name in groups]}
         if "panels" in one:
             known["panels"] = [
-                {**panel, "yardsticks": [name for name in panel.get("yardsticks", []) if name in self.groups]}
+                {**panel, "yardsticks": [name for name in panel.get("yardsticks", []) if name in groups]}
                 for panel in one["panels"]
             ]
-        return known, [name for name in one["entries"] if name not in self.groups]
+        return known, [name for name in names if name not in groups]
+
+    def table(self, name: str, table: dict[str, Any], groups: dict[str, Group], where: str) -> str:
+        if "csv" in table:
+            self.files[self.path.parent / table["csv"]] = raw_table(groups, table, where)
+        return results_table(groups, table, where)
 
     def figure(self, name: str, figure: dict[str, Any], where: str) -> str:
-        path = self.path.parent / "figures" / f"{self.page}-{name}.png"
+        path = self.path.parent / "figures" / f"{self.page}-{name}.{figure.get('format', 'png')}"
         self.figures[path] = contents(self.groups, figure, where)
         return f"![{figure['alt']}](figures/{path.name})"
 
@@ -112,7 +140,9 @@ class Report:
                 line = next((f": {a!r} there, {b!r} from the records" for a, b in lines if a != b), "")
                 found.append(f"{self.path}: {before[2]} {before[3]} is not what the records give{line}")
         stale = [path for path, content in self.figures.items() if drawn_digest(path) != digest(content)]
-        return found + [f"{path} was not drawn from these records" for path in stale]
+        found += [f"{path} was not drawn from these records" for path in stale]
+        other = [path for path, text in self.files.items() if not path.exists() or path.read_text("utf-8") != text]
+        return found + [f"{path} is not what the records give" for path in other]
 
     def write(self) -> None:
         text = self.text()
@@ -120,6 +150,8 @@ class Report:
         for path, content in self.figures.items():
             if drawn_digest(path) != digest(content):
                 draw(content, path)
+        for path, content in self.files.items():
+            path.write_text(content, encoding="utf-8")
         print(self.path)
 
 

@@ -1,12 +1,14 @@
 """Tables of a results page, in Markdown, from records alone."""
 
+import csv
 import dataclasses
+import io
 import statistics
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from entries import ListError, nearest
-from records import FORMER, RESULT, RUN, TUNING, Record
+from records import FORMER, MEASURED, RESULT, RUN, TUNING, Record
 from significance import Comparison, paired, welch
 
 MISSING = "–"
@@ -15,12 +17,13 @@ ONE_SEED = "¹"
 
 
 class Group:
-    """The records of one entry: its runs, one per seed, or what a former page stated."""
+    """The records of one entry: its runs, one per seed, or what a former page stated; and what was measured apart."""
 
     def __init__(self, records: Sequence[Record]):
         runs = [one for one in records if one.source == RUN]
         self.records = runs or [one for one in records if one.source == FORMER]
-        self.label = self.records[0].label
+        self.measured = [one for one in records if one.source == MEASURED]
+        self.label = (self.records or self.measured)[0].label
 
     @property
     def num_seeds(self) -> int | None:
@@ -33,8 +36,12 @@ class Group:
         return next((values for name in names.split("|") if (values := self.values_of(name))), [])
 
     def values_of(self, name: str) -> list[float]:
+        return self.values_in(self.records, name) or self.values_in(self.measured, name)
+
+    @staticmethod
+    def values_in(records: Sequence[Record], name: str) -> list[float]:
         found = []
-        for record in self.records:
+        for record in records:
             value: Any = record.metrics.get(name)
             if value is None:
                 value = dataclasses.asdict(record)
@@ -74,7 +81,8 @@ def group_records(records: Iterable[Record], purpose: str = RESULT) -> dict[str,
     for record in records:
         if record.purpose == purpose:
             by_entry.setdefault(record.entry, []).append(record)
-    return {entry: Group(ones) for entry, ones in by_entry.items()}
+    groups = {entry: Group(ones) for entry, ones in by_entry.items()}
+    return {entry: group for entry, group in groups.items() if group.records}
 
 
 def pick(groups: dict[str, Group], names: Sequence[str], where: str) -> list[Group]:
@@ -171,6 +179,51 @@ def results_table(groups: dict[str, Group], table: dict[str, Any], where: str) -
     if not any(single):
         return text
     return text + ("\n\nOne seed each." if not mixed else f"\n\n{ONE_SEED} One seed: a difference may be chance.")
+
+
+def raw_table(groups: dict[str, Group], table: dict[str, Any], where: str) -> str:
+    """A table as CSV: of each column the mean over seeds and its standard deviation, neither rounded nor scaled."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    columns = [column for column in table["columns"] if column["value"] != "num_seeds" and "against" not in column]
+    names = [f"{column['value']}{' / ' + column['per'] if 'per' in column else ''}" for column in columns]
+    tests = [column for column in table["columns"] if "against" in column]
+    head = [heading for name in names for heading in (name, f"{name}, sd")]
+    writer.writerow(
+        ["entry", "label", "num_seeds", *head, *(f"p against {one['against']}" for one in tests), "revision"]
+    )
+    for name, group in zip(table["entries"], pick(groups, table["entries"], where), strict=True):
+        numbers = [
+            value
+            for column in columns
+            for value in (
+                group.mean(column["value"], column.get("per")),
+                group.spread(column["value"], column.get("per")),
+            )
+        ]
+        chances = [chance(group, groups.get(one["against"]), {**one, "format": ".6g"}) for one in tests]
+        cells = ["" if value is None else f"{value:.10g}" for value in numbers]
+        chances = ["" if value == MISSING else value for value in chances]
+        revisions = " ".join(dict.fromkeys(one.revision for one in group.records if one.revision))
+        writer.writerow([name, group.label, group.num_seeds or "", *cells, *chances, revisions])
+    return text.getvalue()
+
+
+def sources_table(groups: dict[str, Group], table: dict[str, Any], where: str) -> str:
+    """Where the numbers of each entry come from: command, seeds, revision, machine."""
+    rows = []
+    for name, group in zip(table["entries"], pick(groups, table["entries"], where), strict=True):
+        ones = group.records
+        if ones[0].source == FORMER:
+            rows.append([group.label, "– (the page of a former run)", MISSING, MISSING, MISSING])
+            continue
+        seeds = ", ".join(str(one.seed) for one in ones)
+        revisions = dict.fromkeys(f"`{one.revision[:7]}`{'*' * bool(one.dirty)}" for one in ones if one.revision)
+        machines = dict.fromkeys(str((one.machine or {}).get("cpu", MISSING)) for one in ones)
+        command = f"`python eval/experiments/run.py {ones[0].page} --only {name}`"
+        rows.append([group.label, command, seeds, ", ".join(revisions) or MISSING, ", ".join(machines)])
+    note = "\n\n\\* with changes that were not committed." if any("*" in row[3] for row in rows) else ""
+    return markdown(["", "command", "seeds", "revision", "machine"], rows, numbers_from=5) + note
 
 
 def tuning_table(records: Iterable[Record], table: dict[str, Any]) -> str:

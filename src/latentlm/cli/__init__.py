@@ -16,6 +16,7 @@ COMMANDS = {
     "tokenizer": "build, check and analyse FSQ tokenizers",
     "noise": "learn what noise does from pairs of noisy and clean text",
     "inspect": "show where a model cuts a text",
+    "compare": "make the comparison of all architectures from records, or add to it",
     "evaluate": "lm-eval with these models and their tasks",
 }
 USAGE = "usage: latentlm COMMAND …    (latentlm COMMAND --help lists its fields)\n\n" + "\n".join(
