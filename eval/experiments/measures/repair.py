@@ -67,20 +67,25 @@ class DictionarySpeller:
         return [re.sub(r"[A-Za-z]+", lambda match: self.correct(match[0]), text) for text in texts]
 
 
+def read_rows(data: Path, name: str, noisy: str, clean: str, texts: int) -> tuple[list[str], list[str]]:
+    """Noisy and clean texts, spread over a file of `noise/`."""
+    lines = (data / "noise" / name).read_bytes().rstrip(b"\n").split(b"\n")
+    chosen = [json.loads(lines[i * len(lines) // texts]) for i in range(texts)]
+    first = [row[clean] if isinstance(row[clean], str) else row[clean][0] for row in chosen]
+    return [row[noisy] for row in chosen], first
+
+
 def read_pairs(data: Path, texts: int) -> dict[str, tuple[list[str], list[str]]]:
     """Noisy and clean texts by kind, spread over each file."""
-
-    def rows(name: str, noisy: str, clean: str) -> tuple[list[str], list[str]]:
-        lines = (data / "noise" / name).read_bytes().rstrip(b"\n").split(b"\n")
-        chosen = [json.loads(lines[i * len(lines) // texts]) for i in range(texts)]
-        first = [row[clean] if isinstance(row[clean], str) else row[clean][0] for row in chosen]
-        return [row[noisy] for row in chosen], first
-
     sentences = read_sentences(data, texts)
     return {
-        "cer_misspelled_words_by_people": rows("misspellings_human.jsonl", "misspelling", "correction"),
-        "cer_misspelled_words_codespell": rows("misspellings_codespell.jsonl", "misspelling", "corrections"),
-        "cer_ocr_english_icdar_2017": rows("ocr_icdar2017_en.jsonl", "ocr", "gt"),
+        "cer_misspelled_words_by_people": read_rows(
+            data, "misspellings_human.jsonl", "misspelling", "correction", texts
+        ),
+        "cer_misspelled_words_codespell": read_rows(
+            data, "misspellings_codespell.jsonl", "misspelling", "corrections", texts
+        ),
+        "cer_ocr_english_icdar_2017": read_rows(data, "ocr_icdar2017_en.jsonl", "ocr", "gt", texts),
         "cer_sentences_with_the_noise_of_training": ([noisy_of(s, i) for i, s in enumerate(sentences)], sentences),
     }
 
@@ -162,5 +167,9 @@ def measure(model: Any, tokenizer: Any, run: Path) -> dict[str, float]:
         inputs = (tokenizer(part, padding=True, return_tensors="pt") for part in parts(texts))
         return torch.cat([model.model(**one).pooler_output for one in inputs])
 
-    data = Path(os.environ.get("LATENTLM_TEXT") or REPOSITORY.parent / "shared" / "data")
-    return score(repair, embed, data)
+    return score(repair, embed, corpora())
+
+
+def corpora() -> Path:
+    """The folder of the corpora."""
+    return Path(os.environ.get("LATENTLM_TEXT") or REPOSITORY.parent / "shared" / "data")

@@ -36,6 +36,12 @@ class EncodzallConfig(LearnedDropoutConfig, NgramEmbeddingConfig):
             first byte in the input, so that a decoder finds its place in a long text; `"none"` leaves them alone.
         packed_row_length: slots of the rows that words are packed into.
         sequence_loss_weight, word_loss_weight, contrastive_loss_weight: weights of the named losses.
+        gate_loss_weight: of the loss of the gate, which says of each word whether noise has changed it; 0 is without a
+            gate. With one, the word decoder spells changed words alone; and where `sequence_loss_weight` is 0 the
+            sequence decoder is not trained, and the loss of an evaluation is the sum of the others.
+        edit_cost: nats that each edit of a character costs in log p(old | new), the noisy channel of `denoise`; it
+            needs one where there is a gate.
+        denoise_threshold: nats by which a repair has to be likelier than the word as it is; the default of `denoise`.
         word_loss_gamma: of the focal loss, (1 - p)^gamma CE; 0 is plain cross-entropy.
         contrastive_scale: multiplies the cosines of the contrastive loss.
         contrastive_symmetric: also from clean to noisy.
@@ -59,8 +65,10 @@ class EncodzallConfig(LearnedDropoutConfig, NgramEmbeddingConfig):
         "encoder_hidden_states",
         "encoder_attentions",
         "word_logits",
+        "gate_logits",
         "sequence_loss",
         "word_loss",
+        "gate_loss",
         "contrastive_loss",
         "mask_entropy_loss",
         "mask_l1_loss",
@@ -88,6 +96,9 @@ class EncodzallConfig(LearnedDropoutConfig, NgramEmbeddingConfig):
     sequence_loss_weight: float | int = 0.75
     word_loss_weight: float | int = 0.25
     contrastive_loss_weight: float | int = 0.0
+    gate_loss_weight: float | int = 0.0
+    edit_cost: float | int | None = None
+    denoise_threshold: float | int = 0.0
     word_loss_gamma: float | int = 1.0
     contrastive_scale: float | int = 20.0
     contrastive_symmetric: bool = False
@@ -164,9 +175,16 @@ class EncodzallConfig(LearnedDropoutConfig, NgramEmbeddingConfig):
         for name in ("hidden_dropout", "attention_dropout", "classifier_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"`{name}` is {getattr(self, name)}, but a dropout rate lies in [0, 1).")
-        for name in ("sequence_loss_weight", "word_loss_weight", "contrastive_loss_weight", "word_loss_gamma"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"`{name}` is {getattr(self, name)}, but it must be at least 0.")
+        weights = [f"{name}_loss_weight" for name in ("sequence", "word", "contrastive", "gate")]
+        for name in (*weights, "word_loss_gamma", "edit_cost", "denoise_threshold"):
+            value = getattr(self, name)
+            if value is not None and not value >= 0:
+                raise ValueError(f"`{name}` is {value}, but it must be at least 0.")
+        if self.gate_loss_weight and (self.word_decoder == "none" or not self.word_loss_weight):
+            raise ValueError(
+                f"`gate_loss_weight` is {self.gate_loss_weight}, but `word_decoder` is {self.word_decoder!r} and "
+                f"`word_loss_weight` {self.word_loss_weight}: words that the gate finds need a decoder that is trained."
+            )
 
     def validate_with_sizes(self) -> None:  # validators run in the order of their names, and this one divides by sizes
         if self.hidden_size % self.num_attention_heads or (self.hidden_size // self.num_attention_heads) % 2:

@@ -95,13 +95,15 @@ class EncodzallDenoisingOutput(Seq2SeqLMOutput):
 
     Args:
         loss: scalar; in training the weighted sum of all terms, in evaluation `sequence_loss` alone.
-        logits: `(B, T, V)` of the sequence decoder.
-        word_logits: `(N, V)` of the word decoder: of each word in turn its bytes and its end; with labels only.
-            A bucketed packing has room after the last.
+        logits: `(B, T, V)` of the sequence decoder; None where it has no part in the loss.
+        word_logits: `(N, V)` of the word decoder: of each word in turn (with a gate: of each changed one) its bytes and
+            its end; with labels only. A bucketed packing has room after the last.
+        gate_logits: `(B, S)`, log-odds that a word was changed by noise; with a gate, and with labels only.
         sequence_loss: scalar, cross-entropy in nats of the clean bytes and the end of the text. Like every term: a mean
             over these symbols, or, where `num_items_in_batch` is given, their sum divided by it.
         word_loss: scalar, unweighted: focal cross-entropy of each word's bytes and end, where a word counts as often as
             it has bytes.
+        gate_loss: scalar, unweighted: cross-entropy of whether each word was changed, summed over the words of a text.
         contrastive_loss: scalar, unweighted: multiple-negatives ranking of noisy against clean texts, where a text
             counts as often as it has symbols.
         mask_entropy_loss, mask_l1_loss: scalars, unweighted, of LearnedDropout's masks: a mean over all modules that
@@ -113,8 +115,10 @@ class EncodzallDenoisingOutput(Seq2SeqLMOutput):
     """
 
     word_logits: torch.Tensor | None = None
+    gate_logits: torch.Tensor | None = None
     sequence_loss: torch.FloatTensor | None = None
     word_loss: torch.FloatTensor | None = None
+    gate_loss: torch.Tensor | None = None
     contrastive_loss: torch.FloatTensor | None = None
     mask_entropy_loss: torch.Tensor | None = None
     mask_l1_loss: torch.Tensor | None = None

@@ -61,11 +61,12 @@ class Spelling(TypedDict):
 
 
 class PackedBatch(TypedDict, total=False):
-    """What the models take beside a batch."""
+    """What the models take beside a batch; `changed` is what [`changed_words`] makes."""
 
     packing: Packing
     spelling: Spelling
     clean_packing: Packing
+    changed: torch.Tensor
 
 
 def bucket(size: int) -> int:
@@ -199,6 +200,32 @@ def pack_spelling(
     )
 
 
+def changed_words(
+    ids: torch.Tensor, word_ids: torch.Tensor, labels: torch.Tensor, target_word_ids: torch.Tensor, longest: int
+) -> torch.Tensor:
+    """Whether the bytes of each word differ from those that the clean text has in its place, `(B, S)`, int64: 1, 0, or
+    -100 where there is no word, or no label for it. On the CPU.
+
+    Args:
+        ids, word_ids: `(B, T_in)`, as the encoder reads them; words of -1 are none.
+        labels, target_word_ids: `(B, T)`, the same of the clean text.
+        longest: S, the words of a text in the memory.
+    """
+
+    def spelled(ids: torch.Tensor, words: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        token = (words >= 0).flatten().nonzero()[:, 0]
+        place_of_token = (words + longest * torch.arange(len(words))[:, None]).flatten()[token]
+        _, offset = members(torch.unique_consecutive(place_of_token, return_counts=True)[1])
+        return place_of_token, offset, ids.flatten()[token]
+
+    both = [spelled(ids, word_ids), spelled(labels, target_word_ids)]
+    width = max(int(offset.max()) + 1 if len(offset) else 1 for _, offset, _ in both)
+    shape = (len(ids) * longest, width)
+    noisy, clean = (place(word * width + offset, spelled, shape, -1) for word, offset, spelled in both)
+    scored = (noisy[:, 0] >= 0).view(-1, longest) & (target_word_ids >= 0).any(1, keepdim=True)
+    return (noisy != clean).any(1).view(-1, longest).long().where(scored, IGNORED)
+
+
 @torch.compiler.disable
 @torch.no_grad()
 def pack_batch(
@@ -214,7 +241,8 @@ def pack_batch(
     distinct: bool = False,
 ) -> PackedBatch:
     """What a model gathers with in this batch: `packing`, and of the denoising model `spelling` and `clean_packing`,
-    where `labels` and `clean_input_ids` are given and have a loss. Tensors are copied from an accelerator once, and
+    where `labels` and `clean_input_ids` are given and have a loss; with a gate `changed`, and only these words are
+    spelled. Tensors are copied from an accelerator once, and
     come back to it.
 
     Args:
@@ -244,6 +272,7 @@ def pack_batch(
         return pack_words(words, config.packed_row_length, bucketed, ids if distinct else None)
 
     packed: PackedBatch = {}
+    packing: Packing | None = None
     if input_ids is not None:
         packed["packing"] = packing = pack(cpu["ids"], cpu.get("mask"), cpu.get("words"))
         cpu["word_mask"] = packing["lengths"] > 0
@@ -254,8 +283,17 @@ def pack_batch(
             words = find_real_words(ids, real, config.max_word_bytes)
         else:
             words = torch.where(real, cpu["target_words"], -1)
-        check_words(words, cpu["word_mask"])
         longest = cpu["word_mask"].shape[1]
+        if config.gate_loss_weight and packing is not None and target_word_ids is not None:
+            # What noise has joined or split has as many words as the noisy text; some may have no clean byte.
+            if int(words.max()) >= longest:
+                raise ValueError(f"`target_word_ids` name word {int(words.max())}, but the longest text has {longest}.")
+        else:
+            check_words(words, cpu["word_mask"])
+        if config.gate_loss_weight and packing is not None:
+            changed = changed_words(cpu["ids"], packing["word_ids"], ids, words, longest)
+            packed["changed"] = changed
+            words = torch.where(changed.gather(1, words.clamp(min=0)) == 1, words, -1)
         packed["spelling"] = pack_spelling(ids, words, longest, config.packed_row_length, bucketed)
     if clean_input_ids is not None and config.contrastive_loss_weight:
         packed["clean_packing"] = pack(cpu["clean"], None, None)

@@ -34,6 +34,7 @@ from .block_ragged import take
 from .block_refusals import WORKS, refuse_embeddings
 from .configuration_encodzall import EncodzallConfig
 from .encodzall_base import (
+    EncodzallDecoderOutput,
     EncodzallDenoisingOutput,
     EncodzallModelOutput,
     EncodzallPreTrainedModel,
@@ -44,6 +45,7 @@ from .encodzall_decoder import EncodzallDecoder
 from .encodzall_masking import MASKS, WordPattern, search_words
 from .encodzall_packing import IGNORED, Packing, Spelling, pack_spelling
 from .encodzall_pipelines import WordFillingPipeline, WordTaggingPipeline
+from .encodzall_repair import Repair, apply_repairs, search_repairs
 from .encodzall_words import BOS, EOS, PAD, WHITE_SPACE
 
 NO_EMBEDDINGS = "words are found, packed and compared by their bytes"
@@ -204,16 +206,24 @@ class EncodzallForMaskedDenoising(EncodzallPreTrainedModel, GenerationMixin):
         self.decoder = EncodzallDecoder(config)
         if config.word_decoder == "own":
             self.word_decoder = EncodzallDecoder(config, one_word=True)
+        if config.gate_loss_weight:
+            self.gate = nn.Linear(config.hidden_size, 1)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
         self.train()
 
     def train(self, mode: bool = True) -> "EncodzallForMaskedDenoising":
-        """As everywhere. A word decoder without a loss is frozen here, since DDP would wait for its gradient: loading
+        """As everywhere. A decoder without a loss is frozen here, since DDP would wait for its gradient: loading
         forgets what is frozen, but ends with `eval()`."""
         if self.config.word_decoder == "own" and not self.config.word_loss_weight:
             self.word_decoder.requires_grad_(False)
+        if self.config.word_decoder == "own" and not self.trains_sequence_decoder:
+            self.decoder.requires_grad_(False)
         return super().train(mode)
+
+    @property
+    def trains_sequence_decoder(self) -> bool:
+        return bool(self.config.sequence_loss_weight or not self.config.gate_loss_weight)
 
     def get_encoder(self, *args, **kwargs) -> nn.Module:
         return self.model
@@ -251,6 +261,7 @@ class EncodzallForMaskedDenoising(EncodzallPreTrainedModel, GenerationMixin):
         packing: Packing | None = None,  # what `pack_batch` makes of all these, all of it or nothing
         spelling: Spelling | None = None,
         clean_packing: Packing | None = None,
+        changed: torch.Tensor | None = None,  # (B, S), 1 where noise changed a word, 0 where not; -100 is ignored
         use_cache: bool | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
         training_step: torch.Tensor | None = None,  # scalar; where scheduled loss weights are, at their end if None
@@ -272,7 +283,7 @@ class EncodzallForMaskedDenoising(EncodzallPreTrainedModel, GenerationMixin):
             word_mask = None if encoder_outputs is None else encoder_outputs["word_mask"]
             packed = self.pack(*texts, labels, target_word_ids, clean_input_ids, word_mask)
             packing, spelling = packed.get("packing"), packed.get("spelling")
-            clean_packing = packed.get("clean_packing")
+            clean_packing, changed = packed.get("clean_packing"), packed.get("changed")
         if encoder_outputs is None:
             encoded: EncodzallModelOutput = self.model(input_ids, attention_mask, word_ids, packing=packing, **kwargs)
         elif isinstance(encoder_outputs, EncodzallModelOutput):
@@ -281,32 +292,35 @@ class EncodzallForMaskedDenoising(EncodzallPreTrainedModel, GenerationMixin):
             encoded = EncodzallModelOutput(**encoder_outputs)
         memory, word_mask = encoded.last_hidden_state, encoded.word_mask
         assert memory is not None
-        if labels is not None and decoder_input_ids is None:
-            decoder_input_ids = self.prepare_decoder_input_ids_from_labels(labels)
-            use_cache = bool(use_cache)
-        if labels is not None and decoder_attention_mask is None and past_key_values is None:
-            # A collator may pad labels on the left.
-            decoder_attention_mask = (decoder_input_ids != self.config.pad_token_id).cumsum(1) > 0
-        decoded = self.decoder(
-            self.model.embed_tokens(decoder_input_ids),
-            memory,
-            word_mask,
-            encoded.word_positions,
-            attention_mask=decoder_attention_mask,
-            past_key_values=past_key_values,
-            use_cache=use_cache,
-            input_ids=decoder_input_ids,
-            embed_ngrams=self.model.embed_ngrams,
-            **kwargs,
-        )
-        logits = self.lm_head(decoded.last_hidden_state)  # (B, T, V)
-        losses, word_logits = {}, None
+        decoded, logits = EncodzallDecoderOutput(), None
+        if labels is None or self.trains_sequence_decoder:
+            if labels is not None and decoder_input_ids is None:
+                decoder_input_ids = self.prepare_decoder_input_ids_from_labels(labels)
+                use_cache = bool(use_cache)
+            if labels is not None and decoder_attention_mask is None and past_key_values is None:
+                # A collator may pad labels on the left.
+                decoder_attention_mask = (decoder_input_ids != self.config.pad_token_id).cumsum(1) > 0
+            decoded = self.decoder(
+                self.model.embed_tokens(decoder_input_ids),
+                memory,
+                word_mask,
+                encoded.word_positions,
+                attention_mask=decoder_attention_mask,
+                past_key_values=past_key_values,
+                use_cache=use_cache,
+                input_ids=decoder_input_ids,
+                embed_ngrams=self.model.embed_ngrams,
+                **kwargs,
+            )
+            logits = self.lm_head(decoded.last_hidden_state)  # (B, T, V)
+        losses, word_logits, gate_logits = {}, None, None
         if labels is not None:
             config = self.config
             symbols = (labels != IGNORED).sum(1)  # (B,)
             count = symbols.sum() if num_items_in_batch is None else num_items_in_batch
-            total = nn.functional.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), reduction="sum")
-            losses["sequence_loss"] = total / count
+            if logits is not None:
+                total = nn.functional.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), reduction="sum")
+                losses["sequence_loss"] = total / count
             encoders = config.num_word_encoder_layers + config.num_context_encoder_layers
             masks: list[Part] = [
                 (encoders, encoded.mask_penalties, symbols.float()),
@@ -315,6 +329,12 @@ class EncodzallForMaskedDenoising(EncodzallPreTrainedModel, GenerationMixin):
             if spelling is not None:
                 losses["word_loss"], word_logits, penalties = self.word_loss(memory, labels, spelling, count)
                 masks.append((config.num_decoder_layers, penalties, spelling["weight"][0]))
+            if config.gate_loss_weight and changed is not None:
+                gate_logits = self.gate(memory).squeeze(-1).float()  # (B, S)
+                values = nn.functional.binary_cross_entropy_with_logits(
+                    gate_logits, changed.clamp(min=0).float(), (changed != IGNORED).float(), reduction="sum"
+                )
+                losses["gate_loss"] = values / count
             losses |= mean_mask_losses(config, masks, count)
             if config.contrastive_loss_weight and clean_input_ids is not None:
                 assert encoded.pooler_output is not None
@@ -323,18 +343,19 @@ class EncodzallForMaskedDenoising(EncodzallPreTrainedModel, GenerationMixin):
                     encoded.pooler_output, clean, config.contrastive_scale, config.contrastive_symmetric
                 )
                 losses["contrastive_loss"] = (ranking * symbols).sum() / count
-            losses["loss"] = losses["sequence_loss"]
-            if self.training:
+            if self.training or logits is None:
                 losses["loss"] = sum(
                     mask_loss_weight(config, name, training_step) * losses[name]
                     if name in config.mask_losses
                     else getattr(config, f"{name}_weight") * losses[name]
                     for name in losses
-                    if name != "loss"
                 )
+            else:
+                losses["loss"] = losses["sequence_loss"]
         return EncodzallDenoisingOutput(
             logits=logits,
             word_logits=word_logits,
+            gate_logits=gate_logits,
             past_key_values=decoded.past_key_values,
             decoder_hidden_states=decoded.hidden_states,
             decoder_attentions=decoded.attentions,
@@ -398,17 +419,94 @@ class EncodzallForMaskedDenoising(EncodzallPreTrainedModel, GenerationMixin):
         values = -nn.functional.cross_entropy(logits.float(), targets, reduction="none")
         return values.new_zeros(len(words)).index_add(0, word, values)
 
-    def denoise(self, texts: list[str], tokenizer: PreTrainedTokenizerBase, **kwargs: Any) -> list[str]:
-        """The texts, repaired. `kwargs` are those of `generate()`; by default greedy, and at most twice as long.
+    def denoise(
+        self,
+        texts: list[str],
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        threshold: float | None = None,
+        **kwargs: Any,
+    ) -> list[str]:
+        """The texts, repaired: with a gate word by word ([`find_repairs`]), and else by `generate()`.
+
+        Args:
+            tokenizer: of the model; one with a gate reads bytes and needs none.
+            threshold: of a model with a gate: nats by which a repair has to be likelier than the word as it is, at
+                least 0, by default `denoise_threshold`; infinity copies. Words that are not repaired are copied to the
+                byte.
+            kwargs: those of [`find_repairs`], or of `generate()`; by default greedy, and at most twice as long.
 
         Raises:
-            ValueError: if a text is longer than `max_position_embeddings`.
+            ValueError: if a text is longer than `max_position_embeddings`; if the threshold is below 0 or there is no
+                gate for it; if a gate has no `edit_cost`.
         """
+        if self.config.gate_loss_weight:
+            threshold = self.config.denoise_threshold if threshold is None else threshold
+            repairs = self.find_repairs(texts, threshold, **kwargs)
+            data = [text.encode("utf-8", "surrogatepass") for text in texts]
+            repaired = (apply_repairs(*pair, threshold) for pair in zip(data, repairs, strict=True))
+            return [text.decode("utf-8", "surrogatepass") for text in repaired]
+        if threshold is not None or tokenizer is None:
+            raise ValueError(
+                f"`threshold` is {threshold} and `tokenizer` {tokenizer!r}, but this model has no gate "
+                "(`gate_loss_weight` is 0): it needs a tokenizer, and knows no threshold."
+            )
         inputs = tokenizer(texts, padding=True, return_tensors="pt").to(self.device)
         longest = 2 * inputs["input_ids"].shape[1] + 16
         kwargs.setdefault("max_length", min(longest, self.config.max_position_embeddings))
         ids = self.generate(**inputs, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]  # wants to set `device`
         return tokenizer.batch_decode(ids, skip_special_tokens=True)
+
+    @torch.no_grad()
+    def find_repairs(self, texts: list[str], threshold: float = 0.0, num_beams: int = 4) -> list[list[Repair]]:
+        """Of each text, in order, the words for which another spelling is likelier by more than `threshold` nats, with
+        the likeliest that a beam search finds: what `denoise` writes. Only words whose odds in the gate are above the
+        threshold are searched, since no spelling adds to them.
+
+        Raises:
+            ValueError: as [`denoise`].
+        """
+        config = self.config
+        if not config.gate_loss_weight or config.edit_cost is None:
+            raise ValueError(
+                f"`gate_loss_weight` is {config.gate_loss_weight} and `edit_cost` {config.edit_cost}, but repairs need "
+                "a gate and the noisy channel: set `edit_cost` in the configuration, in nats of an edit."
+            )
+        if not threshold >= 0:
+            raise ValueError(f"`threshold` is {threshold}, but it must be at least 0; infinity copies.")
+        repairs: list[list[Repair]] = [[] for _ in texts]
+        rows = [row for row, text in enumerate(texts) if text.strip()]
+        if not rows:
+            return repairs
+        data = [texts[row].encode("utf-8", "surrogatepass") for row in rows]
+        ids = nn.utils.rnn.pad_sequence([torch.tensor([*text, EOS]) for text in data], True, PAD).to(self.device)
+        encoded: EncodzallModelOutput = self.model(ids)
+        assert encoded.last_hidden_state is not None and encoded.word_mask is not None
+        assert encoded.word_positions is not None
+        odds = self.gate(encoded.last_hidden_state).squeeze(-1).float()  # (B, S)
+        open_words = encoded.word_mask & (odds > threshold)
+        place = [(b, s) for b, s in open_words.nonzero().tolist() if encoded.word_positions[b, s] < len(data[b])]
+        starts = encoded.word_positions.tolist()
+        spans = [(b, starts[b][s], starts[b][s + 1]) for b, s in place]  # the end of the text is a word
+        vectors = torch.stack([encoded.last_hidden_state[b, s] for b, s in place]) if place else ids.new_empty(0, 0)
+
+        def score(words: torch.Tensor, beginnings: torch.Tensor) -> torch.Tensor:
+            words, inputs = words.to(ids.device), nn.functional.pad(beginnings.to(ids.device), (1, 0), value=BOS)
+            offset = torch.arange(inputs.shape[1], device=ids.device).expand_as(inputs)
+            segments = torch.arange(len(inputs), device=ids.device).unsqueeze(1).expand_as(inputs)
+            embedded = self.model.embed_in_words(inputs, offset)
+            decoder = self.word_decoder if config.word_decoder == "own" else self.decoder
+            memory = vectors[words].unsqueeze(1).expand_as(embedded)
+            hidden, _ = decoder.spell(embedded, memory, {"word": segments, "offset": offset})
+            return soft_cap(self.lm_head(hidden[:, -1]), config.final_logit_softcapping).float().log_softmax(-1)
+
+        old = [data[b][start:end] for b, start, end in spans]
+        log_odds = [odds[b, s].item() for b, s in place]
+        limit = 2 * config.max_word_bytes
+        best = search_repairs(old, log_odds, score, config.edit_cost, threshold, num_beams, limit)
+        for (b, start, end), word, (new, total) in zip(spans, old, best, strict=True):
+            if new != word:
+                repairs[rows[b]].append(Repair(start, end, new, total))
+        return repairs
 
     @torch.no_grad()
     def fill_mask(

@@ -84,7 +84,12 @@ class EncodzallTrainer(LearnedDropoutTrainer):
         eval_untouched_accuracy: accuracy on the others, which need copying alone;
         eval_exact_words: share of the corrupted words of which every byte is right;
 
-    all of the sequence decoder, which has seen the clean bytes before; each is left out where nothing was counted.
+    all of the sequence decoder, where it is trained, which has seen the clean bytes before; and of a gate
+
+        eval_gate_recall, eval_gate_precision: share of the changed words that it finds likelier changed than not, and
+            of those that it finds the share that are.
+
+    Each is left out where nothing was counted.
     """
 
     auto_class = AutoModelForSeq2SeqLM
@@ -127,6 +132,8 @@ class EncodzallTrainer(LearnedDropoutTrainer):
         }
         if self.model_config.contrastive_loss_weight and self.model.training:
             prepared["clean_input_ids"] = ids
+        if batch.target_word_ids is not None:
+            prepared["target_word_ids"] = batch.target_word_ids
         prepared |= self.unwrapped_model.pack(**prepared, bucketed=True)
         return super().prepare_batch(prepared)
 
@@ -137,7 +144,8 @@ class EncodzallTrainer(LearnedDropoutTrainer):
         longest = self.model_config.max_word_bytes
         if self.args.noise == "mask":
             return mask_texts(ids, real, strength, keys, longest)
-        return corrupt_texts(ids, real, strength, keys, longest, self.args.noise_mixture or MIXTURE, self._tables)
+        mixture, aligned = self.args.noise_mixture or MIXTURE, bool(self.model_config.gate_loss_weight)
+        return corrupt_texts(ids, real, strength, keys, longest, mixture, self._tables, aligned)
 
     def after_training_forward(self, inputs: dict[str, Any], outputs: Any) -> None:
         if self.args.noise_set_point is not None:
@@ -150,7 +158,13 @@ class EncodzallTrainer(LearnedDropoutTrainer):
 
     def evaluation_counts(self, inputs: dict[str, Any], outputs: Any) -> dict[str, Count]:
         counts = super().evaluation_counts(inputs, outputs)
-        labels, logits, corrupted = inputs["labels"], outputs["logits"], self._corrupted
+        if outputs.get("gate_logits") is not None:
+            changed, flagged = inputs["changed"] == 1, (outputs["gate_logits"] > 0) & (inputs["changed"] != -100)
+            counts["gate_recall"] = Mean((flagged & changed).sum(), changed.sum())
+            counts["gate_precision"] = Mean((flagged & changed).sum(), flagged.sum())
+        labels, logits, corrupted = inputs["labels"], outputs.get("logits"), self._corrupted
+        if logits is None:
+            return counts
         scored = labels != -100
         right = logits.argmax(-1) == labels
         # A word is wrong if one of its bytes is.

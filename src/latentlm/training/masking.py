@@ -23,12 +23,15 @@ class CorruptedBatch:
     Attributes:
         input_ids, attention_mask, word_ids: `(B, T)`, int64, padded on the right (word_ids with -1).
         corrupted: `(B, T_clean)`, bool, which ids of the clean texts were changed.
+        target_word_ids: `(B, T_clean)`, int64, the word of `word_ids` that each clean id belongs to, -1 where none is
+            left; None where words keep their index, or are not aligned.
     """
 
     input_ids: torch.Tensor
     attention_mask: torch.Tensor
     word_ids: torch.Tensor
     corrupted: torch.Tensor
+    target_word_ids: torch.Tensor | None = None
 
 
 def mask_texts(

@@ -5,6 +5,7 @@ The tables are `noise_tables.json` beside this file, or learned from pairs (`lat
 
 import json
 import random
+import re
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -20,6 +21,7 @@ TABLES_FILE = Path(__file__).with_name("noise_tables.json")
 CHARACTER_SHARE = 0.3  # of the strength
 KINDS = ("ocr", "keyboard", "misspelling", "drop", "double", "swap", "case", "space")
 MIXTURE = {kind: 1.0 for kind in KINDS}
+WORD = re.compile(r"[^\W\d_]+(?:['-][^\W\d_]+)*")
 LONGEST_KEY = 3  # characters that a table entry replaces
 SPACE = frozenset(map(chr, WHITE_SPACE))
 
@@ -33,11 +35,13 @@ class NoiseTables:
 
     Attributes:
         ocr, keyboard, misspelling: strings of up to three characters, and what they become.
+        words: whole words in lower case, and what they become, themselves among it or not.
     """
 
     ocr: Table
     keyboard: Table
     misspelling: Table
+    words: Table = field(default_factory=dict)
     # The same as lists, which random.choices takes.
     choices: dict[str, dict[str, tuple[list[str], list[float]]]] = field(init=False)
 
@@ -53,10 +57,21 @@ class NoiseTables:
                         "strings with positive weights."
                     )
             self.choices[kind] = {key: (list(targets), list(targets.values())) for key, targets in table.items()}
+        for word, targets in self.words.items():
+            if (
+                not WORD.fullmatch(word)
+                or word != word.lower()
+                or not all(w > 0 for w in targets.values())
+                or not targets
+            ):
+                raise ValueError(
+                    f"words: the entry {word!r}: {targets!r} must replace letters in lower case by other strings with "
+                    "positive weights."
+                )
 
     @classmethod
     def load(cls, path: Path) -> "NoiseTables":
-        """Read a JSON file of the three tables.
+        """Read a JSON file of the tables; that of `words` may be missing.
 
         Raises:
             ValueError: if it is none.
@@ -86,35 +101,65 @@ def check_mixture(mixture: dict[str, float]) -> None:
 def corrupt_text(
     text: str, strength: float, key: int, mixture: dict[str, float] = MIXTURE, tables: NoiseTables | None = None
 ) -> tuple[str, list[int]]:
-    """The text with noise, and the places of the characters that changed (before which something was inserted).
+    """The text with noise, and the places of the characters that changed (before which something was inserted);
+    arguments as [`draw_noise`]."""
+    pieces: list[str] = []
+    changed: list[int] = []
+    position = 0  # what lies before is written
+    for start, end, new in draw_noise(text, strength, key, mixture, tables):
+        pieces += text[position:start], new
+        changed.extend(range(start, end))
+        position = end
+    pieces.append(text[position:])
+    return "".join(pieces), changed
+
+
+def draw_noise(
+    text: str, strength: float, key: int, mixture: dict[str, float] = MIXTURE, tables: NoiseTables | None = None
+) -> list[tuple[int, int, str]]:
+    """Where characters become others, in order: from, to and what.
 
     Each character that is not white space is hit with probability 0.3 `strength`; the kind is drawn from `mixture`. A
-    kind that does not know the character (a scanner that confuses no "q") leaves it as it is.
+    kind that does not know the character (a scanner that confuses no "q") leaves it as it is. Each word that the tables
+    have as a whole is drawn anew with probability `strength` before that.
 
     Args:
         strength: in [0, 1].
         key: of the random numbers, 64 bits.
     """
+    tables = tables or default_tables()
     draws = uniforms(np.array([key], np.uint64), len(text), 0)[0]
     hits = np.flatnonzero(draws < CHARACTER_SHARE * strength).tolist()
     chance = random.Random(key)
-    kinds = chance.choices(list(mixture), list(mixture.values()), k=len(hits))
-    choices = (tables or default_tables()).choices
-    pieces: list[str] = []
-    changed: list[int] = []
-    position = 0  # what lies before is written
-    for hit, kind in zip(hits, kinds, strict=True):
-        if hit < position or text[hit] in SPACE:
+    kinds = dict(zip(hits, chance.choices(list(mixture), list(mixture.values()), k=len(hits)), strict=True))
+    words = draw_words(text, strength, key, tables) if tables.words else {}
+    edits: list[tuple[int, int, str]] = []
+    position = 0  # what lies before is done
+    for start in sorted({*kinds, *words}):
+        if start < position or text[start] in SPACE:
             continue
-        replaced = replacement(text, hit, kind, choices, chance)
-        if replaced is None:
-            continue
-        length, new = replaced
-        pieces += text[position:hit], new
-        changed.extend(range(hit, hit + length))
-        position = hit + length
-    pieces.append(text[position:])
-    return "".join(pieces), changed
+        edit = words.get(start) or replacement(text, start, kinds[start], tables.choices, chance)
+        if edit is not None:
+            length, new = edit
+            position = start + length
+            edits.append((start, position, new))
+    return edits
+
+
+def draw_words(text: str, strength: float, key: int, tables: NoiseTables) -> dict[int, tuple[int, str]]:
+    """Words that become others as a whole: where each begins, its length and what it becomes."""
+    draws = uniforms(np.array([key], np.uint64), len(text), 1)[0]
+    chance = random.Random(key + 1)
+    words: dict[int, tuple[int, str]] = {}
+    for match in WORD.finditer(text):
+        word = match[0]
+        targets = tables.words.get(word.lower()) if draws[match.start()] < strength else None
+        if targets is not None:
+            new = chance.choices(list(targets), list(targets.values()))[0]
+            if new != word.lower():
+                capital = word[0].isupper()
+                words[match.start()] = (len(word), new[:1].upper() + new[1:] if capital else new)
+    return words
 
 
 def replacement(
@@ -149,26 +194,58 @@ def corrupt_texts(
     max_word_bytes: int,
     mixture: dict[str, float] = MIXTURE,
     tables: NoiseTables | None = None,
+    aligned: bool = False,
 ) -> CorruptedBatch:
-    """Noise in a batch of clean texts; arguments as [`mask_texts`]. Words are found anew in what came out."""
+    """Noise in a batch of clean texts; arguments as [`mask_texts`]. Words are found anew in what came out.
+
+    Args:
+        aligned: also say which word of the noisy text each clean byte belongs to: that in which what it became begins.
+            A noisy text that is too long loses whole words then.
+    """
     pad, _, eos = FRAME_IDS
     rows: list[list[int]] = []
     corrupted = torch.zeros(ids.shape, dtype=torch.bool)
+    targets = torch.full(ids.shape, -1) if aligned else None
     for b, (row, count) in enumerate(zip(ids, real.sum(1).tolist(), strict=True)):
         text_ids = row[:count]
         data = bytes(text_ids[text_ids < NUM_BYTES].tolist())
         text = data.decode("utf-8", "surrogateescape")
-        noisy, changed = corrupt_text(text, strength, int(keys[b]), mixture, tables)
-        rows.append([*noisy.encode("utf-8", "surrogateescape")][: ids.shape[1] - 1] + [eos])
-        if changed:
-            sizes = np.fromiter((len(c.encode("utf-8", "surrogateescape")) for c in text), np.int64, len(text))
-            flags = np.zeros(len(text), bool)
-            flags[changed] = True
-            corrupted[b, : len(data)] = torch.from_numpy(np.repeat(flags, sizes))
+        edits = draw_noise(text, strength, int(keys[b]), mixture, tables)
+        noisy, places, flags = align(text, edits)
+        corrupted[b, : len(data)] = torch.from_numpy(flags)
+        noisy_ids = [*noisy[: None if aligned else ids.shape[1] - 1], eos]
+        if targets is not None:
+            words = find_words(torch.tensor([noisy_ids]), max_word_bytes)[0]
+            if len(noisy_ids) > ids.shape[1]:
+                first = int((words == words[ids.shape[1] - 1]).nonzero()[0])
+                noisy_ids, words = [*noisy_ids[:first], eos], torch.cat((words[:first], words[first : first + 1]))
+            last = len(noisy_ids) - 1
+            place_of_byte = torch.from_numpy(places).clamp(max=max(len(noisy) - 1, 0))
+            targets[b, : len(data)] = torch.where(place_of_byte < last, words[place_of_byte.clamp(max=last)], -1)
+            targets[b, len(data)] = words[last]
+        rows.append(noisy_ids)
     longest = max(map(len, rows))
     input_ids = torch.full((len(rows), longest), pad)
     for b, row in enumerate(rows):
         input_ids[b, : len(row)] = torch.tensor(row)
     attention_mask = (input_ids != pad).long()
     word_ids = torch.where(attention_mask.bool(), find_words(input_ids, max_word_bytes), -1)
-    return CorruptedBatch(input_ids, attention_mask, word_ids, corrupted)
+    return CorruptedBatch(input_ids, attention_mask, word_ids, corrupted, targets)
+
+
+def align(text: str, edits: list[tuple[int, int, str]]) -> tuple[bytes, np.ndarray, np.ndarray]:
+    """The bytes of the edited text; and of each byte of `text` where in there it is, or what it became begins `(N,)`,
+    int64, and whether it changed `(N,)`, bool."""
+    pieces: list[bytes] = []
+    places: list[np.ndarray] = []
+    flags: list[np.ndarray] = []
+    position = size = 0
+    for start, end, new in [*edits, (len(text), len(text), "")]:
+        for old, piece, is_new in ((text[position:start],) * 2 + (False,), (text[start:end], new, True)):
+            count = len(old.encode("utf-8", "surrogateescape"))
+            pieces.append(piece.encode("utf-8", "surrogateescape"))
+            places.append(np.full(count, size) if is_new else size + np.arange(count))
+            flags.append(np.full(count, is_new))
+            size += len(pieces[-1])
+        position = end
+    return b"".join(pieces), np.concatenate(places), np.concatenate(flags)

@@ -1,0 +1,102 @@
+"""Repairs of EncodZall: what a word may have been before noise changed it, by the noisy channel.
+
+    score(new) = log p(changed) - log p(kept) + log p(new | changed, text) + log p(old | new)
+
+The first two are the gate's, which sees the noisy text as the word decoder does: with the third they are
+log p(new | text) - log p(old | text), where a word that is kept costs nothing to spell. The last is an edit model.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from .encodzall_words import EOS, NUM_BYTES
+
+
+@dataclass
+class Repair:
+    """Another spelling of a word, its white space included.
+
+    Attributes:
+        start, end: first and last + 1 byte of the word in its text.
+        new: the other bytes.
+        score: nats by which they are likelier than those that are there.
+    """
+
+    start: int
+    end: int
+    new: bytes
+    score: float
+
+
+def count_edits(one: str, other: str) -> int:
+    """The optimal string alignment distance: characters inserted, left out, replaced, or swapped with the next."""
+    before, row = [0] * (len(other) + 1), [*range(len(other) + 1)]
+    for i, letter in enumerate(one, 1):
+        before, last, row = row, before, [i]
+        for j, goal in enumerate(other, 1):
+            costs = [before[j] + 1, row[j - 1] + 1, before[j - 1] + (letter != goal)]
+            if i > 1 and j > 1 and letter == other[j - 2] and one[i - 2] == goal:
+                costs.append(last[j - 2] + 1)
+            row.append(min(costs))
+    return row[-1]
+
+
+def search_repairs(
+    words: list[bytes],
+    odds: list[float],
+    score: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    edit_cost: float,
+    threshold: float,
+    num_beams: int,
+    max_bytes: int,
+) -> list[tuple[bytes, float]]:
+    """For each word the best other spelling that a beam search finds, and its score; the word itself and the threshold
+    where none is above that. A higher threshold finds the same or nothing: no score grows with further bytes.
+
+    Args:
+        odds: of each word the log-odds that it was changed.
+        score: log-probabilities `(n, V)` of the ids that follow beginnings `(n, l)` of words `(n,)`, whose index it is.
+        edit_cost: nats of each edit.
+    """
+    best = [(word, threshold) for word in words]
+    open_words = torch.tensor([index for index, odd in enumerate(odds) if odd > threshold], dtype=torch.long)
+    ids, totals = torch.empty(len(open_words), 0, dtype=torch.long), torch.tensor(odds, dtype=torch.float64)[open_words]
+    for length in range(max_bytes + 1):
+        if not len(open_words):
+            break
+        following = totals[:, None] + score(open_words, ids).double().cpu()
+        for index, spelled, total in zip(open_words.tolist(), ids.tolist(), following[:, EOS].tolist(), strict=True):
+            if total <= best[index][1] or bytes(spelled) == words[index]:
+                continue
+            try:
+                new = bytes(spelled).decode()
+            except UnicodeDecodeError:
+                continue
+            total -= edit_cost * count_edits(words[index].decode(errors="replace"), new)
+            if total > best[index][1]:
+                best[index] = (bytes(spelled), total)
+        # The beams of each word that go on: the best `num_beams`, if they are still above its best.
+        totals, byte = following[:, :NUM_BYTES].topk(num_beams)
+        beam = torch.arange(len(ids)).repeat_interleave(num_beams)
+        totals, byte, word = totals.flatten(), byte.flatten(), open_words[beam]
+        order = totals.argsort(descending=True, stable=True)
+        order = order[word[order].argsort(stable=True)]
+        word, totals = word[order], totals[order]
+        first = torch.searchsorted(word, word)
+        bound = torch.tensor([total for _, total in best], dtype=torch.float64)
+        goes_on = (torch.arange(len(word)) - first < num_beams) & (totals > bound[word]) & (length < max_bytes)
+        ids = torch.cat((ids[beam[order]], byte[order, None]), 1)[goes_on]
+        open_words, totals = word[goes_on], totals[goes_on]
+    return best
+
+
+def apply_repairs(data: bytes, repairs: list[Repair], threshold: float) -> bytes:
+    """A text with its repairs above the threshold; every other byte is copied."""
+    pieces, position = [], 0
+    for repair in repairs:
+        if repair.score > threshold:
+            pieces += data[position : repair.start], repair.new
+            position = repair.end
+    return b"".join([*pieces, data[position:]])
