@@ -21,9 +21,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("model", help="run folder, or name on the Hub")
     parser.add_argument("text", help="the text, or a file that holds it")
     parser.add_argument("--out", type=Path, default=Path("segments.png"), help="a .png or .html file")
-    parser.add_argument(
-        "--bytes", type=int, default=2000, help="of the text in the picture; no more than a context"
-    )
+    parser.add_argument("--bytes", type=int, default=2000, help="of the text in the picture; no more than a context")
     parser.add_argument("--codes", type=int, default=0, help="of each level, print the segments of so many codes")
     parser.add_argument("--trust_remote_code", action="store_true", help="for models that latentlm does not know")
     return parser

@@ -497,7 +497,7 @@ class EncodzallForMaskedDenoising(EncodzallPreTrainedModel, GenerationMixin):
             decoder = self.word_decoder if config.word_decoder == "own" else self.decoder
             memory = vectors[words].unsqueeze(1).expand_as(embedded)
             hidden, _ = decoder.spell(embedded, memory, {"word": segments, "offset": offset})
-            return soft_cap(self.lm_head(hidden[:, -1]), config.final_logit_softcapping).float().log_softmax(-1)
+            return self.lm_head(hidden[:, -1]).float().log_softmax(-1)
 
         old = [data[b][start:end] for b, start, end in spans]
         log_odds = [odds[b, s].item() for b, s in place]
