@@ -17,7 +17,6 @@ from .block_positions import resolve_position_ids
 from .block_refusals import check_filled_cache
 from .configuration_encodzall import EncodzallConfig
 from .encodzall_base import EncodzallDecoderOutput, EncodzallPreTrainedModel
-from .encodzall_packing import Spelling
 
 
 class EncodzallDecoder(EncodzallPreTrainedModel):
@@ -108,13 +107,14 @@ class EncodzallDecoder(EncodzallPreTrainedModel):
         )
 
     def spell(
-        self, inputs_embeds: torch.Tensor, words: torch.Tensor, spelling: Spelling
+        self, inputs_embeds: torch.Tensor, words: torch.Tensor, word: torch.Tensor, offset: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Hidden states `(R, L, D)` of embedded rows of words, each slot of which sees its word's vector `(R, L, D)`
-        and the slots before it in there; and what LearnedDropout's masks cost `(R, L, K)`, if there are any."""
+        and the slots before it in there; and what LearnedDropout's masks cost `(R, L, K)`, if there are any. `word` and
+        `offset` `(R, L)` are those of a [`Spelling`]."""
         rows = self.dropout(inputs_embeds)
-        mask = sequence_mask(self.config, rows, segments=spelling["word"])
-        rotary = self.rotary(rows, spelling["offset"])
+        mask = sequence_mask(self.config, rows, segments=word)
+        rotary = self.rotary(rows, offset)
         shared_attention = None if self.mask_attention is None else self.mask_attention(rows, mask=mask)[0]
         penalties = []
         for layer in self.layers:

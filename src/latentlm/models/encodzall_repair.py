@@ -8,10 +8,12 @@ log p(new | text) - log p(old | text), where a word that is kept costs nothing t
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from torch import nn
 
-from .encodzall_words import EOS, NUM_BYTES
+from .encodzall_words import EOS, NUM_BYTES, PAD
 
 
 @dataclass
@@ -66,7 +68,7 @@ def search_repairs(
     for length in range(max_bytes + 1):
         if not len(open_words):
             break
-        following = totals[:, None] + score(open_words, ids).double().cpu()
+        following = totals[:, None] + score(open_words, ids).double()
         for index, spelled, total in zip(open_words.tolist(), ids.tolist(), following[:, EOS].tolist(), strict=True):
             if total <= best[index][1] or bytes(spelled) == words[index]:
                 continue
@@ -90,6 +92,41 @@ def search_repairs(
         ids = torch.cat((ids[beam[order]], byte[order, None]), 1)[goes_on]
         open_words, totals = word[goes_on], totals[goes_on]
     return best
+
+
+def repairs_of_texts(model: Any, texts: list[str], threshold: float, num_beams: int) -> list[list[Repair]]:
+    """What [`EncodzallForMaskedDenoising.find_repairs`] returns."""
+    repairs: list[list[Repair]] = [[] for _ in texts]
+    rows = [row for row, text in enumerate(texts) if text.strip()]
+    if not rows:
+        return repairs
+    data = [texts[row].encode("utf-8", "surrogatepass") for row in rows]
+    ids = nn.utils.rnn.pad_sequence([torch.tensor([*text, EOS]) for text in data], True, PAD).to(model.device)
+    encoded = model.model(ids)
+    memory = encoded.last_hidden_state
+    odds = model.gate(memory).squeeze(-1).float()  # (B, S)
+    starts = encoded.word_positions.tolist()
+    is_open = (encoded.word_mask & (odds > threshold)).nonzero().tolist()
+    place = [
+        (b, s) for b, s in is_open if starts[b][s] < len(data[b])
+    ]  # the end of a text is a word, but not one to spell
+    spans = [(b, starts[b][s], starts[b][s + 1]) for b, s in place]
+    if not place:
+        return repairs
+    vectors = torch.stack([memory[b, s] for b, s in place])
+
+    def score(words: torch.Tensor, beginnings: torch.Tensor) -> torch.Tensor:
+        return model.following_bytes(vectors[words.to(ids.device)], beginnings.to(ids.device)).cpu()
+
+    old = [data[b][start:end] for b, start, end in spans]
+    log_odds = [odds[b, s].item() for b, s in place]
+    config = model.config
+    limit = 2 * config.max_word_bytes
+    best = search_repairs(old, log_odds, score, config.edit_cost, threshold, num_beams, limit)
+    for (b, start, end), word, (new, total) in zip(spans, old, best, strict=True):
+        if new != word:
+            repairs[rows[b]].append(Repair(start, end, new, total))
+    return repairs
 
 
 def apply_repairs(data: bytes, repairs: list[Repair], threshold: float) -> bytes:

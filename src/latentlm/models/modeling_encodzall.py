@@ -45,7 +45,7 @@ from .encodzall_decoder import EncodzallDecoder
 from .encodzall_masking import MASKS, WordPattern, search_words
 from .encodzall_packing import IGNORED, Packing, Spelling, pack_spelling
 from .encodzall_pipelines import WordFillingPipeline, WordTaggingPipeline
-from .encodzall_repair import Repair, apply_repairs, search_repairs
+from .encodzall_repair import Repair, apply_repairs, repairs_of_texts
 from .encodzall_words import BOS, EOS, PAD, WHITE_SPACE
 
 NO_EMBEDDINGS = "words are found, packed and compared by their bytes"
@@ -292,7 +292,8 @@ class EncodzallForMaskedDenoising(EncodzallPreTrainedModel, GenerationMixin):
             encoded = EncodzallModelOutput(**encoder_outputs)
         memory, word_mask = encoded.last_hidden_state, encoded.word_mask
         assert memory is not None
-        decoded, logits = EncodzallDecoderOutput(), None
+        decoded: Any = EncodzallDecoderOutput()
+        logits = None
         if labels is None or self.trains_sequence_decoder:
             if labels is not None and decoder_input_ids is None:
                 decoder_input_ids = self.prepare_decoder_input_ids_from_labels(labels)
@@ -390,7 +391,7 @@ class EncodzallForMaskedDenoising(EncodzallPreTrainedModel, GenerationMixin):
         before = nn.functional.pad(targets[:, :-1], (1, 0))
         inputs = self.model.embed_in_words(torch.where(spelling["offset"] == 0, BOS, before), spelling["offset"])
         decoder = self.word_decoder if config.word_decoder == "own" else self.decoder
-        hidden, penalties = decoder.spell(inputs, take(memory, spelling["word"]), spelling)
+        hidden, penalties = decoder.spell(inputs, take(memory, spelling["word"]), spelling["word"], spelling["offset"])
         if penalties is not None:
             penalties = take(penalties, spelling["slot"])[0]
         logits = self.lm_head(take(hidden, spelling["slot"])[0])
@@ -473,40 +474,19 @@ class EncodzallForMaskedDenoising(EncodzallPreTrainedModel, GenerationMixin):
             )
         if not threshold >= 0:
             raise ValueError(f"`threshold` is {threshold}, but it must be at least 0; infinity copies.")
-        repairs: list[list[Repair]] = [[] for _ in texts]
-        rows = [row for row, text in enumerate(texts) if text.strip()]
-        if not rows:
-            return repairs
-        data = [texts[row].encode("utf-8", "surrogatepass") for row in rows]
-        ids = nn.utils.rnn.pad_sequence([torch.tensor([*text, EOS]) for text in data], True, PAD).to(self.device)
-        encoded: EncodzallModelOutput = self.model(ids)
-        assert encoded.last_hidden_state is not None and encoded.word_mask is not None
-        assert encoded.word_positions is not None
-        odds = self.gate(encoded.last_hidden_state).squeeze(-1).float()  # (B, S)
-        open_words = encoded.word_mask & (odds > threshold)
-        place = [(b, s) for b, s in open_words.nonzero().tolist() if encoded.word_positions[b, s] < len(data[b])]
-        starts = encoded.word_positions.tolist()
-        spans = [(b, starts[b][s], starts[b][s + 1]) for b, s in place]  # the end of the text is a word
-        vectors = torch.stack([encoded.last_hidden_state[b, s] for b, s in place]) if place else ids.new_empty(0, 0)
+        return repairs_of_texts(self, texts, threshold, num_beams)
 
-        def score(words: torch.Tensor, beginnings: torch.Tensor) -> torch.Tensor:
-            words, inputs = words.to(ids.device), nn.functional.pad(beginnings.to(ids.device), (1, 0), value=BOS)
-            offset = torch.arange(inputs.shape[1], device=ids.device).expand_as(inputs)
-            segments = torch.arange(len(inputs), device=ids.device).unsqueeze(1).expand_as(inputs)
-            embedded = self.model.embed_in_words(inputs, offset)
-            decoder = self.word_decoder if config.word_decoder == "own" else self.decoder
-            memory = vectors[words].unsqueeze(1).expand_as(embedded)
-            hidden, _ = decoder.spell(embedded, memory, {"word": segments, "offset": offset})
-            return self.lm_head(hidden[:, -1]).float().log_softmax(-1)
-
-        old = [data[b][start:end] for b, start, end in spans]
-        log_odds = [odds[b, s].item() for b, s in place]
-        limit = 2 * config.max_word_bytes
-        best = search_repairs(old, log_odds, score, config.edit_cost, threshold, num_beams, limit)
-        for (b, start, end), word, (new, total) in zip(spans, old, best, strict=True):
-            if new != word:
-                repairs[rows[b]].append(Repair(start, end, new, total))
-        return repairs
+    def following_bytes(self, words: torch.Tensor, beginnings: torch.Tensor) -> torch.Tensor:
+        """Log-probabilities `(n, V)`, float32, of the ids that follow beginnings `(n, l)` of the spellings of words, in
+        the word decoder, from their vectors in the memory `(n, D)`."""
+        inputs = nn.functional.pad(beginnings, (1, 0), value=BOS)
+        offset = torch.arange(inputs.shape[1], device=inputs.device).expand_as(inputs)
+        word = torch.arange(len(inputs), device=inputs.device).unsqueeze(1).expand_as(inputs)
+        embedded = self.model.embed_in_words(inputs, offset)
+        decoder = self.word_decoder if self.config.word_decoder == "own" else self.decoder
+        hidden, _ = decoder.spell(embedded, words.unsqueeze(1).expand_as(embedded), word, offset)
+        logits = self.lm_head(hidden[:, -1])
+        return logits.float().log_softmax(-1)
 
     @torch.no_grad()
     def fill_mask(

@@ -1,0 +1,240 @@
+"""How well a run of `repair.yaml` repairs, and the figure of it; chooses `edit_cost` and `denoise_threshold`.
+
+python eval/experiments/encodzall/repair.py runs/repair/model
+
+Both are chosen on 200 validation sentences (not those that are scored), with the noise of training: the threshold is
+the lowest at which at most 0.2 % of the correct characters change, the cost that with which most wrong ones are mended
+at that threshold. They are written to the model's `config.json`, and all numbers to `eval/records/encodzall`.
+"""
+
+import re
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import torch
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from figures import COLOURS
+from measures.repair import (
+    TEXTS,
+    DictionarySpeller,
+    corpora,
+    edit_distance,
+    error_rate,
+    noisy_of,
+    read_pairs,
+    read_sentences,
+)
+from one_run import CURVES, FLOPS_METHOD, last_evaluation, last_logged, seen
+from records import Record, count_parameters, curves, machine, portable, revision, versions, write_record
+
+from latentlm import EncodzallForMaskedDenoising
+from latentlm.models.encodzall_repair import Repair, apply_repairs
+from latentlm.runs import load_recipe
+from latentlm.runs.run_folder import read_metrics
+
+FIGURE = Path(__file__).parents[3] / "docs" / "results" / "figures" / "encodzall-repair.png"
+MOST_CHANGED = 0.002  # of the characters that are right
+COSTS = (0.0, 1.0, 2.0)
+THRESHOLDS = np.arange(0, 8, 0.05)
+BATCH = 32
+
+
+@dataclass
+class Judged:
+    """The repairs of some texts: what each alone does to the distance from the clean text.
+
+    Attributes:
+        scores, edits: `(R,)`: of each repair its score, and by how many edits the text is then further away.
+        errors: edits between the noisy and the clean texts.
+        right: characters of the noisy texts that are right.
+    """
+
+    scores: np.ndarray
+    edits: np.ndarray
+    errors: int
+    right: int
+
+    @classmethod
+    def of(cls, repairs: list[list[Repair]], noisy: list[str], clean: list[str]) -> "Judged":
+        scores, edits, errors = [], [], 0
+        for found, text, goal in zip(repairs, noisy, clean, strict=True):
+            before = edit_distance(text, goal)
+            errors += before
+            for repair in found:
+                after = apply_repairs(text.encode(), [repair], -np.inf).decode()
+                scores.append(repair.score)
+                edits.append(edit_distance(after, goal) - before)
+        return cls(np.array(scores), np.array(edits), errors, sum(map(len, noisy)) - errors)
+
+    def recall(self, threshold: float) -> float:
+        """Share of the wrong characters that repairs above the threshold mend."""
+        edits = self.edits[self.scores > threshold]
+        return float(-edits[edits < 0].sum() / max(self.errors, 1))
+
+    def precision(self, threshold: float) -> float | None:
+        """Share of these repairs that bring the text nearer to the clean one."""
+        edits = self.edits[self.scores > threshold]
+        return float((edits < 0).mean()) if len(edits) else None
+
+    def changed(self, threshold: float) -> float:
+        """Share of the right characters that repairs make wrong."""
+        edits = self.edits[self.scores > threshold]
+        return float(edits[edits > 0].sum() / self.right)
+
+    def mended_per_broken(self, threshold: float) -> float:
+        """Words that come nearer for each that comes further away; as if at least one were broken."""
+        edits = self.edits[self.scores > threshold]
+        return float((edits < 0).sum() / max((edits > 0).sum(), 1))
+
+
+def repairs_of(model: Any, texts: list[str]) -> list[list[Repair]]:
+    """Those above 0, text by text."""
+    order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+    found: dict[int, list[Repair]] = {}
+    for start in range(0, len(order), BATCH):
+        part = order[start : start + BATCH]
+        found |= dict(zip(part, model.find_repairs([texts[i] for i in part]), strict=True))
+    return [found[i] for i in range(len(texts))]
+
+
+def choose(model: Any, noisy: list[str], clean: list[str]) -> dict[float, float]:
+    """Sets the cost of an edit and the threshold; the recall of each cost that was tried."""
+    tried = {}
+    for cost in COSTS:
+        model.config.edit_cost = cost
+        judged = Judged.of(repairs_of(model, noisy), noisy, clean)
+        threshold = next(float(t) for t in THRESHOLDS if judged.changed(t) <= MOST_CHANGED)
+        tried[cost] = (judged.recall(threshold), threshold)
+    best = max(tried, key=lambda cost: tried[cost][0])
+    model.config.edit_cost, model.config.denoise_threshold = best, round(tried[best][1], 2)
+    return {cost: recall for cost, (recall, _) in tried.items()}
+
+
+def repairs_of_speller(speller: DictionarySpeller, texts: list[str]) -> list[list[Repair]]:
+    def words(text: str) -> list[Repair]:
+        found = [(match.span(), speller.correct(match[0]), match[0]) for match in re.finditer(r"[A-Za-z]+", text)]
+        places = (
+            (len(text[: span[0]].encode()), len(text[: span[1]].encode()), new)
+            for span, new, old in found
+            if new != old
+        )
+        return [Repair(start, end, new.encode(), 1.0) for start, end, new in places]
+
+    return [words(text) for text in texts]
+
+
+def seconds(function: Any) -> float:
+    """Of the CPU, the least of three."""
+    times = []
+    for _ in range(3):
+        start = time.process_time()
+        function()
+        times.append(time.process_time() - start)
+    return min(times)
+
+
+def plot(judged: dict[str, Judged], spelled: dict[str, Judged], threshold: float) -> None:
+    """Precision over recall of every kind of text, with the default threshold and the speller marked."""
+    figure, axis = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    for colour, (kind, of_model) in zip(COLOURS, judged.items(), strict=False):
+        marks = {"-": (of_model, THRESHOLDS), "o": (of_model, [threshold]), "x": (spelled[kind], [0.0])}
+        for style, (one, thresholds) in marks.items():
+            points = [(one.recall(t), y) for t in thresholds if (y := one.precision(t)) is not None]
+            label = kind.removeprefix("cer_").replace("_", " ") if style == "-" else None
+            axis.plot([x for x, _ in points], [y for _, y in points], style, color=colour, label=label)
+    axis.set(
+        xlabel="share of the wrong characters that are mended", ylabel="share of repairs that mend", ylim=(0, 1.02)
+    )
+    axis.legend(title="line: thresholds; dot: the default; cross: dictionary speller", fontsize=8, title_fontsize=8)
+    axis.grid(alpha=0.3)
+    figure.savefig(FIGURE, dpi=110)
+    plt.close(figure)
+
+
+@torch.no_grad()
+def main() -> None:
+    started, run, data = time.perf_counter(), Path(sys.argv[1]), corpora()
+    torch.set_num_threads(1)
+    model: Any = EncodzallForMaskedDenoising.from_pretrained(run).eval()
+    sentences = read_sentences(data, 2 * TEXTS)[1::2]  # the others are scored
+    noisy = [noisy_of(sentence, 10_000 + key) for key, sentence in enumerate(sentences)]
+    tried = choose(model, noisy, sentences)
+    model.config.save_pretrained(run)
+    threshold = model.config.denoise_threshold
+    metrics: dict[str, float] = {"edit_cost": model.config.edit_cost, "denoise_threshold": threshold}
+    metrics |= {f"validation_mended_with_edit_cost_{cost:g}": recall for cost, recall in tried.items()}
+
+    pairs = read_pairs(data, TEXTS)
+    speller = DictionarySpeller((data / "wikitext2" / "wiki.train.txt").read_text(encoding="utf-8"))
+    judged, spelled, curve = {}, {}, {}
+    for kind, (texts, clean) in pairs.items():
+        repairs = repairs_of(model, texts)
+        repaired = [
+            apply_repairs(text.encode(), found, threshold).decode() for text, found in zip(texts, repairs, strict=True)
+        ]
+        judged[kind] = of_model = Judged.of(repairs, texts, clean)
+        spelled[kind] = of_speller = Judged.of(repairs_of_speller(speller, texts), texts, clean)
+        name = kind.removeprefix("cer_")
+        metrics |= {
+            kind: error_rate(repaired, clean),
+            f"copying_{kind}": error_rate(texts, clean),
+            f"speller_{kind}": error_rate(speller(texts), clean),
+            f"mended_per_broken_{name}": of_model.mended_per_broken(threshold),
+            f"speller_mended_per_broken_{name}": of_speller.mended_per_broken(0.0),
+            f"changed_{name}": of_model.changed(threshold),
+            f"recall_{name}": of_model.recall(threshold),
+        }
+        curve[f"recall_{name}"] = [[round(float(t), 2), round(of_model.recall(t), 4)] for t in THRESHOLDS[::4]]
+        points = ((t, of_model.precision(t)) for t in THRESHOLDS[::4])
+        curve[f"precision_{name}"] = [[round(float(t), 2), round(y, 4)] for t, y in points if y is not None]
+        print(kind, {name: value for name, value in metrics.items() if kind[4:] in name}, flush=True)
+    clean = pairs["cer_sentences_with_the_noise_of_training"][1]
+    untouched = Judged.of(repairs_of(model, clean), clean, clean)
+    metrics["changed_clean_sentences"] = untouched.changed(threshold)
+
+    texts = pairs["cer_ocr_english_icdar_2017"][0]
+    size = sum(len(text.encode()) for text in texts[:BATCH])
+    metrics["bytes_per_text_timed"] = size / BATCH
+    metrics["ms_per_text"] = 1e3 / BATCH * seconds(lambda: [model.denoise([text]) for text in texts[:BATCH]])
+    metrics["kb_per_second"] = size / 1e3 / seconds(lambda: model.denoise(texts[:BATCH]))
+    plot(judged, spelled, threshold)
+
+    recipe = load_recipe(run / "recipe.yaml")
+    logged = read_metrics(run)
+    parameters, tokens = count_parameters(model), seen(logged, "tokens")
+    commit, dirty = revision()
+    record = Record(
+        page="encodzall",
+        entry="repair",
+        label="gate and noisy channel",
+        seed=recipe.training.seed,
+        configuration=portable(recipe.to_dict()),
+        curve=curves(logged, [*CURVES, "eval_gate_*", "eval_word_loss"]) | curve,
+        metrics={**last_logged(logged, []), **last_evaluation(logged), **metrics},
+        steps=logged[-1]["step"],
+        seconds=[line for line in logged if "training_seconds" in line][-1]["training_seconds"],
+        wall_seconds=time.perf_counter() - started,
+        flops=6.0 * parameters["body"] * tokens,
+        flops_method=FLOPS_METHOD,
+        parameters=parameters,
+        tokens_seen=tokens,
+        bytes_seen=seen(logged, "bytes"),
+        versions=versions(),
+        revision=commit,
+        dirty=dirty,
+        machine=machine(),
+    )
+    print(write_record(record))
+
+
+if __name__ == "__main__":
+    main()
