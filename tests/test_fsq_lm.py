@@ -74,12 +74,90 @@ def test_the_factorised_head_adds_the_logits_of_the_digits():
         torch.testing.assert_close(logits[:, token], expected)
 
 
+def decoder_model(**changes) -> FSQForCausalLM:
+    return case_model(head="decoder", **changes)
+
+
+def test_the_decoder_spells_tokens_byte_by_byte():
+    model = decoder_model()
+    hidden = torch.randn(2, 3, 32)
+    logits = model.lm_head(hidden)
+    assert logits.shape == (2, 3, 64) and logits.dtype == torch.float32
+    assert not torch.equal(logits[0, 0], logits[0, 1])
+    vectors = model.lm_head.to_vector(hidden[0])
+    for token in range(60):  # the loss that counts symbol by symbol
+        expected = -model.embedding.spelling_loss(vectors, torch.tensor([token] * 3))
+        torch.testing.assert_close(logits[0, :, token], expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(logits[0, :, 60:], model.lm_head.special(hidden[0]))
+
+
+def test_the_decoder_gives_distributions_over_byte_strings_and_tokens():
+    """All byte strings of up to C bytes sum to 1, those of the tokens to less, their softmax to 1."""
+    model = decoder_model()
+    hidden = torch.randn(5, 32)
+    p = model.embedding.network.decoder(model.lm_head.to_vector(hidden)).softmax(-1)  # (5, 4, 257)
+    going_on = p[..., :256].sum(-1).cumprod(1)  # of all first t + 1 bytes together
+    lengths = [p[:, 0, 256]] + [going_on[:, t - 1] * p[:, t, 256] for t in (1, 2, 3)] + [going_on[:, 3]]
+    torch.testing.assert_close(torch.stack(lengths).sum(0), torch.ones(5))
+    logits = model.lm_head(hidden)
+    assert (logits[:, : len(SPELLINGS)].exp().sum(-1) < 1).all()
+    torch.testing.assert_close(logits.softmax(-1).sum(-1), torch.ones(5))
+
+
+def test_the_decoder_writes_and_scores():
+    model = decoder_model(vocab_size=70).eval()  # six ids more than the tokenizer has: never written
+    model.embedding.lengths[64:] = 0
+    model.embedding.codes[64:] = -1
+    ids = token_ids(2, 5)
+    cached, anew = (model.generate(ids, max_new_tokens=8, do_sample=False, use_cache=use) for use in (True, False))
+    assert torch.equal(cached, anew)
+    probabilities = model(ids).logits.softmax(-1)
+    torch.testing.assert_close(probabilities.sum(-1), torch.ones(2, 5))
+    padded = model(nn.functional.pad(ids, (0, 3)), attention_mask=nn.functional.pad(torch.ones_like(ids), (0, 3)))
+    torch.testing.assert_close(padded.logits[:, :5], model(ids).logits)
+    loss = model(ids, labels=ids).loss
+    expected = -probabilities[:, :-1].gather(-1, ids[:, 1:, None]).log().mean()
+    torch.testing.assert_close(loss, expected)
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(ids, use_cache=False).logits, model(ids).logits)
+    assert model.bfloat16()(ids).logits.isfinite().all()
+
+
+@pytest.mark.parametrize("train_decoder", [False, True])
+def test_gradients_go_through_the_decoder(train_decoder, tmp_path):
+    model = decoder_model(train_decoder=train_decoder).train()
+    ids = token_ids(2, 6)
+    model(ids, labels=ids).loss.backward()
+    decoder = model.embedding.network.decoder
+    assert model.lm_head.to_vector.weight.grad.abs().sum() > 0
+    assert all((p.grad is not None) == train_decoder for p in decoder.parameters())
+    assert model.model.layers[0].mlp.down_proj.weight.grad.abs().sum() > 0
+    model.save_pretrained(tmp_path)
+    loaded = FSQForCausalLM.from_pretrained(tmp_path)
+    assert torch.equal(loaded.eval()(ids).logits, model.eval()(ids).logits)
+    with pytest.raises(ValueError, match="'decoder' has logits of spellings, none for tokens that are added"):
+        loaded.resize_token_embeddings(70)
+
+
+def test_the_decoders_table_follows_the_tokenizer():
+    model, ids = decoder_model().eval(), token_ids(1, 4)
+    before = model(ids).logits
+    builds, build = [], model.lm_head.code_table.build
+    model.lm_head.code_table.build = lambda *place: builds.append(1) or build(*place)
+    model.generate(ids, max_new_tokens=6, do_sample=False)
+    assert not builds
+    chunks, lengths = model.embedding.chunks.clone(), model.embedding.lengths.clone()
+    chunks[[0, 1]], lengths[[0, 1]] = chunks[[1, 0]], lengths[[1, 0]]
+    model.embedding.set_table(model.embedding.codes.clone(), chunks, lengths)
+    assert torch.equal(model(ids).logits[..., [1, 0]], before[..., :2]) and len(builds) == 1
+
+
 @pytest.mark.parametrize("owner", ["lm_head", "embedding"])
 def test_tables_of_codes_are_kept_until_codes_change(owner, monkeypatch):
     model = case_model("factorised", code_embedding_size=8)
     table, builds = getattr(model, owner).code_table, []
     build = table.build
-    monkeypatch.setattr(table, "build", lambda: builds.append(1) or build())
+    monkeypatch.setattr(table, "build", lambda *place: builds.append(1) or build(*place))
     ids = token_ids(2, 5)
     with torch.inference_mode():
         model.generate(ids, max_new_tokens=8, do_sample=False)
@@ -104,7 +182,7 @@ def test_tables_of_codes_are_kept_until_codes_change(owner, monkeypatch):
         change()
         model(ids.clamp(max=61))
         dtype = model.dtype if owner == "lm_head" else torch.float32  # values are float32 whatever the model is
-        assert torch.equal(table.built[2], build().to(dtype)), name
+        assert torch.equal(table.built[2], build(codes.device, dtype)), name
         if name == "the dtype":
             assert len(builds) == (count if owner == "lm_head" else count - 1)
         else:
@@ -121,7 +199,7 @@ def test_kept_tables_give_the_logits_of_tables_made_anew(variant, monkeypatch):
         optimizer.step()
         kept = model.eval()(ids).logits
         with monkeypatch.context() as patch:
-            patch.setattr(CodeTable, "__call__", lambda self, codes, device, dtype: self.build().to(device, dtype))
+            patch.setattr(CodeTable, "__call__", lambda self, codes, like=None: self.build(codes.device, torch.float32))
             assert torch.equal(model(ids).logits, kept)
         model.train()
 
@@ -134,7 +212,8 @@ def test_copies_and_loaded_models_have_their_own_tables(tmp_path):
     for other in (copy.deepcopy(model), FSQForCausalLM.from_pretrained(tmp_path)):
         assert other.lm_head.beside[0] is other.embedding is other.model.embed_tokens.beside[0]
         other.embedding.codes.copy_(other.embedding.codes.flip(0))
-        assert torch.equal(other.lm_head.digit_table(), other.lm_head.build_digit_table())
+        place = (other.device, other.dtype)
+        assert torch.equal(other.lm_head.digit_table(), other.lm_head.build_digit_table(*place))
         assert not torch.equal(other.lm_head.digit_table(), model.lm_head.digit_table())
 
 

@@ -20,14 +20,15 @@ class FSQConfig(DecoderOnlyConfig):
         num_special_tokens: tokens without a code, the last ids of the vocabulary.
         code_embedding_size: width of the small network that adds an embedding of the code to the row of a token; 0
             leaves it out.
-        head: `"tied"` (to the rows) or `"factorised"`: one logit per digit value, a token's logit being the sum over
-            its digits.
-        byte_loss_weight: of `byte_loss`, how well the autoencoder's decoder spells the next token from the hidden state
-            (the output path of the original design); 0 leaves it out.
+        head: `"tied"` (to the rows); `"factorised"`: one logit per digit value, a token's logit being the sum over its
+            digits; or `"decoder"`: the autoencoder's decoder spells the next token from the hidden state (the output
+            path of the original design), a token's logit being the log probability of its bytes and their end.
+        byte_loss_weight: of `byte_loss`, how well the autoencoder's decoder spells the next token from the hidden
+            state, beside another head; 0 leaves it out.
         reconstruction_loss_weight: of the autoencoder's own loss in joint training.
         joint: compute codes with the encoder, in place of the table, so that the language model's loss trains it too.
         min_code_entropy: share of the entropy of codes at the start below which joint training stops.
-        train_decoder: let the autoencoder's decoder learn from `byte_loss`, without `joint`.
+        train_decoder: let the autoencoder's decoder learn, from `byte_loss` or as the head, without `joint`.
     """
 
     model_type = "fsq"
@@ -42,7 +43,7 @@ class FSQConfig(DecoderOnlyConfig):
     autoencoder: dict[str, Any] | None = None
     num_special_tokens: int = 4
     code_embedding_size: int = 64
-    head: Literal["tied", "factorised"] = "tied"
+    head: Literal["tied", "factorised", "decoder"] = "tied"
     byte_loss_weight: float | int = 0.0
     reconstruction_loss_weight: float | int = 1.0
     joint: bool = False
@@ -52,7 +53,7 @@ class FSQConfig(DecoderOnlyConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         # The whole configuration is kept, so that another version's defaults cannot change a saved model.
         self.autoencoder = own_fields(FSQAutoencoderConfig(**(self.autoencoder or {})))
-        if self.head == "factorised":
+        if self.head != "tied":
             self.tie_word_embeddings = False
         super().__post_init__(**kwargs)
         self.auto_map = {
@@ -68,7 +69,7 @@ class FSQConfig(DecoderOnlyConfig):
     @property
     def has_autoencoder(self) -> bool:
         """Whether the autoencoder is a part of the model."""
-        return self.joint or self.byte_loss_weight > 0
+        return self.joint or self.byte_loss_weight > 0 or self.head == "decoder"
 
     def validate_codes(self) -> None:
         levels = self.autoencoder_config.levels
@@ -91,8 +92,10 @@ class FSQConfig(DecoderOnlyConfig):
             raise ValueError(f"`min_code_entropy` is {self.min_code_entropy}, but a share lies in [0, 1].")
         if self.joint and not self.code_embedding_size:
             raise ValueError("`joint` trains the encoder through the code embedding: `code_embedding_size` is 0.")
-        if self.train_decoder and not self.byte_loss_weight:
-            raise ValueError("`train_decoder` needs `byte_loss_weight` above 0: nothing else would train the decoder.")
+        if self.train_decoder and not self.byte_loss_weight and self.head != "decoder":
+            raise ValueError(
+                "`train_decoder` needs `byte_loss_weight` above 0 or `head` 'decoder': nothing else would train it."
+            )
 
 
 def own_fields(config: FSQAutoencoderConfig) -> dict[str, Any]:

@@ -19,6 +19,8 @@ from .configuration_fsq_autoencoder import END_CLASS
 from .modeling_decoder_only import DecoderOnlyModel, DecoderOnlyPreTrainedModel
 from .modeling_fsq_autoencoder import FSQAutoencoderModel
 
+NUM_SYMBOLS = END_CLASS + 1  # of a position: the bytes and the end
+
 
 @dataclass
 class FSQCausalLMOutput(CausalLMOutput):
@@ -35,24 +37,25 @@ class FSQCausalLMOutput(CausalLMOutput):
 
 
 class CodeTable:
-    """A table made of the codes of tokens, kept until these change: it is not made for every token that is generated.
+    """What is made of the codes of tokens, kept until these change: it is not made for every token that is generated.
 
     Args:
-        build: what makes it.
+        build: what makes it, from the device and the dtype that are wanted.
     """
 
-    def __init__(self, build: Callable[[], torch.Tensor]):
+    def __init__(self, build: Callable[[torch.device, torch.dtype], Any]):
         self.build = build
-        self.built: tuple[torch.Tensor, tuple[Any, ...], torch.Tensor] | None = None  # codes, their version, the table
+        self.built: tuple[torch.Tensor, tuple[Any, ...], Any] | None = None  # codes, their version, what is made
 
-    def __call__(self, codes: torch.Tensor, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
-        """The table of `codes`, in that place."""
+    def __call__(self, codes: torch.Tensor, like: torch.Tensor | None = None) -> Any:
+        """What is made of `codes`, in the place of `like`, by default theirs and float32."""
+        place = (codes.device, torch.float32) if like is None else (like.device, like.dtype)
         if is_tracing(codes) or codes.is_inference():  # neither has a version to look at
-            return self.build().to(device, dtype)
-        version = (codes._version, device, dtype)
+            return self.build(*place)
+        version = (codes._version, *place)
         if self.built is None or self.built[0] is not codes or self.built[1] != version:
             with torch.inference_mode(False), torch.no_grad():
-                self.built = (codes, version, self.build().to(device, dtype))
+                self.built = (codes, version, self.build(*place))
         return self.built[2]
 
 
@@ -134,11 +137,11 @@ class CodeEmbedding(nn.Module):
         """Values `(..., n)`, float32, of the tokens' codes; from the encoder, with a gradient, in joint training."""
         if self.joint:
             return self.network.fsq(self.network.encoder(*self.spelling(input_ids)))[0]
-        return self.code_table(self.codes, self.codes.device, torch.float32)[input_ids]
+        return self.code_table(self.codes)[input_ids]
 
-    def build_value_table(self) -> torch.Tensor:
-        """Values `(V, n)`, float32, of all codes; of tokens without one those of code 0."""
-        return self.fsq.values(self.fsq.digits(self.codes.clamp(min=0)))
+    def build_value_table(self, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+        """Values `(V, n)` of all codes; of tokens without one those of code 0."""
+        return self.fsq.values(self.fsq.digits(self.codes.clamp(min=0))).to(device, dtype)
 
     def spelling(self, input_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Bytes `(N, C)` and lengths `(N,)` of N tokens."""
@@ -161,12 +164,16 @@ class CodeEmbedding(nn.Module):
 
     def spelling_loss(self, vectors: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
         """Nats `(N,)` of spelling N tokens from vectors `(N, D_latent)`; 0 for tokens without bytes."""
+        logits = self.network.decoder(vectors).transpose(1, 2).float()
+        return nn.functional.cross_entropy(logits, self.targets(tokens), reduction="none").sum(-1)
+
+    def targets(self, tokens: torch.Tensor) -> torch.Tensor:
+        """What spells N tokens: `(N, C)`, int64, their bytes, the end (256), then -100; that alone for tokens without
+        bytes."""
         chunks, lengths = self.spelling(tokens)
         positions = torch.arange(chunks.shape[1], device=chunks.device)
         targets = chunks.where(positions < lengths.unsqueeze(1), END_CLASS)
-        targets = targets.masked_fill((positions > lengths.unsqueeze(1)) | (lengths == 0).unsqueeze(1), -100)
-        logits = self.network.decoder(vectors)
-        return nn.functional.cross_entropy(logits.transpose(1, 2).float(), targets, reduction="none").sum(-1)
+        return targets.masked_fill((positions > lengths.unsqueeze(1)) | (lengths == 0).unsqueeze(1), -100)
 
 
 class TokenEmbedding(nn.Embedding):
@@ -214,9 +221,9 @@ class FactorisedHead(nn.Module):
 
     def digit_table(self) -> torch.Tensor:
         """`(V, sum(levels) + specials)`: which columns add up to a token's logit. Kept until codes change."""
-        return self.code_table(self.beside[0].codes, self.columns.device, self.columns.dtype)
+        return self.code_table(self.beside[0].codes, self.columns)
 
-    def build_digit_table(self) -> torch.Tensor:
+    def build_digit_table(self, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
         codes, fsq = self.beside[0].codes, self.beside[0].fsq
         offsets = fsq.level_counts.cumsum(0) - fsq.level_counts
         columns = fsq.digits(codes.clamp(min=0)) + offsets  # (V, n)
@@ -225,7 +232,51 @@ class FactorisedHead(nn.Module):
         digits = torch.zeros(len(codes), width, device=codes.device).scatter(1, columns, 1.0) * coded
         special = torch.arange(len(self.columns) - width, device=codes.device)
         rank = (codes < 0).long().cumsum(0) - 1
-        return torch.cat((digits, (rank.unsqueeze(1) == special) & ~coded), dim=1)
+        return torch.cat((digits, (rank.unsqueeze(1) == special) & ~coded), dim=1).to(device, dtype)
+
+
+class DecoderHead(nn.Module):
+    """The output path of the original design: the autoencoder's decoder spells the next token from the hidden state.
+
+    Linear and decoder give each position t of a chunk a distribution p_t over the 256 bytes and the end. These are
+    independent, so that a byte string s of up to C bytes has the probability prod_t p_t(s_t) · p_|s|(end), and all
+    strings together 1. A token's logit is the logarithm of that of its spelling; the softmax over the vocabulary then
+    divides by what the spellings of all tokens have together. Special tokens, which have no spelling, have a logit of
+    their own.
+    """
+
+    weight = bias = None  # logits are no product with a matrix
+
+    def __init__(self, config: FSQConfig, code_embedding: CodeEmbedding):
+        super().__init__()
+        self.beside = (code_embedding,)  # a tuple: it is a module of the model, not of this one
+        self.to_vector = nn.Linear(config.hidden_size, config.autoencoder_config.hidden_size)
+        self.special = nn.Linear(config.hidden_size, config.num_special_tokens)
+        self.special.is_output = True  # pyright: ignore[reportArgumentType]
+        self.code_table = CodeTable(self.build_spelling_table)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Logits `(..., V)`, float32, of hidden states `(..., D)`."""
+        embedding, flat = self.beside[0], hidden_states.flatten(0, -2)
+        places, columns, unreachable = self.code_table(embedding.codes)
+        spelled = embedding.network.decoder(self.to_vector(flat))  # (N, C, 257)
+        scores = spelled.float().log_softmax(-1).flatten(1).T.contiguous()  # (C * 257, N)
+        logits = nn.functional.embedding_bag(places, scores, mode="sum", padding_idx=END_CLASS).T  # (N, V)
+        logits = logits + self.special(flat).float() @ columns
+        logits = logits.masked_fill(unreachable, torch.finfo(logits.dtype).min)
+        return logits.unflatten(0, hidden_states.shape[:-1])
+
+    def build_spelling_table(self, device: torch.device, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+        """Of each token the places of its bytes and end among C * 257 symbols `(V, C)`, 256, an end before the first
+        byte, where there is none; which token has which special logit `(specials, V)`; and which has neither `(V,)`."""
+        embedding = self.beside[0]
+        targets = embedding.targets(torch.arange(len(embedding.lengths), device=embedding.lengths.device))
+        offsets = torch.arange(targets.shape[1], device=targets.device) * NUM_SYMBOLS
+        places = (targets + offsets).where(targets >= 0, END_CLASS)
+        without = embedding.lengths == 0
+        special = torch.arange(self.special.out_features, device=without.device)
+        columns = (without.cumsum(0) - 1 == special.unsqueeze(1)) & without
+        return places.to(device), columns.to(device, dtype), (without & ~columns.any(0)).to(device)
 
 
 class FSQPreTrainedModel(DecoderOnlyPreTrainedModel):
@@ -235,10 +286,14 @@ class FSQPreTrainedModel(DecoderOnlyPreTrainedModel):
         """As everywhere in transformers.
 
         Raises:
-            ValueError: with the factorised head, whose columns are those of the codes there are.
+            ValueError: with a head other than the tied one: its logits are those of the codes or spellings there are.
         """
-        if self.config.head == "factorised" and new_num_tokens not in (None, self.config.vocab_size):
-            raise ValueError("`head` 'factorised' has a column for each digit, none for tokens that are added.")
+        if self.config.head != "tied" and new_num_tokens not in (None, self.config.vocab_size):
+            raise ValueError(
+                f"`head` {self.config.head!r} has logits of "
+                + {"factorised": "digits", "decoder": "spellings"}[self.config.head]
+                + ", none for tokens that are added."
+            )
         embedding = super().resize_token_embeddings(new_num_tokens, *args, **kwargs)
         model = self.base_model
         assert isinstance(model, FSQModel)
@@ -278,9 +333,9 @@ class FSQForCausalLM(CausalLMHead, FSQPreTrainedModel, GenerationMixin):
     def __init__(self, config: FSQConfig):
         super().__init__(config)
         self.model = FSQModel(config)
-        if config.head == "factorised":
+        if config.head != "tied":
             self._tied_weights_keys = {}
-            self.lm_head = FactorisedHead(config, self.embedding)
+            self.lm_head = (FactorisedHead if config.head == "factorised" else DecoderHead)(config, self.embedding)
         else:
             self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         if config.byte_loss_weight:

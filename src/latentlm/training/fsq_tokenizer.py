@@ -96,8 +96,7 @@ def prune(folder: Path, text: Path, out: Path, keep: int) -> None:
     ids = np.array(old.segmenter(data))
     uses = np.bincount(ids, minlength=NUM_BYTES + len(old.pieces))[NUM_BYTES:]
     most_used = np.argsort(-uses, kind="stable")[: keep - least]
-    kept = [*range(NUM_BYTES), *(NUM_BYTES + np.sort(most_used)).tolist()]
-    new = old.subset(kept)
+    new = old.subset([*range(NUM_BYTES), *(NUM_BYTES + np.sort(most_used)).tolist()])
     pruned = FSQTokenizerFast.from_vocabulary(new, **dict(tokenizer.special_tokens_map), **tokenizer.saved_framing)
     pruned.chat_template, pruned.model_max_length = tokenizer.chat_template, tokenizer.model_max_length
     tokens = len(new.segmenter(data))
