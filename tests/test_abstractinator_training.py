@@ -68,7 +68,7 @@ def buffers(folder: Path) -> dict[str, torch.Tensor]:
     return {name: value for name, value in saved.items() if "quantizer" in name or "delta" in name}
 
 
-def test_a_run_says_what_its_codes_are_worth(tmp_path):
+def test_a_run_says_what_its_codes_are_worth(tmp_path, capsys):
     run(TINY / "recipe.yaml", tmp_path / "run")
     last = [entry for entry in metrics_of(tmp_path / "run") if "eval_loss" in entry][-1]
     assert {
@@ -89,6 +89,10 @@ def test_a_run_says_what_its_codes_are_worth(tmp_path):
     assert "&lt;text" in picture.read_text(encoding="utf-8").replace("</span><wbr>", "")
     inspect_main([str(tmp_path / "run"), "Some text", "--out", str(tmp_path / "segments.png")])
     assert (tmp_path / "segments.png").stat().st_size > 1000
+    capsys.readouterr()
+    inspect_main([str(tmp_path / "run"), "ab " * 200, "--codes", "3", "--out", str(picture)])
+    printed = capsys.readouterr().out.split("the most used of them:\n")[1].splitlines()
+    assert 1 <= len(printed) <= 3 and all(" segments): " in line for line in printed)
     for arguments, message in ((["", "--out", "x.png"], "empty"), (["text", "--out", "x.gif"], r"\.png or \.html")):
         with pytest.raises(SystemExit, match=message):
             inspect_main([str(tmp_path / "run"), *arguments])

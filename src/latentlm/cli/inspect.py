@@ -1,12 +1,15 @@
 """Show where an Abstractinator cuts a text: segments in colours, the entropy above them, the codes of every level.
 
 latentlm inspect runs/abstractinator-tiny "A text to look at." --out segments.png
+latentlm inspect runs/abstractinator-tiny book.txt --codes 10    # also what the codes stand for
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -18,7 +21,10 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("model", help="run folder, or name on the Hub")
     parser.add_argument("text", help="the text, or a file that holds it")
     parser.add_argument("--out", type=Path, default=Path("segments.png"), help="a .png or .html file")
-    parser.add_argument("--bytes", type=int, default=2000, help="look at the first ones only")
+    parser.add_argument(
+        "--bytes", type=int, default=2000, help="of the text in the picture; no more than a context"
+    )
+    parser.add_argument("--codes", type=int, default=0, help="of each level, print the segments of so many codes")
     parser.add_argument("--trust_remote_code", action="store_true", help="for models that latentlm does not know")
     return parser
 
@@ -31,13 +37,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from transformers import AutoModelForCausalLM
 
     from latentlm.architectures import ARCHITECTURES, architecture, resolve
-    from latentlm.evaluation.segments import draw, write_html
+    from latentlm.evaluation.segments import draw, segments_of_codes, write_html
 
     try:
-        is_file = len(options.text) < 4096 and Path(options.text).is_file()
+        is_file = os.path.isfile(options.text)  # that of a path is an error where the text is long
         whole = Path(options.text).read_bytes() if is_file else options.text.encode("utf-8", "surrogateescape")
-        data = whole[: options.bytes]
-        model = AutoModelForCausalLM.from_pretrained(options.model, trust_remote_code=options.trust_remote_code)
+        loader: Any = AutoModelForCausalLM
+        model = loader.from_pretrained(options.model, trust_remote_code=options.trust_remote_code)
+        data = whole[: min(options.bytes, model.config.max_position_embeddings - 1)]  # and the begin
         inspect = architecture(model.config.model_type).inspection
         if inspect is None:
             can = ", ".join(name for name, row in ARCHITECTURES.items() if row.inspection is not None)
@@ -51,3 +58,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"level {level + 1}: {len(pieces)} segments of {len(data) / len(pieces):.1f} bytes")
         print("  " + "|".join(piece.decode("utf-8", "backslashreplace").replace("\n", "↵") for piece, _ in pieces[:40]))
     print(f"Picture: {options.out}")
+    for level in range(len(inspection.segments) if options.codes else 0):
+        segments = segments_of_codes(model, whole, level)
+        most_used = sorted(segments.items(), key=lambda item: -item[1].total())
+        print(f"level {level + 1}: {len(segments)} codes in {len(whole):,} bytes, the most used of them:")
+        for code, counts in most_used[: options.codes]:
+            commonest = ((piece.decode("utf-8", "backslashreplace"), n) for piece, n in counts.most_common(6))
+            shown = ", ".join(f"{piece!r} {n}" for piece, n in commonest)
+            print(f"  {'/'.join(map(str, code))} ({counts.total()} segments): {shown}")

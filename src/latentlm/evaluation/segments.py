@@ -1,6 +1,7 @@
 """Where an Abstractinator cuts a text: segments in colours, the entropy above them, the codes of every level."""
 
 import html
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,6 +58,22 @@ def inspect(model: AbstractinatorForCausalLM, data: bytes) -> Inspection:
         codes.append(compressed.quantized.codes[0, : compressed.segments.count[0]].tolist())
     entropies = pyramid.levels[0].segments.entropies[0, 1 : ids.shape[1]].tolist()
     return Inspection(data, entropies, segments, codes)
+
+
+def segments_of_codes(
+    model: AbstractinatorForCausalLM, data: bytes, level: int
+) -> dict[tuple[int, ...], Counter[bytes]]:
+    """What the codes of a level stand for: how often each segment of a text got each code, by the code's digits.
+
+    Args:
+        data: a text of any length, read in rows that fill the model's context; a segment ends where its row ends.
+    """
+    row = model.config.max_position_embeddings - 1  # and the begin
+    segments: dict[tuple[int, ...], Counter[bytes]] = defaultdict(Counter)
+    for begin in range(0, len(data), row):
+        for piece, code in inspect(model, data[begin : begin + row]).pieces(level):
+            segments[tuple(code)][piece] += 1
+    return dict(segments)
 
 
 def letter(byte: int) -> str:
