@@ -8,7 +8,7 @@ from pathlib import Path
 
 from .architectures import ARCHITECTURES, Architecture, register, register_plugins, tell_transformers
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 
 def _answers_help() -> bool:

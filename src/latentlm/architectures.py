@@ -18,7 +18,7 @@ ENTRY_POINTS = "latentlm.architectures"
 
 @dataclass(frozen=True, kw_only=True)
 class Architecture:
-    """One row. Everything but the first four is optional; the defaults are those of a causal language model.
+    """One architecture of the table. All but the first four are optional, by default those of a causal language model.
 
     Args:
         model_type: its name, that of the configuration.
@@ -167,7 +167,7 @@ def resolve(reference: str) -> Any:
 
 
 def register(row: Architecture) -> None:
-    """Add a row; from then on, it is an architecture like those of this package.
+    """Add an architecture to the table; from then on it works like those of this package.
 
     Raises:
         ValueError: if the model type is taken, or is not the configuration's.

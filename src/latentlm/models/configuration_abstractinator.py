@@ -93,7 +93,7 @@ LEAST = {
 
 @strict
 class AbstractinatorConfig(LearnedDropoutConfig):
-    """A pyramid of autoencoders over bytes, and a language model on its top codes.
+    """A hierarchical VQ autoencoder over bytes, and a language model on its top codes.
 
     Arguments are those of [`LearnedDropoutConfig`], where memory rows are read in the regular form whatever
     `attention_form` says, and LearnedDropout acts in every part, and:

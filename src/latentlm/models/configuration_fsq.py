@@ -11,7 +11,7 @@ from .configuration_fsq_autoencoder import FSQAutoencoderConfig
 
 @strict
 class FSQConfig(DecoderOnlyConfig):
-    """The decoder-only model with embeddings, output and losses that know the codes behind its tokens.
+    """The decoder-only model with embeddings, output head and losses that use the FSQ codes of its tokens.
 
     Arguments are those of [`DecoderOnlyConfig`], and:
 

@@ -10,7 +10,7 @@ from .configuration_encoder_decoder import EncoderDecoderConfig
 
 @strict
 class ParallelEncoderDecoderConfig(EncoderDecoderConfig):
-    """Encoder and decoder advance side by side: each decoder layer cross-attends to the encoder layer of its own depth.
+    """Encoder and decoder streams run in lockstep: decoder layer *l* cross-attends to encoder layer *l*.
 
     Arguments are those of [`EncoderDecoderConfig`], and:
 

@@ -368,6 +368,8 @@ class AbstractinatorForCausalLM(
     AbstractinatorGeneration,
     GenerationMixin,
 ):
+    """[`AbstractinatorModel`] as a causal language model of bytes: the next byte, both likelihoods, and generation."""
+
     def __init__(self, config: AbstractinatorConfig):
         super().__init__(config)
         self.model = AbstractinatorModel(config)

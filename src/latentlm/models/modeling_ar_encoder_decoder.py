@@ -10,6 +10,8 @@ from .configuration_ar_encoder_decoder import AREncoderDecoderConfig
 
 
 class AREncoderDecoderModel(EncoderDecoderModel):
+    """The encoder and the decoder, without head: the decoder starts from the encoder's output through the bridge."""
+
     config: AREncoderDecoderConfig  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def run_stacks(self, embeddings, positions, shared_attention, memory_rotary, **shared):
@@ -28,6 +30,8 @@ class AREncoderDecoderModel(EncoderDecoderModel):
 
 
 class AREncoderDecoderForCausalLM(EncoderDecoderForCausalLM):
+    """[`AREncoderDecoderModel`] with a head that predicts the next token, and the embedding loss where it is on."""
+
     config: AREncoderDecoderConfig  # pyright: ignore[reportIncompatibleVariableOverride]
     model_class = AREncoderDecoderModel
 

@@ -28,6 +28,8 @@ class DecoderOnlyPreTrainedModel(CausalPreTrainedModel):
 
 
 class DecoderOnlyModel(CausalModel, DecoderOnlyPreTrainedModel):
+    """The decoder-only transformer without head: hidden states `(B, T, D)` from ids."""
+
     def build_layers(self, config: DecoderOnlyConfig) -> None:
         attention, count = FORMS[config.attention_form], config.num_hidden_layers
         self.layers = nn.ModuleList(
@@ -50,6 +52,8 @@ class DecoderOnlyModel(CausalModel, DecoderOnlyPreTrainedModel):
 
 
 class DecoderOnlyForCausalLM(CausalLMHead, DecoderOnlyPreTrainedModel, GenerationMixin):
+    """[`DecoderOnlyModel`] with a head that predicts the next token."""
+
     def __init__(self, config: DecoderOnlyConfig):
         super().__init__(config)
         self.model = DecoderOnlyModel(config)

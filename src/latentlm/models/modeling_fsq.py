@@ -328,6 +328,8 @@ class FSQModel(FSQPreTrainedModel, DecoderOnlyModel):
 
 
 class FSQForCausalLM(CausalLMHead, FSQPreTrainedModel, GenerationMixin):
+    """[`FSQModel`] with a head that predicts the next token, tied to the embeddings or factorised by code digits."""
+
     output_class = FSQCausalLMOutput
 
     def __init__(self, config: FSQConfig):

@@ -11,6 +11,8 @@ from .configuration_parallel_encoder_decoder import ParallelEncoderDecoderConfig
 
 
 class ParallelEncoderDecoderModel(EncoderDecoderModel):
+    """Both streams, without head: each decoder layer reads the encoder layer of its own depth."""
+
     config: ParallelEncoderDecoderConfig  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def run_stacks(self, embeddings, positions, shared_attention, memory_rotary, **shared):
@@ -31,6 +33,8 @@ class ParallelEncoderDecoderModel(EncoderDecoderModel):
 
 
 class ParallelEncoderDecoderForCausalLM(EncoderDecoderForCausalLM):
+    """[`ParallelEncoderDecoderModel`] with a head that predicts the next token."""
+
     config: ParallelEncoderDecoderConfig  # pyright: ignore[reportIncompatibleVariableOverride]
     model_class = ParallelEncoderDecoderModel
 
