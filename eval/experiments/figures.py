@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,40 @@ def points(group: Group, name: str, x: str, bits: bool = False) -> list[tuple[np
     return curves
 
 
+def by_layer(group: Group, name: str) -> dict[str, dict[int, list[float]]]:
+    """What a measure says of each layer, `<name>_<stack>_<depth>`, by stack and depth; a stack that reads the embedding
+    begins with it."""
+    stacks: dict[str, dict[int, list[float]]] = {}
+    for record in group.records:
+        for metric, value in record.metrics.items():
+            if match := re.fullmatch(rf"{re.escape(name)}_([a-z]+)_(\d+)", metric):
+                stacks.setdefault(match[1], {}).setdefault(int(match[2]), []).append(float(value))
+    embedding = stacks.pop("embedding", {})
+    return {stack: ({} if stack == "decoder" else embedding) | layers for stack, layers in stacks.items()}
+
+
+def layer_lines(group: Group, name: str) -> list[dict[str, Any]]:
+    """A line for each stack of an entry."""
+    lines = []
+    for stack, layers in by_layer(group, name).items():
+        depths = sorted(layers)
+        rows = np.array([layers[depth] for depth in depths]).T  # of each record
+        label = group.label + ("" if stack == "layer" else f": {stack}")
+        lines.append(line_of(label, depths, rows))
+    return lines
+
+
+def line_of(label: str, x: Sequence[float], ys: np.ndarray) -> dict[str, Any]:
+    """One line of a panel: the mean over records, `(records, points)`, with their lowest and highest."""
+    return {
+        "label": label + (" (one seed)" if len(ys) == 1 else ""),
+        "x": np.round(x, 6).tolist(),
+        "mean": ys.mean(0).round(6).tolist(),
+        "low": ys.min(0).round(6).tolist(),
+        "high": ys.max(0).round(6).tolist(),
+    }
+
+
 def contents(groups: dict[str, Group], figure: dict[str, Any], where: str) -> dict[str, Any]:
     """Everything that a figure shows, as plain numbers."""
     chosen = pick(groups, figure["entries"], where)
@@ -40,19 +75,14 @@ def contents(groups: dict[str, Group], figure: dict[str, Any], where: str) -> di
     for panel in figure["panels"]:
         lines = []
         for group in chosen:
+            if panel.get("x") == "layer":
+                lines += layer_lines(group, panel["value"])
+                continue
             curves = points(group, panel["value"], panel.get("x", "step"), panel.get("bits", False))
             if curves:
                 shared = min(len(x) for x, _ in curves)
                 ys = np.array([y[:shared] for _, y in curves])
-                lines.append(
-                    {
-                        "label": group.label + (" (one seed)" if len(curves) == 1 else ""),
-                        "x": curves[0][0][:shared].round(6).tolist(),
-                        "mean": ys.mean(0).round(6).tolist(),
-                        "low": ys.min(0).round(6).tolist(),
-                        "high": ys.max(0).round(6).tolist(),
-                    }
-                )
+                lines.append(line_of(group.label, curves[0][0][:shared], ys))
         level = panel.get("level", panel["value"])  # the metric that yardsticks have of what is drawn
         yardsticks = {group.label: group.mean(level) for group in pick(groups, panel.get("yardsticks", []), where)}
         panels.append({**panel, "lines": lines, "yardsticks": yardsticks})
@@ -85,7 +115,10 @@ def draw(content: dict[str, Any], path: Path) -> None:
         for i, (label, value) in enumerate(panel["yardsticks"].items()):
             if value is not None:
                 axis.axhline(value, color="#555555", linestyle=STYLES[1 + i % 3], linewidth=1, label=label)
-        axis.set_xlabel({"bytes": "MB of text seen"}.get(panel.get("x", "step"), "step"), fontsize=9)
+        axis.set_xlabel(
+            {"bytes": "MB of text seen", "layer": "layers since the input"}.get(panel.get("x", "step"), "step"),
+            fontsize=9,
+        )
         axis.set_ylabel(panel.get("heading", panel["value"]), fontsize=9)
         axis.tick_params(labelsize=8)
         axis.grid(alpha=0.25, linewidth=0.5)

@@ -106,7 +106,8 @@ def batches(model: Any, rows: torch.Tensor) -> Iterator[tuple[torch.Tensor, dict
 
 def measure(model: Any, tokenizer: Any, run: Path) -> dict[str, float]:
     """`probe_<current, next or position>_<stack>_<depth>`."""
-    data = yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8"))["data"]
+    recipe: Any = yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8"))
+    data = recipe["data"]
     folder = Path(data["validation_dataset"]).parent
     halves = [read_rows(folder / f"validation-{half}.jsonl", tokenizer, data["context_length"]) for half in "ab"]
     probes: dict[str, Probe] = {}
