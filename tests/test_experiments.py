@@ -26,6 +26,7 @@ import report
 import run
 import speedrun
 from entries import ListError, at_edge, extend_grid, load_with_overrides, read_list
+from figures import layer_lines
 from records import FORMER, RECORDS, TUNING, Record, RecordError, portable, read_page, read_record, thin, write_record
 from significance import paired, welch
 from tables import Group, difference, results_table
@@ -574,6 +575,16 @@ def test_a_partial_page_leaves_out_what_has_not_run(tmp_path):
     (folder / "report.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
     with pytest.raises(ListError, match="no records of entry 'later'"):
         report.Report("page", tmp_path / "lists", tmp_path, tmp_path).block("table", "some")
+
+
+def test_a_panel_by_layer_has_a_line_for_each_stack():
+    metrics = {"eval_bits_per_byte": 2.0, "probe_next_embedding_0": 0.1, "probe_next_encoder_1": 0.2}
+    metrics |= {"probe_next_decoder_2": 0.3, "probe_current_encoder_1": 0.9, "probe_next_encoder_10": 0.4}
+    lines = layer_lines(Group([make_record(metrics=metrics), make_record(seed=1, metrics=metrics)]), "probe_next")
+    assert [(line["label"], line["x"], line["mean"]) for line in lines] == [
+        ("One: encoder", [0, 1, 10], [0.1, 0.2, 0.4]),
+        ("One: decoder", [2], [0.3]),
+    ]
 
 
 def test_every_figure_is_shown_by_a_page():

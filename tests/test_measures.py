@@ -10,7 +10,11 @@ import yaml
 from conftest import REPOSITORY
 
 sys.path.insert(0, str(REPOSITORY / "eval" / "experiments"))
-from measures import robustness
+import measure
+from measures import probes, robustness
+from records import read_page, write_record
+from test_experiments import make_record
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from latentlm.models.configuration_decoder_only import DecoderOnlyConfig
 from latentlm.models.modeling_decoder_only import DecoderOnlyForCausalLM
@@ -83,3 +87,68 @@ def test_noise_hits_as_many_characters_as_its_rate_says():
     kinds = {"drop": 1.0}  # the kind that always changes what it hits
     few, many = (len(text) - len(robustness.with_noise(text, rate, kinds)) for rate in (3, 30))
     assert few / letters == pytest.approx(0.03, abs=0.01) and many / letters == pytest.approx(0.3, abs=0.03)
+
+
+# ---- Probes ----
+
+
+@pytest.mark.parametrize(
+    ("architecture", "expected"),
+    [
+        ("ar_encoder_decoder", ["embedding_0", "encoder_1", "encoder_2", "decoder_3", "decoder_4"]),
+        ("parallel_encoder_decoder", ["embedding_0", "encoder_1", "decoder_2", "encoder_2", "decoder_3"]),
+        ("decoder_only", ["embedding_0", "layer_1", "layer_2"]),
+    ],
+)
+def test_states_are_named_by_stack_and_depth(architecture, expected):
+    sizes = {"hidden_size": 16, "num_attention_heads": 2, "vocab_size": 260, "max_position_embeddings": 8}
+    sizes |= (
+        {"num_hidden_layers": 2}
+        if architecture == "decoder_only"
+        else {"num_encoder_layers": 2, "num_decoder_layers": 2}
+    )
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(architecture, **sizes)).eval()
+    ids = torch.arange(6).view(1, 6)
+    states = probes.layer_states(model, ids)
+    assert list(states) == expected
+    assert not any(layer._forward_hooks for layer in model.model.modules())  # none stays behind
+    hidden = model(ids, output_hidden_states=True).hidden_states
+    for state, one in zip(list(states.values())[:-1], hidden, strict=False):  # the last one there is after the norm
+        torch.testing.assert_close(state, one)
+
+
+def test_a_probe_is_least_squares_over_all_batches():
+    torch.manual_seed(0)
+    vocab_size, size, length = 5, 12, 9
+    table = torch.randn(vocab_size, size)
+    ids = torch.randint(vocab_size, (40, length))
+    states = table[ids] + 0.3 * torch.randn(40, length, size)
+    states[..., 0] += torch.arange(length)  # the position, on top of one channel
+    probe = probes.Probe(size, vocab_size)
+    for part in range(0, 20, 5):
+        probe.fit(states[part : part + 5], ids[part : part + 5])
+    probe.solve()
+    inputs = torch.cat((states[:20, :-1].reshape(-1, size), torch.ones(20 * (length - 1), 1)), 1).double()
+    current = torch.nn.functional.one_hot(ids[:20, :-1].reshape(-1), vocab_size).double()
+    expected = torch.linalg.lstsq(inputs, current).solution
+    torch.testing.assert_close(probe.map[:, :vocab_size], expected, rtol=1e-2, atol=2e-3)
+    probe.score(states[20:], ids[20:])
+    results = probe.results()
+    assert results["current"] > 0.95 and results["position"] > 0.9
+    assert results["next"] < 0.4  # drawn by chance: a fifth
+
+
+def test_probes_of_a_toy_model_join_the_record_of_its_run(model, run, tmp_path):
+    for half in "ab":
+        text = json.dumps({"text": f"Half {half} has a river, and the river flows. " * 20})
+        (run / f"validation-{half}.jsonl").write_text(text + "\n", encoding="utf-8")
+    folder = tmp_path / "runs" / "page" / "one-0"
+    model.save_pretrained(folder)
+    ByteTokenizer().save_pretrained(folder)
+    (folder / "recipe.yaml").write_text((run / "recipe.yaml").read_text(encoding="utf-8"), encoding="utf-8")
+    write_record(make_record(), tmp_path / "records")
+    measure.main(["page", "probes", "--runs", str(tmp_path / "runs"), "--records", str(tmp_path / "records")])
+    [record] = read_page("page", tmp_path / "records")
+    assert record.metrics["eval_bits_per_byte"] == 2.0  # what it was before
+    assert record.metrics["probe_current_embedding_0"] > 0.8
+    assert {"probe_next_layer_2", "probe_position_layer_1"} <= record.metrics.keys()

@@ -21,7 +21,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 MARKERS = "os^Dv*Ph"
 STYLES = ("-", "--", ":", "-.")
 DIGEST = "Description"  # field of the PNG, or of the SVG, that says what was drawn
-AXES = {"bytes": "MB of text seen", "flops": "TFLOP of training"}
+AXES = {"bytes": "MB of text seen", "flops": "TFLOP of training", "layer": "layers since the input"}
 
 
 def points(group: Group, name: str, x: str, bits: bool = False) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -52,6 +52,40 @@ def marks(groups: Sequence[Group], panel: dict[str, Any]) -> list[dict[str, Any]
     return found
 
 
+def by_layer(group: Group, name: str) -> dict[str, dict[int, list[float]]]:
+    """What a measure says of each layer, `<name>_<stack>_<depth>`, by stack and depth; a stack that reads the embedding
+    begins with it."""
+    stacks: dict[str, dict[int, list[float]]] = {}
+    for record in group.records:
+        for metric, value in record.metrics.items():
+            if match := re.fullmatch(rf"{re.escape(name)}_([a-z]+)_(\d+)", metric):
+                stacks.setdefault(match[1], {}).setdefault(int(match[2]), []).append(float(value))
+    embedding = stacks.pop("embedding", {})
+    return {stack: ({} if stack == "decoder" else embedding) | layers for stack, layers in stacks.items()}
+
+
+def layer_lines(group: Group, name: str) -> list[dict[str, Any]]:
+    """A line for each stack of an entry."""
+    lines = []
+    for stack, layers in by_layer(group, name).items():
+        depths = sorted(layers)
+        rows = np.array([layers[depth] for depth in depths]).T  # of each record
+        label = group.label + ("" if stack == "layer" else f": {stack}")
+        lines.append(line_of(label, depths, rows))
+    return lines
+
+
+def line_of(label: str, x: Sequence[float], ys: np.ndarray) -> dict[str, Any]:
+    """One line of a panel: the mean over records, `(records, points)`, with their lowest and highest."""
+    return {
+        "label": label + (" (one seed)" if len(ys) == 1 else ""),
+        "x": np.round(x, 6).tolist(),
+        "mean": ys.mean(0).round(6).tolist(),
+        "low": ys.min(0).round(6).tolist(),
+        "high": ys.max(0).round(6).tolist(),
+    }
+
+
 def contents(groups: dict[str, Group], figure: dict[str, Any], where: str) -> dict[str, Any]:
     """Everything that a figure shows, as plain numbers."""
     chosen = pick(groups, figure["entries"], where)
@@ -62,19 +96,14 @@ def contents(groups: dict[str, Group], figure: dict[str, Any], where: str) -> di
             continue
         lines = []
         for group in chosen:
+            if panel.get("x") == "layer":
+                lines += layer_lines(group, panel["value"])
+                continue
             curves = points(group, panel["value"], panel.get("x", "step"), panel.get("bits", False))
             if curves:
                 shared = min(len(x) for x, _ in curves)
                 ys = np.array([y[:shared] for _, y in curves])
-                lines.append(
-                    {
-                        "label": group.label + (" (one seed)" if len(curves) == 1 else ""),
-                        "x": curves[0][0][:shared].round(6).tolist(),
-                        "mean": ys.mean(0).round(6).tolist(),
-                        "low": ys.min(0).round(6).tolist(),
-                        "high": ys.max(0).round(6).tolist(),
-                    }
-                )
+                lines.append(line_of(group.label, curves[0][0][:shared], ys))
         level = panel.get("level", panel["value"])  # the metric that yardsticks have of what is drawn
         yardsticks = {group.label: group.mean(level) for group in pick(groups, panel.get("yardsticks", []), where)}
         panels.append({**panel, "lines": lines, "yardsticks": yardsticks})
