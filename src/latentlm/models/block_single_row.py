@@ -91,13 +91,12 @@ class SingleRow:
         rings: list[torch.Tensor],  # (1, C, item) of each layer
         length: int,  # symbols before this one
         mask: torch.Tensor | None,  # (1, 1, 1, C), bool; None where all that the ring holds is seen
-        rotary: Rotary,
+        turns: Rotary,  # [`turns_at`] its place
         memory: list[torch.Tensor],  # (1, S, item) of each layer; none where it reads no memory
         memory_mask: torch.Tensor | None,  # (1, 1, 1, S), bool; None where all is seen
-        memory_rotary: Rotary | None,
+        memory_turns: Rotary | None,
     ) -> torch.Tensor:
         """The states `(1, D)` after the layers; the symbol's own keys and values go to the rings."""
-        turns, memory_turns = turn_of(rotary), None if memory_rotary is None else turn_of(memory_rotary)
         for i, weights in enumerate(self.layers):
             qkv = self.normed(states) @ weights.qkv
             turn(qkv[:, : -self.part_size].view(-1, self.head_dim), turns)
@@ -126,9 +125,13 @@ class SingleRow:
         return read.view(1, -1)
 
 
-def turn_of(rotary: Rotary) -> Rotary:
-    """Cosines and, with the sign that half of them get, sines `(d,)` of one position."""
-    cos, sin = rotary[0].flatten(), rotary[1].flatten()
+def turns_at(rotary: Any, position: int, states: torch.Tensor) -> Rotary:
+    """Cosines of a position and, with the sign that half of them get, sines, both `(d,)`."""
+    if rotary.rope_type == "default":
+        angles = rotary.inv_freq * position
+        cos, sin = angles.cos(), angles.sin()
+        return torch.cat((cos, cos)), torch.cat((-sin, sin))
+    cos, sin = (table.flatten() for table in rotary(states, torch.full((1, 1), position)))
     first, second = sin.chunk(2)
     return cos, torch.cat((-first, second))
 

@@ -15,7 +15,7 @@ from .block_layers import PreNormLayer, make_norm
 from .block_learned_dropout import make_learned_dropout, make_shared_mask_attention
 from .block_masks import look_back_mask, sequence_mask, step_mask
 from .block_row_cache import StackCache, from_items, to_items, where_active
-from .block_single_row import SingleRow
+from .block_single_row import SingleRow, turns_at
 
 
 class Record:
@@ -254,14 +254,15 @@ class CausalStack(nn.Module):
         """[`step`] of a single row `(1, D)`, whose numbers the host reads: it is a CPU."""
         if not active.item():
             return embeddings
-        length, mask, memory_mask, memory_rotary = int(cache.lengths), None, None, None
+        length, mask, memory_mask, memory_turns = int(cache.lengths), None, None, None
         if cache.segment_starts.item():
             mask = cache.visible()[..., : length + 1]
         if self.reads_memory:
-            memory_rotary = self.memory_rotary(embeddings, cache.segments.view(1, 1))
-            if cache.segments.item() < self.lookback:
+            segment = int(cache.segments)
+            memory_turns = turns_at(self.memory_rotary, segment, embeddings)
+            if segment < self.lookback:
                 memory_mask = self.visible_rows(cache.segments)
-        rotary = self.rotary(embeddings, cache.lengths.view(1, 1))
-        states = single.step(embeddings, cache.items, length, mask, rotary, cache.memory, memory_mask, memory_rotary)
+        turns = turns_at(self.rotary, length, embeddings)
+        states = single.step(embeddings, cache.items, length, mask, turns, cache.memory, memory_mask, memory_turns)
         cache.advance(active)
         return self.norm(states)
