@@ -13,6 +13,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from latentlm import AbstractinatorConfig, AbstractinatorForCausalLM
 from latentlm.models.abstractinator_base import AbstractinatorCache
+from latentlm.models.block_single_row import SingleRow
 from latentlm.models.block_stack import CausalStack
 from latentlm.models.generation_abstractinator import CodeSampler
 
@@ -182,21 +183,43 @@ def test_labels_give_the_loss_with_a_cache_too(variant):
         model.train()(ids, labels=ids, past_key_values=rest.past_key_values)
 
 
+@pytest.mark.parametrize("num_rows", [1, 2])
 @pytest.mark.parametrize("window", [None, 7])
-def test_a_stack_remembers_one_symbol_at_a_time_what_it_reads_at_once(window):
+def test_a_stack_remembers_one_symbol_at_a_time_what_it_reads_at_once(window, num_rows):
     """Without a window the cache grows twice here, also from where a forward has filled it."""
     stack = CausalStack(build().config, 2, window).eval()
     randomise(stack)
-    inputs, rows = torch.randn(2, 150, 32, generator=torch.Generator().manual_seed(0)), torch.ones(2, dtype=torch.bool)
+    inputs = torch.randn(num_rows, 150, 32, generator=torch.Generator().manual_seed(0))
+    rows = torch.ones(num_rows, dtype=torch.bool)
     with torch.no_grad():
         expected, items, *_ = stack(inputs)
         for start in (0, 60):
-            cache = stack.new_cache(2, inputs)
+            cache = stack.new_cache(num_rows, inputs)
             if start:
                 begins = [tuple(part[:, :, :start] for part in pair) for pair in items]
-                stack.fill_cache(cache, begins, torch.full((2,), start))
+                stack.fill_cache(cache, begins, torch.full((num_rows,), start))
             states = [stack.step(cache, rows, inputs[:, t]) for t in range(start, 150)]
             torch.testing.assert_close(torch.stack(states, 1), expected[:, start:], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("variant", "changes"), [*((name, {}) for name in VARIANTS), ("default", {"qk_norm": True})])
+def test_a_single_row_decodes_as_one_of_several(variant, changes):
+    """It takes a chain of fewer operations, where nothing has to see the modules called."""
+    model, ids = build(variant, **changes, **LONG), token_ids(2, 40)
+    several, single = (model(rows[:, :9], use_cache=True).past_key_values for rows in (ids, ids[:1]))
+    mask = torch.ones(1, 9)
+    for t in range(9, 40):
+        expected = model(ids[:, t : t + 1], past_key_values=several).logits[:1]
+        if t == 20:  # a step of padding changes nothing
+            mask = nn.functional.pad(mask, (0, 1))
+            model(ids[:1, :1], attention_mask=mask, past_key_values=single)
+        mask = nn.functional.pad(mask, (0, 1), value=1)
+        logits = model(ids[:1, t : t + 1], attention_mask=mask, past_key_values=single).logits
+        torch.testing.assert_close(logits, expected, rtol=1e-3, atol=1e-4)
+    stacks = [stack for level in single.levels for stack in (level.entropy, level.compressor, level.expander)]
+    simple = not changes and not variant.startswith("l")  # as latent attention and LearnedDropout do
+    assert all(isinstance(stack.single, SingleRow) == (simple and bool(stack.items)) for stack in stacks)
+    assert all(stack.single is None for level in several.levels for stack in (level.entropy, level.expander))
 
 
 # ---- Other tools ----

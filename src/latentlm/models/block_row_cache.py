@@ -9,6 +9,8 @@ from typing import Any, Self
 import torch
 from torch import nn
 
+from .block_attention import Pair
+
 
 class RowState:
     """Base of dataclasses of tensors whose first dimension are the rows of a batch (or lists of these)."""
@@ -35,6 +37,20 @@ def where_active(active: torch.Tensor, new: torch.Tensor, old: torch.Tensor) -> 
     return torch.where(active.view(-1, *[1] * (new.ndim - 1)), new, old)
 
 
+def to_items(pair: Pair) -> torch.Tensor:
+    """A pair of each symbol side by side, `(n, T, item)`."""
+    return torch.cat([states.transpose(1, 2).flatten(-2) for states in pair], -1)
+
+
+def from_items(items: torch.Tensor, shapes: tuple[tuple[int, int], tuple[int, int]]) -> Pair:
+    """Pairs whose parts have heads of these numbers and sizes."""
+    (heads, size), (others, other_size) = shapes
+    first, second = items.split((heads * size, others * other_size), -1)
+    return first.unflatten(-1, (heads, size)).transpose(1, 2), second.unflatten(-1, (others, other_size)).transpose(
+        1, 2
+    )
+
+
 @dataclass
 class StackCache(RowState):
     """What a stack remembers of each of R rows: a ring of the last `C` symbols, or all of them in a growing one.
@@ -47,6 +63,7 @@ class StackCache(RowState):
         segment_starts: `(R,)` first symbol that may be seen; 0 but for segment-local attention.
         memory: of every layer that looks at rows, `(R, lookback + 1, item)`: a ring of the past, then the current row.
         segments: `(R,)` the number of the current row, -1 before the first.
+        single: for steps of a single row, made at the first one.
     """
 
     items: list[torch.Tensor]
@@ -56,6 +73,7 @@ class StackCache(RowState):
     segment_starts: torch.Tensor
     memory: list[torch.Tensor]
     segments: torch.Tensor
+    single: Any = None
 
     def make_room(self) -> None:
         """Grow, where it has no window, if a row's next symbol may have no place; once before a step."""

@@ -14,21 +14,8 @@ from .block_attention import FORMS, Attention, Pair, Rotary, rotary_table
 from .block_layers import PreNormLayer, make_norm
 from .block_learned_dropout import make_learned_dropout, make_shared_mask_attention
 from .block_masks import look_back_mask, sequence_mask, step_mask
-from .block_row_cache import StackCache, where_active
-
-
-def to_items(pair: Pair) -> torch.Tensor:
-    """A pair of each symbol side by side, `(n, T, item)`."""
-    return torch.cat([states.transpose(1, 2).flatten(-2) for states in pair], -1)
-
-
-def from_items(items: torch.Tensor, shapes: tuple[tuple[int, int], tuple[int, int]]) -> Pair:
-    """Pairs whose parts have heads of these numbers and sizes."""
-    (heads, size), (others, other_size) = shapes
-    first, second = items.split((heads * size, others * other_size), -1)
-    return first.unflatten(-1, (heads, size)).transpose(1, 2), second.unflatten(-1, (others, other_size)).transpose(
-        1, 2
-    )
+from .block_row_cache import StackCache, from_items, to_items, where_active
+from .block_single_row import SingleRow, turns_at
 
 
 class Record:
@@ -240,8 +227,13 @@ class CausalStack(nn.Module):
     def step(self, cache: StackCache, active: torch.Tensor, embeddings: torch.Tensor) -> torch.Tensor:
         """The next symbol of the active rows `(R,)`, bool, embedded `(R, D)`: its hidden state `(R, D)` after the final
         norm. Of other rows the state means nothing, and the cache does not change."""
-        hidden_states = embeddings.unsqueeze(1)
         cache.make_room()
+        if len(active) == 1:
+            if cache.single is None:
+                cache.single = SingleRow.of(self.layers, embeddings)
+            if cache.single is not None:
+                return self.step_single(cache.single, cache, active, embeddings)
+        hidden_states = embeddings.unsqueeze(1)
         shared: dict[str, Any] = {
             "mask": step_mask(self.config, hidden_states, cache.visible()),
             "past_key_values": RingStep(cache),
@@ -255,3 +247,22 @@ class CausalStack(nn.Module):
             hidden_states, _ = layer(hidden_states, None, shared_attention, **shared)
         cache.advance(active)
         return self.norm(hidden_states)[:, 0]
+
+    def step_single(
+        self, single: SingleRow, cache: StackCache, active: torch.Tensor, embeddings: torch.Tensor
+    ) -> torch.Tensor:
+        """[`step`] of a single row `(1, D)`, whose numbers the host reads: it is a CPU."""
+        if not active.item():
+            return embeddings
+        length, mask, memory_mask, memory_turns = int(cache.lengths), None, None, None
+        if cache.segment_starts.item():
+            mask = cache.visible()[..., : length + 1]
+        if self.reads_memory:
+            segment = int(cache.segments)
+            memory_turns = turns_at(self.memory_rotary, segment, embeddings)
+            if segment < self.lookback:
+                memory_mask = self.visible_rows(cache.segments)
+        turns = turns_at(self.rotary, length, embeddings)
+        states = single.step(embeddings, cache.items, length, mask, turns, cache.memory, memory_mask, memory_turns)
+        cache.advance(active)
+        return self.norm(states)
