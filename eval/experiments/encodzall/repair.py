@@ -193,8 +193,8 @@ def main() -> None:
             f"changed_{name}": of_model.changed(threshold),
             f"recall_{name}": of_model.recall(threshold),
         }
-        curve[f"recall_{name}"] = [[round(float(t), 2), round(of_model.recall(t), 4)] for t in THRESHOLDS[::4]]
-        points = ((t, of_model.precision(t)) for t in THRESHOLDS[::4])
+        curve[f"recall_{name}"] = [[round(float(t), 2), round(of_model.recall(t), 4)] for t in THRESHOLDS[::10]]
+        points = ((t, of_model.precision(t)) for t in THRESHOLDS[::10])
         curve[f"precision_{name}"] = [[round(float(t), 2), round(y, 4)] for t, y in points if y is not None]
         print(kind, {name: value for name, value in metrics.items() if kind[4:] in name}, flush=True)
     clean = pairs["cer_sentences_with_the_noise_of_training"][1]
