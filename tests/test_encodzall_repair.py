@@ -185,10 +185,10 @@ def test_a_text_without_changes_has_no_word_to_spell():
 
 def test_clean_bytes_belong_to_the_word_that_they_became():
     tables = NoiseTables(**{**vars_of(default_tables()), "words": {"alot": {"a lot": 1.0}, "words": {"wrods": 3.0}}})
-    texts = ["of the alot of Words , a bc in longwordslikethisonehere", "a", "", "Words " * 9]
+    texts = ["of the alot of Words , a bc in longwordslikethisonehere", "a", "", "Words " * 9, "to be", "or not"]
     ids = encode(texts)["input_ids"]
     real = ids != tokenizer.pad_token_id
-    for step in range(20):
+    for step in range(40):
         keys = row_keys((row[mask].numpy() for row, mask in zip(ids, real, strict=True)), 0, step)
         found = corrupt_texts(ids, real, 1.0, keys, 16, tables=tables, aligned=True)
         assert found.target_word_ids is not None
@@ -196,11 +196,10 @@ def test_clean_bytes_belong_to_the_word_that_they_became():
             targets, length = found.target_word_ids[row], len(text) + 1
             words, sent = found.word_ids[row], found.input_ids[row]
             assert (targets[length:] == -1).all() and targets[length - 1] == words.max()
-            edited = {
-                place
-                for start, end, _ in draw_noise(text, 1.0, int(keys[row]), tables=tables)
-                for place in range(start, end)
-            }
+            edits = draw_noise(text, 1.0, int(keys[row]), tables=tables)
+            edited = {place for start, end, _ in edits for place in range(start, end)}
+            size = len(text) + sum(len(new.encode()) - (end - start) for start, end, new in edits)
+            assert not 0 < size < ids.shape[1] or (targets[: length - 1] >= 0).all()  # not cut: all have a word
             aligned = targets[: length - 1][targets[: length - 1] >= 0]
             assert (aligned.diff() >= 0).all() and (len(sent[words >= 0]) == 1 or (aligned < words.max()).all())
             for word in range(int(words.max())):
