@@ -8,6 +8,7 @@ from torch import nn
 
 from latentlm import FSQAutoencoderConfig, FSQAutoencoderModel
 from latentlm.models.block_fsq import FSQ
+from latentlm.models.modeling_fsq_autoencoder import FEW, Convolution, TransposedConvolution
 
 ORIGINAL_LEVELS = (8, 8, 8, 8, 8, 5, 5, 5)
 SMALL = {
@@ -216,3 +217,19 @@ def test_losses_follow_their_formulas():
     torch.testing.assert_close(output.loss, expected)
     evaluated = model.eval()(ids, labels=targets)
     torch.testing.assert_close(evaluated.loss, evaluated.reconstruction_loss)
+
+
+@pytest.mark.parametrize("kernel_size", [1, 3, 5])
+@pytest.mark.parametrize("stride", [1, 2, 3])
+def test_a_few_convolutions_as_matrix_products_are_convolutions(kernel_size, stride):
+    torch.manual_seed(0)
+    half = kernel_size // 2
+    convolution = Convolution(4, 6, kernel_size, stride, half)
+    transposed = TransposedConvolution(4, 6, kernel_size, stride, half, stride - 1)
+    for layer, plain in ((convolution, nn.Conv1d.forward), (transposed, nn.ConvTranspose1d.forward)):
+        for count in (1, FEW, FEW + 1):
+            inputs = torch.randn(count, 4, 12)
+            expected = plain(layer, inputs)
+            assert layer(inputs).grad_fn is not None
+            with torch.no_grad():
+                torch.testing.assert_close(layer(inputs), expected)

@@ -10,6 +10,7 @@ from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils.generic import ModelOutput, can_return_tuple
+from transformers.utils.import_utils import is_tracing
 
 from .block_fsq import FSQ
 from .block_typing import ModuleList
@@ -42,6 +43,42 @@ class FSQAutoencoderOutput(ModelOutput):
     code_entropy_loss: torch.Tensor | None = None
 
 
+FEW = 8
+"""Most inputs whose convolutions are written as matrix products: as kernels a few take twice the time, many less."""
+
+
+def are_few(inputs: torch.Tensor) -> bool:
+    """Whether these are few inputs on a CPU that need no gradient and are not traced."""
+    if torch.is_grad_enabled() or is_tracing(inputs):  # first: what is traced must not depend on the number
+        return False
+    return inputs.device.type == "cpu" and len(inputs) <= FEW
+
+
+class Convolution(nn.Conv1d):
+    """`nn.Conv1d` with half a kernel of padding; a few inputs `(B, D, C)` take half its time."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        if not are_few(input):
+            return super().forward(input)
+        (size,), (stride,), (padding,) = self.kernel_size, self.stride, self.padding
+        windows = nn.functional.pad(input, (int(padding),) * 2).unfold(-1, size, stride)  # (B, D, C / stride, size)
+        products = nn.functional.linear(windows.transpose(1, 2).flatten(2), self.weight.flatten(1), self.bias)
+        return products.transpose(1, 2)
+
+
+class TransposedConvolution(nn.ConvTranspose1d):
+    """`nn.ConvTranspose1d` from C positions to C * stride; a few inputs `(B, D, C)` take two thirds of its time."""
+
+    def forward(self, input: torch.Tensor, output_size: list[int] | None = None) -> torch.Tensor:
+        if not are_few(input):
+            return super().forward(input, output_size)
+        (size,), (stride,), (padding,) = self.kernel_size, self.stride, self.padding
+        taps = self.weight.flatten(1).T @ input  # (B, D_out * size, C): what each position adds to those around it
+        length = (1, input.shape[-1] * stride)
+        hidden = nn.functional.fold(taps, length, (1, size), padding=(0, int(padding)), stride=(1, stride)).squeeze(2)
+        return hidden if self.bias is None else hidden + self.bias.unsqueeze(1)
+
+
 class ChunkEncoder(nn.Module):
     """Bytes `(B, C)` to z `(B, n)`: embedding, convolutions, pooling, LayerNorm, projection.
 
@@ -57,7 +94,7 @@ class ChunkEncoder(nn.Module):
         width = config.embedding_size
         positions = config.max_chunk_bytes
         for channels, stride in zip(config.conv_channels, config.conv_strides, strict=True):
-            self.convs.append(nn.Conv1d(width, channels, config.kernel_size, stride, config.kernel_size // 2))
+            self.convs.append(Convolution(width, channels, config.kernel_size, stride, config.kernel_size // 2))
             width = channels
             positions = -(-positions // stride)
         self.activation: nn.Module = ACT2FN[config.hidden_act]
@@ -105,7 +142,7 @@ class VectorDecoder(nn.Module):
         for channels, stride in zip(config.deconv_channels, config.deconv_strides, strict=True):
             # The output padding makes the length an exact multiple.
             self.deconvs.append(
-                nn.ConvTranspose1d(width, channels, config.kernel_size, stride, config.kernel_size // 2, stride - 1)
+                TransposedConvolution(width, channels, config.kernel_size, stride, config.kernel_size // 2, stride - 1)
             )
             width = channels
         self.activation: nn.Module = ACT2FN[config.hidden_act]
