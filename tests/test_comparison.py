@@ -15,7 +15,9 @@ sys.path.insert(0, str(REPOSITORY / "eval" / "experiments"))
 import compare
 import run
 from entries import ListError, read_list
-from records import MEASURED, Record, write_record
+from records import MEASURED, Record, read_page, write_record
+from significance import welch
+from tables import group_records
 
 EXPERIMENTS = REPOSITORY / "eval" / "experiments"
 PAGE = REPOSITORY / "docs" / "results" / "index.md"
@@ -135,3 +137,14 @@ def test_without_a_clone_the_command_says_what_it_needs(monkeypatch, tmp_path):
     monkeypatch.setattr(command, "__file__", str(tmp_path / "a" / "b" / "c" / "compare.py"))
     with pytest.raises(SystemExit, match="needs a clone of the repository"):
         command.experiments_folder()
+
+
+def test_the_readme_says_who_won():
+    """Its sentence is no block: it has to be written anew when an architecture beats the plain transformer."""
+    groups = group_records(read_page("track"))
+    baseline = groups["decoder-only"].values("eval_bits_per_byte")
+    ours = ("ar-encoder-decoder", "parallel-encoder-decoder", "abstractinator", "fsq")
+    tests = [welch(groups[name].values("eval_bits_per_byte"), baseline) for name in ours if name in groups]
+    better = [one for one in tests if one is not None and one.difference < 0 and one.p < 0.05]
+    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    assert ("no architecture here beats the plain transformer" in readme) == (not better)

@@ -1,4 +1,4 @@
-"""Every block of docs/use-with.md runs as it stands, on tiny models in the folders that it names."""
+"""Every block of docs/use-with.md and README.md runs as it stands, on tiny models in the folders that it names."""
 
 import re
 from pathlib import Path
@@ -17,7 +17,7 @@ from latentlm import (
 )
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-PAGE = (REPOSITORY / "docs" / "use-with.md").read_text(encoding="utf-8")
+PAGES = {"README.md": 5, "docs/use-with.md": 13}  # and how many blocks they have
 BLOCK = re.compile(r"^## (?P<heading>.+?)$|^```(?P<language>\w+)\n(?P<code>.*?)^```", re.MULTILINE | re.DOTALL)
 OPTIONAL = {"executorch": "executorch", "torchao": "quantization"}  # packages that `make test` leaves out, their extra
 RECIPE = """
@@ -29,10 +29,10 @@ training: {max_steps: 2, per_device_train_batch_size: 2, logging_steps: 1, eval_
 """
 
 
-def blocks() -> list[pytest.param]:
+def blocks(page: str) -> list[pytest.param]:
     """Language and code of each block, named by its heading and its number below it."""
     found, heading, number = [], "", 0
-    for match in BLOCK.finditer(PAGE):
+    for match in BLOCK.finditer((REPOSITORY / page).read_text(encoding="utf-8")):
         if match["heading"]:
             heading, number = match["heading"], 0
             continue
@@ -57,17 +57,19 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     EncodzallForMaskedDenoising(config).save_pretrained(folder / "org" / "encodzall")
     EncodzallTokenizer(model_max_length=128).save_pretrained(folder / "org" / "encodzall")
     (folder / "recipe.yaml").write_text(RECIPE, encoding="utf-8")
-    (folder / "eval").symlink_to(REPOSITORY / "eval")
+    for name in ("eval", "hub_configs"):
+        (folder / name).symlink_to(REPOSITORY / name)
     return folder
 
 
-def test_blocks_are_short():
-    codes = [block.values[1] for block in blocks()]
-    assert len(codes) == 13
+@pytest.mark.parametrize("page", PAGES)
+def test_blocks_are_short(page: str):
+    codes = [block.values[1] for block in blocks(page)]
+    assert len(codes) == PAGES[page]
     assert all(len(code.splitlines()) <= 13 for code in codes)
 
 
-@pytest.mark.parametrize("language, code", blocks())
+@pytest.mark.parametrize("language, code", [block for page in PAGES for block in blocks(page)])
 def test_block_runs(language: str, code: str, folder: Path, forks: Forks, request: pytest.FixtureRequest):
     for package, extra in OPTIONAL.items():
         if f"from {package}" in code:

@@ -96,8 +96,10 @@ class Report:
             means = {name: groups[name].mean(value) for name in fnmatch.filter(groups, one["entries"])}
             known_means = {name: mean for name, mean in means.items() if mean is not None}
             return {**one, "entries": sorted(known_means, key=lambda name: known_means[name])}, []
-        if kind not in ("table", "figure", "sources") or not self.specification.get("partial", False):
+        if kind == "tuning" or not self.specification.get("partial", False):
             return one, []
+        if kind == "differences":
+            return [pair for pair in one if set(pair["entries"]) <= groups.keys()], []
         names = [
             match for name in one["entries"] for match in (fnmatch.filter(groups, name) if "*" in name else [name])
         ]
