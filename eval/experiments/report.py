@@ -60,7 +60,7 @@ class Report:
         where = f"{self.where}: {kind} {name}"
         one, missing = self.known(kind, section[name])
         note = f"\n\nNot run yet: {', '.join(missing)}." if missing and kind == "table" else ""
-        if "entries" in one and not one["entries"]:
+        if not one or ("entries" in one and not one["entries"]):
             return NO_RECORDS
         makers: dict[str, Callable[[Any], str]] = {
             "table": lambda one: results_table(self.groups, one, where),
@@ -71,13 +71,15 @@ class Report:
         return makers[kind](one) + note
 
     def known(self, kind: str, one: Any) -> tuple[Any, list[str]]:
-        """A table or figure with its entries that have records, and the others; those of a page that is `partial` may
-        be missing. In a table `entries` may be a pattern of names; the lowest value of the first column comes first."""
+        """A block with its entries that have records, and the others, which may be missing on a page that is `partial`.
+        In a table `entries` may be a pattern of names; the lowest value of the first column comes first."""
         if kind == "table" and isinstance(one["entries"], str):
             names, value = fnmatch.filter(self.groups, one["entries"]), one["columns"][0]["value"]
             return {**one, "entries": sorted(names, key=lambda name: self.groups[name].mean(value) or 0.0)}, []
-        if kind not in ("table", "figure") or not self.specification.get("partial", False):
+        if kind == "tuning" or not self.specification.get("partial", False):
             return one, []
+        if kind == "differences":
+            return [pair for pair in one if self.groups.keys() >= set(pair["entries"])], []
         known = {**one, "entries": [name for name in one["entries"] if name in self.groups]}
         if "panels" in one:
             known["panels"] = [
