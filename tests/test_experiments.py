@@ -563,7 +563,9 @@ def test_a_partial_page_leaves_out_what_has_not_run(tmp_path):
     figures = {"curves": {"alt": "Curves", "entries": ["later", "two"], "panels": panels}}
     folder = tmp_path / "lists" / "page"
     folder.mkdir(parents=True)
-    content = {"partial": True, "tables": tables, "figures": figures}
+    pairs = [{"value": "eval_bits_per_byte", "entries": names} for names in (["one", "two"], ["one", "later"])]
+    differences = {"some": pairs, "none": pairs[1:]}
+    content = {"partial": True, "tables": tables, "figures": figures, "differences": differences}
     (folder / "report.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
     page = report.Report("page", tmp_path / "lists", tmp_path, tmp_path)
     some = page.block("table", "some")
@@ -571,6 +573,8 @@ def test_a_partial_page_leaves_out_what_has_not_run(tmp_path):
     assert some.endswith("Not run yet: later.") and page.block("table", "none") == report.NO_RECORDS
     assert page.block("table", "every").index("| one |") < page.block("table", "every").index("| two |")
     assert page.block("figure", "curves").startswith("![Curves]")
+    assert page.block("differences", "some").count("one against") == 1
+    assert page.block("differences", "none") == report.NO_RECORDS
     content["partial"] = False
     (folder / "report.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
     with pytest.raises(ListError, match="no records of entry 'later'"):

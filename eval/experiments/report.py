@@ -76,7 +76,7 @@ class Report:
         groups = self.groups if source == self.source else group_records(read_pages(source, self.folder))
         one, missing = self.known(kind, section[name], groups)
         note = f"\n\nNot run yet: {', '.join(missing)}." if missing and kind == "table" else ""
-        if "entries" in one and not one["entries"]:
+        if not one or ("entries" in one and not one["entries"]):
             return NO_RECORDS
         makers: dict[str, Callable[[Any], str]] = {
             "table": lambda one: self.table(name, one, groups, where),
