@@ -627,6 +627,7 @@ ARCHITECTURES = [
             "default": {},
             "grouped": {"num_key_value_heads": 1, "levels": [LEVEL | NGRAMS], "byte_code_dim": 8},
             "two_levels": {"levels": [LEVEL, LEVEL]},
+            "shared_trunk": {"levels": [LEVEL | NGRAMS | {"shares_trunk": True}, LEVEL | {"shares_trunk": True}]},
             "latent": {
                 "levels": [
                     LEVEL | {"quantizer": "rvq", "depth": 2},
