@@ -627,6 +627,9 @@ ARCHITECTURES = [
             "default": {},
             "grouped": {"num_key_value_heads": 1, "levels": [LEVEL | NGRAMS], "byte_code_dim": 8},
             "two_levels": {"levels": [LEVEL, LEVEL]},
+            "shared_trunk": {  # with a delta where 16 further ids cut alike
+                "levels": [level | {"shares_trunk": True, "delta": 0.1} for level in (LEVEL | NGRAMS, LEVEL)],
+            },
             "latent": {
                 "levels": [
                     LEVEL | {"quantizer": "rvq", "depth": 2},

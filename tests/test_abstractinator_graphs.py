@@ -71,7 +71,7 @@ def test_each_part_is_one_graph(variant, training):
             rows = level.code_rows(codes.quantized.vectors)
             states, *_ = top(rows)
             memory = (rows, model.top.to_row(states))
-            expanded = expand(found.symbols, memory, found.segments.index)[0]
+            expanded = expand(level.expander_inputs(codes), memory, found.segments.index)[0]
         statistics, level.quantizer.gathered = getattr(level.quantizer, "gathered", None), None
         expected = level.cut(ids.unsqueeze(-1), lengths, model.ends_text(ids))
         assert torch.equal(found.segments.opens, expected.segments.opens)
@@ -79,7 +79,7 @@ def test_each_part_is_one_graph(variant, training):
         again = level.encode(expected, None, size, keys)
         torch.testing.assert_close(codes.quantized.vectors, again.quantized.vectors, rtol=1e-4, atol=1e-5)
         assert torch.equal(codes.quantized.codes, again.quantized.codes)
-        reference = level.expand(expected.symbols, memory, expected.segments.index)[0]
+        reference = level.expand(level.expander_inputs(again), memory, expected.segments.index)[0]
         torch.testing.assert_close(expanded, reference, rtol=1e-4, atol=1e-5)
         if training:
             expanded.sum().backward()

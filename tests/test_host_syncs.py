@@ -143,6 +143,7 @@ SYNCS: dict[str, tuple[int, int, str]] = {
     "fsq": (0, 1, MASK),
     "abstractinator": (1, 1, ABSTRACTINATOR),
     "abstractinator/two_levels": (2, 2, ABSTRACTINATOR),
+    "abstractinator/shared_trunk": (2, 2, ABSTRACTINATOR),
     "abstractinator/latent": (2, 2, ABSTRACTINATOR),
     "abstractinator/no_top": (2, 2, ABSTRACTINATOR),
     "abstractinator/learned_dropout": (2, 2, ABSTRACTINATOR),

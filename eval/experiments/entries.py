@@ -33,7 +33,7 @@ class Entry:
         peer: a file of `peers/`, whose model takes the place of the recipe's.
         overrides: fields by name (`hidden_size`), with section (`model.hidden_size`), or nested (`levels.0.delta`).
         seeds: of the runs that are reported; 0 for trials alone.
-        learning_rates: to try, at least three; without any the recipe's own is used.
+        learning_rates: to try, at least three, or one where there are no seeds; without any the recipe's own is used.
         tuned_with: another entry, whose learning rate is used.
         tuned_field: which field of the recipe the learning rates are, such as `muon_learning_rate`.
         tuning_overrides: what the trials change, such as `max_steps`.
@@ -145,7 +145,8 @@ def check_entry(path: Path, entry: Entry, entries: dict[str, Entry]) -> None:
         raise ListError(
             f"{path}: entry {entry.name}: tuned_with needs an entry with learning_rates, and none of its own"
         )
-    if entry.learning_rates and (len(entry.learning_rates) < 3 or sorted(entry.learning_rates) != entry.learning_rates):
+    rates, screens = entry.learning_rates, not entry.seeds and len(entry.learning_rates) == 1
+    if rates and not screens and (len(rates) < 3 or sorted(rates) != rates):
         raise ListError(f"{path}: entry {entry.name}: learning_rates must be at least three, in ascending order")
     for folder, modules in (("peers", [entry.peer] if entry.peer else []), ("measures", entry.measures)):
         for module in modules:
@@ -243,7 +244,7 @@ def extend_grid(rates: list[float], best: float) -> float | None:
     """The learning rate to try next, so that the optimum lies inside the grid; None where it does, or where the grid
     is as long as it may be."""
     ordered = sorted(rates)
-    if best not in (ordered[0], ordered[-1]) or len(ordered) >= MAX_RATES:
+    if len(ordered) == 1 or best not in (ordered[0], ordered[-1]) or len(ordered) >= MAX_RATES:
         return None
     return float(f"{ordered[0] ** 2 / ordered[1] if best == ordered[0] else ordered[-1] ** 2 / ordered[-2]:.3g}")
 

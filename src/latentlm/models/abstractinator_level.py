@@ -167,6 +167,7 @@ class LevelCache(RowState):
         opens: `(R,)` whether the symbol to come opens a segment.
         recent: `(R, P, digits)` the last symbols, as many as the longest n-gram has, meaningless before the first.
         row: `(R, D)` the current memory row, in decoding from codes.
+        trunk: `(R, D)` the state of the entropy model after the last symbol, where others read it.
     """
 
     entropy: StackCache
@@ -178,6 +179,7 @@ class LevelCache(RowState):
     opens: torch.Tensor
     recent: torch.Tensor
     row: torch.Tensor
+    trunk: torch.Tensor
 
 
 class EntropyModel(nn.Module):
@@ -228,7 +230,6 @@ class AbstractinatorLevel(Float32Buffers):
     """One level; [`compress`] goes up, [`expand`] down."""
 
     delta: torch.Tensor  # adapted to a target length, where there is one
-    embedding: SequenceEmbedding
     quantizer: "VectorQuantizer | FSQQuantizer | NoQuantizer"
 
     def __init__(self, config: AbstractinatorConfig, level: LevelConfig, alphabet: Alphabet, is_first: bool):
@@ -238,9 +239,9 @@ class AbstractinatorLevel(Float32Buffers):
         self.alphabet = alphabet
         size = config.hidden_size
         self.entropy_model = EntropyModel(config, level, alphabet)
-        if is_first:
+        if is_first and not level.shares_trunk:
             self.compressor_embedding = alphabet.embedding(config, level)
-        else:
+        if not is_first:
             self.begin = nn.Embedding(1, size)
             self.to_row = nn.Linear(size, size, bias=False)
         self.compressor = CausalStack(config, level.num_compressor_layers, level.compressor_window)
@@ -253,7 +254,8 @@ class AbstractinatorLevel(Float32Buffers):
             self.quantizer = VectorQuantizer(
                 size, level.num_codes, level.code_dim, level.num_digits, level.commitment, level.codebook_decay
             )
-        self.embedding = alphabet.embedding(config, level)
+        if not level.shares_trunk:
+            self.embedding = alphabet.embedding(config, level)
         self.memory_norm = make_norm(config)
         self.expander = CausalStack(config, level.num_expander_layers, level.expander_window, level.lookback)
         self.head = SymbolHead(config, alphabet.num_codes, alphabet.num_digits, alphabet.size)
@@ -305,7 +307,8 @@ class AbstractinatorLevel(Float32Buffers):
         segments = cut.segments
         index = segments.index[:, :-1]
         if vectors is None:
-            vectors = self.compressor_embedding.of_rows(cut.symbols)
+            shares = self.level.shares_trunk
+            vectors = cut.entropy_states if shares else self.compressor_embedding.of_rows(cut.symbols)
         local = index if self.level.compressor_attention == "segment" else None
         hidden_states, items, _, penalties = self.compressor(vectors, local)
         pooled = self.pooling(hidden_states, index.masked_fill(~segments.real, -1), size)
@@ -338,20 +341,27 @@ class AbstractinatorLevel(Float32Buffers):
     def entropy_is_frozen(self) -> bool:
         return self.config.freeze_entropy or self.config.freeze_base
 
+    @property
+    def input_embedding(self) -> SequenceEmbedding:
+        """Of the symbols, as the expander reads them: by itself, or through the entropy model."""
+        return self.entropy_model.embedding if self.level.shares_trunk else self.embedding
+
+    def expander_inputs(self, compressed: Compressed) -> torch.Tensor:
+        """What the expander reads of the symbols, `(R, T, D)`."""
+        return compressed.entropy_states if self.level.shares_trunk else self.embedding.of_rows(compressed.symbols)
+
     def expand(
         self,
-        symbols: torch.Tensor,  # (R, T, digits)
+        inputs: torch.Tensor,  # (R, T, D), of the symbols, or what the first layer's self-attention makes of them
         memory: tuple[torch.Tensor, torch.Tensor] | None,  # (R, S, D) past codes, (R, S + 1, D) of the segment itself
         index: torch.Tensor,  # (R, T + 1), the segment of each symbol
-        first: torch.Tensor | None = None,  # (R, T, D), what the first layer's self-attention makes, if it is known
+        has_read_self: bool = False,
     ) -> StackOutput:
         """What the expander makes of the symbols, from whose states `(R, T, D)` the head predicts the next symbol;
         without memory as with rows of zeros."""
         if memory is not None:
             index = index[:, 1:].clamp(max=memory[0].shape[1])
-        known = first is not None
-        states = first if known else self.embedding.of_rows(symbols)
-        return self.expander(states, memory=memory, memory_segments=index, has_read_self=known)
+        return self.expander(inputs, memory=memory, memory_segments=index, has_read_self=has_read_self)
 
     def code_rows(self, vectors: torch.Tensor) -> torch.Tensor:
         """Memory rows of quantized vectors, both `(..., D)`."""
@@ -372,6 +382,7 @@ class AbstractinatorLevel(Float32Buffers):
             opens=torch.ones(num_rows, dtype=torch.bool, device=like.device),
             recent=zeros.view(-1, 1, 1).repeat(1, num_recent, self.alphabet.num_digits),
             row=like.new_zeros(num_rows, self.config.hidden_size),
+            trunk=like.new_zeros(num_rows, self.config.hidden_size),
         )
 
     def fill_cache(self, cache: LevelCache, compressed: Compressed, lengths: torch.Tensor) -> None:
@@ -396,6 +407,9 @@ class AbstractinatorLevel(Float32Buffers):
         num_recent, digits = cache.recent.shape[1:]
         recent = (at - num_recent + torch.arange(num_recent, device=lengths.device)).clamp(min=0)
         cache.recent = compressed.symbols.gather(1, recent.unsqueeze(-1).expand(-1, -1, digits))
+        if self.level.shares_trunk:
+            states = compressed.entropy_states.detach()
+            cache.trunk = states.gather(1, last.view(-1, 1, 1).expand(-1, 1, states.shape[-1])).squeeze(1)
 
     def notice(
         self, cache: LevelCache, active: torch.Tensor, symbols: torch.Tensor, closes: torch.Tensor
@@ -406,6 +420,8 @@ class AbstractinatorLevel(Float32Buffers):
         cache.recent = where_active(active, recent, cache.recent)
         inputs = self.entropy_model.embedding.of_last(cache.recent, cache.entropy.lengths)
         hidden_states = self.entropy_model.stack.step(cache.entropy, active, inputs)
+        if self.level.shares_trunk:
+            cache.trunk = where_active(active, hidden_states, cache.trunk)
         entropy = self.entropy_model.entropy(hidden_states)
         length = torch.where(cache.opens, 1, cache.open_length + 1)
         opens = opens_segment(entropy, cache.entropy_before, length, closes, self.rule)
@@ -422,7 +438,9 @@ class AbstractinatorLevel(Float32Buffers):
         fresh: torch.Tensor,  # (R,), whether the symbol opened a segment
     ) -> None:
         """Add the symbol that was noticed last in the active rows to their open segments."""
-        if vectors is None:
+        if vectors is None and self.level.shares_trunk:
+            vectors = cache.trunk
+        elif vectors is None:
             vectors = self.compressor_embedding.of_last(cache.recent, cache.compressor.lengths)
         if self.level.compressor_attention == "segment":
             seen = cache.compressor
@@ -437,7 +455,8 @@ class AbstractinatorLevel(Float32Buffers):
 
     def expand_last(self, cache: LevelCache, active: torch.Tensor) -> torch.Tensor:
         """What the expander makes `(R, D)` of the symbol that was noticed last in the active rows `(R,)`."""
-        inputs = self.embedding.of_last(cache.recent, cache.expander.lengths)
+        shares = self.level.shares_trunk
+        inputs = cache.trunk if shares else self.embedding.of_last(cache.recent, cache.expander.lengths)
         return self.expander.step(cache.expander, active, inputs)
 
     # ---- Once per optimizer step ----

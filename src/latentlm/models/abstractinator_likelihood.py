@@ -128,13 +128,14 @@ class AbstractinatorLikelihood:
     def nats_given(self, compressed: Compressed, rows: dict[str, torch.Tensor | None]) -> dict[str, torch.Tensor]:
         """Nats `(R, T - 1)` of the first level's symbols given code rows `(R, S, D)` of each name, or rows of zeros."""
         level = self.model.levels[0]
-        first = None  # where one attention decides all masks, it has to see the symbols
-        if level.expander.mask_attention is None:
-            first = level.expander.read_self(level.embedding.of_rows(compressed.symbols))
+        inputs = level.expander_inputs(compressed)
+        has_read_self = level.expander.mask_attention is None  # one that decides all masks has to see the symbols
+        if has_read_self:
+            inputs = level.expander.read_self(inputs)
         nats: dict[str, torch.Tensor] = {}
         for name, past in rows.items():
             memory = None if past is None else (past, nn.functional.pad(past, (0, 0, 0, 1)))
-            states = level.expand(compressed.symbols, memory, compressed.segments.index, first).states
+            states = level.expand(inputs, memory, compressed.segments.index, has_read_self).states
             nats[name] = symbol_nats(level.head.losses, states, compressed)
         return nats
 

@@ -40,6 +40,8 @@ class LevelConfig(NgramEmbeddingConfig):
         commitment: weight of the commitment within `vq_loss`.
         codebook_decay: of the moving averages of the codebook.
         num_expander_layers, expander_window: of the decoder; `expander_window` None lets it see all.
+        shares_trunk: whether the expander, and the first level's compressor, read the states of the entropy model in
+            place of embeddings of their own.
         lookback: code rows of the past that a symbol sees beside its own.
     """
 
@@ -64,6 +66,7 @@ class LevelConfig(NgramEmbeddingConfig):
     codebook_decay: float | int = 0.99
     num_expander_layers: int = 6
     expander_window: int | None = 64
+    shares_trunk: bool = False
     lookback: int = 3
 
     @property

@@ -132,7 +132,7 @@ class CodeSampler:
     def start(self, ids: torch.Tensor) -> None:
         """Begin with the first id of each row `(B,)` alone, whose segments' codes are still to be chosen."""
         model, everywhere = self.model, torch.ones_like(ids, dtype=torch.bool)
-        model.new_cache(self.cache, len(ids), model.levels[0].embedding.table.weight.detach())
+        model.new_cache(self.cache, len(ids), model.levels[0].input_embedding.table.weight.detach())
         self.top_states = model.top.stack.step(self.cache.top, everywhere, model.top.begin(torch.zeros_like(ids)))
         for i in reversed(range(len(model.levels))):
             level, state = model.levels[i], self.cache.levels[i]
@@ -151,7 +151,7 @@ class CodeSampler:
             level.fill_cache(state, compressed, lengths)
             known = level.code_rows(compressed.quantized.vectors)
             currents = torch.nn.functional.pad(known, (0, 0, 0, 1))
-            items = level.expand(compressed.symbols, (known, currents), compressed.segments.index).pairs
+            items = level.expand(level.expander_inputs(compressed), (known, currents), compressed.segments.index).pairs
             level.expander.fill_cache(state.expander, items, lengths - 1)
             last = (count - 1).clamp(min=0)
             level.expander.fill_memory(state.expander, known, currents, last)

@@ -81,28 +81,31 @@ class AbstractinatorModel(AbstractinatorPreTrainedModel):
         self.freeze()
 
     def get_input_embeddings(self) -> nn.Module:
-        return self.levels[0].embedding.table
+        return self.levels[0].input_embedding.table
 
     def set_input_embeddings(self, value: nn.Module) -> None:
         assert isinstance(value, nn.Embedding)
-        self.levels[0].embedding.table = value
+        self.levels[0].input_embedding.table = value
 
     def resize_token_embeddings(
         self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
     ) -> nn.Embedding:
-        """As everywhere, for all that knows the first level's symbols: three embeddings and up to two heads."""
+        """As everywhere, for all that knows the first level's symbols: up to three embeddings and two heads."""
         level = self.levels[0]
-        for owner in (level.entropy_model.embedding, level.compressor_embedding, level.embedding):
+        owners = [level.entropy_model.embedding]
+        if not level.level.shares_trunk:
+            owners += [level.compressor_embedding, level.embedding]
+        for owner in owners:
             owner.table = self._get_resized_embeddings(owner.table, new_num_tokens, pad_to_multiple_of, mean_resizing)
             owner.num_ids = owner.table.num_embeddings
-        size = level.embedding.num_ids
+        size = level.input_embedding.num_ids
         for owner in (level.entropy_model, level):
             if hasattr(owner, "head"):
                 owner.head.resize(lambda layer: self._get_resized_lm_head(layer, size, mean_resizing=mean_resizing))
         self.config.vocab_size = size
         self.vocab_size = size  # as transformers writes it
         level.alphabet = replace(level.alphabet, num_ids=size, num_codes=size)
-        return level.embedding.table
+        return level.input_embedding.table
 
     def freeze(self) -> None:
         """Leave alone what the configuration says: entropy models, or all but the top model."""
@@ -259,13 +262,13 @@ class AbstractinatorModel(AbstractinatorPreTrainedModel):
         pyramid = Pyramid(levels, states, top_items, [], [], known_of_levels if known else None, [], [], [costs])
         for i in reversed(range(len(levels))):
             level, compressed, past = self.levels[i], levels[i], pasts[i]
-            symbols, index = compressed.symbols, compressed.segments.index
+            inputs, index = level.expander_inputs(compressed), compressed.segments.index
             current = self.current_rows(i, states, past)
             pyramid.currents.insert(0, current)
             if known:  # both in one call
                 current = torch.cat((current, nn.functional.pad(past, (0, 0, 0, 1))))
-                symbols, past, index = (value.repeat(2, *[1] * (value.ndim - 1)) for value in (symbols, past, index))
-            states, items, inputs, costs = level.expand(symbols, (past, current), index)
+                inputs, past, index = (value.repeat(2, *[1] * (value.ndim - 1)) for value in (inputs, past, index))
+            states, items, inputs, costs = level.expand(inputs, (past, current), index)
             if known:
                 states, known_states = states.chunk(2)
                 items = [(key.chunk(2)[0], value.chunk(2)[0]) for key, value in items]
