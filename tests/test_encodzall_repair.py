@@ -233,6 +233,8 @@ def test_a_run_trains_and_evaluates_the_gate(tmp_path):
         model,
         ["some words here and there", "more of them"] * 4,
         noise="realistic",
+        sample_prompts=1,
+        sample_new_tokens=16,
         max_steps=3,
         report_to="none",
     )

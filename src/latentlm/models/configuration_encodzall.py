@@ -37,8 +37,8 @@ class EncodzallConfig(LearnedDropoutConfig, NgramEmbeddingConfig):
         packed_row_length: slots of the rows that words are packed into.
         sequence_loss_weight, word_loss_weight, contrastive_loss_weight: weights of the named losses.
         gate_loss_weight: of the loss of the gate, which says of each word whether noise has changed it; 0 is without a
-            gate. With one, the word decoder spells changed words alone; and where `sequence_loss_weight` is 0 the
-            sequence decoder is not trained, and the loss of an evaluation is the sum of the others.
+            gate. With one, the word decoder spells changed words alone; and where `sequence_loss_weight` is 0 a
+            sequence decoder of its own is not trained, and the loss of an evaluation is the sum of the others.
         edit_cost: nats that each edit of a character costs in log p(old | new), the noisy channel of `denoise`; it
             needs one where there is a gate.
         denoise_threshold: nats by which a repair has to be likelier than the word as it is; the default of `denoise`.

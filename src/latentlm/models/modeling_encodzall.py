@@ -217,13 +217,14 @@ class EncodzallForMaskedDenoising(EncodzallPreTrainedModel, GenerationMixin):
         forgets what is frozen, but ends with `eval()`."""
         if self.config.word_decoder == "own" and not self.config.word_loss_weight:
             self.word_decoder.requires_grad_(False)
-        if self.config.word_decoder == "own" and not self.trains_sequence_decoder:
+        if not self.trains_sequence_decoder:
             self.decoder.requires_grad_(False)
         return super().train(mode)
 
     @property
     def trains_sequence_decoder(self) -> bool:
-        return bool(self.config.sequence_loss_weight or not self.config.gate_loss_weight)
+        config = self.config
+        return bool(config.sequence_loss_weight or not config.gate_loss_weight or config.word_decoder == "shared")
 
     def get_encoder(self, *args, **kwargs) -> nn.Module:
         return self.model

@@ -189,17 +189,20 @@ class EncodzallTrainer(LearnedDropoutTrainer):
         for row in self.spread_validation_rows(self.args.sample_prompts):
             ids = torch.as_tensor(row["input_ids"])[None, : self.args.sample_new_tokens].clone()
             batch = self.corrupt(ids, self.args.noise_eval_strength, 0)
-            generated = model.generate(
-                batch.input_ids.to(self.args.device),
-                attention_mask=batch.attention_mask.to(self.args.device),
-                word_ids=batch.word_ids.to(self.args.device),
-                max_length=self.args.sample_new_tokens + 1,
-                do_sample=False,
-            )
-            texts = {
-                "noisy": self.processing_class.decode([i for i in batch.input_ids[0].tolist() if i not in FRAME_IDS]),
-                "repaired": self.processing_class.decode(generated[0], skip_special_tokens=True),
-            }
+            noisy = self.processing_class.decode([i for i in batch.input_ids[0].tolist() if i not in FRAME_IDS])
+            gated = self.model_config.gate_loss_weight and self.model_config.edit_cost is not None
+            if gated and self.args.noise == "realistic":  # `denoise` reads no masks
+                [repaired] = model.denoise([noisy])
+            else:
+                generated = model.generate(
+                    batch.input_ids.to(self.args.device),
+                    attention_mask=batch.attention_mask.to(self.args.device),
+                    word_ids=batch.word_ids.to(self.args.device),
+                    max_length=self.args.sample_new_tokens + 1,
+                    do_sample=False,
+                )
+                repaired = self.processing_class.decode(generated[0], skip_special_tokens=True)
+            texts = {"noisy": noisy, "repaired": repaired}
             write_texts(texts, self.state.global_step, self.run_folder, self.console)
 
 
