@@ -40,12 +40,12 @@ class LayerWeights(NamedTuple):
     @classmethod
     def of(cls, layer: Any) -> "LayerWeights":
         attention, cross, mlp = layer.self_attn, layer.cross_attn, layer.mlp
-        norms_memory = layer.cross_attn_key_norm is not None
+        memory_norm = layer.cross_attn_key_norm
         return cls(
             laid_out(layer.self_attn_norm, attention.qkv_proj),
             laid_out(None, attention.o_proj),
             None if cross is None else laid_out(layer.cross_attn_query_norm, cross.q_proj),
-            laid_out(layer.cross_attn_key_norm, cross.kv_proj) if norms_memory else None,
+            None if cross is None or memory_norm is None else laid_out(memory_norm, cross.kv_proj),
             None if cross is None else laid_out(None, cross.o_proj),
             laid_out(layer.mlp_norm, *([] if mlp.gate_proj is None else [mlp.gate_proj]), mlp.up_proj),
             laid_out(None, mlp.down_proj),
