@@ -14,6 +14,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .block_attention import Attention, rotary_table
 from .block_chunked_loss import LARGE_VOCABULARY, can_chunk, chunked_cross_entropy
+from .block_laid_out import LaidOutLayers
 from .block_layers import make_norm
 from .block_learned_dropout import make_shared_mask_attention, mask_loss_weight, mean_penalties
 from .block_masks import Mask, causal_mask
@@ -166,8 +167,9 @@ class CausalModel(CausalPreTrainedModel):
             rotary = self.rotary(embeddings, positions)
         embeddings = self.dropout(embeddings)
         shared_attention = None if self.mask_attention is None else self.mask_attention(embeddings, **shared)[0]
+        laid_out = LaidOutLayers.of(past_key_values, embeddings, mask, kwargs)
         hidden_states, penalties, fields = self.run_layers(
-            embeddings, positions, shared_attention, rotary=rotary, **shared
+            embeddings, positions, shared_attention, rotary=rotary, laid_out=laid_out, **shared
         )
         hidden_states = self.norm(hidden_states)
         if self.config.position_subtraction != "none":

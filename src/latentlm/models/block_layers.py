@@ -180,6 +180,7 @@ class PreNormLayer(GradientCheckpointingLayer):
         memory_mask: Mask | None = None,  # that of self-attention where None
         single_key: bool = False,  # whether each position has a memory of its own, (B, T, D)
         has_read_self: bool = False,  # whether the hidden states are those of [`read_self`]
+        laid_out: Any = None,  # `LaidOutLayers`, where they may do a step of this layer
         mask: Mask = CAUSAL,
         **shared: Any,  # of every attention: `past_key_values` and what backends take
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -187,6 +188,9 @@ class PreNormLayer(GradientCheckpointingLayer):
 
         What may carry a gradient is to be given by position: reentrant checkpointing sees no other.
         """
+        if laid_out is not None and not single_key and (weights := laid_out.of_layer(self)) is not None:
+            store = shared["past_key_values"]
+            return laid_out.step(self, weights, hidden_states, memory, rotary, memory_rotary, store), None
         reads = self.cross_attn is not None and not (memory is None and memory_mask is None)  # a store may have it
         if reads and self.cross_first:
             memory_mask = mask if memory_mask is None else memory_mask

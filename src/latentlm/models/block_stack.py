@@ -230,8 +230,8 @@ class CausalStack(nn.Module):
         cache.make_room()
         if len(active) == 1:
             if cache.single is None:
-                cache.single = SingleRow.of(self.layers, embeddings)
-            if cache.single is not None:
+                cache.single = SingleRow.of(self.layers, embeddings) or False
+            if cache.single:
                 return self.step_single(cache.single, cache, active, embeddings)
         hidden_states = embeddings.unsqueeze(1)
         shared: dict[str, Any] = {

@@ -1,0 +1,170 @@
+"""Layers for cached steps of one token of one row on a CPU: few operations, and weights laid out for them.
+
+Such a step reads every weight once, for one vector. What counts is the order in which weights lie in memory, and how
+many operations there are beside the products.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import nn
+from transformers.cache_utils import DynamicCache
+from transformers.utils.import_utils import is_torchdynamo_compiling
+
+from .block_attention import Attention, Rotary, rotate, self_pairs
+from .block_layers import PreNormLayer, is_plain
+from .block_masks import Mask
+
+
+class LayerWeights(NamedTuple):
+    """The weights of a layer as `(in, out)`: the product of one vector with them reads memory faster than with
+    `(out, in)`, as which a linear layer keeps them (20 and 13 GB/s, D 256). Gains of norms are in what reads the norm.
+
+    Attributes:
+        qkv, output: of self-attention.
+        query, pairs, read: of cross-attention, its queries, keys and values, and its output; None where there is none.
+            Without a norm of the memory `pairs` is None too: its keys are made elsewhere.
+        up, down: of the feed-forward block; gates, if it has them, and what they multiply in one product.
+    """
+
+    qkv: torch.Tensor
+    output: torch.Tensor
+    query: torch.Tensor | None
+    pairs: torch.Tensor | None
+    read: torch.Tensor | None
+    up: torch.Tensor
+    down: torch.Tensor
+
+    @classmethod
+    def of(cls, layer: Any) -> "LayerWeights":
+        attention, cross, mlp = layer.self_attn, layer.cross_attn, layer.mlp
+        memory_norm = layer.cross_attn_key_norm
+        return cls(
+            laid_out(layer.self_attn_norm, attention.qkv_proj),
+            laid_out(None, attention.o_proj),
+            None if cross is None else laid_out(layer.cross_attn_query_norm, cross.q_proj),
+            None if cross is None or memory_norm is None else laid_out(memory_norm, cross.kv_proj),
+            None if cross is None else laid_out(None, cross.o_proj),
+            laid_out(layer.mlp_norm, *([] if mlp.gate_proj is None else [mlp.gate_proj]), mlp.up_proj),
+            laid_out(None, mlp.down_proj),
+        )
+
+
+def laid_out(norm: Any, *linears: nn.Linear) -> torch.Tensor:
+    """The weights `(in, out)` of linear layers that read the same, after a norm if there is one."""
+    weights = torch.cat([linear.weight.detach() for linear in linears]).t()
+    return (weights if norm is None else weights * norm.weight.detach().unsqueeze(1)).contiguous()
+
+
+def is_plain_step(states: torch.Tensor) -> bool:
+    """Whether weights may be laid out for states of one token `(1, ..., D)`: float32 on a CPU, where nothing has to see
+    modules called."""
+    return (
+        states.device.type == "cpu"
+        and states.dtype == torch.float32
+        and not torch.is_grad_enabled()
+        and not torch.is_autocast_enabled("cpu")
+        and not is_torchdynamo_compiling()
+    )
+
+
+def is_simple(layer: PreNormLayer) -> bool:
+    """Whether a layer is of the plain case: regular attention by sdpa, no biases, gates and masks of LearnedDropout, no
+    adapters and hooks."""
+    if layer.training or layer.mlp.learned_dropout is not None or layer.self_attn is None:
+        return False
+    if layer.cross_first or layer.cross_attn_gate is not None:
+        return False
+    for module in layer.modules():
+        if module is not layer and (module._forward_hooks or module._forward_pre_hooks):
+            return False
+        if isinstance(module, nn.Linear) and not (module.bias is None and is_plain(module, torch.device("cpu"))):
+            return False
+        if isinstance(module, nn.LayerNorm) and module.bias is not None:
+            return False
+        if isinstance(module, Attention) and (
+            type(module) is not Attention
+            or module.query_norm is not None
+            or module.config._attn_implementation != "sdpa"
+        ):
+            return False
+    return True
+
+
+def attend(
+    attention: Attention, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None = None
+) -> torch.Tensor:
+    """What a query `(1, H * d)`, or `(1, H, 1, d)`, reads `(1, H * d)` of keys and values `(1, h, T, d)`."""
+    query, grouped = query.view(1, -1, 1, key.shape[3]), attention.num_key_value_groups > 1
+    return nn.functional.scaled_dot_product_attention(query, key, value, mask, enable_gqa=grouped).view(1, -1)
+
+
+class LaidOutLayers:
+    """Does what layers do for one token of one row whose keys are in a `DynamicCache`. Belongs to that cache, and holds
+    weights of each layer that is simple from its first step on."""
+
+    def __init__(self) -> None:
+        self.weights: WeakKeyDictionary[PreNormLayer, LayerWeights | None] = WeakKeyDictionary()
+
+    @classmethod
+    def of(cls, cache: Any, states: torch.Tensor, mask: Mask, options: dict[str, Any]) -> "LaidOutLayers | None":
+        """Those of a cache for a step that reads states `(B, T, D)`; None where it is not one of one token of one row
+        that sees all before it, or the caller wants more of it than states."""
+        if type(cache) is not DynamicCache or states.shape[:2] != (1, 1) or mask.tensor is not None:
+            return None
+        if mask.arguments or not is_plain_step(states) or any(value not in (None, False) for value in options.values()):
+            return None
+        if not hasattr(cache, "laid_out"):
+            cache.laid_out = cls()  # pyright: ignore[reportAttributeAccessIssue]
+        return cache.laid_out  # pyright: ignore[reportAttributeAccessIssue]
+
+    def of_layer(self, layer: PreNormLayer) -> LayerWeights | None:
+        """None where the layer itself has to be called."""
+        if layer not in self.weights:
+            simple = is_simple(layer) and isinstance(layer.mlp_norm, nn.LayerNorm)
+            self.weights[layer] = LayerWeights.of(layer) if simple else None
+        return self.weights[layer]
+
+    def step(
+        self,
+        layer: Any,
+        weights: LayerWeights,
+        states: torch.Tensor,  # (1, 1, D)
+        memory: Any,  # (1, 1, D), where there is cross-attention
+        rotary: Rotary | None,
+        memory_rotary: tuple[Rotary, Rotary] | None,
+        store: Any,
+    ) -> torch.Tensor:
+        """The layer's new states `(1, 1, D)`."""
+        attention, cross, mlp, states = layer.self_attn, layer.cross_attn, layer.mlp, states[0]
+        sizes = (attention.width, attention.part_size, attention.part_size)
+        parts = (self.normed(layer, states) @ weights.qkv).split(sizes, 1)
+        read = self.attend(attention, parts[0], parts[1:], (rotary, rotary), store)
+        states = torch.addmm(states, read, weights.output)
+        if weights.query is not None and weights.pairs is not None and weights.read is not None:
+            query = self.normed(layer, states) @ weights.query
+            parts = (self.normed(layer, memory[0]) @ weights.pairs).chunk(2, 1)
+            read = self.attend(cross, query, parts, memory_rotary or (None, None), store)
+            states = torch.addmm(states, read, weights.read)
+        inner = self.normed(layer, states) @ weights.up
+        inner = nn.functional.relu(inner).square() if mlp.squares else nn.functional.gelu(inner)
+        return torch.addmm(states, inner, weights.down).unsqueeze(0)
+
+    def normed(self, layer: Any, states: torch.Tensor) -> torch.Tensor:
+        """The norm of `(1, D)` without its gain."""
+        return nn.functional.layer_norm(states, states.shape[1:], None, None, layer.mlp_norm.eps)
+
+    def attend(
+        self,
+        attention: Attention,
+        query: torch.Tensor,  # (1, H * d)
+        pair: Sequence[torch.Tensor],  # (1, h * d) each
+        rotary: tuple[Rotary | None, Rotary | None],  # of the query and the key
+        store: Any,
+    ) -> torch.Tensor:
+        """What a query reads `(1, H * d)` of all keys so far and its own."""
+        query, key, value = (part.view(1, -1, 1, attention.head_dim) for part in (query, *pair))
+        key, value = self_pairs(store, attention.layer_idx, (rotate(key, rotary[1]), value))
+        return attend(attention, rotate(query, rotary[0]), key, value)

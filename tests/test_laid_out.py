@@ -1,0 +1,73 @@
+"""Cached steps of one token of one row, for which weights are laid out anew."""
+
+from typing import Any
+
+import pytest
+import torch
+from architectures import randomise, token_ids
+
+from latentlm import (
+    AREncoderDecoderConfig,
+    AREncoderDecoderForCausalLM,
+    DecoderOnlyConfig,
+    DecoderOnlyForCausalLM,
+    ParallelEncoderDecoderConfig,
+    ParallelEncoderDecoderForCausalLM,
+)
+
+SIZES: dict[str, Any] = {"vocab_size": 61, "hidden_size": 24, "num_attention_heads": 2, "max_position_embeddings": 32}
+STACKS = {"num_encoder_layers": 2, "num_decoder_layers": 1}
+ROTARY = {"position_embedding_type": "rotary"}
+DECODER_ONLY = (DecoderOnlyConfig, DecoderOnlyForCausalLM, {"num_hidden_layers": 2})
+AUTO_REGRESSIVE = (AREncoderDecoderConfig, AREncoderDecoderForCausalLM, STACKS)
+PARALLEL = (ParallelEncoderDecoderConfig, ParallelEncoderDecoderForCausalLM, STACKS)
+
+
+@torch.no_grad()
+def laid_out_weights(subject: tuple, options: dict[str, Any], **inputs: Any) -> list:
+    """The weights that were laid out while a row was continued, which gives what it gives as a whole."""
+    config_class, model_class, fields = subject
+    model = model_class(config_class(**SIZES, **fields, **options)).eval()
+    randomise(model)
+    ids = token_ids(1, 20)
+    expected, start = model(ids, **inputs).logits, 8
+    cache = model(
+        ids[:, :start], **{k: v[:, :start] if torch.is_tensor(v) else v for k, v in inputs.items()}, use_cache=True
+    )
+    cache = cache.past_key_values
+    for t in range(start, 20):
+        now = {name: value[:, : t + 1] if torch.is_tensor(value) else value for name, value in inputs.items()}
+        logits = model(ids[:, t : t + 1], past_key_values=cache, **now).logits[:, 0]
+        torch.testing.assert_close(logits, expected[:, t], rtol=1e-4, atol=1e-4)
+    return [value for value in cache.laid_out.weights.values() if value] if hasattr(cache, "laid_out") else []
+
+
+@pytest.mark.parametrize("options", [{}, ROTARY | {"num_key_value_heads": 1}, {"hidden_act": "relu2"}])
+@pytest.mark.parametrize("subject", [DECODER_ONLY, AUTO_REGRESSIVE, PARALLEL])
+def test_a_row_is_continued_with_weights_laid_out_as_without(subject, options):
+    assert len(laid_out_weights(subject, options)) == sum(subject[2].values())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"use_bias": True},
+        {"qk_norm": True},
+        {"attention_form": "latent", "key_value_latent_size": 8},
+        {"learned_dropout": "bernoulli"},
+    ],
+)
+def test_layers_that_are_not_simple_are_called(options):
+    assert not laid_out_weights(DECODER_ONLY, options)
+
+
+@pytest.mark.parametrize("options", [{"cross_attention_gate": True}, {"decoder_order": "cross_first"}])
+def test_decoder_layers_that_are_not_simple_are_called(options):
+    assert len(laid_out_weights(AUTO_REGRESSIVE, options)) == 2  # those of the encoder
+
+
+def test_layers_are_called_where_padding_is_masked_or_more_is_asked_for():
+    mask = torch.ones(1, 20)
+    mask[0, :3] = 0
+    assert not laid_out_weights(DECODER_ONLY, {}, attention_mask=mask)
+    assert not laid_out_weights(AUTO_REGRESSIVE, {}, output_hidden_states=True)
