@@ -222,7 +222,7 @@ def corrupt_texts(
             last = len(noisy_ids) - 1
             place_of_byte = torch.from_numpy(places).clamp(max=max(len(noisy) - 1, 0))
             targets[b, : len(data)] = torch.where(place_of_byte < last, words[place_of_byte.clamp(max=last)], -1)
-            targets[b, len(data)] = words[last]
+            targets[b, len(data) : count] = words[last]  # the end, if it is there
         rows.append(noisy_ids)
     longest = max(map(len, rows))
     input_ids = torch.full((len(rows), longest), pad)
