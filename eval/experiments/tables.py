@@ -15,11 +15,11 @@ ONE_SEED = "¹"
 
 
 class Group:
-    """The records of one entry: its runs, one per seed, or what a former page stated."""
+    """The records of one entry: its runs, one per seed, or what a former page stated or a script measured."""
 
     def __init__(self, records: Sequence[Record]):
         runs = [one for one in records if one.source == RUN]
-        self.records = runs or [one for one in records if one.source == FORMER]
+        self.records = runs or [one for one in records if one.source == FORMER] or list(records)
         self.label = self.records[0].label
 
     @property
