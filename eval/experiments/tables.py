@@ -17,13 +17,14 @@ ONE_SEED = "¹"
 
 
 class Group:
-    """The records of one entry: its runs, one per seed, or what a former page stated; and what was measured apart."""
+    """The records of one entry: its runs, one per seed, or what a former page stated, or else what a script measured; and
+    what was measured apart."""
 
     def __init__(self, records: Sequence[Record]):
         runs = [one for one in records if one.source == RUN]
-        self.records = runs or [one for one in records if one.source == FORMER]
         self.measured = [one for one in records if one.source == MEASURED]
-        self.label = (self.records or self.measured)[0].label
+        self.records = runs or [one for one in records if one.source == FORMER] or self.measured
+        self.label = self.records[0].label
 
     @property
     def num_seeds(self) -> int | None:
