@@ -13,6 +13,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.ticker import MaxNLocator
 from PIL import Image
 from tables import Group, pick
 
@@ -149,6 +150,8 @@ def draw(content: dict[str, Any], path: Path) -> None:
         axis.set_xlabel(over or AXES.get(panel.get("x", "step"), "step"), fontsize=9)
         axis.set_ylabel(panel.get("heading", panel["value"]), fontsize=9)
         axis.tick_params(labelsize=8)
+        if panel.get("x") == "layer":
+            axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.grid(alpha=0.25, linewidth=0.5)
         if "range" in panel:
             axis.set_ylim(*panel["range"])
