@@ -12,19 +12,20 @@ from records import FORMER, MEASURED, RESULT, RUN, TUNING, Record
 from significance import Comparison, paired, welch
 
 MISSING = "–"
+GENERATION = "generation"  # the page whose records hold speeds of other pages' entries
 NO_RECORDS = "No records yet."
 ONE_SEED = "¹"
 
 
 class Group:
-    """The records of one entry: its runs, one per seed, or what a former page stated, or else what a script measured; and
-    what was measured apart."""
+    """The records of one entry: its runs, one per seed, or what a former page stated or a script measured; and the
+    speed of generation, which was measured apart."""
 
     def __init__(self, records: Sequence[Record]):
-        runs = [one for one in records if one.source == RUN]
-        self.measured = [one for one in records if one.source == MEASURED]
-        self.records = runs or [one for one in records if one.source == FORMER] or self.measured
-        self.label = self.records[0].label
+        self.measured = [one for one in records if one.page == GENERATION]
+        kinds = ([one for one in records if one.source == source] for source in (RUN, FORMER, MEASURED))
+        self.records = next((ones for ones in kinds if ones and ones != self.measured), [])
+        self.label = (self.records or self.measured)[0].label
 
     @property
     def num_seeds(self) -> int | None:
