@@ -62,6 +62,7 @@ def test_the_page_says_what_the_records_say(folders: dict[str, Path]):
     assert row in page and "| own.mine ¹ | 1.700 | 1 | – |" in page
     missing = "ar-encoder-decoder, parallel-encoder-decoder, abstractinator, blt, ngram, xz"
     assert f"Not run yet: {missing}." in page
+    assert "| own.mine | `latentlm compare --add own.mine.yaml` | 0 |" in page
     assert "| fsq | `python eval/experiments/run.py track --only fsq` | 0, 1 | `0123456` | A CPU |" in page
     assert page.count("No records yet.") == 1  # EncodZall
     with (folders["results"] / "comparison.csv").open(encoding="utf-8") as file:
@@ -110,11 +111,11 @@ def test_what_is_added_is_trained_once_by_the_rules_of_the_track(folders: dict[s
         json.dumps({"text": text, "budget_bytes": 500, "halves": True, "entries": entries}), encoding="utf-8"
     )
     places = ["--text", str(tmp_path), "--runs", str(tmp_path / "runs")]
-    shutil.copy(REPOSITORY / "hub_configs" / "decoder-only-tiny" / "recipe.yaml", tmp_path / "Mine.yaml")
-    page = make(folders, "--add", str(tmp_path / "Mine.yaml"), "decoder-only", *places)
+    shutil.copytree(REPOSITORY / "hub_configs" / "decoder-only-tiny", tmp_path / "Mine")
+    page = make(folders, "--add", str(tmp_path / "Mine"), "decoder-only", *places)
     assert started == ["own.mine-1", "own.mine-2"]  # the others have records
     assert "| own.mine | 1.633 ± 0.058 | 3 |" in page
-    make(folders, "--add", str(tmp_path / "Mine.yaml"), *places)
+    make(folders, "--add", str(tmp_path / "Mine"), *places)
     assert len(started) == 2
 
 
@@ -124,6 +125,7 @@ def test_what_is_added_is_trained_once_by_the_rules_of_the_track(folders: dict[s
         (["nothing.yaml"], "neither an entry of track"),
         ([str(EXPERIMENTS / "track" / "fsq.yaml"), "hub_configs/fsq.yaml"], "neither an entry"),
         ([str(EXPERIMENTS / "track" / "fsq.yaml")] * 2, "two recipes called own.fsq"),
+        ([str(REPOSITORY / "hub_configs" / "encodzall-tiny")], "encodzall is no language model"),
     ],
 )
 def test_a_name_that_is_neither_entry_nor_recipe_is_an_error(names: list[str], message: str):

@@ -20,7 +20,8 @@ from records import RECORDS, REPOSITORY, RecordError
 from report import RESULTS, Report
 from run import RunFailed, Runner
 
-from latentlm.runs import RecipeError
+from latentlm.architectures import architecture
+from latentlm.runs import RecipeError, load_recipe
 
 PAGE, TRACK = "compare", "track"
 MEASURES = ["operations", "generation"]
@@ -38,7 +39,8 @@ def add(experiments: ExperimentList, names: list[str], seeds: int) -> tuple[Expe
     """The track with recipes of one's own, and the names of the entries to train.
 
     Raises:
-        ListError: for what is neither an entry nor a recipe, or for two recipes of one name.
+        ListError: for what is neither an entry nor a recipe, for two recipes of one name, and for a model that is no
+            language model.
     """
     entries, chosen = dict(experiments.entries), []
     for name in names:
@@ -49,6 +51,9 @@ def add(experiments: ExperimentList, names: list[str], seeds: int) -> tuple[Expe
                     f"--add {name}: neither an entry of {TRACK} ({', '.join(experiments.entries)}) nor a recipe"
                 )
             entry = own_entry(path, seeds)
+            model_type = load_recipe(entry.recipe).model_type
+            if "AutoModelForCausalLM" not in architecture(model_type).heads:
+                raise ListError(f"--add {name}: {model_type} is no language model, and has no bits per byte of a text")
             if entry.name in entries:
                 raise ListError(f"--add {name}: there are two recipes called {entry.name}; rename one")
             entries[entry.name] = entry

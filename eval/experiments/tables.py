@@ -222,8 +222,10 @@ def sources_table(groups: dict[str, Group], table: dict[str, Any], where: str) -
         seeds = ", ".join(str(one.seed) for one in ones)
         revisions = dict.fromkeys(f"`{one.revision[:7]}`{'*' * bool(one.dirty)}" for one in ones if one.revision)
         machines = dict.fromkeys(str((one.machine or {}).get("cpu", MISSING)) for one in ones)
-        command = f"`python eval/experiments/run.py {ones[0].page} --only {name}`"
-        rows.append([group.label, command, seeds, ", ".join(revisions) or MISSING, ", ".join(machines)])
+        command = f"python eval/experiments/run.py {ones[0].page} --only {name}"
+        if name.startswith("own."):  # a recipe that is not in the repository
+            command = f"latentlm compare --add {ones[0].label}.yaml"
+        rows.append([group.label, f"`{command}`", seeds, ", ".join(revisions) or MISSING, ", ".join(machines)])
     note = "\n\n\\* with changes that were not committed." if any("*" in row[3] for row in rows) else ""
     return markdown(["", "command", "seeds", "revision", "machine"], rows, numbers_from=5) + note
 
