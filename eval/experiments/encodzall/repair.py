@@ -7,6 +7,7 @@ the lowest at which at most 0.2 % of the correct characters change, the cost tha
 at that threshold. They are written to the model's `config.json`, and all numbers to `eval/records/encodzall`.
 """
 
+import json
 import re
 import sys
 import time
@@ -35,6 +36,7 @@ from measures.repair import (
 )
 from one_run import CURVES, FLOPS_METHOD, last_evaluation, last_logged, seen
 from records import Record, count_parameters, curves, machine, portable, revision, versions, write_record
+from repair_data import BOOK
 
 from latentlm import EncodzallForMaskedDenoising
 from latentlm.models.encodzall_repair import Repair, apply_repairs
@@ -132,6 +134,12 @@ def repairs_of_speller(speller: DictionarySpeller, texts: list[str]) -> list[lis
     return [words(text) for text in texts]
 
 
+def of_book(data: Path) -> set[str]:
+    """The OCR of the book that others of its pieces were trained on."""
+    lines = (data / "noise" / "ocr_icdar2017_en.jsonl").read_bytes().splitlines()
+    return {piece["ocr"] for piece in map(json.loads, lines) if piece["doc"] == BOOK}
+
+
 def seconds(function: Any) -> float:
     """Of the CPU, the lesser of two."""
     times = []
@@ -196,6 +204,12 @@ def main() -> None:
         curve[f"recall_{name}"] = [[round(float(t), 2), round(of_model.recall(t), 4)] for t in THRESHOLDS[::10]]
         points = ((t, of_model.precision(t)) for t in THRESHOLDS[::10])
         curve[f"precision_{name}"] = [[round(float(t), 2), round(y, 4)] for t, y in points if y is not None]
+        if kind == "cer_ocr_english_icdar_2017":
+            other = [i for i, text in enumerate(texts) if text not in of_book(data)]
+            goals = [clean[i] for i in other]
+            metrics["cer_ocr_of_other_documents"] = error_rate([repaired[i] for i in other], goals)
+            metrics["copying_cer_ocr_of_other_documents"] = error_rate([texts[i] for i in other], goals)
+            metrics["ocr_texts_of_other_documents"] = len(other)
         print(kind, {name: value for name, value in metrics.items() if kind[4:] in name}, flush=True)
     clean = pairs["cer_sentences_with_the_noise_of_training"][1]
     untouched = Judged.of(repairs_of(model, clean), clean, clean)
