@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 from architectures import randomise, token_ids
+from peft import LoraConfig, get_peft_model
 
 from latentlm import (
     AREncoderDecoderConfig,
@@ -23,12 +24,17 @@ AUTO_REGRESSIVE = (AREncoderDecoderConfig, AREncoderDecoderForCausalLM, STACKS)
 PARALLEL = (ParallelEncoderDecoderConfig, ParallelEncoderDecoderForCausalLM, STACKS)
 
 
-@torch.no_grad()
 def laid_out_weights(subject: tuple, options: dict[str, Any], **inputs: Any) -> list:
-    """The weights that were laid out while a row was continued, which gives what it gives as a whole."""
+    """The weights that are laid out while a row is continued by a new model."""
     config_class, model_class, fields = subject
     model = model_class(config_class(**SIZES, **fields, **options)).eval()
     randomise(model)
+    return weights_of_continuing(model, **inputs)
+
+
+@torch.no_grad()
+def weights_of_continuing(model: Any, **inputs: Any) -> list:
+    """The same, of a model, which gives of the row what it gives of it as a whole."""
     ids = token_ids(1, 20)
     expected, start = model(ids, **inputs).logits, 8
     cache = model(
@@ -71,3 +77,9 @@ def test_layers_are_called_where_padding_is_masked_or_more_is_asked_for():
     mask[0, :3] = 0
     assert not laid_out_weights(DECODER_ONLY, {}, attention_mask=mask)
     assert not laid_out_weights(AUTO_REGRESSIVE, {}, output_hidden_states=True)
+
+
+def test_an_adapter_is_not_bypassed():
+    model = DecoderOnlyForCausalLM(DecoderOnlyConfig(**SIZES, num_hidden_layers=2))
+    lora = LoraConfig(target_modules=["0.self_attn.qkv_proj", "0.mlp.down_proj"], init_lora_weights=False)
+    assert len(weights_of_continuing(get_peft_model(model, lora).eval())) == 1

@@ -14,7 +14,7 @@ from transformers.cache_utils import DynamicCache
 from transformers.utils.import_utils import is_torchdynamo_compiling
 
 from .block_attention import Attention, Rotary, rotate, self_pairs
-from .block_layers import PreNormLayer, is_plain
+from .block_layers import FeedForward, PreNormLayer, is_plain
 from .block_masks import Mask
 
 
@@ -70,24 +70,23 @@ def is_plain_step(states: torch.Tensor) -> bool:
     )
 
 
+PLAIN = {PreNormLayer, FeedForward, Attention, nn.Linear, nn.LayerNorm, nn.RMSNorm, nn.Dropout, nn.Identity}
+"""What layers of the plain case consist of: no masks of LearnedDropout, no other form of attention, no adapters."""
+
+
 def is_simple(layer: PreNormLayer) -> bool:
-    """Whether a layer is of the plain case: regular attention by sdpa, no biases, gates and masks of LearnedDropout, no
-    adapters and hooks."""
-    if layer.training or layer.mlp.learned_dropout is not None or layer.self_attn is None:
-        return False
-    if layer.cross_first or layer.cross_attn_gate is not None:
+    """Whether a layer is of the plain case: attention by sdpa, no biases, gates, norms of queries and hooks."""
+    if layer.training or layer.self_attn is None or layer.cross_first or layer.cross_attn_gate is not None:
         return False
     for module in layer.modules():
+        if type(module) not in PLAIN or isinstance(getattr(module, "bias", None), torch.Tensor):
+            return False
         if module is not layer and (module._forward_hooks or module._forward_pre_hooks):
             return False
-        if isinstance(module, nn.Linear) and not (module.bias is None and is_plain(module, torch.device("cpu"))):
+        if isinstance(module, nn.Linear) and not is_plain(module, torch.device("cpu")):
             return False
-        if isinstance(module, nn.LayerNorm) and module.bias is not None:
-            return False
-        if isinstance(module, Attention) and (
-            type(module) is not Attention
-            or module.query_norm is not None
-            or module.config._attn_implementation != "sdpa"
+        if isinstance(module, Attention) and not (
+            module.query_norm is None and module.config._attn_implementation == "sdpa"
         ):
             return False
     return True
