@@ -245,8 +245,12 @@ def tuning_table(records: Iterable[Record], table: dict[str, Any]) -> str:
             rate = f"{one.learning_rate:g}" if one.learning_rate else MISSING
             edge = " (optimum at the edge)" if one in (mine[0], mine[-1]) else ""
             label = table.get("labels", {}).get(entry, one.label)
-            cells = [number(one.metrics[column["value"]], column) for column in columns]
-            rows.append([label, f"**{rate}**{edge}" if one is best else rate, *cells])
+            values = [Group([one]).mean(column["value"]) for column in columns]
+            cells = [
+                MISSING if value is None else number(value, column)
+                for value, column in zip(values, columns, strict=True)
+            ]
+            rows.append([label, f"**{rate}**{edge}" if one is best and len(mine) > 1 else rate, *cells])
     return markdown(
         [table.get("head", "configuration"), "learning rate", *(column["heading"] for column in columns)], rows
     )
