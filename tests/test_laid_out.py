@@ -58,7 +58,6 @@ def test_a_row_is_continued_with_weights_laid_out_as_without(subject, options):
     "options",
     [
         {"use_bias": True},
-        {"qk_norm": True},
         {"attention_form": "latent", "key_value_latent_size": 8},
         {"learned_dropout": "bernoulli"},
     ],

@@ -75,7 +75,7 @@ PLAIN = {PreNormLayer, FeedForward, Attention, nn.Linear, nn.LayerNorm, nn.RMSNo
 
 
 def is_simple(layer: PreNormLayer) -> bool:
-    """Whether a layer is of the plain case: attention by sdpa, no biases, gates, norms of queries and hooks."""
+    """Whether a layer is of the plain case: attention by sdpa, no biases, gates and hooks."""
     if layer.training or layer.self_attn is None or layer.cross_first or layer.cross_attn_gate is not None:
         return False
     for module in layer.modules():
@@ -85,9 +85,7 @@ def is_simple(layer: PreNormLayer) -> bool:
             return False
         if isinstance(module, nn.Linear) and not is_plain(module, torch.device("cpu")):
             return False
-        if isinstance(module, Attention) and not (
-            module.query_norm is None and module.config._attn_implementation == "sdpa"
-        ):
+        if isinstance(module, Attention) and module.config._attn_implementation != "sdpa":
             return False
     return True
 
