@@ -12,8 +12,10 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedTokenizerBase
 
-from .encodzall_words import EOS, NUM_BYTES, PAD
+from .configuration_encodzall import EncodzallConfig
+from .encodzall_words import BOS, EOS, NUM_BYTES, PAD
 
 
 @dataclass
@@ -94,41 +96,6 @@ def search_repairs(
     return best
 
 
-def repairs_of_texts(model: Any, texts: list[str], threshold: float, num_beams: int) -> list[list[Repair]]:
-    """What [`EncodzallForMaskedDenoising.find_repairs`] returns."""
-    repairs: list[list[Repair]] = [[] for _ in texts]
-    rows = [row for row, text in enumerate(texts) if text.strip()]
-    if not rows:
-        return repairs
-    data = [texts[row].encode("utf-8", "surrogatepass") for row in rows]
-    ids = nn.utils.rnn.pad_sequence([torch.tensor([*text, EOS]) for text in data], True, PAD).to(model.device)
-    encoded = model.model(ids)
-    memory = encoded.last_hidden_state
-    odds = model.gate(memory).squeeze(-1).float()  # (B, S)
-    starts = encoded.word_positions.tolist()
-    is_open = (encoded.word_mask & (odds > threshold)).nonzero().tolist()
-    place = [
-        (b, s) for b, s in is_open if starts[b][s] < len(data[b])
-    ]  # the end of a text is a word, but not one to spell
-    spans = [(b, starts[b][s], starts[b][s + 1]) for b, s in place]
-    if not place:
-        return repairs
-    vectors = torch.stack([memory[b, s] for b, s in place])
-
-    def score(words: torch.Tensor, beginnings: torch.Tensor) -> torch.Tensor:
-        return model.following_bytes(vectors[words.to(ids.device)], beginnings.to(ids.device)).cpu()
-
-    old = [data[b][start:end] for b, start, end in spans]
-    log_odds = [odds[b, s].item() for b, s in place]
-    config = model.config
-    limit = 2 * config.max_word_bytes
-    best = search_repairs(old, log_odds, score, config.edit_cost, threshold, num_beams, limit)
-    for (b, start, end), word, (new, total) in zip(spans, old, best, strict=True):
-        if new != word:
-            repairs[rows[b]].append(Repair(start, end, new, total))
-    return repairs
-
-
 def apply_repairs(data: bytes, repairs: list[Repair], threshold: float) -> bytes:
     """A text with its repairs above the threshold; every other byte is copied."""
     pieces, position = [], 0
@@ -137,3 +104,111 @@ def apply_repairs(data: bytes, repairs: list[Repair], threshold: float) -> bytes
             pieces += data[position : repair.start], repair.new
             position = repair.end
     return b"".join([*pieces, data[position:]])
+
+
+class EncodzallRepairs:
+    """Goes among the bases of the denoising model, which has `model`, `config`, `gate`, decoders and `lm_head`."""
+
+    config: EncodzallConfig
+    device: Any
+    model: Any
+    gate: Any
+    decoder: Any
+    word_decoder: Any
+    lm_head: Any
+    generate: Any
+
+    def denoise(
+        self,
+        texts: list[str],
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        threshold: float | None = None,
+        **kwargs: Any,
+    ) -> list[str]:
+        """The texts, repaired: with a gate word by word ([`find_repairs`]), and else by `generate()`.
+
+        Args:
+            tokenizer: of the model; one with a gate reads bytes and needs none.
+            threshold: of a model with a gate: nats by which a repair has to be likelier than the word as it is, at
+                least 0, by default `denoise_threshold`; infinity copies. Words that are not repaired are copied to the
+                byte.
+            kwargs: those of [`find_repairs`], or of `generate()`; by default greedy, and at most twice as long.
+
+        Raises:
+            ValueError: if a text is longer than `max_position_embeddings`; if the threshold is below 0 or there is no
+                gate for it; if a gate has no `edit_cost`.
+        """
+        if self.config.gate_loss_weight:
+            threshold = self.config.denoise_threshold if threshold is None else threshold
+            repairs = self.find_repairs(texts, threshold, **kwargs)
+            data = [text.encode("utf-8", "surrogatepass") for text in texts]
+            repaired = (apply_repairs(*pair, threshold) for pair in zip(data, repairs, strict=True))
+            return [text.decode("utf-8", "surrogatepass") for text in repaired]
+        if threshold is not None or tokenizer is None:
+            raise ValueError(
+                f"`threshold` is {threshold} and `tokenizer` {tokenizer!r}, but this model has no gate "
+                "(`gate_loss_weight` is 0): it needs a tokenizer, and knows no threshold."
+            )
+        inputs = tokenizer(texts, padding=True, return_tensors="pt").to(self.device)
+        longest = 2 * inputs["input_ids"].shape[1] + 16
+        kwargs.setdefault("max_length", min(longest, self.config.max_position_embeddings))
+        ids = self.generate(**inputs, **kwargs)
+        return tokenizer.batch_decode(ids, skip_special_tokens=True)
+
+    @torch.no_grad()
+    def find_repairs(self, texts: list[str], threshold: float = 0.0, num_beams: int = 4) -> list[list[Repair]]:
+        """Of each text, in order, the words for which another spelling is likelier by more than `threshold` nats, with
+        the likeliest that a beam search finds: what `denoise` writes. Only words whose odds in the gate are above the
+        threshold are searched, since no spelling adds to them.
+
+        Raises:
+            ValueError: as [`denoise`].
+        """
+        config = self.config
+        if not config.gate_loss_weight or config.edit_cost is None:
+            raise ValueError(
+                f"`gate_loss_weight` is {config.gate_loss_weight} and `edit_cost` {config.edit_cost}, but repairs need "
+                "a gate and the noisy channel: set `edit_cost` in the configuration, in nats of an edit."
+            )
+        if not threshold >= 0:
+            raise ValueError(f"`threshold` is {threshold}, but it must be at least 0; infinity copies.")
+        repairs: list[list[Repair]] = [[] for _ in texts]
+        rows = [row for row, text in enumerate(texts) if text.strip()]
+        if not rows:
+            return repairs
+        data = [texts[row].encode("utf-8", "surrogatepass") for row in rows]
+        ids = nn.utils.rnn.pad_sequence([torch.tensor([*text, EOS]) for text in data], True, PAD).to(self.device)
+        encoded = self.model(ids)
+        memory = encoded.last_hidden_state
+        odds = self.gate(memory).squeeze(-1).float()  # (B, S)
+        starts = encoded.word_positions.tolist()
+        is_open = (encoded.word_mask & (odds > threshold)).nonzero().tolist()
+        place = [(b, s) for b, s in is_open if starts[b][s] < len(data[b])]  # not the end of a text, which is a word
+        if not place:
+            return repairs
+        vectors = torch.stack([memory[b, s] for b, s in place])
+
+        def score(words: torch.Tensor, beginnings: torch.Tensor) -> torch.Tensor:
+            return self.following_bytes(vectors[words.to(ids.device)], beginnings.to(ids.device)).cpu()
+
+        spans = [(b, starts[b][s], starts[b][s + 1]) for b, s in place]
+        old = [data[b][start:end] for b, start, end in spans]
+        log_odds = [odds[b, s].item() for b, s in place]
+        limit = 2 * config.max_word_bytes
+        best = search_repairs(old, log_odds, score, config.edit_cost, threshold, num_beams, limit)
+        for (b, start, end), word, (new, total) in zip(spans, old, best, strict=True):
+            if new != word:
+                repairs[rows[b]].append(Repair(start, end, new, total))
+        return repairs
+
+    def following_bytes(self, words: torch.Tensor, beginnings: torch.Tensor) -> torch.Tensor:
+        """Log-probabilities `(n, V)`, float32, of the ids that follow beginnings `(n, l)` of the spellings of words, in
+        the word decoder, from their vectors in the memory `(n, D)`."""
+        inputs = nn.functional.pad(beginnings, (1, 0), value=BOS)
+        offset = torch.arange(inputs.shape[1], device=inputs.device).expand_as(inputs)
+        word = torch.arange(len(inputs), device=inputs.device).unsqueeze(1).expand_as(inputs)
+        embedded = self.model.embed_in_words(inputs, offset)
+        decoder = self.word_decoder if self.config.word_decoder == "own" else self.decoder
+        hidden, _ = decoder.spell(embedded, words.unsqueeze(1).expand_as(embedded), word, offset)
+        logits = self.lm_head(hidden[:, -1])
+        return logits.float().log_softmax(-1)

@@ -45,7 +45,7 @@ from .encodzall_decoder import EncodzallDecoder
 from .encodzall_masking import MASKS, WordPattern, search_words
 from .encodzall_packing import IGNORED, Packing, Spelling, pack_spelling
 from .encodzall_pipelines import WordFillingPipeline, WordTaggingPipeline
-from .encodzall_repair import Repair, apply_repairs, repairs_of_texts
+from .encodzall_repair import EncodzallRepairs
 from .encodzall_words import BOS, EOS, PAD, WHITE_SPACE
 
 NO_EMBEDDINGS = "words are found, packed and compared by their bytes"
@@ -197,7 +197,7 @@ def mean_of_text(values: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     return (values * weights.unsqueeze(-1)).sum(1) / weights.sum(1, keepdim=True)
 
 
-class EncodzallForMaskedDenoising(EncodzallPreTrainedModel, GenerationMixin):
+class EncodzallForMaskedDenoising(EncodzallPreTrainedModel, EncodzallRepairs, GenerationMixin):
     """The encoders with both decoders: a masked or noisy text in, the clean text and its words out."""
 
     def __init__(self, config: EncodzallConfig):
@@ -420,74 +420,6 @@ class EncodzallForMaskedDenoising(EncodzallPreTrainedModel, GenerationMixin):
         logits, targets, word = self.spell_words(words, spelled)
         values = -nn.functional.cross_entropy(logits.float(), targets, reduction="none")
         return values.new_zeros(len(words)).index_add(0, word, values)
-
-    def denoise(
-        self,
-        texts: list[str],
-        tokenizer: PreTrainedTokenizerBase | None = None,
-        threshold: float | None = None,
-        **kwargs: Any,
-    ) -> list[str]:
-        """The texts, repaired: with a gate word by word ([`find_repairs`]), and else by `generate()`.
-
-        Args:
-            tokenizer: of the model; one with a gate reads bytes and needs none.
-            threshold: of a model with a gate: nats by which a repair has to be likelier than the word as it is, at
-                least 0, by default `denoise_threshold`; infinity copies. Words that are not repaired are copied to the
-                byte.
-            kwargs: those of [`find_repairs`], or of `generate()`; by default greedy, and at most twice as long.
-
-        Raises:
-            ValueError: if a text is longer than `max_position_embeddings`; if the threshold is below 0 or there is no
-                gate for it; if a gate has no `edit_cost`.
-        """
-        if self.config.gate_loss_weight:
-            threshold = self.config.denoise_threshold if threshold is None else threshold
-            repairs = self.find_repairs(texts, threshold, **kwargs)
-            data = [text.encode("utf-8", "surrogatepass") for text in texts]
-            repaired = (apply_repairs(*pair, threshold) for pair in zip(data, repairs, strict=True))
-            return [text.decode("utf-8", "surrogatepass") for text in repaired]
-        if threshold is not None or tokenizer is None:
-            raise ValueError(
-                f"`threshold` is {threshold} and `tokenizer` {tokenizer!r}, but this model has no gate "
-                "(`gate_loss_weight` is 0): it needs a tokenizer, and knows no threshold."
-            )
-        inputs = tokenizer(texts, padding=True, return_tensors="pt").to(self.device)
-        longest = 2 * inputs["input_ids"].shape[1] + 16
-        kwargs.setdefault("max_length", min(longest, self.config.max_position_embeddings))
-        ids = self.generate(**inputs, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]  # wants to set `device`
-        return tokenizer.batch_decode(ids, skip_special_tokens=True)
-
-    @torch.no_grad()
-    def find_repairs(self, texts: list[str], threshold: float = 0.0, num_beams: int = 4) -> list[list[Repair]]:
-        """Of each text, in order, the words for which another spelling is likelier by more than `threshold` nats, with
-        the likeliest that a beam search finds: what `denoise` writes. Only words whose odds in the gate are above the
-        threshold are searched, since no spelling adds to them.
-
-        Raises:
-            ValueError: as [`denoise`].
-        """
-        config = self.config
-        if not config.gate_loss_weight or config.edit_cost is None:
-            raise ValueError(
-                f"`gate_loss_weight` is {config.gate_loss_weight} and `edit_cost` {config.edit_cost}, but repairs need "
-                "a gate and the noisy channel: set `edit_cost` in the configuration, in nats of an edit."
-            )
-        if not threshold >= 0:
-            raise ValueError(f"`threshold` is {threshold}, but it must be at least 0; infinity copies.")
-        return repairs_of_texts(self, texts, threshold, num_beams)
-
-    def following_bytes(self, words: torch.Tensor, beginnings: torch.Tensor) -> torch.Tensor:
-        """Log-probabilities `(n, V)`, float32, of the ids that follow beginnings `(n, l)` of the spellings of words, in
-        the word decoder, from their vectors in the memory `(n, D)`."""
-        inputs = nn.functional.pad(beginnings, (1, 0), value=BOS)
-        offset = torch.arange(inputs.shape[1], device=inputs.device).expand_as(inputs)
-        word = torch.arange(len(inputs), device=inputs.device).unsqueeze(1).expand_as(inputs)
-        embedded = self.model.embed_in_words(inputs, offset)
-        decoder = self.word_decoder if self.config.word_decoder == "own" else self.decoder
-        hidden, _ = decoder.spell(embedded, words.unsqueeze(1).expand_as(embedded), word, offset)
-        logits = self.lm_head(hidden[:, -1])
-        return logits.float().log_softmax(-1)
 
     @torch.no_grad()
     def fill_mask(
