@@ -99,7 +99,7 @@ def make_record(**fields):
         "parameters": {"total": 2, "embedding": 1, "body": 1},
         **{"versions": {}, "dirty": False, "machine": {}, "metrics": {"eval_bits_per_byte": 2.0}},
     }
-    return Record(page="page", entry="one", label="One", **known | fields)
+    return Record(**{"page": "page", "entry": "one", "label": "One"} | known | fields)
 
 
 # ---- End to end ----

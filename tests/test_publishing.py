@@ -55,7 +55,7 @@ training:
 """
 CODE = {"block_attention.py", "block_byte_pieces.py", "block_causal_head.py", "block_chunked_loss.py",
         "block_embedding_loss.py",
-        "block_encoder_decoder.py", "block_layers.py", "block_learned_dropout.py",
+        "block_encoder_decoder.py", "block_laid_out.py", "block_layers.py", "block_learned_dropout.py",
         "block_lossless_decoding.py", "block_lossless_tokenizer.py", "block_masks.py", "block_ngram_embedding.py",
         "block_outputs.py",
         "block_positions.py", "block_pretrained.py", "block_refusals.py", "block_row_encodings.py",
