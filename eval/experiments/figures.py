@@ -131,7 +131,8 @@ def draw(content: dict[str, Any], path: Path) -> None:
     """One panel beside the other: the mean over seeds as a line, lowest to highest as a band, yardsticks as grey lines
     across; or a mark for each entry."""
     panels: Sequence[dict[str, Any]] = content["panels"]
-    figure, axes = plt.subplots(1, len(panels), figsize=(4.2 * len(panels), 3.9), layout="constrained", squeeze=False)
+    width = max(4.2 * len(panels), 6.3)  # two columns of names below
+    figure, axes = plt.subplots(1, len(panels), figsize=(width, 3.9), layout="constrained", squeeze=False)
     for axis, panel in zip(axes[0], panels, strict=True):
         for i, line in enumerate(panel["lines"]):
             style = {"color": COLOURS[i % len(COLOURS)], "linestyle": STYLES[i // len(COLOURS) % len(STYLES)]}
