@@ -1,16 +1,25 @@
 """`benchmarks/depth.py` at toy size."""
 
 import importlib
+import sys
 
 import pytest
 import torch
 from conftest import REPOSITORY
 
 
+BESIDE = ("depth", "peers", "subjects", "timing")
+
+
 @pytest.fixture
 def depth(monkeypatch):
+    """With its neighbours, of which one has the name of a folder of the experiments."""
     monkeypatch.syspath_prepend(str(REPOSITORY / "benchmarks"))
-    return importlib.import_module("depth")
+    others = {name: sys.modules.pop(name) for name in BESIDE if name in sys.modules}
+    yield importlib.import_module("depth")
+    for name in BESIDE:
+        sys.modules.pop(name, None)
+    sys.modules.update(others)
 
 
 def test_models_of_a_depth_have_bodies_of_one_size_and_a_line_each(depth, capsys):
