@@ -7,7 +7,6 @@ import pytest
 import torch
 from conftest import REPOSITORY
 
-
 BESIDE = ("depth", "peers", "subjects", "timing")
 
 
