@@ -32,6 +32,7 @@ from records import (
     REPOSITORY,
     Record,
     RecordError,
+    corpora,
     machine,
     portable,
     read_page,
@@ -247,7 +248,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--name", help="in the table (default: architecture and overrides)")
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1))
-    parser.add_argument("--text", type=Path, default=REPOSITORY.parent / "shared" / "data")
+    parser.add_argument("--text", type=Path, default=corpora())
     parser.add_argument("--runs", type=Path, default=REPOSITORY / "runs" / "experiments")
     parser.add_argument("--records", type=Path, default=RECORDS)
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of speedrun.md")

@@ -15,10 +15,10 @@ import re
 import sys
 from pathlib import Path
 
-from entries import HERE, Entry, ExperimentList, ListError, read_list
-from records import RECORDS, REPOSITORY, RecordError
+from entries import Entry, ExperimentList, ListError, read_list
+from records import RecordError
 from report import RESULTS, Report
-from run import RunFailed, Runner
+from run import RunFailed, Runner, add_folders
 
 from latentlm.architectures import architecture
 from latentlm.runs import RecipeError, load_recipe
@@ -70,12 +70,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--check", action="store_true", help="fail where the page is not what the records give")
     parser.add_argument("--seeds", type=int, default=3, help="of a recipe of your own (default: 3)")
     parser.add_argument("--threads", type=int, default=1, help="of each run (default: 1)")
-    parser.add_argument(
-        "--text", type=Path, default=REPOSITORY.parent / "shared" / "data", help="folder with wikitext2/"
-    )
-    parser.add_argument("--runs", type=Path, default=REPOSITORY / "runs" / "experiments")
-    parser.add_argument("--records", type=Path, default=RECORDS)
-    parser.add_argument("--lists", type=Path, default=HERE, help="folder of the pages (default: beside this file)")
+    add_folders(parser)
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the page")
     options = parser.parse_args(arguments)
     try:

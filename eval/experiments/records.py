@@ -37,6 +37,11 @@ class RecordError(ValueError):
     """A record that does not hold what the schema asks for, or that may not be written; the message names the field."""
 
 
+def corpora() -> Path:
+    """The folder of the corpora: what `LATENTLM_TEXT` names, or the one beside the repository."""
+    return Path(os.environ.get("LATENTLM_TEXT") or REPOSITORY.parent / "shared" / "data")
+
+
 @dataclass
 class Record:
     """One finished run, or one row of a table whose runs are gone.

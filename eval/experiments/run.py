@@ -30,6 +30,7 @@ from records import (
     RUN,
     TUNING,
     Record,
+    corpora,
     count_parameters,
     read_page,
     read_record,
@@ -385,13 +386,16 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seeds", nargs="+", type=int, metavar="SEED", help="run these seeds alone")
     parser.add_argument("--dry_run", action="store_true", help="print what would run and how long it takes")
     parser.add_argument("--threads", type=int, default=1, help="of each run (default: 1)")
-    parser.add_argument(
-        "--text", type=Path, default=REPOSITORY.parent / "shared" / "data", help="folder of the corpora"
-    )
+    add_folders(parser)
+    return parser.parse_args(arguments)
+
+
+def add_folders(parser: argparse.ArgumentParser) -> None:
+    """Where runs find and leave things."""
+    parser.add_argument("--text", type=Path, default=corpora(), help="folder of the corpora")
     parser.add_argument("--runs", type=Path, default=REPOSITORY / "runs" / "experiments")
     parser.add_argument("--records", type=Path, default=RECORDS)
     parser.add_argument("--lists", type=Path, default=HERE, help="folder of the pages (default: beside this file)")
-    return parser.parse_args(arguments)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -27,7 +27,6 @@ from figures import COLOURS
 from measures.repair import (
     TEXTS,
     DictionarySpeller,
-    corpora,
     edit_distance,
     error_rate,
     noisy_of,
@@ -35,7 +34,7 @@ from measures.repair import (
     read_sentences,
 )
 from one_run import CURVES, FLOPS_METHOD, last_evaluation, last_logged, seen
-from records import Record, count_parameters, curves, machine, portable, revision, versions, write_record
+from records import Record, corpora, count_parameters, curves, machine, portable, revision, versions, write_record
 from repair_data import BOOK
 
 from latentlm import EncodzallForMaskedDenoising

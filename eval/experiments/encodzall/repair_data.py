@@ -14,7 +14,8 @@ from collections import Counter, defaultdict
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from measures.repair import TEXTS, corpora, read_rows
+from measures.repair import TEXTS, read_rows
+from records import corpora
 
 from latentlm.training.noise import WORD, NoiseTables, default_tables
 from latentlm.training.noise_tables import learn, read_pairs

@@ -6,7 +6,6 @@ Copying, a dictionary speller and hashed trigrams are the yardsticks: `yardstick
 
 import csv
 import json
-import os
 import re
 from collections import Counter
 from collections.abc import Callable
@@ -15,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from records import REPOSITORY
+from records import corpora
 from scipy.stats import spearmanr
 
 from latentlm.training.noise import corrupt_text
@@ -168,8 +167,3 @@ def measure(model: Any, tokenizer: Any, run: Path) -> dict[str, float]:
         return torch.cat([model.model(**one).pooler_output for one in inputs])
 
     return score(repair, embed, corpora())
-
-
-def corpora() -> Path:
-    """The folder of the corpora."""
-    return Path(os.environ.get("LATENTLM_TEXT") or REPOSITORY.parent / "shared" / "data")

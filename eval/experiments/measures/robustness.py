@@ -6,7 +6,6 @@ Noise is in the run's own validation text, as people, keyboards and scanners mak
 
 import json
 import math
-import os
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 
 import torch
 import yaml
-from records import REPOSITORY
+from records import corpora
 
 from latentlm.data import token_bytes
 from latentlm.training.noise import CHARACTER_SHARE, MIXTURE, corrupt_text
@@ -70,7 +69,7 @@ def measure(model: Any, tokenizer: Any, run: Path) -> dict[str, float]:
     lines = Path(recipe["data"]["validation_dataset"]).read_text(encoding="utf-8").splitlines()
     clean = "".join(json.loads(line)["text"] for line in lines)[:NOISY_CHARACTERS]
     metrics = {f"noise_{rate}": bits_per_byte(model, tokenizer, [with_noise(clean, rate)], length) for rate in RATES}
-    languages = read_languages(Path(os.environ.get("LATENTLM_TEXT") or REPOSITORY.parent / "shared" / "data"))
+    languages = read_languages(corpora())
     scores = {name: bits_per_byte(model, tokenizer, [text], length) for name, (_, text) in languages.items()}
     latin = {name for name, (script, _) in languages.items() if script == "Latn" and name != "eng"}
     groups = {"": set(scores), "_latin": latin, "_other": set(scores) - latin - {"eng"}}

@@ -12,7 +12,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from entries import read_list
-from records import REPOSITORY
+from records import REPOSITORY, corpora
 from texts import prepare_text
 
 from latentlm.runs import load_recipe
@@ -24,7 +24,7 @@ SIZE = 4096
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--text", type=Path, default=REPOSITORY.parent / "shared" / "data")
+    parser.add_argument("--text", type=Path, default=corpora())
     parser.add_argument("--runs", type=Path, default=REPOSITORY / "runs" / "experiments")
     options = parser.parse_args()
     experiments, run = read_list("track"), options.runs / "track-autoencoder"

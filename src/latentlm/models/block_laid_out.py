@@ -75,7 +75,7 @@ PLAIN = {PreNormLayer, FeedForward, Attention, nn.Linear, nn.LayerNorm, nn.RMSNo
 
 
 def is_simple(layer: PreNormLayer) -> bool:
-    """Whether a layer is of the plain case: attention by sdpa, no biases, gates and hooks."""
+    """Whether a layer is of the plain case: attention by sdpa, without biases, gates and hooks."""
     if layer.training or layer.self_attn is None or layer.cross_first or layer.cross_attn_gate is not None:
         return False
     for module in layer.modules():
