@@ -356,12 +356,14 @@ LANGUAGE_MODEL_CHANGES = LEARNED_DROPOUT_CHANGES | {
     "hidden_dropout": 0.5,
     "attention_dropout": 0.5,
     "ngram_embedding": [3],
+    "ngram_embedding_size": 8,
     "ngram_buckets": 16,
     "ngram_multiplier": 5,
 }
 NGRAMS = {"ngram_embedding": [2, 4], "ngram_buckets": 32}
 NGRAM_CHANGES = {name: value for name, value in LANGUAGE_MODEL_CHANGES.items() if name.startswith("ngram_")}
-NGRAM_NEEDS = dict.fromkeys(("ngram_buckets", "ngram_multiplier"), NGRAMS)
+NARROW_NGRAMS = NGRAMS | {"ngram_embedding_size": 6}
+NGRAM_NEEDS = dict.fromkeys(("ngram_embedding_size", "ngram_buckets", "ngram_multiplier"), NGRAMS)
 BLOCK_OPTIONS = {
     "hidden_act": "relu2",
     "tie_word_embeddings": False,
@@ -392,7 +394,7 @@ LEARNED_DROPOUT_NEEDS = {
 NEEDS = (
     LATENT_NEEDS
     | LEARNED_DROPOUT_NEEDS
-    | {name: {"ngram_embedding": [2]} for name in ("ngram_buckets", "ngram_multiplier")}
+    | {name: {"ngram_embedding": [2]} for name in NGRAM_NEEDS}
     | {"rope_parameters": {"position_embedding_type": "rotary"}}
 )
 ENCODER_DECODER_CHANGES = LANGUAGE_MODEL_CHANGES | {
@@ -529,7 +531,7 @@ ARCHITECTURES = [
                 "embedding_loss": "mse",
                 "mask_entropy_loss_weight": 0.5,
             },
-            "ngrams": NGRAMS | {"position_embedding_type": "rotary", "embedding_loss": "mse"},
+            "ngrams": NARROW_NGRAMS | {"position_embedding_type": "rotary", "embedding_loss": "mse"},
         },
         typical="original",
         tiny="ar-encoder-decoder-tiny",
@@ -650,7 +652,7 @@ ARCHITECTURES = [
             | {
                 "levels": [
                     LEVEL | NGRAMS | {"quantizer": "rvq", "depth": 2},
-                    LEVEL | NGRAMS | {"compressor_attention": "segment"},
+                    LEVEL | NARROW_NGRAMS | {"compressor_attention": "segment"},
                 ],
                 "mask_entropy_loss_weight": 0.5,
             },
@@ -734,7 +736,7 @@ ARCHITECTURES = [
             "grouped": {"num_key_value_heads": 2, "word_pooling": "query", "word_decoder": "shared"},
             "plain": {"word_pooling": "max", "cross_attention_positions": "none", "word_decoder": "none"},
             "no_word_loss": {"word_loss_weight": 0.0, "contrastive_loss_weight": 0.5, "contrastive_scale": 2.0},
-            "latent": LATENT | NGRAMS,
+            "latent": LATENT | NARROW_NGRAMS,
             "learned_dropout": LEARNED_DROPOUT | ONE_LAYER_EACH | {"mask_entropy_loss_weight": 0.5},
             "learned_dropout_groups": LEARNED_DROPOUT | LATENT | ONE_LAYER_EACH | {"learned_dropout_groups": 8},
             "learned_dropout_embedding": LEARNED_DROPOUT

@@ -83,11 +83,14 @@ def embed_slowly(model, ids):
     vectors = list(model.embed_tokens(ids))
     config, numbers = model.config, [0] * 99 + (ids + 1).tolist()
     for t in range(len(ids) if config.ngram_embedding else 0):
+        rows = []
         for k, n in enumerate(config.ngram_embedding):
             gram = numbers[t + 100 - n : t + 100]
             total = sum(x * config.ngram_multiplier**back for back, x in enumerate(reversed(gram)))
             row = k * config.ngram_buckets + total % (2**31 - 1) % config.ngram_buckets
-            vectors[t] = vectors[t] + model.embed_ngrams.table.weight[row]
+            rows.append(model.embed_ngrams.table.weight[row])
+        narrow = config.ngram_embedding_size is not None
+        vectors[t] = vectors[t] + (model.embed_ngrams.up.weight @ torch.cat(rows) if narrow else sum(rows))
     return torch.stack(vectors)
 
 

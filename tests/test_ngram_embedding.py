@@ -141,6 +141,7 @@ def test_a_cache_that_rounds_is_refused():
         ({"ngram_embedding": [1, 2]}, r"`ngram_embedding` is \[1, 2\]"),
         ({"ngram_embedding": []}, r"`ngram_embedding` is \[\]"),
         ({"ngram_embedding": [3, 3]}, r"`ngram_embedding` is \[3, 3\]"),
+        ({"ngram_embedding_size": 0}, "`ngram_embedding_size` is 0"),
         ({"ngram_buckets": 0}, "`ngram_buckets` is 0"),
         ({"ngram_multiplier": 1}, "`ngram_multiplier` is 1"),
     ],

@@ -203,7 +203,12 @@ def reference_logits(model: nn.Module, ids: list[int]) -> torch.Tensor:
     if config.ngram_embedding is not None:
         table = weights.parameters["model.embed_ngrams.table.weight"]
         places = [ngram_rows(ids[: t + 1], config) for t in range(len(ids))]
-        states = [x + sum(table[row] for row in rows) for x, rows in zip(states, places, strict=True)]
+        read = [[table[row] for row in rows] for rows in places]
+        if config.ngram_embedding_size is None:
+            vectors = [sum(rows) for rows in read]
+        else:
+            vectors = [weights["model"]["embed_ngrams"]["up"].linear(torch.cat(rows)) for rows in read]
+        states = [x + vector for x, vector in zip(states, vectors, strict=True)]
     embeddings = states
 
     def bridge(states: list) -> list:

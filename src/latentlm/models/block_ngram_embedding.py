@@ -26,6 +26,9 @@ class NgramEmbedding(nn.Module):
         h_n = (x_0 + x_1 a + ... + x_{n-1} a^(n-1)) mod p,        row = h_n mod K of the K rows for n
 
     All of it in int64: the same on every device, eager or compiled.
+
+    Rows of another width than the model's (`ngram_embedding_size`) are not summed: side by side, a matrix maps them to it
+    (as ALBERT, arXiv 1909.11942, section 3.1, does with embeddings).
     """
 
     _fsdp_plan = {"table": "free_full_weight"}  # the model's plan takes it in
@@ -34,7 +37,9 @@ class NgramEmbedding(nn.Module):
         super().__init__()
         self.lengths: list[int] = sorted(config.ngram_embedding)
         self.buckets, self.multiplier = config.ngram_buckets, config.ngram_multiplier
-        self.table = NgramTable(len(self.lengths) * self.buckets, config.hidden_size, mode="sum")
+        size, rows = config.ngram_embedding_size, len(self.lengths) * self.buckets
+        self.table = NgramTable(rows, config.hidden_size if size is None else size, mode="sum")
+        self.up = None if size is None else nn.Linear(len(self.lengths) * size, config.hidden_size, bias=False)
 
     def forward(
         self,
@@ -43,7 +48,10 @@ class NgramEmbedding(nn.Module):
         previous: torch.Tensor | None = None,  # (B, max(n) - 1), the ids before `ids`; none where they begin a row
     ) -> torch.Tensor:
         """`(B, T, D)`. Ids further back than `depth` count as none; `depth` may be above what there is."""
-        return self.table(self.rows(ids, depth, previous).flatten(0, 1)).unflatten(0, ids.shape)
+        rows = self.rows(ids, depth, previous)
+        if self.up is not None:
+            return self.up(nn.functional.embedding(rows, self.table.weight).flatten(-2))
+        return self.table(rows.flatten(0, 1)).unflatten(0, ids.shape)
 
     def rows(self, ids: torch.Tensor, depth: torch.Tensor, previous: torch.Tensor | None = None) -> torch.Tensor:
         """Rows of the table `(B, T, number of lengths)`, int64; arguments as of the forward."""

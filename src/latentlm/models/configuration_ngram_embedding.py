@@ -18,11 +18,14 @@ class NgramEmbeddingConfig:
     Args:
         ngram_embedding: lengths n, as `[2, 3, 4]`: the last n ids of each position are hashed to a row of a table that
             is added to the embedding. None for no such table.
+        ngram_embedding_size: width of the rows of the table, where it is not that of the model: those of all n side by
+            side are mapped to it. A small one makes small tables of many rows.
         ngram_buckets: rows of the table for each n; several n-grams may share one.
         ngram_multiplier: base of the rolling hash, see [`NgramEmbedding`]. Another one makes another model.
     """
 
     ngram_embedding: list[int] | None = None
+    ngram_embedding_size: int | None = None
     ngram_buckets: int = 4096
     ngram_multiplier: int = 1_000_000_007
 
@@ -51,6 +54,11 @@ class NgramEmbeddingConfig:
             raise ValueError(
                 f"`ngram_embedding` is {lengths}, but it must be a list of distinct lengths of at least 2, as "
                 "[2, 3, 4], or None for no n-gram embeddings."
+            )
+        if self.ngram_embedding_size is not None and self.ngram_embedding_size < 1:
+            raise ValueError(
+                f"`ngram_embedding_size` is {self.ngram_embedding_size}, but it must be at least 1, or None for the "
+                "width of the model."
             )
         if self.ngram_buckets < 1:
             raise ValueError(f"`ngram_buckets` is {self.ngram_buckets}, but it must be at least 1.")
