@@ -27,8 +27,8 @@ class NgramEmbedding(nn.Module):
 
     All of it in int64: the same on every device, eager or compiled.
 
-    Rows of another width than the model's (`ngram_embedding_size`) are not summed: side by side, a matrix maps them to it
-    (as ALBERT, arXiv 1909.11942, section 3.1, does with embeddings).
+    Rows of another width than the model's (`ngram_embedding_size`) are not summed: side by side, a matrix maps them to
+    it (as ALBERT, arXiv 1909.11942, section 3.1, does with embeddings).
     """
 
     _fsdp_plan = {"table": "free_full_weight"}  # the model's plan takes it in
