@@ -1,5 +1,5 @@
 """The training text and the noise tables of `repair.yaml`: WikiText-2, every other article with punctuation as people
-write it, words of misspelling lists, pieces of OCR.
+write it, each of its commoner words by itself, words of misspelling lists, pieces of OCR.
 
 python eval/experiments/encodzall/repair_data.py FOLDER        # writes repair-train.jsonl and repair-tables.json
 
@@ -21,7 +21,8 @@ from latentlm.training.noise import WORD, NoiseTables, default_tables
 from latentlm.training.noise_tables import learn, read_pairs
 
 BOOK = "eng_monograph/81"  # two thirds of the OCR pieces; all other documents are held out
-COPIES_OF_WORDS, COPIES_OF_OCR = 6, 3  # WikiText-2 is far larger
+COPIES_OF_WORDS, COPIES_OF_OCR = 4, 3  # WikiText-2 is far larger
+COMMON = 4  # occurrences of a word that is read by itself as well, with the noise of running text
 
 
 def detokenise(text: str) -> str:
@@ -51,6 +52,7 @@ def prepare(data: Path, folder: Path) -> None:
         if stays:
             targets[word] = stays
     documents += COPIES_OF_WORDS * sorted(misspelled)
+    documents += sorted(word for word, count in counts.items() if count >= COMMON)
 
     pieces = [json.loads(line) for line in (data / "noise" / "ocr_icdar2017_en.jsonl").read_bytes().splitlines()]
     tested = set(read_rows(data, "ocr_icdar2017_en.jsonl", "ocr", "gt", TEXTS)[0])

@@ -17,6 +17,18 @@ class NgramTable(nn.EmbeddingBag):
         init.zeros_(self.weight)
 
 
+class NgramProjection(nn.Linear):
+    """From the narrow rows of `lengths` n side by side to the width of the model. A step of the rows moves what is added
+    to the embedding as far as one of wide rows would: its weights have variance 1 / `size`."""
+
+    def __init__(self, lengths: int, size: int, hidden_size: int):
+        super().__init__(lengths * size, hidden_size, bias=False)
+        self.size = size
+
+    def initialize_parameters(self) -> None:
+        init.normal_(self.weight, std=self.size**-0.5)
+
+
 class NgramEmbedding(nn.Module):
     """Sum over lengths n of a table's row for the last n ids, zero at the start of training.
 
@@ -39,7 +51,7 @@ class NgramEmbedding(nn.Module):
         self.buckets, self.multiplier = config.ngram_buckets, config.ngram_multiplier
         size, rows = config.ngram_embedding_size, len(self.lengths) * self.buckets
         self.table = NgramTable(rows, config.hidden_size if size is None else size, mode="sum")
-        self.up = None if size is None else nn.Linear(len(self.lengths) * size, config.hidden_size, bias=False)
+        self.up = None if size is None else NgramProjection(len(self.lengths), size, config.hidden_size)
 
     def forward(
         self,
@@ -49,9 +61,9 @@ class NgramEmbedding(nn.Module):
     ) -> torch.Tensor:
         """`(B, T, D)`. Ids further back than `depth` count as none; `depth` may be above what there is."""
         rows = self.rows(ids, depth, previous)
-        if self.up is not None:
-            return self.up(nn.functional.embedding(rows, self.table.weight).flatten(-2))
-        return self.table(rows.flatten(0, 1)).unflatten(0, ids.shape)
+        if self.up is None:
+            return self.table(rows.flatten(0, 1)).unflatten(0, ids.shape)
+        return self.up(self.table(rows.reshape(-1, 1)).reshape(*ids.shape, -1))
 
     def rows(self, ids: torch.Tensor, depth: torch.Tensor, previous: torch.Tensor | None = None) -> torch.Tensor:
         """Rows of the table `(B, T, number of lengths)`, int64; arguments as of the forward."""
