@@ -18,8 +18,8 @@ class NgramTable(nn.EmbeddingBag):
 
 
 class NgramProjection(nn.Linear):
-    """From the narrow rows of `lengths` n side by side to the width of the model. Its weights have variance 1 / `size`, so
-    that a step of the rows moves what is added to the embedding as far as one of wide rows would."""
+    """From the narrow rows of `lengths` n side by side to the width of the model. Its weights have variance 1 / `size`,
+    so that a step of the rows moves what is added to the embedding as far as one of wide rows would."""
 
     def __init__(self, lengths: int, size: int, hidden_size: int):
         super().__init__(lengths * size, hidden_size, bias=False)
