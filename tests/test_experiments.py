@@ -595,3 +595,26 @@ def test_every_figure_is_shown_by_a_page():
     figures = {path.name for path in (REPOSITORY / "docs" / "results" / "figures").iterdir()}
     pages = "".join(path.read_text(encoding="utf-8") for path in (REPOSITORY / "docs").rglob("*.md"))
     assert {name for name in figures if f"figures/{name})" not in pages} == set()
+
+
+def test_trackio_holds_the_curves_of_records(tmp_path):
+    curve = {"loss": [[1, 2.5], [3, 1.5]], "learning_rate": [[3, 0.1]]}
+    record = make_record(seed=4, steps=3, curve=curve, metrics={"eval_loss": 1.25})
+    write_record(record, tmp_path / "records")
+    script, environment = EXPERIMENTS / "to_trackio.py", os.environ | {"TRACKIO_DIR": str(tmp_path / "trackio")}
+    command = [sys.executable, script, "page", "--records", tmp_path / "records"]
+    subprocess.run(command, env=environment, check=True, capture_output=True)
+    again = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert again.returncode == 1 and "latentlm-page" in again.stderr  # nothing is written over
+    code = (
+        "import json, trackio; store = trackio.SQLiteStorage; [name] = store.get_runs('latentlm-page');"
+        "print(name, json.dumps(store.get_logs('latentlm-page', name)))"
+    )
+    read = subprocess.run([sys.executable, "-c", code], env=environment, check=True, capture_output=True, text=True)
+    name, logs = read.stdout.strip().split(" ", 1)
+    points = [{k: v for k, v in one.items() if k != "timestamp"} for one in json.loads(logs)]
+    assert name == "one-4"
+    assert points == [
+        {"step": 1, "loss": 2.5},
+        {"step": 3, "loss": 1.5, "learning_rate": 0.1, "eval_loss": 1.25},
+    ]
