@@ -1,4 +1,5 @@
-"""Fine-tune EncodZall to say of each word of a lower-cased text whether it should be a capital: one label per word.
+"""Fine-tune EncodZall to say of each word of a lower-cased text whether it should be a capital: one label per word. A
+tenth of the lines is held out and scored.
 
 python examples/tag_words.py [org/name or run folder] [steps]
 """
@@ -7,7 +8,14 @@ import sys
 from pathlib import Path
 from pydoc_data.topics import topics
 
-from transformers import AutoModelForTokenClassification, AutoTokenizer, Trainer, TrainingArguments, pipeline
+from transformers import (
+    AutoModelForTokenClassification,
+    AutoTokenizer,
+    EvalPrediction,
+    Trainer,
+    TrainingArguments,
+    pipeline,
+)
 from transformers.data import DataCollatorForTokenClassification
 
 name = sys.argv[1] if len(sys.argv) > 1 else "runs/encodzall-tiny"
@@ -29,13 +37,28 @@ def encode(line: str) -> dict[str, list[int]]:
     return {**encoded, "labels": labels}
 
 
+def score(prediction: EvalPrediction) -> dict[str, float]:
+    """Accuracy, and F1 of label 1."""
+    predicted, labels = prediction.predictions.argmax(-1), prediction.label_ids
+    is_word = labels != -100
+    predicted, labels = predicted[is_word], labels[is_word]
+    return {"accuracy": (predicted == labels).mean(), "f1": 2 * (predicted & labels).sum() / (predicted + labels).sum()}
+
+
 names = {0: "lower", 1: "capital"}
 model = AutoModelForTokenClassification.from_pretrained(name, trust_remote_code=True, id2label=names)
 arguments = TrainingArguments(
     "runs/tag-words", max_steps=steps, per_device_train_batch_size=16, learning_rate=1e-3, logging_steps=50,
     save_strategy="no", report_to="none", use_cpu=True,
 )  # fmt: skip
-Trainer(model, arguments, DataCollatorForTokenClassification(tokenizer), [*map(encode, lines)]).train()
+rows = [*map(encode, lines)]
+train, held_out = [row for i, row in enumerate(rows) if i % 10], rows[::10]
+trainer = Trainer(
+    model, arguments, DataCollatorForTokenClassification(tokenizer), train, held_out, compute_metrics=score
+)  # fmt: skip
+trainer.train()
+scores = trainer.evaluate()
+print(f"held out: accuracy of words {scores['eval_accuracy']:.3f}, F1 of capitals {scores['eval_f1']:.3f}")
 model.save_pretrained("runs/tag-words")
 tokenizer.save_pretrained("runs/tag-words")
 

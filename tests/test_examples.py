@@ -194,8 +194,11 @@ def test_embed_texts(run_example, encodzall_folder):
 @pytest.mark.parametrize("name", ["classify_texts.py", "tag_words.py"])
 def test_fine_tuning(run_example, encodzall_folder, name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    last = run_example(name, encodzall_folder, 2).strip().splitlines()[-1]
+    printed = run_example(name, encodzall_folder, 2)
+    last = printed.strip().splitlines()[-1]
     assert "item.reset()" in last or "guido" in last.lower()
+    accuracy, f1 = map(float, re.search(r"accuracy.* ([\d.]+), F1 of \w+ ([\d.]+)", printed).groups())
+    assert 0 < accuracy <= 1 and 0 <= f1 <= 1
 
 
 WITH_A_MODEL = ("classify_texts.py", "compress_text.py", "embed_texts.py", "evaluate_with_lm_eval.sh", "generate.py",
