@@ -1,8 +1,8 @@
-"""Bytes per second that the entries of the track write; a record of each in eval/records/generation.
+"""Bytes per second that entries of the track and of other lists write; a record of each in eval/records/generation.
 
-    python eval/experiments/generation_speed.py [ENTRY ...] [--runs FOLDER]
+    python eval/experiments/generation_speed.py [ENTRY ...] [PAGE/ENTRY ...] [--runs FOLDER]
 
-Takes the finished model of an entry where there is one, and fresh weights where the arithmetic does not depend on them.
+Takes a finished model of an entry where there is one, and fresh weights where the arithmetic does not depend on them.
 """
 
 import argparse
@@ -20,24 +20,34 @@ from latentlm.runs import load_recipe
 
 PAGE, TRACK = "generation", "track"
 SAME_FOR_ALL_WEIGHTS = ("decoder_only", "ar_encoder_decoder", "parallel_encoder_decoder")
-DEFAULT = ("decoder-only", "ar-encoder-decoder", "parallel-encoder-decoder", "abstractinator", "fsq")
+DEFAULT = (
+    "decoder-only",
+    "ar-encoder-decoder",
+    "parallel-encoder-decoder",
+    "abstractinator",
+    "pyramid/shared-trunk",
+    "fsq",
+)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("entries", nargs="*", default=DEFAULT)
-    parser.add_argument("--runs", type=Path, default=REPOSITORY / "runs" / "experiments" / TRACK)
+    parser.add_argument("--runs", type=Path, default=REPOSITORY / "runs" / "experiments")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    entries = read_list(TRACK).entries
-    for name in options.entries:
+    for place in options.entries:
+        page, _, name = place.rpartition("/")
+        page = page or TRACK
+        entries = read_list(page).entries
         if name not in entries:
-            raise ListError(f"{name}: no entry of the {TRACK}; there are {', '.join(entries)}")
-        recipe, run = load_recipe(entries[name].recipe), options.runs / f"{name}-0"
-        finished = (run / "config.json").exists()
-        if finished:
-            tokenizer = AutoTokenizer.from_pretrained(run, trust_remote_code=True)
-            model = AutoModelForCausalLM.from_pretrained(run, trust_remote_code=True)
+            raise ListError(f"{name}: no entry of {page}; there are {', '.join(entries)}")
+        recipe = load_recipe(entries[name].recipe)
+        finished = sorted((options.runs / page).glob(f"{name}-[0-9]/config.json"))
+        run = finished[0].parent if finished else None
+        if run:
+            tokenizer = AutoTokenizer.from_pretrained(run)
+            model = AutoModelForCausalLM.from_pretrained(run)  # by the code of here, not that of the run
         elif recipe.model_type in SAME_FOR_ALL_WEIGHTS:
             torch.manual_seed(0)
             tokenizer = ByteTokenizer()
@@ -46,7 +56,8 @@ def main() -> None:
             model = AutoModelForCausalLM.from_config(config)
         else:
             print(
-                f"{name}: {run} holds no finished model, and how fast it writes depends on its weights", file=sys.stderr
+                f"{name}: {options.runs / page} holds no finished model, and how fast it writes depends on its weights",
+                file=sys.stderr,
             )
             continue
         commit, dirty = revision()
@@ -55,7 +66,7 @@ def main() -> None:
             name,
             entries[name].label,
             source=MEASURED,
-            metrics=measure(model, tokenizer, run if finished else None),
+            metrics=measure(model, tokenizer, run),
             versions=versions(),
             revision=commit,
             dirty=dirty,
