@@ -7,7 +7,16 @@ import numpy as np
 import pytest
 import torch
 
-from latentlm.evaluation.tokenizers import Analysis, digit_shares, edits, mean_edits, nearest, show, zipf_exponent
+from latentlm.evaluation.tokenizers import (
+    Analysis,
+    digit_shares,
+    edits,
+    family,
+    mean_edits,
+    nearest,
+    show,
+    zipf_exponent,
+)
 
 SCRIPT = Path(__file__).parents[1] / "eval" / "experiments" / "fsq-tokenizer" / "analysis.py"
 
@@ -43,6 +52,8 @@ def test_neighbours_shares_and_ranks():
     digits = np.array([[0, 1], [0, 0], [2, 1]])
     assert digit_shares(digits, (3, 2), None) == [pytest.approx([2 / 3, 0, 1 / 3], abs=1e-6), [0.333333, 0.666667]]
     assert digit_shares(digits, (3, 2), np.array([0, 1, 3])) == [[0.25, 0, 0.75], [0.25, 0.75]]
+    coarse, counts = np.array([1, 2, 1, 1, 2, 1]), np.array([9, 9, 3, 5, 9, 3])
+    assert family(coarse, counts, 3) == [0, 2, 5]
     assert zipf_exponent(1e6 / np.arange(1, 2000) ** 0.8) == pytest.approx(0.8)
     assert zipf_exponent(np.array([3, 1, 0])) == 0
     assert [show(piece) for piece in (b" a|b", b"`")] == ["`␣a¦b`", "`` ` ``"]
@@ -54,6 +65,7 @@ def test_a_record_holds_the_whole_analysis(script):
         [[1, 3], [2, 1]],
         {"vocabulary": [[0.5, 0.5], [1.0, 0.0]], "text": [[0.25, 0.75], [1.0, 0.0]]},
         {"`a`": ["`b`", "`c`"]},
+        {"`a`": []},
     )
     assert script.from_record(script.to_record("analysis", analysis)) == analysis
 

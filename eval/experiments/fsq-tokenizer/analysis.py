@@ -18,7 +18,7 @@ from records import MEASURED, RECORDS, REPOSITORY, Record, machine, read_record,
 from latentlm.evaluation.tokenizers import Analysis, analyse, load_pair
 
 PAGE = "fsq-tokenizer"
-LABELS = {"analysis": "the tokenizer of the track"}
+LABELS = {"analysis": "the tokenizer of the track", "analysis-residual": "residual codes"}
 RESULTS = REPOSITORY / "docs" / "results"
 BLOCK = re.compile(r"(<!-- analysis ([\w-]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
@@ -35,7 +35,7 @@ def to_record(entry: str, analysis: Analysis) -> Record:
         entry,
         LABELS[entry],
         MEASURED,
-        configuration={"neighbours": analysis.neighbours},
+        configuration={"neighbours": analysis.neighbours, "families": analysis.families},
         curve=curve,
         metrics=analysis.numbers,
         versions=versions(),
@@ -46,6 +46,7 @@ def to_record(entry: str, analysis: Analysis) -> Record:
 
 
 def from_record(record: Record) -> Analysis:
+    lists: dict[str, dict[str, list[str]]] = record.configuration or {}
     digits: dict[str, list[list[float]]] = {}
     for name, points in record.curve.items():
         if name.startswith("digits_"):
@@ -54,7 +55,8 @@ def from_record(record: Record) -> Analysis:
         record.metrics,
         [[int(rank), int(times)] for rank, times in record.curve["use"]],
         digits,
-        (record.configuration or {})["neighbours"],
+        lists["neighbours"],
+        lists["families"],
     )
 
 

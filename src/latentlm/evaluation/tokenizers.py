@@ -1,5 +1,6 @@
 """Is a tokenizer lossless, and how are its vocabulary and its codes used?"""
 
+import math
 import random
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -83,16 +84,19 @@ class Analysis:
     Attributes:
         numbers: `bytes`, `tokens`, `vocabulary` (bytes and pieces); shares of the vocabulary: `vocabulary_used`,
             `moved`, `exact`; shares of the tokens: `single_bytes`, `exact_by_use`, `kept_K` (the K most used alone);
-            `zipf_exponent`, and `edits_of_neighbours` and `edits_at_random` (see [`mean_edits`]).
+            `zipf_exponent`, and `edits_of_neighbours` and `edits_at_random` (see [`mean_edits`]). Of residual codes
+            also `coarse_codes`, how many first codes there are, and `edits_in_families`, of pieces that share one.
         use: `(rank, times used)` of bytes and pieces, from the most used on.
         digits: of each dimension, over the vocabulary and over the text, the share of each digit.
         neighbours: of some pieces those whose codes are nearest, all as `show` writes them.
+        families: of residual codes: of the same pieces the most used others with the same first code.
     """
 
     numbers: dict[str, float | int]
     use: list[list[int]]
     digits: dict[str, list[list[float]]]
     neighbours: dict[str, list[str]]
+    families: dict[str, list[str]]
 
     @property
     def tables(self) -> str:
@@ -119,6 +123,16 @@ class Analysis:
         lines += [f"| {size:,} | {share:.2%} |" for size, share in kept.items()]
         lines += ["", "Nearest in code space (distance between values):", "", "| piece | neighbours |", "| --- | --- |"]
         lines += [f"| {piece} | {' '.join(near)} |" for piece, near in self.neighbours.items()]
+        if self.families:
+            lines += [
+                "",
+                f"Pieces with the same coarse code, of {one['coarse_codes']:,} that are used, are "
+                f"{one['edits_in_families']:.3f} edits a byte apart:",
+                "",
+                "| piece | others with its coarse code, the most used first |",
+                "| --- | --- |",
+            ]
+            lines += [f"| {piece} | {' '.join(family) or '–'} |" for piece, family in self.families.items()]
         return "\n".join(lines)
 
     def draw(self, folder: Path, prefix: str = "") -> None:
@@ -157,7 +171,7 @@ def analyse(slow: FSQTokenizer, fast: FSQTokenizerFast, text: str) -> Analysis:
     }
     for size in (2**k for k in range(8, 16) if 2**k <= len(ordered)):
         numbers[f"kept_{size}"] = ordered[:size].sum() / total
-    fsq = FSQ(slow.levels)
+    fsq = code_space(slow)
     digits = fsq.digits(torch.from_numpy(table.codes))
     values = fsq.values(digits)
     chosen = range(256, len(table.spellings), max((len(table.spellings) - 256) // NEIGHBOURHOODS, 1))
@@ -165,8 +179,15 @@ def analyse(slow: FSQTokenizer, fast: FSQTokenizerFast, text: str) -> Analysis:
     numbers["edits_of_neighbours"] = mean_edits(table.spellings, {i: nearest(values, i) for i in chosen})
     drawn = {i: generator.choices(range(256, len(table.spellings)), k=NEIGHBOURS) for i in chosen}
     numbers["edits_at_random"] = mean_edits(table.spellings, drawn)
-    ranks = np.unique(np.geomspace(1, len(ordered), RANKS_PER_OCTAVE * len(ordered).bit_length()).round().astype(int))
     samples = [table.spellings.index(sample) for sample in SAMPLES if sample in table.spellings]
+    families: dict[int, list[int]] = {}
+    if len(fsq.levels) > fsq.num_dimensions:
+        coarse = table.codes % math.prod(fsq.levels[: fsq.num_dimensions])
+        numbers["coarse_codes"] = len(np.unique(coarse))
+        families = {i: family(coarse, counts, i) for i in (*chosen, *samples)}
+        drawn = {i: generator.sample(families[i], min(len(families[i]), NEIGHBOURS)) for i in chosen}
+        numbers["edits_in_families"] = mean_edits(table.spellings, drawn)
+    ranks = np.unique(np.geomspace(1, len(ordered), RANKS_PER_OCTAVE * len(ordered).bit_length()).round().astype(int))
     return Analysis(
         {name: round(float(value), 6) if isinstance(value, float) else int(value) for name, value in numbers.items()},
         [[int(rank), int(ordered[rank - 1])] for rank in ranks],
@@ -174,8 +195,15 @@ def analyse(slow: FSQTokenizer, fast: FSQTokenizerFast, text: str) -> Analysis:
             name: digit_shares(digits.numpy(), fsq.levels, uses)
             for name, uses in (("vocabulary", None), ("text", counts))
         },
-        {show(table.spellings[i]): [show(table.spellings[j]) for j in nearest(values, i)] for i in samples},
+        shown(table.spellings, {i: nearest(values, i) for i in samples}),
+        shown(table.spellings, {i: families[i][:NEIGHBOURS] for i in samples if i in families}),
     )
+
+
+def code_space(tokenizer: FSQTokenizer) -> FSQ:
+    """The quantization that a tokenizer's codes are of."""
+    count = (tokenizer.autoencoder_config or {}).get("num_quantizers", 1)
+    return FSQ(tokenizer.levels[: len(tokenizer.levels) // count], num_quantizers=count)
 
 
 def zipf_exponent(ordered: np.ndarray) -> float:
@@ -190,6 +218,17 @@ def nearest(values: torch.Tensor, index: int) -> list[int]:
     """Of values `(V, n)` the rows nearest to one of them, without itself; ties by index."""
     order = (values - values[index]).norm(dim=-1).argsort(stable=True)
     return order[order != index][:NEIGHBOURS].tolist()
+
+
+def family(coarse: np.ndarray, counts: np.ndarray, index: int) -> list[int]:
+    """The other tokens with the same coarse code `(V,)`, the most used first."""
+    members = np.flatnonzero((coarse == coarse[index]) & (np.arange(len(coarse)) != index))
+    return members[np.argsort(-counts[members], kind="stable")].tolist()
+
+
+def shown(spellings: Sequence[bytes], others: dict[int, list[int]]) -> dict[str, list[str]]:
+    """Pieces, and others of each, as a page shows them."""
+    return {show(spellings[i]): [show(spellings[j]) for j in ones] for i, ones in others.items()}
 
 
 def digit_shares(digits: np.ndarray, levels: Sequence[int], uses: np.ndarray | None) -> list[list[float]]:
