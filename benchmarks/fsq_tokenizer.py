@@ -208,7 +208,7 @@ def generation(options: argparse.Namespace) -> None:
     prompt = fast(text[:200], return_tensors="pt").input_ids[:, :32]
     tokenizers = {name: bpe if name == "BPE" else fast for name in models}
 
-    def write(name: str) -> Callable[[], str]:
+    def write(name: str) -> Callable[[], object]:
         model = models[name].eval()
         return lambda: tokenizers[name].decode(model.generate(prompt, max_new_tokens=128, do_sample=False)[0])
 

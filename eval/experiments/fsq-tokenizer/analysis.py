@@ -25,7 +25,7 @@ BLOCK = re.compile(r"(<!-- analysis ([\w-]+) -->\n)(.*?)(<!-- end -->)", re.DOTA
 
 def to_record(entry: str, analysis: Analysis) -> Record:
     """Numbers as metrics, what figures show as curves."""
-    curve = {"use": analysis.use}
+    curve: dict[str, list[list[float | int]]] = {"use": [[*point] for point in analysis.use]}
     for name, dimensions in analysis.digits.items():
         for i, shares in enumerate(dimensions, 1):
             curve[f"digits_{name}_{i}"] = [[digit, share] for digit, share in enumerate(shares)]

@@ -253,7 +253,7 @@ class FactorisedHead(nn.Module):
         return nn.functional.linear(nn.functional.linear(hidden_states, self.columns), self.digit_table())
 
     @property
-    def weight(self) -> torch.Tensor:
+    def weight(self) -> torch.Tensor | None:
         """`(V, D)`"""
         return self.digit_table() @ self.columns
 
@@ -283,11 +283,13 @@ class HierarchicalHead(FactorisedHead):
     sums to 1 over the tokens. A token's logit is the logarithm of that. Special tokens stand beside the coarse codes.
     """
 
-    weight = None  # pyright: ignore[reportAssignmentType] - logits are no product with a matrix
-
     def __init__(self, config: FSQConfig, code_embedding: CodeEmbedding):
         super().__init__(config, code_embedding)
         self.code_table = CodeTable(self.build_tree)
+
+    @property
+    def weight(self) -> None:
+        """Logits are no product with a matrix."""
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """Logits `(..., V)`, float32, of hidden states `(..., D)`."""
