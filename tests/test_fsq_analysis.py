@@ -74,4 +74,4 @@ def test_the_page_is_that_of_the_records(script):
     text = (script.RESULTS / "fsq-analysis.md").read_text(encoding="utf-8")
     assert script.BLOCK.search(text) and script.page(text) == text
     for entry in (match[2] for match in script.BLOCK.finditer(text)):
-        assert (script.RESULTS / "figures" / f"fsq-{entry}-use.png").exists()
+        assert (script.RESULTS / "figures" / f"fsq-{entry}-digits.png").exists()

@@ -116,6 +116,13 @@ def test_the_hierarchical_head_predicts_coarse_then_fine():
     assert not torch.allclose(again, logits)
 
 
+def test_with_one_code_the_hierarchical_head_is_the_factorised_one():
+    factorised, hierarchical = (case_model("factorised", head=head) for head in ("factorised", "hierarchical"))
+    hierarchical.load_state_dict(factorised.state_dict())
+    hidden = torch.randn(3, 32)
+    torch.testing.assert_close(hierarchical.lm_head(hidden), factorised.lm_head(hidden).log_softmax(-1))
+
+
 def test_the_hierarchical_head_writes_learns_and_follows_the_tokenizer(tmp_path):
     model = hierarchical_model().eval()
     ids = token_ids(2, 5)
@@ -410,7 +417,6 @@ def test_the_table_is_a_part_of_the_checkpoint(tmp_path):
     ("fields", "words"),
     [
         ({"vocab_size": 400}, ["`vocab_size` 400", "[8, 8, 5]", "320"]),
-        ({"head": "hierarchical"}, ["`head` 'hierarchical'", "`num_quantizers` is 1"]),
         ({"autoencoder": AUTOENCODER | {"num_quantizers": 0}}, ["`num_quantizers` is 0", "at least 1"]),
         ({"num_special_tokens": 64}, ["`num_special_tokens` is 64", "`vocab_size` 64"]),
         ({"byte_loss_weight": -1}, ["`byte_loss_weight` is -1"]),

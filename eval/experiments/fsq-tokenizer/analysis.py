@@ -15,7 +15,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from records import MEASURED, RECORDS, REPOSITORY, Record, machine, read_record, revision, versions, write_record
 
-from latentlm.evaluation.tokenizers import Analysis, analyse, load_pair
+from latentlm.evaluation.tokenizers import Analysis, analyse, load_pair, plot_digits, plot_use
 
 PAGE = "fsq-tokenizer"
 LABELS = {"analysis": "the tokenizer of the track", "analysis-residual": "residual codes"}
@@ -65,10 +65,11 @@ def analysis_of(entry: str, records: Path = RECORDS) -> Analysis:
 
 
 def block(entry: str) -> str:
-    """What the page says of an entry."""
-    figures = f"figures/fsq-{entry}"
+    """What the page says of an entry; of residual codes, whose pieces are those of the first, codes alone."""
+    analysis, figures = analysis_of(entry), f"figures/fsq-{entry}"
+    use = f"{analysis.use_table}\n\n![Times used by rank of the piece]({figures}-use.png)\n\n"
     return (
-        f"{analysis_of(entry).tables}\n\n![Times used by rank of the piece]({figures}-use.png)\n\n"
+        f"{'' if analysis.families else use}{analysis.code_table}\n\n"
         f"![Share of each digit in each dimension of the code]({figures}-digits.png)\n"
     )
 
@@ -97,7 +98,10 @@ def main() -> None:
         sys.exit(f"{path} is not what the records give" if new != old else 0)
     path.write_text(new, encoding="utf-8")
     for _, entry, _, _ in BLOCK.findall(new):
-        analysis_of(entry).draw(RESULTS / "figures", f"fsq-{entry}-")
+        analysis, figure = analysis_of(entry), RESULTS / "figures" / f"fsq-{entry}"
+        plot_digits(analysis.digits, Path(f"{figure}-digits.png"))
+        if not analysis.families:
+            plot_use(analysis.use, analysis.numbers["tokens"], Path(f"{figure}-use.png"))
     print(path)
 
 

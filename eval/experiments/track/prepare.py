@@ -29,12 +29,14 @@ def main() -> None:
     parser.add_argument("--text", type=Path, default=corpora())
     parser.add_argument("--runs", type=Path, default=REPOSITORY / "runs" / "experiments")
     parser.add_argument("--residual", action="store_true", help="codes that are coarse, then fine")
+    parser.add_argument("--max_steps", type=int, default=4000, help="of the autoencoder")
     options = parser.parse_args()
     name = "track-residual" if options.residual else "track"
     experiments, run = read_list("track"), options.runs / f"{name}-autoencoder"
     text = prepare_text(experiments, experiments.budget_bytes, options.text.resolve(), options.runs / "track" / "text")
     recipe = REPOSITORY / "hub_configs" / "fsq-tokenizer-tiny" / "recipe.yaml"
-    fields = {**text["tuning"], "tokenizer_vocab_size": SIZE, "eval_steps": 4000, "output_dir": str(run)}
+    fields = {**text["tuning"], "tokenizer_vocab_size": SIZE, "output_dir": str(run)}
+    fields |= {"max_steps": options.max_steps, "eval_steps": options.max_steps}
     train(load_recipe(recipe, fields | (RESIDUAL if options.residual else {})))
     build(run, options.runs / f"{name}-tokenizer")
 

@@ -99,20 +99,15 @@ class Analysis:
     families: dict[str, list[str]]
 
     @property
-    def tables(self) -> str:
-        """The part of a page that needs no figure, in Markdown."""
+    def use_table(self) -> str:
+        """How the text uses the vocabulary, in Markdown."""
         one = self.numbers
         lines = [
             f"- {one['bytes']:,} bytes, {one['tokens']:,} tokens: {one['bytes'] / one['tokens']:.3f} bytes per token",
             f"- vocabulary used: {one['vocabulary_used']:.2%} of {one['vocabulary']:,} bytes and pieces",
             f"- tokens that are single bytes: {one['single_bytes']:.2%}",
-            f"- codes moved to a free place: {one['moved']:.2%}; spelled exactly by the network: {one['exact']:.2%}, "
-            f"{one['exact_by_use']:.2%} by use",
             f"- use falls with rank to the power of -{one['zipf_exponent']:.2f} from rank {ZIPF_RANKS[0]} to "
             f"{ZIPF_RANKS[1]:,} (Zipf's law: -1)",
-            f"- edits that turn a piece into another, divided by the bytes of the longer: "
-            f"{one['edits_of_neighbours']:.3f} to its {NEIGHBOURS} neighbours by code, {one['edits_at_random']:.3f} to "
-            "pieces drawn at random",
             "",
             "Kept if the vocabulary were pruned to the most used bytes and pieces:",
             "",
@@ -120,8 +115,24 @@ class Analysis:
             "| --: | --: |",
         ]
         kept = {int(name[5:]): share for name, share in one.items() if name.startswith("kept_")}
-        lines += [f"| {size:,} | {share:.2%} |" for size, share in kept.items()]
-        lines += ["", "Nearest in code space (distance between values):", "", "| piece | neighbours |", "| --- | --- |"]
+        return "\n".join([*lines, *(f"| {size:,} | {share:.2%} |" for size, share in kept.items())])
+
+    @property
+    def code_table(self) -> str:
+        """What the codes are like, in Markdown."""
+        one = self.numbers
+        lines = [
+            f"- codes moved to a free place: {one['moved']:.2%}; spelled exactly by the network: {one['exact']:.2%}, "
+            f"{one['exact_by_use']:.2%} by use",
+            f"- edits that turn a piece into another, divided by the bytes of the longer: "
+            f"{one['edits_of_neighbours']:.3f} to its {NEIGHBOURS} neighbours by code, {one['edits_at_random']:.3f} to "
+            "pieces drawn at random",
+            "",
+            "Nearest in code space (distance between values):",
+            "",
+            "| piece | neighbours |",
+            "| --- | --- |",
+        ]
         lines += [f"| {piece} | {' '.join(near)} |" for piece, near in self.neighbours.items()]
         if self.families:
             lines += [
@@ -135,19 +146,15 @@ class Analysis:
             lines += [f"| {piece} | {' '.join(family) or '–'} |" for piece, family in self.families.items()]
         return "\n".join(lines)
 
-    def draw(self, folder: Path, prefix: str = "") -> None:
-        """Write `use.png` and `digits.png`, with a prefix to their names."""
-        folder.mkdir(parents=True, exist_ok=True)
-        plot_use(self.use, self.numbers["tokens"], folder / f"{prefix}use.png")
-        plot_digits(self.digits, folder / f"{prefix}digits.png")
-
 
 def analyse_tokenizer(folder: Path, text: Path, out: Path) -> None:
     """Write `analysis.md` and its figures to `out`: use of vocabulary and codes on `text`, pruning, neighbours."""
     analysis = analyse(*load_pair(folder), text.read_text(encoding="utf-8"))
-    analysis.draw(out)
+    out.mkdir(parents=True, exist_ok=True)
+    plot_use(analysis.use, analysis.numbers["tokens"], out / "use.png")
+    plot_digits(analysis.digits, out / "digits.png")
     figures = ["![Use by rank](use.png)", "", "![Digits of the codes](digits.png)"]
-    lines = [f"# {folder.name} on {text.name}", "", analysis.tables, "", *figures, ""]
+    lines = [f"# {folder.name} on {text.name}", "", analysis.use_table, "", analysis.code_table, "", *figures, ""]
     (out / "analysis.md").write_text("\n".join(lines), encoding="utf-8")
     print(out / "analysis.md")
 
@@ -259,7 +266,8 @@ def edits(one: bytes, other: bytes) -> int:
 
 
 def show(piece: bytes) -> str:
-    text = repr(piece.decode("utf-8", "backslashreplace"))[1:-1]
+    characters = piece.decode("utf-8", "backslashreplace")
+    text = "".join(one if one.isprintable() else repr(one)[1:-1] for one in characters)
     text = text.replace(" ", "␣").replace("|", "¦")
     return f"`` {text} ``" if "`" in text else f"`{text}`"
 

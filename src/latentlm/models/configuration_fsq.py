@@ -85,11 +85,6 @@ class FSQConfig(DecoderOnlyConfig):
                 f"`vocab_size` {self.vocab_size} needs as many codes, but `levels` {list(autoencoder.levels)} and "
                 f"`num_quantizers` {autoencoder.num_quantizers} give {autoencoder.num_codes}."
             )
-        if self.head == "hierarchical" and autoencoder.num_quantizers == 1:
-            raise ValueError(
-                "`head` 'hierarchical' predicts coarse codes, then finer ones, but the autoencoder's `num_quantizers` "
-                "is 1: there is one code. Use a tokenizer with more, or `head` 'factorised'."
-            )
 
     def validate_code_losses(self) -> None:
         for name in ("code_embedding_size", "byte_loss_weight", "reconstruction_loss_weight"):
