@@ -378,17 +378,6 @@ class DecoderHead(nn.Module):
 HEADS = {"factorised": FactorisedHead, "hierarchical": HierarchicalHead, "decoder": DecoderHead}
 
 
-def is_step(input_ids: torch.Tensor, cache: Cache | None) -> bool:
-    """Whether ids `(B, T)` are the next token of texts in a cache, and nobody has to see the code network called."""
-    return (
-        type(cache) is DynamicCache
-        and input_ids.shape[1] == 1
-        and not torch.is_grad_enabled()
-        and not torch.is_autocast_enabled(input_ids.device.type)
-        and not is_tracing(input_ids)
-    )
-
-
 class FSQPreTrainedModel(DecoderOnlyPreTrainedModel):
     config: FSQConfig  # pyright: ignore[reportIncompatibleVariableOverride]
 
@@ -437,15 +426,24 @@ class FSQModel(FSQPreTrainedModel, DecoderOnlyModel):
         inputs_embeds: torch.Tensor | None,
         use_cache: bool | None,
     ) -> tuple[torch.Tensor, Mask, torch.Tensor, Cache | None]:
-        if input_ids is not None and inputs_embeds is None and is_step(input_ids, past_key_values):
-            # Belongs to the cache: while a text is continued, weights stay what they are.
-            if not hasattr(past_key_values, "added_rows"):
-                past_key_values.added_rows = self.code_embedding.added_rows()  # pyright: ignore
-            added: torch.Tensor | None = past_key_values.added_rows  # pyright: ignore
+        continues = type(past_key_values) is DynamicCache and inputs_embeds is None and not torch.is_grad_enabled()
+        if continues and input_ids is not None and input_ids.shape[1] == 1:
+            added = self.added_rows(input_ids, past_key_values)
             if added is not None:
                 rows = self.embed_tokens(input_ids, rows_only=True)
                 input_ids, inputs_embeds = None, rows + nn.functional.embedding(input_ids, added)
         return super().embed(input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache)
+
+    def added_rows(self, input_ids: torch.Tensor, cache: Any) -> torch.Tensor | None:
+        """What codes add to every row, which belongs to the cache: while texts are continued, weights stay what they
+        are. None where it has to be computed."""
+        if torch.is_autocast_enabled(input_ids.device.type):
+            return None
+        if not hasattr(cache, "added_rows"):
+            if is_tracing(input_ids):
+                return None
+            cache.added_rows = self.code_embedding.added_rows()
+        return cache.added_rows
 
     @torch.no_grad()
     def load_tokenizer(self, tokenizer: Any) -> None:
