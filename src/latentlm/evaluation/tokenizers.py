@@ -114,7 +114,7 @@ class Analysis:
             "| kept | of all tokens |",
             "| --: | --: |",
         ]
-        kept = {int(name[5:]): share for name, share in one.items() if name.startswith("kept_")}
+        shares = {int(name[5:]): share for name, share in one.items() if name.startswith("kept_")}
         return "\n".join([*lines, *(f"| {size:,} | {share:.2%} |" for size, share in kept.items())])
 
     @property
