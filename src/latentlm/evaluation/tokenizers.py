@@ -115,7 +115,7 @@ class Analysis:
             "| --: | --: |",
         ]
         shares = {int(name[5:]): share for name, share in one.items() if name.startswith("kept_")}
-        return "\n".join([*lines, *(f"| {size:,} | {share:.2%} |" for size, share in kept.items())])
+        return "\n".join([*lines, *(f"| {size:,} | {share:.2%} |" for size, share in shares.items())])
 
     @property
     def code_table(self) -> str:
