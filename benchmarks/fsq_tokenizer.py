@@ -2,7 +2,7 @@
 all of one vocabulary size and trained on the same text; of its network; and of generation in bytes per second.
 
     pip install sentencepiece tiktoken
-    python benchmarks/fsq_tokenizer.py TRAIN.txt HELD_OUT.txt TOKENIZER [--repeats 5] [--cache runs/benchmarks]
+    python benchmarks/fsq_tokenizer.py TRAIN.txt HELD_OUT.txt TOKENIZER [--repeats 5] [--only generation]
 
 TOKENIZER is a folder of `latentlm tokenizer build`. Every side encodes the lines of HELD_OUT, one core each.
 """
@@ -20,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from timing import machine, median_seconds
+from timing import least_cpu_seconds, machine, median_seconds
 from transformers import PreTrainedTokenizerFast
 
 import latentlm
@@ -37,6 +37,14 @@ def word_level(text: str, size: int) -> PreTrainedTokenizerFast:
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.train_from_iterator([text], trainers.WordLevelTrainer(vocab_size=size, special_tokens=["<unk>"]))
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>")
+
+
+def bpe_of(options: argparse.Namespace, size: int) -> PreTrainedTokenizerFast:
+    """A BPE of the same text."""
+    folder = options.cache / f"bpe-{size}"
+    if not folder.exists():
+        train_bpe([options.train.read_text(encoding="utf-8")], size).save_pretrained(folder)
+    return PreTrainedTokenizerFast.from_pretrained(folder)
 
 
 def tiktoken_of(bpe: PreTrainedTokenizerFast):
@@ -76,10 +84,7 @@ def encoders(options: argparse.Namespace) -> dict[str, Callable[[list[str]], lis
     slow = FSQTokenizer.from_pretrained(options.tokenizer)
     uncached = FSQTokenizer.from_pretrained(options.tokenizer, cache_size=0)
     size = len(fast)
-    folder = options.cache / "bpe"
-    if not folder.exists():
-        train_bpe([text], size).save_pretrained(folder)
-    bpe = PreTrainedTokenizerFast.from_pretrained(folder)
+    bpe = bpe_of(options, size)
     words = word_level(text, size)
     tik, spm = tiktoken_of(bpe), sentencepiece_of(options.train, options.cache, size)
 
@@ -187,13 +192,14 @@ def resident() -> float:
 
 
 def generation(options: argparse.Namespace) -> None:
-    """Text out of random models of one size, cached: tokens per second times bytes per token on the held-out text."""
+    """Text out of random models of one size, cached: tokens per second of processor time, times bytes per token on the
+    held-out text."""
     text = options.held_out.read_text(encoding="utf-8")[:200_000]
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
     fast = FSQTokenizerFast.from_pretrained(options.tokenizer)
-    bpe = PreTrainedTokenizerFast.from_pretrained(options.cache / "bpe")
+    bpe = bpe_of(options, len(fast))
     sizes = {"hidden_size": 128, "num_attention_heads": 4, "num_hidden_layers": 4, "max_position_embeddings": 256}
-    special = {"vocab_size": 32768, "eos_token_id": None, "bos_token_id": 1, "pad_token_id": 0}
+    special = {"vocab_size": len(fast), "eos_token_id": None, "bos_token_id": 1, "pad_token_id": 0}
     models = {
         "FSQ": latentlm.FSQForCausalLM(latentlm.FSQConfig(**sizes, **special)),
         "FSQ, factorised head": latentlm.FSQForCausalLM(latentlm.FSQConfig(**sizes, **special, head="factorised")),
@@ -202,16 +208,19 @@ def generation(options: argparse.Namespace) -> None:
     prompt = fast(text[:200], return_tensors="pt").input_ids[:, :32]
     tokenizers = {name: bpe if name == "BPE" else fast for name in models}
 
-    def write(name: str) -> Callable[[], str]:
+    def write(name: str) -> Callable[[], object]:
         model = models[name].eval()
         return lambda: tokenizers[name].decode(model.generate(prompt, max_new_tokens=128, do_sample=False)[0])
 
-    seconds = median_seconds({name: write(name) for name in models}, options.repeats)
+    seconds = least_cpu_seconds({name: write(name) for name in models}, options.repeats)
     print("\n| model and tokenizer | tokens/s | bytes/token | bytes/s |\n|---|--:|--:|--:|")
     for name, value in seconds.items():
         ids = tokenizers[name](text, add_special_tokens=False, verbose=False).input_ids
         per_token = len(text.encode()) / len(ids)
         print(f"| {name} | {128 / value:.0f} | {per_token:.2f} | {128 / value * per_token:.0f} |")
+
+
+PARTS = (memory, table, network, generation)
 
 
 def main() -> None:
@@ -221,13 +230,13 @@ def main() -> None:
     parser.add_argument("tokenizer", type=Path)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--cache", type=Path, default=Path("runs/benchmarks"))
+    parser.add_argument("--only", choices=[part.__name__ for part in PARTS], help="one part of it")
     options = parser.parse_args()
     options.cache.mkdir(parents=True, exist_ok=True)
     print(machine())
-    memory(options)
-    table(options)
-    network(options)
-    generation(options)
+    for part in PARTS:
+        if options.only in (None, part.__name__):
+            part(options)
 
 
 if __name__ == "__main__":

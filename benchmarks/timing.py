@@ -31,6 +31,19 @@ def median_seconds(sides: dict[str, Callable[[], object]], repeats: int, warmup:
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
+def least_cpu_seconds(sides: dict[str, Callable[[], object]], repeats: int, warmup: int = 1) -> dict[str, float]:
+    """Least processor seconds of each callable over `repeats` turns, after `warmup` turns: what other processes do to a
+    machine counts least there."""
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for turn in range(warmup + repeats):
+        for name, call in sides.items():
+            start = time.process_time()
+            call()
+            if turn >= warmup:
+                seconds[name].append(time.process_time() - start)
+    return {name: min(values) for name, values in seconds.items()}
+
+
 class Products(TorchDispatchMode):
     """Remembers, while active, every matrix product: the operation, and size and stride of its operands."""
 

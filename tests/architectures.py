@@ -840,6 +840,7 @@ ARCHITECTURES = [
             "deconv_strides": [1, 2],
             "kernel_size": 5,
             "levels": [5, 8, 8],
+            "num_quantizers": 2,
             "temperature": 0.5,
             "quantization_noise": 0.5,
             "margin": 0.4,

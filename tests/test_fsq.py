@@ -111,6 +111,53 @@ def test_noise_moves_a_share_of_the_values_in_training_alone():
     assert steps.max() <= 0.5 + 1e-5
 
 
+@pytest.mark.parametrize("num_quantizers", [2, 3])
+def test_each_quantizer_refines_what_the_ones_before_leave(num_quantizers):
+    levels = (8, 5)
+    fsq = FSQ(levels, temperature=0.7, num_quantizers=num_quantizers)
+    assert fsq.num_codes == 40**num_quantizers and len(fsq.levels) == 2 * num_quantizers
+    z = torch.randn(200, 2, requires_grad=True)
+    values, index = fsq(z)
+    bounded = torch.tanh(z.detach() / 0.7).double()
+    for row in range(50):
+        expected, digits = [0.0, 0.0], []
+        left, scale = bounded[row].tolist(), [1, 1]
+        for _ in range(num_quantizers):
+            for i, n in enumerate(levels):
+                digit = round((left[i] + 1) / 2 * (n - 1))
+                value = 2 * digit / (n - 1) - 1
+                expected[i] += value / scale[i]
+                left[i] = (left[i] - value) * (n - 1)  # stretched to [-1, 1]
+                scale[i] *= n - 1
+                digits.append(digit)
+        if min(abs(abs(x) - 1) for x in left) > 1e-3:  # else rounding decides
+            assert values[row].tolist() == pytest.approx(expected, abs=1e-5)
+            assert fsq.digits(index[row]).tolist() == digits
+            assert index[row] % 40 == FSQ(levels, 0.7)(z[row])[1]  # a prefix is the code of one quantizer
+    steps = torch.tensor(levels) - 1.0
+    assert ((values.detach() - bounded).abs() <= 1 / steps**num_quantizers + 1e-5).all()
+    weight = torch.randn(200, 2)
+    (values * weight).sum().backward()
+    torch.testing.assert_close(z.grad, weight * (1 - torch.tanh(z.detach() / 0.7) ** 2) / 0.7)
+    every = torch.arange(fsq.num_codes)
+    assert torch.equal(fsq.index(fsq.digits(every)), every)
+
+
+def test_a_residual_autoencoder_goes_through_all_its_codes():
+    model = small(num_quantizers=2, code_entropy_loss_weight=0.5, margin_loss_weight=0.5).train()
+    output = model(batch(CHUNKS), labels=labels(CHUNKS))
+    assert output.code_values.shape == (5, 3) and model.config.num_codes == 120**2
+    output.loss.backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+    model.eval()
+    codes = model.encode(batch(CHUNKS).clamp(max=255), torch.tensor([len(chunk) for chunk in CHUNKS]))
+    coarse = small(code_entropy_loss_weight=0.5, margin_loss_weight=0.5)
+    assert torch.equal(codes % 120, coarse(batch(CHUNKS)).code_index)
+    decoded, _ = model.decode(codes)
+    first = output.logits.argmax(-1)
+    assert torch.equal(decoded[first[:, 0] != 256, 0].long(), first[first[:, 0] != 256, 0])
+
+
 # --- the autoencoder --------------------------------------------------------------------------------------------------
 
 

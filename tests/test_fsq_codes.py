@@ -50,6 +50,19 @@ def test_a_moved_piece_gets_the_nearest_code_of_the_smallest_box_that_has_a_free
         assert distances[found] == distances.min()
 
 
+def test_a_moved_piece_keeps_its_coarse_code_while_one_after_it_is_free():
+    fsq = small(num_quantizers=2).fsq
+    position = torch.tensor([2.2, 3.0, 1.0, 6.9, 0.1, 1.4])
+    wanted = int(fsq.index(position.round().long()))
+    family = {wanted % 120 + 120 * fine for fine in range(120)}
+    assert nearest_free(fsq, position, {wanted}) in family - {wanted}
+    last = min(family - {wanted})
+    assert nearest_free(fsq, position, family - {last}) == last
+    other = nearest_free(fsq, position, family)
+    steps = fsq.digits(torch.tensor(other % 120))[:3] - position[:3].round().long()
+    assert other not in family and steps.abs().max() == 1
+
+
 def test_all_codes_can_be_given_away():
     fsq = small().fsq
     taken = set(range(fsq.num_codes)) - {77}

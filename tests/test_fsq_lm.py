@@ -74,6 +74,79 @@ def test_the_factorised_head_adds_the_logits_of_the_digits():
         torch.testing.assert_close(logits[:, token], expected)
 
 
+RESIDUAL = AUTOENCODER | {"levels": [3, 2], "num_quantizers": 3}
+
+
+def hierarchical_model(**changes) -> FSQForCausalLM:
+    return case_model(autoencoder=RESIDUAL, head="hierarchical", **changes)
+
+
+def test_the_hierarchical_head_predicts_coarse_then_fine():
+    """Against loops over all codes that begin alike; special tokens stand beside the coarse codes."""
+    model = hierarchical_model()
+    hidden = torch.randn(2, 3, 32)
+    logits = model.lm_head(hidden)
+    torch.testing.assert_close(logits.exp().sum(-1), torch.ones(2, 3))
+    columns = hidden @ model.lm_head.columns.T
+    assert columns.shape == (2, 3, 3 * (3 + 2) + 4)
+    digits = [digits_of(token * 7 % 100, (3, 2) * 3) for token in range(60)]
+    prefixes = [[tuple(code[: 2 * level]) for code in digits] for level in range(4)]
+    for token in (0, 1, 17, 59):
+        expected = torch.zeros(2, 3)
+        for level in range(3):
+
+            def score(prefix, level=level):
+                first, second = prefix[-2:]
+                return columns[..., 5 * level + first] + columns[..., 5 * level + 3 + second]
+
+            mine = prefixes[level + 1][token]
+            rivals = [score(other) for other in sorted(set(prefixes[level + 1])) if other[: 2 * level] == mine[:-2]]
+            if level == 0:
+                rivals += [columns[..., 15 + special] for special in range(4)]
+            expected = expected + score(mine) - torch.stack(rivals).logsumexp(0)
+        torch.testing.assert_close(logits[..., token], expected)
+    # All tokens that begin with a code have together what the first step gives it, whatever the later ones say.
+    together = torch.stack([logits[..., t] for t in range(60) if digits[t][:2] == digits[0][:2]]).logsumexp(0)
+    with torch.no_grad():
+        model.lm_head.columns[5:15].normal_()
+    again = model.lm_head(hidden)
+    torch.testing.assert_close(
+        torch.stack([again[..., t] for t in range(60) if digits[t][:2] == digits[0][:2]]).logsumexp(0), together
+    )
+    assert not torch.allclose(again, logits)
+
+
+def test_with_one_code_the_hierarchical_head_is_the_factorised_one():
+    factorised, hierarchical = (case_model("factorised", head=head) for head in ("factorised", "hierarchical"))
+    hierarchical.load_state_dict(factorised.state_dict())
+    hidden = torch.randn(3, 32)
+    torch.testing.assert_close(hierarchical.lm_head(hidden), factorised.lm_head(hidden).log_softmax(-1))
+
+
+def test_the_hierarchical_head_writes_learns_and_follows_the_tokenizer(tmp_path):
+    model = hierarchical_model().eval()
+    ids = token_ids(2, 5)
+    cached, anew = (model.generate(ids, max_new_tokens=6, do_sample=False, use_cache=use) for use in (True, False))
+    assert torch.equal(cached, anew)
+    before = model(ids).logits
+    swapped = model.embedding.codes.clone()
+    swapped[[0, 1]] = swapped[[1, 0]]
+    model.embedding.codes.copy_(swapped)
+    after = model.lm_head(model.model(ids).last_hidden_state)
+    torch.testing.assert_close(after.exp().sum(-1), torch.ones(2, 5))
+    assert not torch.allclose(after, before)
+    model.train()(ids, labels=ids).loss.backward()
+    assert (model.lm_head.columns.grad[:10].abs().sum(1) > 0).all()
+    model.save_pretrained(tmp_path)
+    loaded = FSQForCausalLM.from_pretrained(tmp_path).eval()
+    assert torch.equal(loaded(ids).logits, model.eval()(ids).logits)
+    assert model.bfloat16()(ids).logits.isfinite().all()
+    compiled = torch.compile(loaded, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(ids, use_cache=False).logits, loaded(ids).logits)
+    with pytest.raises(ValueError, match="'hierarchical' has logits of digits"):
+        loaded.resize_token_embeddings(70)
+
+
 def decoder_model(**changes) -> FSQForCausalLM:
     return case_model(head="decoder", **changes)
 
@@ -204,6 +277,56 @@ def test_kept_tables_give_the_logits_of_tables_made_anew(variant, monkeypatch):
         model.train()
 
 
+@torch.no_grad()
+def continued(model: FSQForCausalLM, ids: torch.Tensor) -> tuple[torch.Tensor, list]:
+    """Logits of ids that come one by one after the first two, and what the cache holds of the codes."""
+    cache = model(ids[:, :2], use_cache=True).past_key_values
+    steps = [model(ids[:, t : t + 1], past_key_values=cache).logits for t in range(2, ids.shape[1])]
+    return torch.cat(steps, 1), getattr(cache, "added_rows", None)
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_a_step_looks_up_what_codes_add_and_changes_show(rows):
+    model, ids = case_model().eval(), torch.cat((token_ids(rows, 6), torch.full((rows, 1), 61)), 1)  # 61 is special
+    kept = None
+
+    def check() -> None:
+        nonlocal kept
+        logits, added = continued(model, ids)
+        torch.testing.assert_close(logits, model(ids).logits[:, 2:])
+        assert added is not None and added is not kept and not added[60:].any()
+        kept = added
+
+    check()
+    assert continued(model, ids)[1] is kept  # the next text has the same
+    network = model.embedding.code_network
+    network[0].weight.data.mul_(2)  # which no version of a tensor tells
+    check()
+    network[2].weight.data.mul_(2)
+    check()
+    model.embedding.codes.copy_(model.embedding.codes.where(model.embedding.codes < 0, model.embedding.codes.flip(0)))
+    model.embedding.codes[60:] = -1
+    check()
+    model.train()
+    assert model.embedding.made is None
+    model.eval()
+    network[0].bias.data.add_(1)
+    check()
+
+
+def test_a_step_calls_what_somebody_watches():
+    model, ids = case_model().eval(), token_ids(1, 5)
+    calls = []
+    handle = model.embedding.code_network[0].register_forward_hook(lambda *_: calls.append(1))
+    assert continued(model, ids)[1] is None and len(calls) == 4
+    handle.remove()
+    assert continued(case_model("joint").eval(), ids)[1] is None  # codes come from the encoder
+    logits, added = continued(case_model(code_embedding_size=0).eval(), ids)
+    assert added is None and logits.isfinite().all()
+    with pytest.raises(ValueError, match="exactly one"):
+        model(ids[:, :1], inputs_embeds=torch.zeros(1, 1, 32), past_key_values=model(ids).past_key_values)
+
+
 def test_copies_and_loaded_models_have_their_own_tables(tmp_path):
     """The head and the rows refer to a module that is the whole model's."""
     model = case_model("factorised")
@@ -294,6 +417,7 @@ def test_the_table_is_a_part_of_the_checkpoint(tmp_path):
     ("fields", "words"),
     [
         ({"vocab_size": 400}, ["`vocab_size` 400", "[8, 8, 5]", "320"]),
+        ({"autoencoder": AUTOENCODER | {"num_quantizers": 0}}, ["`num_quantizers` is 0", "at least 1"]),
         ({"num_special_tokens": 64}, ["`num_special_tokens` is 64", "`vocab_size` 64"]),
         ({"byte_loss_weight": -1}, ["`byte_loss_weight` is -1"]),
         ({"joint": True, "code_embedding_size": 0}, ["`joint`", "`code_embedding_size` is 0"]),

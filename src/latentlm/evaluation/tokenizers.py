@@ -1,11 +1,15 @@
 """Is a tokenizer lossless, and how are its vocabulary and its codes used?"""
 
+import math
 import random
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -17,6 +21,9 @@ from latentlm.models.tokenization_fsq_fast import FSQTokenizerFast
 SURROGATES = range(0xD800, 0xE000)
 RANDOM_STRINGS = 10_000
 NEIGHBOURS = 8
+NEIGHBOURHOODS = 256  # pieces whose neighbours' spellings are compared
+RANKS_PER_OCTAVE = 4
+ZIPF_RANKS = (16, 1024)  # where the exponent is measured
 SAMPLES = (b" the", b"ing", b" 19", b",", b" government", b"\xc3\xa9")
 
 
@@ -70,95 +77,237 @@ def compare(slow: FSQTokenizer, fast: FSQTokenizerFast, name: str, text: str) ->
     yield from (f"{size:,}", f"{len(ids):,}", f"{size / max(len(ids), 1):.3f}", *(f"{speed:.1f}" for speed in speeds))
 
 
+@dataclass(frozen=True)
+class Analysis:
+    """How a text uses the vocabulary and the codes of a tokenizer, as numbers that JSON can hold.
+
+    Attributes:
+        numbers: `bytes`, `tokens`, `vocabulary` (bytes and pieces); shares of the vocabulary: `vocabulary_used`,
+            `moved`, `exact`; shares of the tokens: `single_bytes`, `exact_by_use`, `kept_K` (the K most used alone);
+            `zipf_exponent`, and `edits_of_neighbours` and `edits_at_random` (see [`mean_edits`]). Of residual codes
+            also `coarse_codes`, how many first codes there are, and `edits_in_families`, of pieces that share one.
+        use: `(rank, times used)` of bytes and pieces, from the most used on.
+        digits: of each dimension, over the vocabulary and over the text, the share of each digit.
+        neighbours: of some pieces those whose codes are nearest, all as `show` writes them.
+        families: of residual codes: of the same pieces the most used others with the same first code.
+    """
+
+    numbers: dict[str, float | int]
+    use: list[list[int]]
+    digits: dict[str, list[list[float]]]
+    neighbours: dict[str, list[str]]
+    families: dict[str, list[str]]
+
+    @property
+    def use_table(self) -> str:
+        """How the text uses the vocabulary, in Markdown."""
+        one = self.numbers
+        lines = [
+            f"- {one['bytes']:,} bytes, {one['tokens']:,} tokens: {one['bytes'] / one['tokens']:.3f} bytes per token",
+            f"- vocabulary used: {one['vocabulary_used']:.2%} of {one['vocabulary']:,} bytes and pieces",
+            f"- tokens that are single bytes: {one['single_bytes']:.2%}",
+            f"- use falls with rank to the power of -{one['zipf_exponent']:.2f} from rank {ZIPF_RANKS[0]} to "
+            f"{ZIPF_RANKS[1]:,} (Zipf's law: -1)",
+            "",
+            "Kept if the vocabulary were pruned to the most used bytes and pieces:",
+            "",
+            "| kept | of all tokens |",
+            "| --: | --: |",
+        ]
+        shares = {int(name[5:]): share for name, share in one.items() if name.startswith("kept_")}
+        return "\n".join([*lines, *(f"| {size:,} | {share:.2%} |" for size, share in shares.items())])
+
+    @property
+    def code_table(self) -> str:
+        """What the codes are like, in Markdown."""
+        one = self.numbers
+        lines = [
+            f"- codes moved to a free place: {one['moved']:.2%}; spelled exactly by the network: {one['exact']:.2%}, "
+            f"{one['exact_by_use']:.2%} by use",
+            f"- edits that turn a piece into another, divided by the bytes of the longer: "
+            f"{one['edits_of_neighbours']:.3f} to its {NEIGHBOURS} neighbours by code, {one['edits_at_random']:.3f} to "
+            "pieces drawn at random",
+            "",
+            "Nearest in code space (distance between values):",
+            "",
+            "| piece | neighbours |",
+            "| --- | --- |",
+        ]
+        lines += [f"| {piece} | {' '.join(near)} |" for piece, near in self.neighbours.items()]
+        if self.families:
+            lines += [
+                "",
+                f"Pieces with the same coarse code, of {one['coarse_codes']:,} that are used, are "
+                f"{one['edits_in_families']:.3f} edits a byte apart:",
+                "",
+                "| piece | others with its coarse code, the most used first |",
+                "| --- | --- |",
+            ]
+            lines += [f"| {piece} | {' '.join(family) or '–'} |" for piece, family in self.families.items()]
+        return "\n".join(lines)
+
+
 def analyse_tokenizer(folder: Path, text: Path, out: Path) -> None:
     """Write `analysis.md` and its figures to `out`: use of vocabulary and codes on `text`, pruning, neighbours."""
-    slow, fast = load_pair(folder)
-    content = text.read_text(encoding="utf-8")
-    ids = np.array(fast(content, add_special_tokens=False, split_special_tokens=True, verbose=False).input_ids)
-    counts = np.bincount(ids, minlength=len(fast))
-    size = len(content.encode())
-    coded = slow.codes >= 0
-    fsq = FSQ(slow.levels)
+    analysis = analyse(*load_pair(folder), text.read_text(encoding="utf-8"))
     out.mkdir(parents=True, exist_ok=True)
-    plot_use(counts[coded], out / "use.png")
-    plot_digits(fsq, slow.codes[coded], counts[coded], out / "digits.png")
-    lengths, table = slow.piece_table()[1], slow.vocabulary
-    lines = [
-        f"# {folder.name} on {text.name}",
-        "",
-        f"- {size:,} bytes, {len(ids):,} tokens: {size / len(ids):.3f} bytes per token",
-        f"- vocabulary used: {np.count_nonzero(counts[coded]) / coded.sum():.2%} of {coded.sum():,} bytes and pieces",
-        f"- tokens that are single bytes: {counts[lengths == 1].sum() / len(ids):.2%}",
-        f"- codes moved to a free place: {len(table.moved) / coded.sum():.2%}; spelled exactly by the network: "
-        f"{1 - len(table.inexact) / coded.sum():.2%}, {1 - counts[table.inexact].sum() / len(ids):.2%} by use",
-        "",
-        "Kept if the vocabulary were pruned to the most used bytes and pieces:",
-        "",
-        "| kept | of all tokens |",
-        "| --: | --: |",
-    ]
-    most = np.sort(counts[coded])[::-1].cumsum()
-    for size_kept in (2**k for k in range(8, 16) if 2**k <= len(most)):
-        lines.append(f"| {size_kept:,} | {most[size_kept - 1] / len(ids):.2%} |")
-    lines += ["", "Nearest in code space (distance between values):", "", "| piece | neighbours |", "| --- | --- |"]
-    lines += [f"| {show(piece)} | {' '.join(near)} |" for piece, near in neighbours(slow, fsq)]
-    lines += ["", "![Use by rank](use.png)", "", "![Digits of the codes](digits.png)", ""]
+    plot_use(analysis.use, analysis.numbers["tokens"], out / "use.png")
+    plot_digits(analysis.digits, out / "digits.png")
+    figures = ["![Use by rank](use.png)", "", "![Digits of the codes](digits.png)"]
+    lines = [f"# {folder.name} on {text.name}", "", analysis.use_table, "", analysis.code_table, "", *figures, ""]
     (out / "analysis.md").write_text("\n".join(lines), encoding="utf-8")
     print(out / "analysis.md")
 
 
-def show(piece: bytes) -> str:
-    text = repr(piece.decode("utf-8", "backslashreplace"))[1:-1]
-    return f"`{text.replace(' ', '␣').replace('|', '¦')}`"
-
-
-def neighbours(tokenizer: FSQTokenizer, fsq: FSQ) -> Iterator[tuple[bytes, list[str]]]:
-    """The pieces whose codes are nearest to those of a few samples."""
-    import torch
-
-    spellings = tokenizer.vocabulary.spellings
-    values = fsq.values(fsq.digits(torch.from_numpy(tokenizer.vocabulary.codes)))
-    for sample in SAMPLES:
-        if sample in spellings:
-            index = spellings.index(sample)
-            nearest = (values - values[index]).norm(dim=-1).argsort(stable=True)
-            yield sample, [show(spellings[other]) for other in nearest.tolist() if other != index][:NEIGHBOURS]
-
-
-def plot_use(counts: np.ndarray, path: Path) -> None:
-    """Use by rank, and what the most used cover together."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
+def analyse(slow: FSQTokenizer, fast: FSQTokenizerFast, text: str) -> Analysis:
+    """Slow and fast tokenizer are of one table."""
+    ids = np.array(fast(text, add_special_tokens=False, split_special_tokens=True, verbose=False).input_ids)
+    counts = np.bincount(ids, minlength=len(fast))[slow.codes >= 0]
+    table, total = slow.vocabulary, max(len(ids), 1)
     ordered = np.sort(counts)[::-1]
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    rank = np.arange(1, len(ordered) + 1)
-    left.loglog(rank, np.maximum(ordered, 0.5))
-    left.set(xlabel="rank", ylabel="times used", title="use of bytes and pieces")
-    right.semilogx(rank, 100 * ordered.cumsum() / max(ordered.sum(), 1))
-    right.set(xlabel="most used bytes and pieces kept", ylabel="share of tokens (%)", title="pruning")
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    numbers = {
+        "bytes": len(text.encode()),
+        "tokens": len(ids),
+        "vocabulary": len(counts),
+        "vocabulary_used": np.count_nonzero(counts) / len(counts),
+        "single_bytes": counts[table.lengths == 1].sum() / total,
+        "moved": len(table.moved) / len(counts),
+        "exact": 1 - len(table.inexact) / len(counts),
+        "exact_by_use": 1 - counts[table.inexact].sum() / total,
+        "zipf_exponent": zipf_exponent(ordered),
+    }
+    for size in (2**k for k in range(8, 16) if 2**k <= len(ordered)):
+        numbers[f"kept_{size}"] = ordered[:size].sum() / total
+    fsq = code_space(slow)
+    digits = fsq.digits(torch.from_numpy(table.codes))
+    values = fsq.values(digits)
+    chosen = range(256, len(table.spellings), max((len(table.spellings) - 256) // NEIGHBOURHOODS, 1))
+    generator = random.Random(0)
+    numbers["edits_of_neighbours"] = mean_edits(table.spellings, {i: nearest(values, i) for i in chosen})
+    drawn = {i: generator.choices(range(256, len(table.spellings)), k=NEIGHBOURS) for i in chosen}
+    numbers["edits_at_random"] = mean_edits(table.spellings, drawn)
+    samples = [table.spellings.index(sample) for sample in SAMPLES if sample in table.spellings]
+    families: dict[int, list[int]] = {}
+    if len(fsq.levels) > fsq.num_dimensions:
+        coarse = table.codes % math.prod(fsq.levels[: fsq.num_dimensions])
+        numbers["coarse_codes"] = len(np.unique(coarse))
+        families = {i: family(coarse, counts, i) for i in (*chosen, *samples)}
+        drawn = {i: generator.sample(families[i], min(len(families[i]), NEIGHBOURS)) for i in chosen}
+        numbers["edits_in_families"] = mean_edits(table.spellings, drawn)
+    ranks = np.unique(np.geomspace(1, len(ordered), RANKS_PER_OCTAVE * len(ordered).bit_length()).round().astype(int))
+    return Analysis(
+        {name: round(float(value), 6) if isinstance(value, float) else int(value) for name, value in numbers.items()},
+        [[int(rank), int(ordered[rank - 1])] for rank in ranks],
+        {
+            name: digit_shares(digits.numpy(), fsq.levels, uses)
+            for name, uses in (("vocabulary", None), ("text", counts))
+        },
+        shown(table.spellings, {i: nearest(values, i) for i in samples}),
+        shown(table.spellings, {i: families[i][:NEIGHBOURS] for i in samples if i in families}),
+    )
 
 
-def plot_digits(fsq: FSQ, codes: np.ndarray, counts: np.ndarray, path: Path) -> None:
-    """How often each digit value occurs in each dimension: over the vocabulary, and over the text."""
+def code_space(tokenizer: FSQTokenizer) -> FSQ:
+    """The quantization that a tokenizer's codes are of."""
+    count = (tokenizer.autoencoder_config or {}).get("num_quantizers", 1)
+    return FSQ(tokenizer.levels[: len(tokenizer.levels) // count], num_quantizers=count)
+
+
+def zipf_exponent(ordered: np.ndarray) -> float:
+    """s of the line log(use) = c - s log(rank), fitted by least squares between `ZIPF_RANKS`; `ordered` is the use by
+    rank. 0 where too little is used."""
+    ranks = np.arange(*ZIPF_RANKS)
+    ranks = ranks[ranks <= np.count_nonzero(ordered)]
+    return -float(np.polyfit(np.log(ranks), np.log(ordered[ranks - 1]), 1)[0]) if len(ranks) > 1 else 0.0
+
+
+def nearest(values: torch.Tensor, index: int) -> list[int]:
+    """Of values `(V, n)` the rows nearest to one of them, without itself; ties by index."""
+    order = (values - values[index]).norm(dim=-1).argsort(stable=True)
+    return order[order != index][:NEIGHBOURS].tolist()
+
+
+def family(coarse: np.ndarray, counts: np.ndarray, index: int) -> list[int]:
+    """The other tokens with the same coarse code `(V,)`, the most used first."""
+    members = np.flatnonzero((coarse == coarse[index]) & (np.arange(len(coarse)) != index))
+    return members[np.argsort(-counts[members], kind="stable")].tolist()
+
+
+def shown(spellings: Sequence[bytes], others: dict[int, list[int]]) -> dict[str, list[str]]:
+    """Pieces, and others of each, as a page shows them."""
+    return {show(spellings[i]): [show(spellings[j]) for j in ones] for i, ones in others.items()}
+
+
+def digit_shares(digits: np.ndarray, levels: Sequence[int], uses: np.ndarray | None) -> list[list[float]]:
+    """Of each column of digits `(V, n)` how often each value occurs, a code counting as often as it is used."""
+    counts = [np.bincount(column, uses, minlength=n).astype(float) for column, n in zip(digits.T, levels, strict=True)]
+    return [(count / max(count.sum(), 1)).round(6).tolist() for count in counts]
+
+
+def mean_edits(spellings: Sequence[bytes], others: dict[int, list[int]]) -> float:
+    """Edits between pieces and others, divided by the length of the longer; mean over all pairs."""
+    ratios = [
+        edits(spellings[piece], spellings[other]) / max(len(spellings[piece]), len(spellings[other]))
+        for piece, ones in others.items()
+        for other in ones
+    ]
+    return sum(ratios) / max(len(ratios), 1)
+
+
+def edits(one: bytes, other: bytes) -> int:
+    """Fewest insertions, deletions and replacements of bytes between two strings (Levenshtein)."""
+    above = list(range(len(other) + 1))
+    for i, byte in enumerate(one, 1):
+        line = [i]
+        for j, beside in enumerate(other, 1):
+            line.append(min(above[j] + 1, line[-1] + 1, above[j - 1] + (byte != beside)))
+        above = line
+    return above[-1]
+
+
+def show(piece: bytes) -> str:
+    characters = piece.decode("utf-8", "backslashreplace")
+    text = "".join(one if one.isprintable() else repr(one)[1:-1] for one in characters)
+    text = text.replace(" ", "␣").replace("|", "¦")
+    return f"`` {text} ``" if "`" in text else f"`{text}`"
+
+
+def new_figure(columns: int, width: float, height: float) -> tuple[Any, Any]:
+    """A figure without a screen, and its axes side by side."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
-    import torch
 
-    digits = fsq.digits(torch.from_numpy(codes)).numpy()
-    figure, axes = plt.subplots(1, len(fsq.levels), figsize=(1.8 * len(fsq.levels), 3), layout="constrained")
-    for dimension, (axis, levels) in enumerate(zip(np.atleast_1d(axes), fsq.levels, strict=True)):
-        for shift, weights, label in ((-0.2, None, "vocabulary"), (0.2, counts, "text")):
-            shares = np.bincount(digits[:, dimension], weights, minlength=levels).astype(float)
-            axis.bar(np.arange(levels) + shift, 100 * shares / max(shares.sum(), 1), width=0.4, label=label)
-        axis.set(title=f"dimension {dimension + 1}", xlabel="digit")
-    np.atleast_1d(axes)[0].set(ylabel="share (%)")
-    np.atleast_1d(axes)[0].legend(fontsize=7)
+    return plt.subplots(1, columns, figsize=(width, height), layout="constrained", squeeze=False)
+
+
+def save_figure(figure: Any, path: Path) -> None:
+    import matplotlib.pyplot as plt
+
     figure.savefig(path, dpi=120)
     plt.close(figure)
+
+
+def plot_use(use: Sequence[Sequence[int]], tokens: float, path: Path) -> None:
+    """Use by rank, and a line of Zipf's law through the same number of tokens."""
+    figure, axes = new_figure(1, 6, 4)
+    rank, times = np.array(use).T
+    axes[0, 0].loglog(rank, np.maximum(times, 0.5), marker=".", label="bytes and pieces")
+    axes[0, 0].loglog(rank, tokens / (rank * np.log(rank[-1])), "--", color="grey", label="Zipf: times · rank constant")
+    axes[0, 0].set(xlabel="rank", ylabel="times used (0 drawn at 0.5)")
+    axes[0, 0].legend(fontsize=8)
+    save_figure(figure, path)
+
+
+def plot_digits(digits: dict[str, list[list[float]]], path: Path) -> None:
+    """How often each digit value occurs in each dimension: over the vocabulary, and over the text."""
+    dimensions = len(next(iter(digits.values())))
+    figure, axes = new_figure(dimensions, 1.8 * dimensions, 3)
+    for shift, (label, shares) in zip((-0.2, 0.2), digits.items(), strict=True):
+        for dimension, (axis, column) in enumerate(zip(axes[0], shares, strict=True)):
+            axis.bar(np.arange(len(column)) + shift, 100 * np.array(column), width=0.4, label=label)
+            axis.set(title=f"dimension {dimension + 1}", xlabel="digit")
+    axes[0, 0].set(ylabel="share (%)")
+    axes[0, 0].legend(fontsize=7)
+    save_figure(figure, path)

@@ -16,19 +16,25 @@ class FSQ(nn.Module):
     the original round(tanh(z) * (L - 1) / 2) has only L - 1 of them. A code has the index sum_i d_i * prod_{j<i} L_j:
     the first dimension changes fastest.
 
+    Residual: each further quantizer rounds what the ones before leave, stretched to [-1, 1], to the same levels: z has
+    n dimensions, its code n digits of each quantizer, the coarsest first, and its value is the sum of theirs, the i-th
+    (from 0) divided by (L - 1)^i.
+
     Args:
         levels: number of values in each dimension, at least 2.
         temperature: divides z.
         noise: in training, the share of values that are moved by uniform noise of half a step to either side instead
             of being rounded.
+        num_quantizers: 1, or more of a residual quantization.
     """
 
     level_counts: torch.Tensor
     strides: torch.Tensor
 
-    def __init__(self, levels: Sequence[int], temperature: float = 1.0, noise: float = 0.0):
+    def __init__(self, levels: Sequence[int], temperature: float = 1.0, noise: float = 0.0, num_quantizers: int = 1):
         super().__init__()
-        self.levels = tuple(levels)
+        self.levels = tuple(levels) * num_quantizers
+        self.num_dimensions = len(levels)
         self.temperature = temperature
         self.noise = noise
         for name, values in self.constants.items():
@@ -36,7 +42,7 @@ class FSQ(nn.Module):
 
     @property
     def constants(self) -> dict[str, torch.Tensor]:
-        """Of each dimension L_i and prod_{j<i} L_j, `(n,)`, int64. As buffers, not made in a forward: an accelerator
+        """Of each digit L_i and prod_{j<i} L_j, `(N,)`, int64. As buffers, not made in a forward: an accelerator
         would wait for the copy."""
         strides = [math.prod(self.levels[:i]) for i in range(len(self.levels))]
         return {"level_counts": torch.tensor(self.levels), "strides": torch.tensor(strides)}
@@ -57,22 +63,40 @@ class FSQ(nn.Module):
         if self.training and self.noise:
             moved = torch.where(self.draw(positions) < self.noise, positions + self.draw(positions) - 0.5, digits)
         straight_through = positions + (moved - positions).detach()
+        if len(self.levels) > self.num_dimensions:  # the first quantizer has the gradient of the whole
+            coarse = straight_through[..., : self.num_dimensions]
+            straight_through = torch.cat((coarse, moved[..., self.num_dimensions :].detach()), -1)
         return self.values(straight_through), self.index(digits.long())
 
     def positions(self, z: torch.Tensor) -> torch.Tensor:
-        """Where `z` `(..., n)` lies between the digits 0 and L - 1 of each dimension, before rounding; float32."""
-        return (torch.tanh(z.float() / self.temperature) + 1) / 2 * (self.level_counts - 1)
+        """Where `z` `(..., n)`, and what each quantizer leaves of it, lies between the digits 0 and L - 1, before
+        rounding: `(..., N)`, float32, N = n times the quantizers."""
+        steps = self.level_counts[: self.num_dimensions] - 1
+        positions = [(torch.tanh(z.float() / self.temperature) + 1) / 2 * steps]
+        while len(positions) * self.num_dimensions < len(self.levels):
+            left = positions[-1] - positions[-1].detach().round()  # half a step to either side
+            positions.append((left + 0.5) * steps)
+        return positions[0] if len(positions) == 1 else torch.cat(positions, -1)
 
     def values(self, digits: torch.Tensor) -> torch.Tensor:
-        """Digits `(..., n)`, from 0 to L - 1, spread over [-1, 1]; float32."""
-        return 2 * digits.float() / (self.level_counts - 1) - 1
+        """Digits `(..., N)`, from 0 to L - 1, spread over [-1, 1], and those of all quantizers added up: `(..., n)`,
+        float32."""
+        values = 2 * digits.float() / (self.level_counts - 1) - 1
+        if len(self.levels) == self.num_dimensions:
+            return values
+        total, steps = torch.zeros_like(values[..., : self.num_dimensions]), self.level_counts - 1
+        for part, scale in zip(
+            reversed(values.split(self.num_dimensions, -1)), reversed(steps.split(self.num_dimensions)), strict=True
+        ):
+            total = part + total / scale
+        return total
 
     def index(self, digits: torch.Tensor) -> torch.Tensor:
-        """Code indices `(...)` of digits `(..., n)`, both int64."""
+        """Code indices `(...)` of digits `(..., N)`, both int64."""
         return (digits * self.strides).sum(-1)
 
     def digits(self, index: torch.Tensor) -> torch.Tensor:
-        """Digits `(..., n)` of code indices `(...)`, both int64."""
+        """Digits `(..., N)` of code indices `(...)`, both int64, those of the first quantizer first."""
         return index.unsqueeze(-1) // self.strides % self.level_counts
 
     def draw(self, like: torch.Tensor) -> torch.Tensor:

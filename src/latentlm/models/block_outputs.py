@@ -57,6 +57,12 @@ class CausalLMOutput(CausalLMOutputWithPast):
     mask_entropy_loss: torch.Tensor | None = None
     mask_l1_loss: torch.Tensor | None = None
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if value is None:  # transformers would look at all fields, to do the same; a step of generation has many of it
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
+
 
 @dataclass
 class EncoderDecoderModelOutput(CausalModelOutput):

@@ -1,6 +1,5 @@
 """Configuration of the language model on the codes of an FSQ tokenizer."""
 
-import math
 from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
@@ -16,13 +15,16 @@ class FSQConfig(DecoderOnlyConfig):
     Arguments are those of [`DecoderOnlyConfig`], and:
 
     Args:
-        autoencoder: fields of the [`FSQAutoencoderConfig`] of the tokenizer; its `levels` say what a code is.
+        autoencoder: fields of the [`FSQAutoencoderConfig`] of the tokenizer; its `levels` and
+            `num_quantizers` say what a code is.
         num_special_tokens: tokens without a code, the last ids of the vocabulary.
         code_embedding_size: width of the small network that adds an embedding of the code to the row of a token; 0
             leaves it out.
         head: `"tied"` (to the rows); `"factorised"`: one logit per digit value, a token's logit being the sum over its
-            digits; or `"decoder"`: the autoencoder's decoder spells the next token from the hidden state (the output
-            path of the original design), a token's logit being the log probability of its bytes and their end.
+            digits; `"hierarchical"`: the codes of a residual quantization one after the other, coarse then fine, each
+            among those that tokens have after the ones before it; or `"decoder"`: the autoencoder's decoder spells the
+            next token from the hidden state (the output path of the original design), a token's logit being the log
+            probability of its bytes and their end.
         byte_loss_weight: of `byte_loss`, how well the autoencoder's decoder spells the next token from the hidden
             state, beside another head; 0 leaves it out.
         reconstruction_loss_weight: of the autoencoder's own loss in joint training.
@@ -43,7 +45,7 @@ class FSQConfig(DecoderOnlyConfig):
     autoencoder: dict[str, Any] | None = None
     num_special_tokens: int = 4
     code_embedding_size: int = 64
-    head: Literal["tied", "factorised", "decoder"] = "tied"
+    head: Literal["tied", "factorised", "hierarchical", "decoder"] = "tied"
     byte_loss_weight: float | int = 0.0
     reconstruction_loss_weight: float | int = 1.0
     joint: bool = False
@@ -72,16 +74,16 @@ class FSQConfig(DecoderOnlyConfig):
         return self.joint or self.byte_loss_weight > 0 or self.head == "decoder"
 
     def validate_codes(self) -> None:
-        levels = self.autoencoder_config.levels
-        num_codes = math.prod(levels)
+        autoencoder = self.autoencoder_config
         if not 0 <= self.num_special_tokens < self.vocab_size:
             raise ValueError(
                 f"`num_special_tokens` is {self.num_special_tokens}, but must lie between 0 and `vocab_size` "
                 f"{self.vocab_size}."
             )
-        if self.vocab_size - self.num_special_tokens > num_codes:
+        if self.vocab_size - self.num_special_tokens > autoencoder.num_codes:
             raise ValueError(
-                f"`vocab_size` {self.vocab_size} needs as many codes, but `levels` {list(levels)} give {num_codes}."
+                f"`vocab_size` {self.vocab_size} needs as many codes, but `levels` {list(autoencoder.levels)} and "
+                f"`num_quantizers` {autoencoder.num_quantizers} give {autoencoder.num_codes}."
             )
 
     def validate_code_losses(self) -> None:

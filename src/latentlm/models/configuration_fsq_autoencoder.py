@@ -25,6 +25,8 @@ class FSQAutoencoderConfig(PreTrainedConfig):
         pooling: `"mean"` over the chunk, `"attention"` (a learned weight per position) or `"flatten"` (all positions
             into one vector).
         levels: of the quantization, each at least 2.
+        num_quantizers: of residual quantization, each with these levels: the first code is coarse, each further one
+            says what the ones before leave.
         temperature: divides z before the tanh.
         quantization_noise: share of values that get noise instead of rounding in training.
         margin: distance, in steps, that `margin_loss` asks values to keep from the border between two digits; at most
@@ -56,6 +58,7 @@ class FSQAutoencoderConfig(PreTrainedConfig):
     kernel_size: int = 3
     pooling: Literal["mean", "attention", "flatten"] = "mean"
     levels: list[int] | tuple[int, ...] = (8, 8, 8, 8, 8, 5, 5, 5)
+    num_quantizers: int = 1
     temperature: float | int = 1.0
     quantization_noise: float | int = 0.0
     margin: float | int = 0.25
@@ -75,7 +78,7 @@ class FSQAutoencoderConfig(PreTrainedConfig):
 
     @property
     def num_codes(self) -> int:
-        return math.prod(self.levels)
+        return math.prod(self.levels) ** self.num_quantizers
 
     @property
     def num_start_positions(self) -> int:
@@ -89,8 +92,13 @@ class FSQAutoencoderConfig(PreTrainedConfig):
     def validate_levels(self) -> None:
         if not self.levels or min(self.levels) < 2:
             raise ValueError(f"`levels` are {list(self.levels)}, but need one level count of at least 2 per dimension.")
+        if self.num_quantizers < 1:
+            raise ValueError(f"`num_quantizers` is {self.num_quantizers}, but must be at least 1.")
         if self.num_codes > 2**62:
-            raise ValueError(f"`levels` {list(self.levels)} give {self.num_codes} codes, more than an index can hold.")
+            raise ValueError(
+                f"`levels` {list(self.levels)} and `num_quantizers` {self.num_quantizers} give {self.num_codes} codes, "
+                "more than an index can hold."
+            )
 
     def validate_convolutions(self) -> None:
         for name in ("conv", "deconv"):

@@ -209,6 +209,10 @@ class Segmenter:
         self.pattern = bytes_pattern(vocabulary.boundary)
         self.ids = {spelling: index for index, spelling in enumerate(vocabulary.spellings)}
         self.costs = vocabulary.costs
+        # Of the pieces that end with the same two bytes, the size of the longest: no longer ones are looked for.
+        self.longest: dict[bytes, int] = {}
+        for spelling in vocabulary.spellings:
+            self.longest[spelling[-2:]] = max(len(spelling), self.longest.get(spelling[-2:], 1))
         # What may be used: in neural mode it grows with what the network was seen to get right.
         self.usable = dict(list(self.ids.items())[:NUM_BYTES]) if neural else self.ids
         self.tried: set[bytes] = set()
@@ -246,11 +250,11 @@ class Segmenter:
         """
         if self.costs is not None:
             return self.extend_by_cost(stretch, lowest, self.costs)
-        usable = self.usable
+        usable, longest = self.usable, self.longest
         sizes = []
         for end in range(len(lowest), len(stretch) + 1):
             best, origin = lowest[end - 1] + 1, end - 1  # a single byte always goes
-            for start in range(max(0, end - MAX_PIECE_BYTES), end - 1):
+            for start in range(max(0, end - longest.get(stretch[end - 2 : end], 1)), end - 1):
                 # The earliest start of equals wins, a single byte comes last.
                 tokens = lowest[start] + 1
                 is_better = tokens < best or (tokens == best and origin == end - 1)
@@ -264,7 +268,7 @@ class Segmenter:
         """The same with a cost for each piece, which is slower."""
         sizes = []
         for end in range(len(lowest), len(stretch) + 1):
-            starts = range(max(0, end - MAX_PIECE_BYTES), end)
+            starts = range(max(0, end - self.longest.get(stretch[end - 2 : end], 1)), end)
             ways = ((lowest[start], start, self.usable.get(stretch[start:end])) for start in starts)
             best, origin = min((cost + costs[piece], start) for cost, start, piece in ways if piece is not None)
             lowest.append(best)

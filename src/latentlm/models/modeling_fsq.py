@@ -1,5 +1,6 @@
 """The language model on the codes of an FSQ tokenizer: the decoder-only transformer with embeddings of codes."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -8,10 +9,13 @@ import torch
 from torch import nn
 from transformers import GenerationMixin
 from transformers import initialization as init
+from transformers.cache_utils import Cache, DynamicCache
 from transformers.utils.import_utils import is_tracing
 
 from .block_causal_head import CausalLMHead
 from .block_fsq import FSQ
+from .block_layers import is_plain
+from .block_masks import Mask
 from .block_outputs import CausalLMOutput
 from .configuration_decoder_only import DecoderOnlyConfig
 from .configuration_fsq import FSQConfig
@@ -77,7 +81,7 @@ class CodeEmbedding(nn.Module):
         autoencoder = config.autoencoder_config
         self.num_coded = config.vocab_size - config.num_special_tokens
         self.max_chunk_bytes = autoencoder.max_chunk_bytes
-        self.fsq = FSQ(autoencoder.levels, autoencoder.temperature)
+        self.fsq = FSQ(autoencoder.levels, autoencoder.temperature, num_quantizers=autoencoder.num_quantizers)
         self.code_table = CodeTable(self.build_value_table)
         self.joint = config.joint
         self.autoencoder = FSQAutoencoderModel(autoencoder) if config.has_autoencoder else None
@@ -89,6 +93,7 @@ class CodeEmbedding(nn.Module):
             )
         else:
             self.code_network = None
+        self.made: tuple[list[torch.Tensor], torch.Tensor] | None = None  # what `added_rows` keeps
         for name, values in self.default_table(config.vocab_size).items():
             self.register_buffer(name, values)
 
@@ -157,10 +162,38 @@ class CodeEmbedding(nn.Module):
         """The rows of tokens `(..., D)`, and what their codes add."""
         if self.code_network is None:
             return rows
-        flat = input_ids.flatten()
-        embedded = self.code_network(self.code_values(flat).to(rows.dtype))
-        embedded = embedded.masked_fill((self.codes[flat] < 0).unsqueeze(-1), 0)
-        return rows + embedded.view_as(rows)
+        return rows + self.added(input_ids.flatten(), rows.dtype).view_as(rows)
+
+    def added(self, tokens: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """What codes add to the rows of N tokens, `(N, D)`."""
+        assert self.code_network is not None
+        embedded = self.code_network(self.code_values(tokens).to(dtype))
+        return embedded.masked_fill((self.codes[tokens] < 0).unsqueeze(-1), 0)
+
+    @torch.no_grad()
+    def added_rows(self) -> torch.Tensor | None:
+        """What codes add to every row, `(V, D)`, to be looked up. It is kept until the codes or the network differ from
+        those it was made of, which are compared value by value; None where the network is not plain."""
+        device = self.codes.device
+        network = None if self.joint else self.code_network
+        layers = () if network is None else (network[0], network[2])
+        seen = any(module._forward_hooks or module._forward_pre_hooks for module in (self, network) if module)
+        if seen or not layers or not all(is_plain(layer, device) for layer in layers):
+            self.made = None
+            return None
+        sources = [self.codes, *(parameter for layer in layers for parameter in layer.parameters())]
+        if self.made is None or not all(map(is_same, self.made[0], sources)):
+            with torch.inference_mode(False):
+                batches = torch.arange(len(self.codes), device=device).split(4096)
+                rows = torch.cat([self.added(batch, sources[1].dtype) for batch in batches])
+                self.made = [source.detach().clone() for source in sources], rows
+        return self.made[1]
+
+    def train(self, mode: bool = True) -> "CodeEmbedding":
+        """In training nothing is kept: the network changes."""
+        if mode:
+            self.made = None
+        return super().train(mode)
 
     def spelling_loss(self, vectors: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
         """Nats `(N,)` of spelling N tokens from vectors `(N, D_latent)`; 0 for tokens without bytes."""
@@ -174,6 +207,11 @@ class CodeEmbedding(nn.Module):
         positions = torch.arange(chunks.shape[1], device=chunks.device)
         targets = chunks.where(positions < lengths.unsqueeze(1), END_CLASS)
         return targets.masked_fill((positions > lengths.unsqueeze(1)) | (lengths == 0).unsqueeze(1), -100)
+
+
+def is_same(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether two tensors have the same values, in the same place and dtype."""
+    return one.device == other.device and one.dtype == other.dtype and torch.equal(one, other)
 
 
 class TokenEmbedding(nn.Embedding):
@@ -215,7 +253,7 @@ class FactorisedHead(nn.Module):
         return nn.functional.linear(nn.functional.linear(hidden_states, self.columns), self.digit_table())
 
     @property
-    def weight(self) -> torch.Tensor:
+    def weight(self) -> torch.Tensor | None:
         """`(V, D)`"""
         return self.digit_table() @ self.columns
 
@@ -233,6 +271,64 @@ class FactorisedHead(nn.Module):
         special = torch.arange(len(self.columns) - width, device=codes.device)
         rank = (codes < 0).long().cumsum(0) - 1
         return torch.cat((digits, (rank.unsqueeze(1) == special) & ~coded), dim=1).to(device, dtype)
+
+
+class HierarchicalHead(FactorisedHead):
+    """The codes of a residual quantization one after the other: of the coarse codes that tokens have, then of the finer
+    ones that tokens have after it. A code's logit is the sum over its digits, as in [`FactorisedHead`], and the softmax
+    goes over the codes that follow the same ones, so that
+
+        p(token | h) = prod_i p(i-th code | earlier codes, h)
+
+    sums to 1 over the tokens. A token's logit is the logarithm of that. Special tokens stand beside the coarse codes.
+    """
+
+    def __init__(self, config: FSQConfig, code_embedding: CodeEmbedding):
+        super().__init__(config, code_embedding)
+        self.code_table = CodeTable(self.build_tree)
+
+    @property
+    def weight(self) -> None:
+        """Logits are no product with a matrix."""
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Logits `(..., V)`, float32, of hidden states `(..., D)`."""
+        scores = nn.functional.linear(hidden_states, self.columns)
+        log_p = scores.new_zeros(*scores.shape[:-1], 1, dtype=torch.float32)  # of the root
+        for digits, parents in self.code_table(self.beside[0].codes, self.columns):
+            log_p = log_p[..., parents] + log_softmax_by(nn.functional.linear(scores, digits), parents, log_p.shape[-1])
+        return log_p
+
+    def build_tree(self, device: torch.device, dtype: torch.dtype) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """The tree of codes, a level for each quantizer: which columns add up to a node's logit `(nodes, columns)`, and
+        its parent on the level before `(nodes,)`. The last level's nodes are the tokens; one without a code is a node
+        of its own on each."""
+        codes, fsq = self.beside[0].codes, self.beside[0].fsq
+        whole, tokens = self.build_digit_table(codes.device, dtype), torch.arange(len(codes), device=codes.device)
+        tree, parents = [], torch.zeros_like(codes)
+        for start in range(0, len(fsq.levels), fsq.num_dimensions):
+            end = start + fsq.num_dimensions
+            nodes = tokens
+            if end < len(fsq.levels):  # the first digits of an index are its remainder
+                prefix = (codes % math.prod(fsq.levels[:end])).where(codes >= 0, -1 - tokens)
+                nodes = prefix.unique(return_inverse=True)[1]
+            token = nodes.new_zeros(int(nodes.max()) + 1).scatter(0, nodes, tokens)  # one of each node
+            own = torch.zeros_like(whole[0])
+            own[sum(fsq.levels[:start]) : sum(fsq.levels[:end])] = 1
+            own[sum(fsq.levels) :] = start == 0  # special tokens stand beside the coarse codes
+            tree.append(((whole[token] * own).to(device), parents[token].to(device)))
+            parents = nodes
+        return tree
+
+
+def log_softmax_by(logits: torch.Tensor, groups: torch.Tensor, count: int) -> torch.Tensor:
+    """Log softmax of logits `(..., N)`, float32, over those of the same group `(N,)`, from 0 to `count` - 1."""
+    logits = logits.float()
+    index = groups.expand_as(logits)
+    shape = (*logits.shape[:-1], count)
+    top = logits.detach().new_full(shape, -torch.inf).scatter_reduce(-1, index, logits.detach(), "amax")
+    total = logits.new_zeros(shape).scatter_add(-1, index, (logits - top.gather(-1, index)).exp())
+    return logits - (total.log() + top).gather(-1, index)
 
 
 class DecoderHead(nn.Module):
@@ -279,6 +375,9 @@ class DecoderHead(nn.Module):
         return places.to(device), columns.to(device, dtype), (without & ~columns.any(0)).to(device)
 
 
+HEADS = {"factorised": FactorisedHead, "hierarchical": HierarchicalHead, "decoder": DecoderHead}
+
+
 class FSQPreTrainedModel(DecoderOnlyPreTrainedModel):
     config: FSQConfig  # pyright: ignore[reportIncompatibleVariableOverride]
 
@@ -291,7 +390,7 @@ class FSQPreTrainedModel(DecoderOnlyPreTrainedModel):
         if self.config.head != "tied" and new_num_tokens not in (None, self.config.vocab_size):
             raise ValueError(
                 f"`head` {self.config.head!r} has logits of "
-                + {"factorised": "digits", "decoder": "spellings"}[self.config.head]
+                + {"decoder": "spellings"}.get(self.config.head, "digits")
                 + ", none for tokens that are added."
             )
         embedding = super().resize_token_embeddings(new_num_tokens, *args, **kwargs)
@@ -318,6 +417,34 @@ class FSQModel(FSQPreTrainedModel, DecoderOnlyModel):
     def embed_ids(self, input_ids: torch.Tensor) -> torch.Tensor:
         return self.code_embedding(input_ids, self.embed_tokens(input_ids, rows_only=True))
 
+    def embed(
+        self,
+        input_ids: torch.LongTensor | None,
+        attention_mask: torch.Tensor | None,
+        position_ids: torch.LongTensor | None,
+        past_key_values: Cache | None,
+        inputs_embeds: torch.Tensor | None,
+        use_cache: bool | None,
+    ) -> tuple[torch.Tensor, Mask, torch.Tensor, Cache | None]:
+        continues = type(past_key_values) is DynamicCache and inputs_embeds is None and not torch.is_grad_enabled()
+        if continues and input_ids is not None and input_ids.shape[1] == 1:
+            added = self.added_rows(input_ids, past_key_values)
+            if added is not None:
+                rows = self.embed_tokens(input_ids, rows_only=True)
+                input_ids, inputs_embeds = None, rows + nn.functional.embedding(input_ids, added)
+        return super().embed(input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache)
+
+    def added_rows(self, input_ids: torch.Tensor, cache: Any) -> torch.Tensor | None:
+        """What codes add to every row, which belongs to the cache: while texts are continued, weights stay what they
+        are. None where it has to be computed."""
+        if torch.is_autocast_enabled(input_ids.device.type):
+            return None
+        if not hasattr(cache, "added_rows"):
+            if is_tracing(input_ids):
+                return None
+            cache.added_rows = self.code_embedding.added_rows()
+        return cache.added_rows
+
     @torch.no_grad()
     def load_tokenizer(self, tokenizer: Any) -> None:
         """Take codes and bytes, and, where the model holds the autoencoder, its weights from an `FSQTokenizer`."""
@@ -328,7 +455,7 @@ class FSQModel(FSQPreTrainedModel, DecoderOnlyModel):
 
 
 class FSQForCausalLM(CausalLMHead, FSQPreTrainedModel, GenerationMixin):
-    """[`FSQModel`] with a head that predicts the next token, tied to the embeddings or factorised by code digits."""
+    """[`FSQModel`] with a head that predicts the next token, tied to the embeddings, of code digits or of bytes."""
 
     output_class = FSQCausalLMOutput
 
@@ -337,7 +464,7 @@ class FSQForCausalLM(CausalLMHead, FSQPreTrainedModel, GenerationMixin):
         self.model = FSQModel(config)
         if config.head != "tied":
             self._tied_weights_keys = {}
-            self.lm_head = (FactorisedHead if config.head == "factorised" else DecoderHead)(config, self.embedding)
+            self.lm_head = HEADS[config.head](config, self.embedding)
         else:
             self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         if config.byte_loss_weight:

@@ -181,7 +181,7 @@ class FSQAutoencoderModel(FSQAutoencoderPreTrainedModel):
     def __init__(self, config: FSQAutoencoderConfig):
         super().__init__(config)
         self.encoder = ChunkEncoder(config)
-        self.fsq = FSQ(config.levels, config.temperature, config.quantization_noise)
+        self.fsq = FSQ(config.levels, config.temperature, config.quantization_noise, config.num_quantizers)
         self.from_code = nn.Linear(len(config.levels), config.hidden_size)
         self.decoder = VectorDecoder(config)
         self.post_init()

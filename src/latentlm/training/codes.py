@@ -62,15 +62,17 @@ def encode_positions(autoencoder: FSQAutoencoderModel, chunks: np.ndarray, lengt
 
 
 def nearest_free(fsq: FSQ, position: torch.Tensor, taken: set[int]) -> int:
-    """The code that is not taken whose digits are nearest to `position` `(n,)`; ties by index."""
+    """The code that is not taken whose digits are nearest to `position` `(N,)`; ties by index. Of a residual code only
+    the last quantizer's digits are changed, as long as one of them is free."""
     levels = torch.tensor(fsq.levels)
-    radius = 0
+    last, radius = len(levels) - fsq.num_dimensions, 0
     while True:
         radius += 1
         # Each dimension's digits within the radius, then all their combinations.
+        reach = [max(radius - max(fsq.levels), 0)] * last + [radius] * fsq.num_dimensions
         around = [
-            range(max(0, int(p.round()) - radius), min(int(n) - 1, int(p.round()) + radius) + 1)
-            for p, n in zip(position, levels, strict=True)
+            range(max(0, int(p.round()) - r), min(int(n) - 1, int(p.round()) + r) + 1)
+            for p, n, r in zip(position, levels, reach, strict=True)
         ]
         digits = torch.cartesian_prod(*(torch.tensor(list(values)) for values in around)).view(-1, len(levels))
         index = fsq.index(digits)

@@ -120,7 +120,7 @@ def write_tokenizer(
     """Write the repository of the fast tokenizer, from which the slow one loads too."""
     vocabulary = FSQVocabulary(
         boundary=boundary,
-        levels=list(autoencoder.config.levels),
+        levels=list(autoencoder.fsq.levels),
         pieces=pieces,
         codes=assigned.codes,
         moved=np.flatnonzero(assigned.moved).tolist(),
