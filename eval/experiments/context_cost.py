@@ -155,7 +155,7 @@ def main(arguments: list[str] | None = None) -> None:
     if unknown := [name for name in options.entries if name not in LISTS]:
         parser.error(f"{unknown[0]}: must be one of {', '.join(LISTS)}")
     torch.set_num_threads(1)
-    for name in options.entries:
+    for name in (name for name in LISTS if name in options.entries):  # the peer, which takes the place of a class, last
         page = LISTS[name]
         entry, run = read_list(page).entries[name], options.runs.resolve() / page / f"{name}-0"
         if entry.peer:
