@@ -13,7 +13,7 @@ from conftest import REPOSITORY
 sys.path.insert(0, str(REPOSITORY / "eval" / "experiments"))
 import context_cost
 import measure
-from measures import probes, robustness, segments
+from measures import drafts, probes, robustness, segments
 from records import read_page, write_record
 from test_abstractinator import BYTES, build
 from test_experiments import make_record
@@ -238,8 +238,14 @@ def test_live_bytes_are_those_of_tensors_in_use():
 
 def test_cost_of_a_toy_model_after_a_context():
     length = 16
-    sizes = {"vocab_size": 260, "hidden_size": 16, "num_attention_heads": 1, "num_hidden_layers": 2}
-    config = DecoderOnlyConfig(position_embedding_type="rotary", max_position_embeddings=64, **sizes)
+    config = DecoderOnlyConfig(
+        vocab_size=260,
+        hidden_size=16,
+        num_attention_heads=1,
+        num_hidden_layers=2,
+        max_position_embeddings=64,
+        position_embedding_type="rotary",
+    )
     model = DecoderOnlyForCausalLM(config).eval()
     ids = torch.randint(0, 256, (1, length + context_cost.STEPS))
     costs = context_cost.measure_context(model, ids, 1, steps=True)
@@ -253,3 +259,18 @@ def test_cost_of_a_toy_model_after_a_context():
     abstractinator = build(**{**BYTES, "max_position_embeddings": 64})
     costs = context_cost.measure_context(abstractinator, ids[:, :40].clamp(max=255), 1, steps=True)
     assert all(value > 0 for value in costs.values())
+
+
+def test_a_draft_is_read_once_and_again_after_each_byte_that_is_not_accepted():
+    accepted, ends = torch.rand(12, generator=torch.Generator().manual_seed(0)), [3, 4, 9, 12]
+    segments_of = torch.tensor([sum(i >= end for end in ends) for i in range(12)])
+    generator, rounds, total = random.Random(0), 4000, 0
+    for _ in range(rounds):
+        place = 0
+        while place < 12:  # a pass: to the first byte that is not accepted, or to the end of the segment
+            total += 1
+            end = next(end for end in ends if end > place)
+            while generator.random() < accepted[place] and place < end - 1:
+                place += 1
+            place += 1
+    assert drafts.passes(accepted, segments_of) == pytest.approx(total / rounds, rel=0.02)

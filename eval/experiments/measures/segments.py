@@ -55,8 +55,8 @@ def after_spaces(data: bytes) -> set[int]:
 
 
 def by_spacebyte(data: bytes) -> set[int]:
-    """Where SpaceByte (2404.14408) would begin a segment: after a byte that is neither letter, digit nor continuation
-    of UTF-8, and that follows one which is."""
+    """Where SpaceByte (2404.14408) would begin a segment: after a byte that is neither letter nor digit, and that
+    follows one which is. Bytes of characters that have several count as letters."""
     inside = [byte >= 128 or chr(byte).isalnum() for byte in data]
     return {i + 1 for i in range(1, len(data)) if inside[i - 1] and not inside[i]}
 
