@@ -542,6 +542,21 @@ def test_the_paired_test_is_that_of_scipy_and_matches_seeds():
     assert f"| one | {comparison.p:.3f} |" in results_table(groups, {"entries": list(groups), "columns": columns}, "")
 
 
+def test_the_parts_of_a_measure_are_rows_of_a_table():
+    metrics = {"raw_words_f1": 0.5, "raw_pieces_f1": 0.25}
+    groups = {name: Group([make_record(label=name, metrics=metrics)]) for name in ("one", "other")}
+    table = {
+        "head": "cuts at",
+        "entries": ["one"],
+        "parts": {"raw_words_": "words", "raw_pieces_": "pieces"},
+        "columns": [{"heading": "F1", "value": "f1"}],
+    }
+    expected = "| cuts at | F1 |\n| --- | --: |\n| words | 0.500 |\n| pieces | 0.250 |"
+    assert results_table(groups, table, "") == expected
+    both = results_table(groups, {**table, "entries": list(groups)}, "")
+    assert "| one: words | 0.500 |" in both and "| other: pieces | 0.250 |" in both
+
+
 def test_a_partial_page_leaves_out_what_has_not_run(tmp_path):
     for entry, values in (("one", [2.0, 2.1]), ("two", [3.0, 3.2])):
         for seed, value in enumerate(values):

@@ -2,6 +2,7 @@
 
 import json
 import math
+import random
 import sys
 
 import pytest
@@ -10,12 +11,15 @@ import yaml
 from conftest import REPOSITORY
 
 sys.path.insert(0, str(REPOSITORY / "eval" / "experiments"))
+import context_cost
 import measure
-from measures import probes, robustness
+from measures import drafts, probes, robustness, segments
 from records import read_page, write_record
+from test_abstractinator import BYTES, build
 from test_experiments import make_record
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from latentlm.evaluation.segments import inspect
 from latentlm.models.configuration_decoder_only import DecoderOnlyConfig
 from latentlm.models.modeling_decoder_only import DecoderOnlyForCausalLM
 from latentlm.models.tokenization_byte import ByteTokenizer
@@ -152,3 +156,121 @@ def test_probes_of_a_toy_model_join_the_record_of_its_run(model, run, tmp_path):
     assert record.metrics["eval_bits_per_byte"] == 2.0  # what it was before
     assert record.metrics["probe_current_embedding_0"] > 0.8
     assert {"probe_next_layer_2", "probe_position_layer_1"} <= record.metrics.keys()
+
+
+# ---- Segments ----
+
+
+def test_cuts_are_counted_against_units_in_bytes():
+    text = "Élan, isn't it: “Yes. No”"
+    pieces = segments.learn_pieces("isn't it it it is " * 50)
+    found = segments.units(text, pieces)
+    data = text.encode()
+    words = {"Élan", "isn't", "it", "Yes", "No"}
+    assert {data[i:].decode().split()[0].strip(",:.”") for i in found["words"]} == words
+    assert [data[i:].decode()[:2] for i in sorted(found["after_punctuation"])] == ["is", "“Y", "No"]
+    data = b"ab, cd (e) f"
+    assert [data[i : i + 1] for i in sorted(segments.after_spaces(data))] == [b"c", b"(", b"f"]
+    # SpaceByte cuts after a separator that follows a word, whatever else comes.
+    assert [data[i - 2 : i] for i in sorted(segments.by_spacebyte(data))] == [b"b,", b"d ", b"e)"]
+
+
+def test_chance_is_the_mean_of_random_cuts():
+    places, begins = set(range(1, 200)), set(range(1, 200, 7))
+    draw = random.Random(0)
+    found = [segments.scores(set(draw.sample(sorted(places), 50)), begins) for _ in range(400)]
+    for what, value in segments.by_chance(50, len(begins), len(places)).items():
+        assert sum(one[what] for one in found) / len(found) == pytest.approx(value, abs=0.01)
+
+
+@pytest.mark.parametrize("count", [3, 20])
+def test_as_many_cuts_as_the_model_makes(count):
+    cuts, places = set(range(0, 100, 10)), set(range(100))
+    chosen = segments.to_count(cuts, count, places)
+    assert len(chosen) == count and (chosen <= cuts or cuts <= chosen <= places)
+
+
+def test_cuts_of_a_model_are_where_its_segments_begin():
+    model = build(**{**BYTES, "max_position_embeddings": 24})
+    text = "The river flows, and the sea is never full. Été."
+    pieces = segments.learn_pieces(text)
+    metrics = segments.measure_text(model, text, pieces)
+    cuts, nats = segments.read(model, text.encode(), 23)
+    data = text.encode()
+    expected = set()
+    for begin in range(0, len(data), 23):
+        end = begin
+        for piece, _ in inspect(model, data[begin : begin + 23]).pieces(0):
+            expected.add(end)
+            end += len(piece)
+    assert cuts[0] == {place for place in expected if place % 23}
+    places = len(data) - len(range(0, len(data), 23))
+    assert metrics["level_1_length"] == pytest.approx(places / len(cuts[0]))
+    mean = sum(nats[place] for place in cuts[0]) / len(cuts[0])
+    every = sum(nats[place] for place in range(len(data)) if place % 23) / places
+    assert metrics["level_1_surprise"] == pytest.approx(mean / every)
+    ids = torch.tensor([[257, *data[:23]]])
+    with torch.no_grad():
+        assert sum(nats[:23]) / 23 == pytest.approx(model(ids, labels=ids).lm_loss.item(), rel=1e-4)
+
+
+# ---- Cost against context ----
+
+
+def test_attention_is_counted_by_the_pairs_that_are_read():
+    query = torch.randn(1, 2, 8, 16)
+    with context_cost.count_operations() as causal:
+        torch.nn.functional.scaled_dot_product_attention(query, query, query, is_causal=True)
+    with context_cost.count_operations() as masked:
+        torch.nn.functional.scaled_dot_product_attention(query, query, query, torch.ones(8, 8).tril().bool())
+    pair = 2 * 2 * 2 * 16  # a product of two numbers each for scores and values, in two heads
+    assert (causal.get_total_flops(), masked.get_total_flops()) == (36 * pair, 64 * pair)
+
+
+def test_live_bytes_are_those_of_tensors_in_use():
+    with context_cost.LiveBytes() as memory:
+        first = torch.ones(1000)
+        for _ in range(3):
+            first = first + 1  # the sum lives beside what it is made of
+        first.view(10, 100).add_(1)
+    assert memory.peak == 8000
+
+
+def test_cost_of_a_toy_model_after_a_context():
+    length = 16
+    config = DecoderOnlyConfig(
+        vocab_size=260,
+        hidden_size=16,
+        num_attention_heads=1,
+        num_hidden_layers=2,
+        max_position_embeddings=64,
+        position_embedding_type="rotary",
+    )
+    model = DecoderOnlyForCausalLM(config).eval()
+    ids = torch.randint(0, 256, (1, length + context_cost.STEPS))
+    costs = context_cost.measure_context(model, ids, 1, steps=True)
+    weights = sum(one.weight.numel() for one in model.modules() if isinstance(one, torch.nn.Linear))
+    width, layers = 16, 2
+    pairs = length * (length + 1) / 2
+    assert costs["mflop"] == pytest.approx((2 * weights + layers * 4 * width * pairs / length) / 1e6)
+    assert costs["cache_mb"] == layers * 2 * width * length * 4 / 1e6
+    seen = length + (context_cost.STEPS // 2 + 1) / 2  # at the mean step
+    assert costs["step_mflop"] == pytest.approx((2 * weights + layers * 4 * width * seen) / 1e6)
+    abstractinator = build(**{**BYTES, "max_position_embeddings": 64})
+    costs = context_cost.measure_context(abstractinator, ids[:, :40].clamp(max=255), 1, steps=True)
+    assert all(value > 0 for value in costs.values())
+
+
+def test_a_draft_is_read_once_and_again_after_each_byte_that_is_not_accepted():
+    accepted, ends = torch.rand(12, generator=torch.Generator().manual_seed(0)), [3, 4, 9, 12]
+    segments_of = torch.tensor([sum(i >= end for end in ends) for i in range(12)])
+    generator, rounds, total = random.Random(0), 4000, 0
+    for _ in range(rounds):
+        place = 0
+        while place < 12:  # a pass: to the first byte that is not accepted, or to the end of the segment
+            total += 1
+            end = next(end for end in ends if end > place)
+            while generator.random() < accepted[place] and place < end - 1:
+                place += 1
+            place += 1
+    assert drafts.passes(accepted, segments_of) == pytest.approx(total / rounds, rel=0.02)

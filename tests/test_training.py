@@ -128,6 +128,25 @@ def test_evaluations_write_samples_and_leave_the_run_as_it_was(tmp_path):
     assert not (tmp_path / "0" / "samples.jsonl").exists()
 
 
+def test_mlflow_gets_metrics_and_samples(tmp_path, monkeypatch):
+    mlflow = pytest.importorskip("mlflow", reason="needs the tracking extra: pip install 'latentlm[tracking]'")
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    monkeypatch.chdir(tmp_path)
+    mlflow.set_tracking_uri((tmp_path / "store").as_uri())
+    samples = {"sample_prompts": 1, "sample_prompt_tokens": 5, "sample_new_tokens": 8}
+    trainer = make_trainer(tmp_path / "run", report_to="mlflow", eval_strategy="steps", eval_steps=2, **samples)
+    trainer.train()
+    mlflow.flush_async_logging()
+    client = mlflow.MlflowClient()
+    [run] = client.search_runs([client.get_experiment_by_name("Default").experiment_id])
+    assert run.info.status == "FINISHED"
+    logged = {metric.step: metric.value for metric in client.get_metric_history(run.info.run_id, "eval_lm_loss")}
+    lines = metrics_of(tmp_path / "run")
+    assert logged == {line["step"]: line["eval_lm_loss"] for line in lines if "eval_lm_loss" in line}
+    written = mlflow.artifacts.download_artifacts(run_id=run.info.run_id, artifact_path="samples.jsonl")
+    assert Path(written).read_bytes() == (tmp_path / "run" / "samples.jsonl").read_bytes()
+
+
 # ---- Optimizer ----
 
 

@@ -22,12 +22,17 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 MARKERS = "os^Dv*Ph"
 STYLES = ("-", "--", ":", "-.")
 DIGEST = "Description"  # field of the PNG, or of the SVG, that says what was drawn
-AXES = {"bytes": "MB of text seen", "flops": "TFLOP of training", "layer": "layers since the input"}
+AXES = {
+    "bytes": "MB of text seen",
+    "flops": "TFLOP of training",
+    "layer": "layers since the input",
+    "context": "bytes of context",
+}
 
 
 def points(group: Group, name: str, x: str, bits: bool = False) -> list[tuple[np.ndarray, np.ndarray]]:
-    """The curve of each record, over `step`, `bytes` (in MB) or `flops` (in 10¹², as `measures/operations.py` counts
-    them); with `bits`, nats of a token as bits per byte."""
+    """The curve of each record, over its own first numbers (`step`, `context`), `bytes` (in MB) or `flops` (in 10¹², as
+    `measures/operations.py` counts them); with `bits`, nats of a token as bits per byte."""
     curves = []
     for record in group.records:
         curve = np.array(record.curve.get(name, []), dtype=float).reshape(-1, 2)
@@ -151,6 +156,8 @@ def draw(content: dict[str, Any], path: Path) -> None:
         axis.set_xlabel(over or AXES.get(panel.get("x", "step"), "step"), fontsize=9)
         axis.set_ylabel(panel.get("heading", panel["value"]), fontsize=9)
         axis.tick_params(labelsize=8)
+        if panel.get("x") == "context":
+            axis.set_xscale("log", base=2)
         if panel.get("x") == "layer":
             axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.grid(alpha=0.25, linewidth=0.5)

@@ -155,7 +155,10 @@ def markdown(header: Sequence[str], rows: Iterable[Sequence[str]], numbers_from:
 
 def results_table(groups: dict[str, Group], table: dict[str, Any], where: str) -> str:
     """A table of entries, with a note on those that are one seed; a column of which nothing is known is left out, and
-    one with `against` holds the p of the difference to that entry."""
+    one with `against` holds the p of the difference to that entry. With `parts`, labels of prefixes, an entry has a row
+    of each part, whose values are named `<prefix><value>`."""
+    if "parts" in table:
+        return parts_table(groups, table, where)
     chosen = pick(groups, table["entries"], where)
     labels = table.get("labels") or {}
     single = [group.num_seeds == 1 for group in chosen]
@@ -182,6 +185,20 @@ def results_table(groups: dict[str, Group], table: dict[str, Any], where: str) -
     if not any(single):
         return text
     return text + ("\n\nOne seed each." if not mixed else f"\n\n{ONE_SEED} One seed: a difference may be chance.")
+
+
+def parts_table(groups: dict[str, Group], table: dict[str, Any], where: str) -> str:
+    """A table whose rows are the parts of a measure, one entry after the other."""
+    columns = table["columns"]
+    rows = [
+        [
+            label if len(table["entries"]) == 1 else f"{group.label}: {label}",
+            *(cell(group, {**column, "value": f"{prefix}{column['value']}"}) for column in columns),
+        ]
+        for group in pick(groups, table["entries"], where)
+        for prefix, label in table["parts"].items()
+    ]
+    return markdown([table.get("head", ""), *(column["heading"] for column in columns)], rows)
 
 
 def raw_table(groups: dict[str, Group], table: dict[str, Any], where: str) -> str:

@@ -64,6 +64,32 @@ class MetricsFile(TrainerCallback):
             append_line(folder_of(args) / METRICS_FILE, {**logs, "step": state.global_step})
 
 
+class SampleArtifacts(TrainerCallback):
+    """Gives MLflow, of a run that reports to it, `samples.jsonl` as an artifact: at each checkpoint and at the end.
+
+    The callback of transformers, which comes before this one, has begun the MLflow run, and has ended it when the
+    training ends.
+    """
+
+    run_id: str | None = None
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if state.is_world_process_zero and "mlflow" in args.report_to:
+            import mlflow
+
+            run = mlflow.active_run()
+            self.run_id = run and run.info.run_id
+
+    def on_save(self, args, state, control, **kwargs):
+        samples = folder_of(args) / SAMPLES_FILE
+        if self.run_id is not None and samples.exists():
+            import mlflow
+
+            mlflow.MlflowClient().log_artifact(self.run_id, str(samples))
+
+    on_train_end = on_save
+
+
 def json_line(entry: dict) -> str:
     return json.dumps(entry, sort_keys=True) + "\n"
 

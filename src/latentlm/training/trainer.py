@@ -19,7 +19,7 @@ from latentlm.data.packing import stack_rows
 from latentlm.models.block_causal_head import CausalLMHead
 from latentlm.runs.arguments import LatentTrainingArguments
 
-from .callbacks import ConsoleProgress, ExactLogging, MetricsFile
+from .callbacks import ConsoleProgress, ExactLogging, MetricsFile, SampleArtifacts
 from .metrics import Count, Counts, Mean, Sum, Totals
 from .optimizing import OptimizingTrainer
 from .publishing import PublishingTrainer
@@ -92,6 +92,7 @@ class LatentTrainer(OptimizingTrainer, PublishingTrainer):
         self.remove_callback(ProgressCallback)
         self.add_callback(ExactLogging())
         self.add_callback(MetricsFile())
+        self.add_callback(SampleArtifacts())
         self.add_callback(ConsoleProgress(self.console, bar=not self.args.disable_tqdm))
         self._evaluation = Counts(self.args.device)
         self._prompts: list[torch.Tensor] | None = None
