@@ -103,6 +103,22 @@ def test_memory_rows_that_a_symbol_sees():
     assert current.grad[0].abs().sum(-1).nonzero()[:, 0].tolist() == [5]
 
 
+@pytest.mark.parametrize("lookback", [0, 1, 3])
+@pytest.mark.parametrize("form", FORMS)
+def test_gathered_rows_equal_a_dense_mask_in_gradients_too(form, lookback):
+    found = {}
+    for backend in ("eager", "sdpa"):
+        stack, inputs = build(form, backend, window=4, lookback=lookback)
+        given = states().requires_grad_()
+        rows = [row.requires_grad_() for row in inputs["memory"]]
+        stack(given, **inputs)[0].square().sum().backward()
+        past, current = (row.grad for row in rows)
+        assert lookback or not past.any()
+        found[backend] = [given.grad, past, current, *(p.grad for p in stack.parameters())]
+    for one, other in zip(*found.values(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)
+
+
 @pytest.mark.parametrize("window", [1, 2, 3, 7, 9])
 def test_a_band_equals_a_dense_mask_in_gradients_too(window):
     stack, _ = build("regular", "sdpa", window=window)

@@ -15,7 +15,7 @@ from transformers.models.llama.modeling_llama import (
     rotate_half,
 )
 
-from .block_masks import CAUSAL, Mask, fold, fold_keys, unfold
+from .block_masks import CAUSAL, Mask, fold, fold_keys, gather_keys, unfold
 
 Rotary = tuple[torch.Tensor, torch.Tensor]
 """Cosines and sines `(B or 1, T, d)` of positions."""
@@ -206,6 +206,11 @@ class Attention(nn.Module):
         if mask.band is not None:
             query = fold(query, mask.band).flatten(0, 1)
             key, value = fold_keys(key, mask.band), fold_keys(value, mask.band)
+        if mask.seen is not None:
+            key, value = repeat_kv(key, self.num_key_value_groups), repeat_kv(value, self.num_key_value_groups)
+            dropout = self.attention_dropout if self.training else 0.0
+            output = attend_seen(query, key, value, mask.seen, mask.tensor, self.scaling, dropout)
+            return self.o_proj(output.flatten(-2)), None
         if mask.arguments:
             kwargs = {**mask.arguments, **kwargs}
         kwargs.setdefault("is_causal", mask.is_causal)
@@ -214,6 +219,23 @@ class Attention(nn.Module):
         if mask.band is not None:
             output = unfold(output, batch, length)
         return self.o_proj(output.flatten(-2)), weights
+
+
+def attend_seen(
+    query: torch.Tensor,  # (B, H, T, d)
+    key: torch.Tensor,  # (B, H, S, d)
+    value: torch.Tensor,  # (B, H, S, d_v)
+    seen: torch.Tensor,  # (B, T, K), int64
+    real: torch.Tensor,  # (B, T, K, 1), bool
+    scaling: float,
+    dropout: float,
+) -> torch.Tensor:
+    """What queries read of the few keys that each sees, `(B, T, H, d_v)`, in time and memory that do not grow with S.
+    By products of elements: one of matrices for each query would be slower."""
+    query = query.transpose(1, 2).unsqueeze(2) * scaling  # (B, T, 1, H, d)
+    scores = (query * gather_keys(key, seen)).sum(-1).masked_fill(~real, float("-inf"))  # (B, T, K, H)
+    weights = nn.functional.dropout(scores.softmax(2, dtype=torch.float32), dropout).to(value.dtype)
+    return (weights.unsqueeze(-1) * gather_keys(value, seen)).sum(2)
 
 
 class LatentAttention(Attention):

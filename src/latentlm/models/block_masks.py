@@ -43,6 +43,8 @@ class Mask(NamedTuple):
         arguments: further ones of the backend, as windows and lengths of flash attention.
         backend: None for the configured one, which each attention then has to ask for.
         band: with it the tensor is that of [`fold`]ed blocks of so many queries.
+        seen: `(B, T, K)`, int64: with it each query sees at most these keys, of which the tensor, bool `(B, T, K, 1)`,
+            says which; see [`attend_seen`].
     """
 
     tensor: Any = None
@@ -50,6 +52,7 @@ class Mask(NamedTuple):
     arguments: dict[str, Any] | None = None
     backend: str | None = None
     band: int | None = None
+    seen: torch.Tensor | None = None
 
 
 CAUSAL = Mask()
@@ -169,16 +172,20 @@ def look_back_mask(
     lookback: int,
 ) -> Mask:
     """Of keys that are `num_past` rows of the past, then the current rows, a symbol of segment s sees the rows
-    s - `lookback` to s - 1 of the past and its own current row."""
+    s - `lookback` to s - 1 of the past and its own current row. Only these are computed where sdpa is the backend."""
+    backend = "sdpa" if is_flash_attention_requested(config) else None
+    if (backend or config._attn_implementation) == "sdpa":
+        seen = segments.unsqueeze(-1) + torch.arange(-lookback, 1, device=states.device)
+        real = (seen >= 0).unsqueeze(-1)
+        seen = torch.cat((seen[..., :-1].clamp(min=0), seen[..., -1:] + num_past), -1)
+        return Mask(real, False, backend="sdpa", seen=seen)
 
     def visible(batch, head, query, key):
         segment = segments[batch, query]
         past = (key < num_past) & (key < segment) & (key >= segment - lookback)
         return past | (key == num_past + segment)
 
-    backend = "sdpa" if is_flash_attention_requested(config) else None
-    num_keys = 2 * num_past + 1
-    return Mask(make_mask(config, states, num_keys, visible, backend), False, backend=backend)
+    return Mask(make_mask(config, states, 2 * num_past + 1, visible), False)
 
 
 def step_mask(config: PreTrainedConfig, states: torch.Tensor, seen: torch.Tensor) -> Mask:
@@ -276,6 +283,15 @@ def fold_keys(states: torch.Tensor, window: int) -> torch.Tensor:
     blocks = fold(states, window)
     before = nn.functional.pad(blocks[:, :-1], (0, 0, 0, 0, 0, 0, 1, 0))
     return torch.cat((before, blocks), 3).flatten(0, 1)
+
+
+def gather_keys(states: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
+    """Of `(B, H, S, d)` what each query sees, by numbers `(B, T, K)`: `(B, T, K, H, d)`."""
+    batch, heads, size, _ = states.shape
+    rows = states.transpose(1, 2).flatten(2).flatten(0, 1)  # (B * S, H * d)
+    first = torch.arange(0, batch * size, size, device=seen.device).view(-1, 1, 1)
+    gathered = rows.index_select(0, (seen + first).flatten())
+    return gathered.unflatten(0, seen.shape).unflatten(-1, (heads, -1))
 
 
 def unfold(output: torch.Tensor, batch: int, length: int) -> torch.Tensor:
