@@ -7,11 +7,11 @@ Prints a table of ratios; all sides of a ratio run in turns. About 20 minutes on
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from peers import Row, gpt2, main, step, timed_generation, timed_static_generation
 from timing import median_seconds, products
-from transformers import PreTrainedModel
 
 from latentlm import AREncoderDecoderConfig, AREncoderDecoderForCausalLM, DecoderOnlyConfig, DecoderOnlyForCausalLM
 
@@ -19,7 +19,7 @@ FILLED = {"hidden_size": 160, "num_encoder_layers": 11, "num_decoder_layers": 11
 """As many parameters (15.96 M without positions) in sizes that fill the vectors of processors, as 150 does not."""
 
 
-def encoder_decoder(length: int, **fields) -> PreTrainedModel:
+def encoder_decoder(length: int, **fields) -> Any:
     """The original sizes with position subtraction."""
     config = AREncoderDecoderConfig(max_position_embeddings=length, position_subtraction="plain", **fields)
     return AREncoderDecoderForCausalLM(config)
