@@ -1,11 +1,11 @@
 """What happens inside of small models while they learn, of which a finished model says nothing.
 
-    python eval/experiments/short_training.py embeddings masks [--steps 300] [--seed 0]
+    python eval/experiments/short_training.py embeddings masks [--steps 200] [--seed 0]
 
 - embeddings: gradients and updates of the tables of tokens and positions, and how these lie to each other, with and
   without position subtraction and embedding loss: auto-regressive encoder-decoder, 2 + 2 layers of width 64.
 - masks: values of LearnedDropout's masks and the gradients that reach below them, where the output is multiplied by M
-  itself, as it must not be by the original's word, and where it is rounded: decoder-only, 4 layers of width 64.
+  itself, which the original warns of, and where M is rounded: decoder-only, 4 layers of width 64.
 
 AdamW, learning rate 2e-3, 4 rows of 128 bytes a step, each read once. A record of each variant in eval/records/inside.
 """
@@ -185,7 +185,7 @@ MEASURES = {"embeddings": (embeddings, EMBEDDINGS), "masks": (masks, MASKS)}
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("measures", nargs="+", choices=MEASURES)
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
