@@ -3,7 +3,8 @@
     python benchmarks/ar_encoder_decoder.py [--only training generation compiled_generation mixed_precision]
         [--repeats 5]
 
-Prints a table of ratios; all sides of a ratio run in turns. About 20 minutes on 2 cores.
+Prints a table of ratios; all sides of a ratio run in turns. About 20 minutes on 2 cores. With OMP_NUM_THREADS=1 what
+is compared is CPU time, so that the machine need not be idle.
 """
 
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from typing import Any
 
 import torch
 from peers import Row, gpt2, main, step, timed_generation, timed_static_generation
-from timing import median_seconds, products
+from timing import measured_seconds, products
 
 from latentlm import AREncoderDecoderConfig, AREncoderDecoderForCausalLM, DecoderOnlyConfig, DecoderOnlyForCausalLM
 
@@ -36,7 +37,7 @@ def training(repeats: int, device: torch.device) -> Iterator[Row]:
         }
         floors = {f"{name}'s products": products(sides[name]) for name in ("GPT-2", "plain", "filled")}
         floors["plain's products and attention"] = products(sides["plain"], attention=True)
-        seconds = median_seconds(sides | floors, repeats)
+        seconds = measured_seconds(sides | floors, repeats)
         size = f"B {batch}, T {length}"
         for name, what in (("plain", "training step"), ("filled", "training step, 160 × 11 + 11 layers,")):
             yield f"{what} / GPT-2's, float32 eager, {size}", seconds[name] / seconds["GPT-2"], "≤ 0.85"
@@ -54,7 +55,7 @@ def mixed_precision(repeats: int, device: torch.device) -> Iterator[Row]:
     compiled = torch.compile(model)
     sides = {"float32": step(model, ids), "bf16 + compile": step(compiled, ids, torch.bfloat16)}
     sides["float32 + compile"] = step(compiled, ids)
-    seconds = median_seconds(sides, repeats)
+    seconds = measured_seconds(sides, repeats)
     for name in ("bf16 + compile", "float32 + compile"):
         limit = "≥ 2" if name.startswith("bf16") else "–"
         yield f"speed-up of {name} over float32 eager, B 8, T 200", seconds["float32"] / seconds[name], limit

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from peers import Row, gpt2, main, step, timed_generation
-from timing import median_seconds, products
+from timing import measured_seconds, products
 
 from latentlm import (
     DecoderOnlyConfig,
@@ -48,7 +48,7 @@ def training(repeats: int, device: torch.device) -> Iterator[Row]:
         steps = {name: step(model.to(device), ids) for name, model in sides.items()}
         steps["GPT-2"] = step(gpt2(length).to(device), ids)
         floors = {f"{name}'s products": products(steps[name]) for name in ("decoder-only", "off")}
-        seconds = median_seconds(steps | floors, repeats)
+        seconds = measured_seconds(steps | floors, repeats)
         targets = {"off": "≤ 1.15", "embedding masks": "≤ 1.35", "hidden-state masks": "–"}
         for name, limit in targets.items():
             what = "LearnedDropout off" if name == "off" else f"LearnedDropout on, {name}"

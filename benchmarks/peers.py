@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from timing import machine, median_seconds
+from timing import machine, measured_seconds
 from transformers import CompileConfig, GPT2Config, GPT2LMHeadModel
 
 Row = tuple[str, float, str]  # metric, measured ratio, target
@@ -45,10 +45,10 @@ def timed_static_generation(
     a few minutes on CPU."""
     compiled: Any = CompileConfig()
     compiled._compile_all_devices = True  # transformers leaves CPUs out unless told
-    ids = torch.randint(0, 50256, (1, prompt), device=device)
+    ids = torch.randint(0, model.config.vocab_size - 1, (1, prompt), device=device)
     sides = {"eager": generate(model.to(device), ids, new)}
     sides["compiled"] = generate(model, ids, new, cache_implementation="static", compile_config=compiled)
-    seconds = median_seconds(sides, repeats)
+    seconds = measured_seconds(sides, repeats)
     ratio = seconds["eager"] / seconds["compiled"]
     yield f"speed-up of static cache and compile over eager, {what}, {new} tokens after {prompt}", ratio, "≥ 2"
     print(f"    {what}: " + ", ".join(f"{name} {new / value:.0f} tokens/s" for name, value in seconds.items()))
@@ -61,10 +61,10 @@ def timed_generation(
     sample = 8
     for model in (ours, peer):
         model.to(device)
-    ids = torch.randint(0, 50256, (1, prompt + new // 2), device=device)
+    ids = torch.randint(0, peer.config.vocab_size - 1, (1, prompt + new // 2), device=device)
     sides = {name: generate(model, ids[:, :prompt], new) for name, model in (("gpt2", peer), ("ours", ours))}
     sides["uncached"] = generate(ours, ids[:, : prompt + new // 2 - sample // 2], sample, use_cache=False)
-    seconds = median_seconds(sides, repeats)
+    seconds = measured_seconds(sides, repeats)
     what = f"{new} tokens after {prompt}"
     yield f"cached generation / GPT-2's, {what}", seconds["ours"] / seconds["gpt2"], "≤ 1.0"
     uncached = seconds["uncached"] * new / sample
