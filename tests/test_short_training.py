@@ -27,15 +27,14 @@ def small(monkeypatch):
 def test_outputs_are_multiplied_by_the_mask_that_is_asked_for(name: str):
     _, model, metrics = short_training.masks(name, STEPS, 0)
     mlp = model.eval().model.layers[0].mlp
-    states = torch.randn(1, 5, 16)
-    with torch.no_grad():
-        output, _ = mlp(states)
-        plain = mlp.down_proj(mlp.activate(states))
-        mask = torch.ones(())
-        if mlp.learned_dropout is not None:
-            attended, _ = mlp.learned_dropout.attention(plain)
-            mask = 0.5 * torch.cos(attended + mlp.learned_dropout.shift) + 0.5
-    torch.testing.assert_close(output, plain * (mask if "scaled" in name else (mask >= 0.5)))
+    states = torch.randn(1, 5, 16, requires_grad=True)  # as the hooks of the script need
+    output, _ = mlp(states)
+    plain = mlp.down_proj(mlp.activate(states))
+    mask = torch.ones(())
+    if mlp.learned_dropout is not None:
+        attended, _ = mlp.learned_dropout.attention(plain)
+        mask = 0.5 * torch.cos(attended + mlp.learned_dropout.shift) + 0.5
+    torch.testing.assert_close(output, plain * (mask if "scaled" in name else (mask >= 0.5).float()))
     assert all(metrics[size] > 0 for size in ("stream_gradient", "block_gradient", "weight_gradient"))
 
 
