@@ -8,13 +8,12 @@ lowest of several turns of all models, so that it can be measured on a machine t
 
 import argparse
 import bisect
-import time
 from collections.abc import Callable
 
 import torch
 from peers import step
 from subjects import VOCAB_SIZE, body_parameters
-from timing import machine
+from timing import lowest_cpu_seconds, machine
 from transformers import PreTrainedModel
 
 from latentlm import (
@@ -27,7 +26,6 @@ from latentlm import (
 )
 
 HEADS, CONTEXT, ROWS, NEW_TOKENS = 4, 256, 4, 64
-Key = tuple[int, str]  # depth and kind
 KINDS = ("decoder-only", "auto-regressive", "parallel")
 
 
@@ -54,18 +52,6 @@ def width_of(kind: str, depth: int, parameters: int) -> int:
     return min(widths[first - 1 : first + 1], key=lambda width: abs(body(width) - parameters))
 
 
-def process_milliseconds(sides: dict[Key, Callable[[], object]], repeats: int) -> dict[Key, float]:
-    """The lowest time of the process, over `repeats` turns after one that is not counted."""
-    lowest = dict.fromkeys(sides, float("inf"))
-    for turn in range(repeats + 1):
-        for name, call in sides.items():
-            started = time.process_time()
-            call()
-            if turn:
-                lowest[name] = min(lowest[name], 1e3 * (time.process_time() - started))
-    return lowest
-
-
 def decoding(model: PreTrainedModel) -> Callable[[], object]:
     model.generation_config.eos_token_id = None  # so that as many tokens are written as are asked for
     ids = torch.randint(0, 256, (1, 64), generator=torch.Generator().manual_seed(0))
@@ -88,16 +74,15 @@ def main(arguments: list[str] | None = None) -> None:
     ids = torch.randint(0, 256, (ROWS, CONTEXT), generator=torch.Generator().manual_seed(0))
     widths = {(depth, kind): width_of(kind, depth, options.parameters) for depth in options.depths for kind in KINDS}
     models = {(depth, kind): make(kind, depth, width) for (depth, kind), width in widths.items()}
-    steps = process_milliseconds({key: step(model, ids) for key, model in models.items()}, options.repeats)
-    tokens = process_milliseconds({key: decoding(model.eval()) for key, model in models.items()}, options.repeats)
+    steps = lowest_cpu_seconds({key: step(model, ids) for key, model in models.items()}, options.repeats)
+    tokens = lowest_cpu_seconds({key: decoding(model.eval()) for key, model in models.items()}, options.repeats)
     print(machine(), "\n")
     print("| layers | model | width | body | training step, ms of CPU | decoded token, ms of CPU |")
     print("|--:|---|--:|--:|--:|--:|")
     for (depth, kind), model in models.items():
         key, body = (depth, kind), body_parameters(model) / 1e6
-        print(
-            f"| {depth} | {kind} | {widths[key]} | {body:.2f} M | {steps[key]:.0f} | {tokens[key] / NEW_TOKENS:.2f} |"
-        )
+        times = f"{1e3 * steps[key]:.0f} | {1e3 * tokens[key] / NEW_TOKENS:.2f}"
+        print(f"| {depth} | {kind} | {widths[key]} | {body:.2f} M | {times} |")
 
 
 if __name__ == "__main__":

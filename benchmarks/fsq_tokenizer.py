@@ -20,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from timing import least_cpu_seconds, machine, median_seconds
+from timing import lowest_cpu_seconds, machine, median_seconds
 from transformers import PreTrainedTokenizerFast
 
 import latentlm
@@ -212,7 +212,7 @@ def generation(options: argparse.Namespace) -> None:
         model = models[name].eval()
         return lambda: tokenizers[name].decode(model.generate(prompt, max_new_tokens=128, do_sample=False)[0])
 
-    seconds = least_cpu_seconds({name: write(name) for name in models}, options.repeats)
+    seconds = lowest_cpu_seconds({name: write(name) for name in models}, options.repeats)
     print("\n| model and tokenizer | tokens/s | bytes/token | bytes/s |\n|---|--:|--:|--:|")
     for name, value in seconds.items():
         ids = tokenizers[name](text, add_special_tokens=False, verbose=False).input_ids

@@ -2,22 +2,23 @@
 
 import argparse
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
-from timing import machine, median_seconds
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
+from timing import machine, measured_seconds, products
+from transformers import CompileConfig, GPT2Config, GPT2LMHeadModel
 
 Row = tuple[str, float, str]  # metric, measured ratio, target
 
 
-def gpt2(length: int) -> PreTrainedModel:
+def gpt2(length: int) -> Any:  # a PreTrainedModel, as all models here
     """160 x 26 layers: 16.2 M parameters."""
     config = GPT2Config(n_embd=160, n_layer=26, n_head=10, n_positions=length)
     config.resid_pdrop = config.embd_pdrop = config.attn_pdrop = 0.0
     return GPT2LMHeadModel(config)
 
 
-def step(model: PreTrainedModel, ids: torch.Tensor, dtype: torch.dtype | None = None) -> Callable[[], None]:
+def step(model: Any, ids: torch.Tensor, dtype: torch.dtype | None = None) -> Callable[[], None]:
     """One forward and backward pass."""
     model.train()
 
@@ -30,25 +31,42 @@ def step(model: PreTrainedModel, ids: torch.Tensor, dtype: torch.dtype | None = 
     return call
 
 
+def generate(model: Any, ids: torch.Tensor, tokens: int, **options: Any) -> Callable[[], object]:
+    """Continues `ids` greedily with so many tokens."""
+    model.eval().generation_config.eos_token_id = None
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pad_token_id": 0}
+    return lambda: model.generate(**inputs, do_sample=False, min_new_tokens=tokens, max_new_tokens=tokens, **options)
+
+
+def timed_static_generation(
+    model: Any, what: str, repeats: int, device: torch.device, prompt: int = 512, new: int = 256
+) -> Iterator[Row]:
+    """Generation with a static cache, compiled, against the same model's with its usual cache. The first calls compile:
+    a few minutes on CPU. And against its matrix products alone, which no compiler saves."""
+    compiled: Any = CompileConfig()
+    compiled._compile_all_devices = True  # transformers leaves CPUs out unless told
+    ids = torch.randint(0, model.config.vocab_size - 1, (1, prompt), device=device)
+    sides = {"eager": generate(model.to(device), ids, new)}
+    sides["compiled"] = generate(model, ids, new, cache_implementation="static", compile_config=compiled)
+    sides["products"] = products(sides["eager"])
+    seconds = measured_seconds(sides, repeats)
+    ratio = seconds["eager"] / seconds["compiled"]
+    yield f"speed-up of static cache and compile over eager, {what}, {new} tokens after {prompt}", ratio, "≥ 2"
+    yield f"eager generation / its matrix products, {what}", seconds["eager"] / seconds["products"], "–"
+    print(f"    {what}: " + ", ".join(f"{name} {new / value:.0f} tokens/s" for name, value in seconds.items()))
+
+
 def timed_generation(
-    ours: PreTrainedModel, peer: PreTrainedModel, repeats: int, device: torch.device, prompt: int = 512, new: int = 256
+    ours: Any, peer: Any, repeats: int, device: torch.device, prompt: int = 512, new: int = 256
 ) -> Iterator[Row]:
     """Without the cache only `sample` tokens are generated, in the middle of the range, and scaled up."""
     sample = 8
-    models = {"gpt2": peer, "ours": ours}
-    for model in models.values():
-        model.to(device).eval()
-        model.generation_config.eos_token_id = None
-    ids = torch.randint(0, 50256, (1, prompt + new // 2), device=device)
-
-    def generate(model: PreTrainedModel, length: int, tokens: int, use_cache: bool) -> Callable[[], object]:
-        inputs = {"input_ids": ids[:, :length], "attention_mask": torch.ones_like(ids[:, :length])}
-        options = {"do_sample": False, "min_new_tokens": tokens, "max_new_tokens": tokens, "pad_token_id": 0}
-        return lambda: model.generate(**inputs, use_cache=use_cache, **options)
-
-    sides = {name: generate(model, prompt, new, True) for name, model in models.items()}
-    sides["uncached"] = generate(models["ours"], prompt + new // 2 - sample // 2, sample, False)
-    seconds = median_seconds(sides, repeats)
+    for model in (ours, peer):
+        model.to(device)
+    ids = torch.randint(0, peer.config.vocab_size - 1, (1, prompt + new // 2), device=device)
+    sides = {name: generate(model, ids[:, :prompt], new) for name, model in (("gpt2", peer), ("ours", ours))}
+    sides["uncached"] = generate(ours, ids[:, : prompt + new // 2 - sample // 2], sample, use_cache=False)
+    seconds = measured_seconds(sides, repeats)
     what = f"{new} tokens after {prompt}"
     yield f"cached generation / GPT-2's, {what}", seconds["ours"] / seconds["gpt2"], "≤ 1.0"
     uncached = seconds["uncached"] * new / sample

@@ -15,6 +15,8 @@ import transformers
 from torch.utils._python_dispatch import TorchDispatchMode
 
 PRODUCTS = {"mm", "addmm", "bmm", "baddbmm"}
+ATTENTION = {f"_scaled_dot_product_flash_attention_for_cpu{suffix}" for suffix in ("", "_backward")}
+"""Fused kernels, whose products are inside of them."""
 
 
 def median_seconds(sides: dict[str, Callable[[], object]], repeats: int, warmup: int = 1) -> dict[str, float]:
@@ -31,32 +33,41 @@ def median_seconds(sides: dict[str, Callable[[], object]], repeats: int, warmup:
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
-def least_cpu_seconds(sides: dict[str, Callable[[], object]], repeats: int, warmup: int = 1) -> dict[str, float]:
-    """Least processor seconds of each callable over `repeats` turns, after `warmup` turns: what other processes do to a
-    machine counts least there."""
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
-    for turn in range(warmup + repeats):
+def lowest_cpu_seconds(sides: dict[Any, Callable[[], object]], repeats: int) -> dict[Any, float]:
+    """Lowest time of the process for each callable over `repeats` turns, after one that is not counted: on one thread
+    this can be measured on a machine that is not idle."""
+    lowest = dict.fromkeys(sides, float("inf"))
+    for turn in range(repeats + 1):
         for name, call in sides.items():
-            start = time.process_time()
+            started = time.process_time()
             call()
-            if turn >= warmup:
-                seconds[name].append(time.process_time() - start)
-    return {name: min(values) for name, values in seconds.items()}
+            if turn:
+                lowest[name] = min(lowest[name], time.process_time() - started)
+    return lowest
 
 
-class Products(TorchDispatchMode):
-    """Remembers, while active, every matrix product: the operation, and size and stride of its operands."""
+def measured_seconds(sides: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+    """[`lowest_cpu_seconds`] with one thread of a CPU, else [`median_seconds`]."""
+    on_one_thread = torch.get_num_threads() == 1 and not torch.cuda.is_available()
+    return (lowest_cpu_seconds if on_one_thread else median_seconds)(sides, repeats)
 
-    def __init__(self) -> None:
+
+class Operations(TorchDispatchMode):
+    """Remembers, while active, every call of the operations `names`: size and stride of its operands, other arguments
+    as they are."""
+
+    def __init__(self, names: set[str]) -> None:
         super().__init__()
-        self.calls: list[tuple[Any, list[torch.Tensor]]] = []
+        self.names = names
+        self.calls: list[tuple[Any, list[Any], dict[str, Any]]] = []
         self.operands: dict[tuple, torch.Tensor] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.overloadpacket.__name__.removesuffix("_")  # in place or not
-        if name in PRODUCTS:
-            operands = [self.operand(value) for value in args if isinstance(value, torch.Tensor)]
-            self.calls.append((getattr(torch.ops.aten, name), operands))
+        if name in self.names:
+            operands = [self.operand(value) if isinstance(value, torch.Tensor) else value for value in args]
+            options = {option: value for option, value in (kwargs or {}).items() if option != "out"}
+            self.calls.append((getattr(torch.ops.aten, name), operands, options))
         return func(*args, **kwargs or {})
 
     def operand(self, like: torch.Tensor) -> torch.Tensor:
@@ -69,15 +80,15 @@ class Products(TorchDispatchMode):
         return self.operands[layout]
 
 
-def products(call: Callable[[], object]) -> Callable[[], None]:
+def products(call: Callable[[], object], attention: bool = False) -> Callable[[], None]:
     """The matrix products of `call`, forward and backward, and nothing else: the floor of its time. Those inside of
-    fused attention kernels are not among them."""
-    with Products() as record:
+    fused attention kernels are among them only with `attention`, and then with all that these kernels do."""
+    with Operations(PRODUCTS | (ATTENTION if attention else set())) as record:
         call()
 
     def floor() -> None:
-        for function, operands in record.calls:
-            function(*operands)
+        for function, operands, options in record.calls:
+            function(*operands, **options)
 
     return floor
 

@@ -134,15 +134,7 @@ INVALID = [
             (ON | {"learned_dropout_detach": True}, ["`learned_dropout_detach`", "'embedding'", "'hidden_state'"]),
             (ON | {"learned_dropout_heads": 7}, ["`learned_dropout_heads` is 7", "`hidden_size`"]),
             (ON | {"learned_dropout_heads": 0}, ["`learned_dropout_heads` is 0", "`hidden_size`"]),
-            (ON | {"learned_dropout_groups": 7}, ["`learned_dropout_groups` is 7", "`intermediate_size`"]),
-            (
-                ON | {"learned_dropout_groups": 8, "learned_dropout_heads": 3},
-                ["`learned_dropout_heads` is 3", "`learned_dropout_groups` 8"],
-            ),
-            (
-                {"learned_dropout": "sigmoid", "learned_dropout_groups": 8, "learned_dropout_heads": 1},
-                ["`learned_dropout_groups` is 8", "'bernoulli'", "'sigmoid'"],
-            ),
+            (ON | {"learned_dropout_groups": 8}, ["`learned_dropout_groups` is 8", "are gone", "0.2.0"]),
             (ON | {"mask_l1_loss": "cubed"}, ["mask_l1_loss", "got cubed", "absolute"]),
             (ON | {"mask_l1_loss_weight": -1}, ["`mask_l1_loss_weight` is -1", "0 or more"]),
             (ON | {"mask_l1_loss_weight_min": 0.05}, ["`mask_l1_loss_weight_min` is 0.05", "`mask_l1_loss_rate`"]),
@@ -155,7 +147,6 @@ INVALID = [
             (ON | {"mask_entropy_loss_rate": 1e-3}, ["`mask_entropy_loss_weight_min` is 0.0", "weight` 0.0"]),
             # LearnedDropout's options without LearnedDropout
             ({"learned_dropout_shift": 1.0}, ["`learned_dropout_shift` is 1.0", "`learned_dropout` is 'none'"]),
-            ({"learned_dropout_groups": 8}, ["`learned_dropout_groups` is 8", "`learned_dropout` is 'none'"]),
             ({"mask_entropy_loss_weight": 1.0}, ["`mask_entropy_loss_weight` is 1.0", "`learned_dropout` is 'none'"]),
             (
                 {"mask_l1_loss": "absolute", "learned_dropout_heads": 4},  # all of them in one message

@@ -47,9 +47,8 @@ def test_a_cache_that_does_not_fit_is_a_clear_error(architecture):
         with pytest.raises(ValueError, match="Use `generate`"):
             Case(architecture, architecture.typical).model().generate_batch(PROMPTS)
         return
-    groups = {"learned_dropout": "bernoulli", "learned_dropout_groups": 48}
-    model = Case(architecture, "default").model(**groups)
-    with pytest.raises(ValueError, match=r"`learned_dropout_groups` is 48.*`hidden_size` 32"):
+    model = Case(architecture, "default").model(learned_dropout="bernoulli", num_key_value_heads=1)
+    with pytest.raises(ValueError, match=r"`learned_dropout` is 'bernoulli'.*`num_key_value_heads` 1"):
         model.generate_batch(PROMPTS, generation(max_new_tokens=6))
     with pytest.raises(ValueError, match="A context of 33 tokens does not fit: `max_position_embeddings` is 32"):
         model.generate_batch(PROMPTS, generation(max_new_tokens=24))

@@ -129,17 +129,14 @@ def test_what_waits_is_counted(work: Callable, count: int):
 
 
 MASK = "transformers looks whether the mask of padding is full"
-GROUPS = "which groups of LearnedDropout are on decides what is computed; at inference alone"
 SEGMENTS = "how many segments the longest row has, for each level: without it all above works on as many as symbols"
 CLOSES = "whether a segment closes, for each level: if none does, all above is skipped"
 ABSTRACTINATOR = f"{SEGMENTS}; in decoding {CLOSES}"
 
 SYNCS: dict[str, tuple[int, int, str]] = {
     "decoder_only": (0, 1, MASK),
-    "decoder_only/learned_dropout_groups": (0, 7, f"{MASK}; {GROUPS}"),
     "ar_encoder_decoder": (0, 1, MASK),
     "parallel_encoder_decoder": (0, 1, MASK),
-    "parallel_encoder_decoder/cross_first": (0, 9, f"{MASK}; {GROUPS}"),
     "fsq": (0, 1, MASK),
     "abstractinator": (1, 1, ABSTRACTINATOR),
     "abstractinator/two_levels": (2, 2, ABSTRACTINATOR),
@@ -147,9 +144,7 @@ SYNCS: dict[str, tuple[int, int, str]] = {
     "abstractinator/latent": (2, 2, ABSTRACTINATOR),
     "abstractinator/no_top": (2, 2, ABSTRACTINATOR),
     "abstractinator/learned_dropout": (2, 2, ABSTRACTINATOR),
-    "abstractinator/learned_dropout_groups": (1, 15, f"{ABSTRACTINATOR}; {GROUPS}"),
     "encodzall": (0, 0, ""),
-    "encodzall/learned_dropout_groups": (0, 4, GROUPS),
     "fsq_autoencoder": (0, 0, ""),
 }
 """Of each architecture or variant: how often the host waits in a training step, on a batch as the library's data sets

@@ -1,4 +1,4 @@
-"""LearnedDropout by itself: rounding and its gradients, penalties, schedules, skipped groups, what is logged of it."""
+"""LearnedDropout by itself: rounding and its gradients, penalties, schedules, what is logged of it."""
 
 import json
 import math
@@ -6,7 +6,6 @@ import math
 import pytest
 import torch
 from architectures import CAUSAL, Case, gradients, parameters, token_ids
-from torch.utils.flop_counter import FlopCounterMode
 from training_setup import Rows, make_model, make_trainer, metrics_of
 
 from latentlm import (
@@ -18,7 +17,6 @@ from latentlm import (
     ParallelEncoderDecoderConfig,
     ParallelEncoderDecoderForCausalLM,
 )
-from latentlm.models.block_layers import FeedForward
 from latentlm.models.block_learned_dropout import LearnedDropout, mask_entropy, mask_loss_weight, record_masks
 from latentlm.runs import RecipeError
 
@@ -286,75 +284,6 @@ def test_checkpointing_draws_the_same_masks_again():
             torch.testing.assert_close(gradient, found[0][1][name], msg=lambda m, n=name: f"{n}: {m}")
 
 
-# --- groups -----------------------------------------------------------------------------------------------------------
-
-
-def feed_forward(bias: bool) -> FeedForward:
-    """A feed-forward block of 8 groups, all parameters random."""
-    made = config(learned_dropout_groups=8, use_bias=bias, hidden_size=32)
-    block = FeedForward(made, LearnedDropout(made, 0)).eval()
-    for parameter in block.parameters():
-        torch.nn.init.normal_(parameter)
-    return block
-
-
-@pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("density", [0.0, 0.4, 1.0])
-def test_leaving_groups_out_changes_nothing(density: float, bias: bool):
-    block = feed_forward(bias)
-    states = torch.randn(3, 7, 32)
-    mask = (torch.rand(3, 7, 8) < density).float()
-    activation = block.activate(states)
-    size = activation.shape[-1] // 8
-    dense = block.down_proj(activation * mask.repeat_interleave(size, -1))
-    torch.testing.assert_close(block.compute_active_groups(states, mask), dense, rtol=1e-4, atol=1e-4)
-
-
-def test_masked_groups_are_not_computed():
-    """The floating-point operations of the block follow the mask, at inference; in training all are computed."""
-    block = feed_forward(bias=False)
-    states = torch.randn(1, 10, 32)
-    attention_flops = flops(lambda: block.learned_dropout(states))
-    whole = 2 * 2 * 10 * 32 * 128  # two products of 10 tokens
-    for shift in (0.0, math.pi):  # A small: all ones, all zeros
-        torch.nn.init.constant_(block.learned_dropout.shift, shift)
-        torch.nn.init.normal_(block.learned_dropout.attention.qkv_proj.weight, std=1e-3)
-        assert flops(lambda: block(states)) == attention_flops + (whole if shift == 0 else 0)
-    assert flops(lambda: block.train()(states)) == attention_flops + whole
-    block.eval()
-    torch.nn.init.constant_(block.learned_dropout.shift, 0.0)
-    torch.nn.init.constant_(block.learned_dropout.shift[:6], math.pi)  # six of eight groups off
-    assert flops(lambda: block(states)) == attention_flops + whole * 2 // 8
-
-
-def flops(call) -> int:
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        call()
-    return counter.get_total_flops()
-
-
-def test_an_adapter_on_the_block_is_not_bypassed():
-    """Leaving groups out reads the weights themselves, so it must not where something has replaced the layer or hangs
-    on it."""
-    states = torch.randn(1, 4, 32)
-    for change in (
-        lambda block: setattr(block, "up_proj", torch.nn.Sequential(block.up_proj, torch.nn.LeakyReLU(0.5))),
-        lambda block: block.down_proj.register_forward_hook(lambda _, __, output: 2 * output),
-    ):
-        block = feed_forward(bias=False)
-        with torch.no_grad():
-            before, _ = block(states)
-            change(block)
-            assert not torch.allclose(block(states)[0], before, atol=0.1)
-
-
-def test_masks_of_groups_get_gradients_in_evaluation_too():
-    block = feed_forward(bias=False)
-    output, _ = block(torch.randn(1, 4, 32))
-    output.sum().backward()
-    assert all(parameter.grad is not None for parameter in block.parameters())
-
-
 # --- training ---------------------------------------------------------------------------------------------------------
 
 SCHEDULED = {
@@ -439,10 +368,3 @@ def test_without_validation_rows_no_mask_is_measured(tmp_path):
     trainer.train()
     entry = metrics_of(tmp_path)[-1]
     assert "mask_l1_loss" in entry and "mask_l1_loss_weight" in entry and "mask_density" not in entry
-
-
-def test_groups_train_in_bf16(tmp_path):
-    """The masks are measured under autocast, where groups are left out."""
-    fields = SCHEDULED | {"learned_dropout_groups": 8, "learned_dropout_shift": math.pi / 2}
-    make_trainer(tmp_path, make_model(**fields), max_steps=5, bf16=True).train()
-    assert 0 < metrics_of(tmp_path)[-1]["mask_density"] < 1

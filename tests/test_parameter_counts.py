@@ -77,7 +77,6 @@ MASK = 3 * 200 * 200 + 200  # queries, keys and values, and the shift
         (MASKS, 15_697_600 + 10 * MASK),
         (MASKS | {"learned_dropout_stacks": "decoder"}, 15_697_600 + 5 * MASK),
         (MASKS | {"learned_dropout_input": "embedding"}, 15_697_600 + 3 * 200 * 200 + 10 * 200),
-        (MASKS | {"learned_dropout_groups": 20}, 15_697_600 + 10 * (3 * 200 * 20 + 20)),
     ],
     ids=str,
 )

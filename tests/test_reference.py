@@ -184,16 +184,8 @@ def reference_logits(model: nn.Module, ids: list[int]) -> torch.Tensor:
             inner_channels = [up.clamp(min=0) ** 2 for up in inner_channels]
         else:
             inner_channels = [up * 0.5 * (1 + torch.erf(up / math.sqrt(2))) for up in inner_channels]
-        masked = f"{mlp.prefix}learned_dropout.shift" in weights.parameters
-        if masked and config.learned_dropout_groups is not None:
-            size = config.intermediate_size // config.learned_dropout_groups
-            masks = learned_mask(normal, mlp["learned_dropout"])
-            inner_channels = [
-                torch.stack([channel * mask[c // size] for c, channel in enumerate(channels)])
-                for channels, mask in zip(inner_channels, masks, strict=True)
-            ]
         outputs = [mlp["down_proj"].linear(channels) for channels in inner_channels]
-        if masked and config.learned_dropout_groups is None:
+        if f"{mlp.prefix}learned_dropout.shift" in weights.parameters:
             outputs = [o * m for o, m in zip(outputs, learned_mask(outputs, mlp["learned_dropout"]), strict=True)]
         return [x + output for x, output in zip(states, outputs, strict=True)]
 

@@ -72,7 +72,7 @@ class Report:
         if name not in section:
             raise ListError(f"{self.where}: no {kind} {name!r}{nearest(name, section)}")
         where = f"{self.where}: {kind} {name}"
-        source = section[name].get("records", self.source) if kind in ("table", "sources") else self.source
+        source = section[name].get("records", self.source) if kind in ("table", "sources", "figure") else self.source
         groups = self.groups if source == self.source else group_records(read_pages(source, self.folder))
         one, missing = self.known(kind, section[name], groups)
         note = f"\n\nNot run yet: {', '.join(missing)}." if missing and kind == "table" else ""
@@ -81,7 +81,7 @@ class Report:
         makers: dict[str, Callable[[Any], str]] = {
             "table": lambda one: self.table(name, one, groups, where),
             "sources": lambda one: sources_table(groups, one, where),
-            "figure": lambda one: self.figure(name, one, where),
+            "figure": lambda one: self.figure(name, one, groups, where),
             "differences": lambda one: differences(self.groups, one, where),
             "tuning": lambda one: tuning_table(self.records, one),
         }
@@ -116,9 +116,9 @@ class Report:
             self.files[self.path.parent / table["csv"]] = raw_table(groups, table, where)
         return results_table(groups, table, where)
 
-    def figure(self, name: str, figure: dict[str, Any], where: str) -> str:
+    def figure(self, name: str, figure: dict[str, Any], groups: dict[str, Group], where: str) -> str:
         path = self.path.parent / "figures" / f"{self.page}-{name}.{figure.get('format', 'png')}"
-        self.figures[path] = contents(self.groups, figure, where)
+        self.figures[path] = contents(groups, figure, where)
         return f"![{figure['alt']}](figures/{path.name})"
 
     def text(self) -> str:

@@ -82,7 +82,6 @@ class Attention(nn.Module):
         layer_idx: place of these keys in a store.
         num_heads: `num_attention_heads` when None.
         num_key_value_groups: heads that share a key and a value; the configuration's when None.
-        width: of all heads together; `hidden_size` when None.
         has_output: whether a projection into the residual stream follows.
     """
 
@@ -97,7 +96,6 @@ class Attention(nn.Module):
         reads_memory: bool = False,
         num_heads: int | None = None,
         num_key_value_groups: int | None = None,
-        width: int | None = None,
         has_output: bool = True,
     ):
         super().__init__()
@@ -108,7 +106,7 @@ class Attention(nn.Module):
         self.num_heads = num_heads or config.num_attention_heads
         self.num_key_value_groups = num_key_value_groups or config.num_key_value_groups
         self.num_key_value_heads = self.num_heads // self.num_key_value_groups
-        self.width = width or config.hidden_size
+        self.width = config.hidden_size  # of all heads together
         self.head_dim = self.width // self.num_heads
         self.bias = getattr(config, "use_bias", False)
         self.make_projections()

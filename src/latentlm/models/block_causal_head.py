@@ -302,7 +302,7 @@ class CausalLMHead(TrainedByOthers):
         room = config.hidden_size * config.num_key_value_heads // config.num_attention_heads
         if needed > room:
             raise ValueError(
-                f"`learned_dropout_groups` is {config.learned_dropout_groups}, `key_value_latent_size` "
+                f"`learned_dropout` is {config.learned_dropout!r}, `key_value_latent_size` "
                 f"{config.key_value_latent_size}, `num_key_value_heads` {config.num_key_value_heads}, `hidden_size` "
                 f"{config.hidden_size}: an attention keeps {needed} values of a token, but the cache of "
                 f"`generate_batch` has {room} in every layer. Use `generate`."

@@ -35,10 +35,11 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         parts = (hidden.split(size), hidden_grad.split(size), targets.split(size), predicted.split(size))
         for states, grad, target, counts in zip(*parts, strict=True):
             logits = (states @ matrix.T).float()
-            norm = logits.logsumexp(-1, keepdim=True)
-            total += ((norm - logits.gather(1, target)) * counts).sum()
-            logits.sub_(norm).exp_()  # probabilities; then their gradient
-            logits.scatter_add_(1, target, -torch.ones_like(norm)).mul_(counts)
+            logits.sub_(logits.amax(-1, keepdim=True))
+            aimed = logits.gather(1, target)
+            sums = logits.exp_().sum(-1, keepdim=True)  # not logsumexp, whose exponentials would be taken twice
+            total += ((sums.log() - aimed) * counts).sum()
+            logits.mul_(counts / sums).scatter_add_(1, target, -counts.float())  # gradient
             logits = logits.to(dtype)
             torch.mm(logits, matrix, out=grad)
             if weight_grad is not None:

@@ -1,13 +1,11 @@
 """The pre-norm transformer layer of all architectures, and its norms and feed-forward blocks."""
 
-from itertools import groupby
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.utils.import_utils import is_torchdynamo_compiling
 
 from .block_attention import Attention, Rotary, SingleKeyAttention
 from .block_masks import CAUSAL, Mask
@@ -28,7 +26,7 @@ def make_norm(config: Any) -> nn.LayerNorm | nn.RMSNorm:
 
 class FeedForward(nn.Module):
     """D to `intermediate_size` F and back, with exact GELU, squared ReLU (2109.08668) or as SwiGLU. LearnedDropout acts
-    on its output, or on groups of its F channels, which are then not computed where the mask is 0 (at inference)."""
+    on its output."""
 
     learned_dropout: Any  # LearnedDropout, handed in by who makes the layer
 
@@ -48,75 +46,16 @@ class FeedForward(nn.Module):
         """The output `(B, T, D)`, and the penalties of the mask `(B, T, K)` if there are any."""
         if self.learned_dropout is None:
             return self.down_proj(self.activate(hidden_states)), None
-        if self.learned_dropout.groups is None:
-            output = self.down_proj(self.activate(hidden_states))
-            mask, probability = self.learned_dropout(output, **mask_inputs)
-            output = output * mask
-        else:
-            mask, probability = self.learned_dropout(hidden_states, **mask_inputs)
-            if self.can_skip(hidden_states):
-                output = self.compute_active_groups(hidden_states, mask)
-            else:
-                groups = self.activate(hidden_states).unflatten(-1, (mask.shape[-1], -1))  # (B, T, G, F / G)
-                output = self.down_proj((groups * mask.unsqueeze(-1)).flatten(-2))
-        return output, self.learned_dropout.penalise(probability)
+        output = self.down_proj(self.activate(hidden_states))
+        mask, probability = self.learned_dropout(output, **mask_inputs)
+        return output * mask, self.learned_dropout.penalise(probability)
 
-    def activate(self, hidden_states: torch.Tensor, channels: slice | None = None) -> torch.Tensor:
-        """The inner channels, or some of them."""
+    def activate(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """The inner channels."""
         if self.gate_proj is not None:
-            gate = nn.functional.silu(project(self.gate_proj, hidden_states, channels))
-            return gate * project(self.up_proj, hidden_states, channels)
-        inner = project(self.up_proj, hidden_states, channels)
+            return nn.functional.silu(self.gate_proj(hidden_states)) * self.up_proj(hidden_states)
+        inner = self.up_proj(hidden_states)
         return nn.functional.relu(inner).square() if self.squares else nn.functional.gelu(inner)
-
-    def can_skip(self, hidden_states: torch.Tensor) -> bool:
-        """Whether masked groups are left out: not where a gradient needs them, not in one compiled graph, whose shapes
-        cannot depend on the mask, and not where an adapter, quantization, a hook or offloading stands between the layer
-        and its weights."""
-        return (
-            not self.training
-            and not torch.is_grad_enabled()
-            and not is_torchdynamo_compiling()
-            and all(
-                is_plain(linear, hidden_states.device)
-                for linear in self.children()
-                if linear is not self.learned_dropout
-            )
-        )
-
-    def compute_active_groups(self, hidden_states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """The same output, each group of channels computed for those tokens alone whose mask `(B, T, G)` has it on."""
-        tokens_ND = hidden_states.flatten(0, -2)
-        active_GN = mask.flatten(0, -2).T.bool()
-        size = self.up_proj.out_features // mask.shape[-1]
-        output_ND = torch.zeros_like(tokens_ND)
-        if self.down_proj.bias is not None:
-            output_ND = output_ND + self.down_proj.bias
-        counts = active_GN.sum(1).tolist()
-        for everywhere, run in groupby(range(len(counts)), key=lambda group: counts[group] == len(tokens_ND)):
-            groups = list(run)
-            if everywhere:  # neighbouring groups in one product
-                output_ND = output_ND + self.compute_channels(tokens_ND, groups[0] * size, (groups[-1] + 1) * size)
-                continue
-            for group in groups:
-                if counts[group]:
-                    tokens = active_GN[group].nonzero().squeeze(1)
-                    part = self.compute_channels(tokens_ND[tokens], group * size, (group + 1) * size)
-                    output_ND.index_add_(0, tokens, part.to(output_ND.dtype))  # narrower under autocast
-        return output_ND.view_as(hidden_states)
-
-    def compute_channels(self, tokens_ND: torch.Tensor, start: int, end: int) -> torch.Tensor:
-        """What the inner channels from `start` to `end` add to the output of the given tokens."""
-        inner = self.activate(tokens_ND, slice(start, end))
-        return nn.functional.linear(inner, self.down_proj.weight[:, start:end])
-
-
-def project(linear: nn.Linear, hidden_states: torch.Tensor, channels: slice | None) -> torch.Tensor:
-    """The output channels of a layer, or some of them."""
-    if channels is None:
-        return linear(hidden_states)
-    bias = None if linear.bias is None else linear.bias[channels]
-    return nn.functional.linear(hidden_states, linear.weight[channels], bias)
 
 
 def is_plain(linear: nn.Module, device: torch.device) -> bool:

@@ -22,11 +22,10 @@ ENTROPY_FLOOR = 1e-6
 
 
 class MaskAttention(Attention):
-    """The attention that decides masks: D in, one value per channel or group out. It knows no rotary positions."""
+    """The attention that decides masks: D in, one value per channel out. It knows no rotary positions."""
 
     def __init__(self, config: Any, layer_idx: int):
-        heads, width = config.num_mask_heads, config.mask_size
-        super().__init__(config, layer_idx, num_heads=heads, num_key_value_groups=1, width=width, has_output=False)
+        super().__init__(config, layer_idx, num_heads=config.num_mask_heads, num_key_value_groups=1, has_output=False)
 
     def forward(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
         """What is read, without the probabilities: they are none of the model's `attentions`."""
@@ -62,12 +61,11 @@ class LearnedDropout(nn.Module):
     def __init__(self, config, layer_idx: int):
         super().__init__()
         self.rounding = config.learned_dropout
-        self.groups = config.learned_dropout_groups
         self.initial_shift = config.learned_dropout_shift
         self.config = config
         hidden_state = config.learned_dropout_input == "hidden_state"
         self.attention = MaskAttention(config, layer_idx) if hidden_state else None
-        self.shift = nn.Parameter(torch.empty(config.mask_size))
+        self.shift = nn.Parameter(torch.empty(config.hidden_size))
 
     def initialize_parameters(self) -> None:
         init.constant_(self.shift, self.initial_shift)
@@ -75,10 +73,10 @@ class LearnedDropout(nn.Module):
     def forward(
         self,
         hidden_states: torch.Tensor,  # (B, T, D)
-        shared_attention: torch.Tensor | None = None,  # (B, T, M), what SharedMaskAttention gave, if the model has one
+        shared_attention: torch.Tensor | None = None,  # (B, T, D), what SharedMaskAttention gave, if the model has one
         **kwargs,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The rounded mask and M itself, both `(B, T, M)`; M in float32."""
+        """The rounded mask and M itself, both `(B, T, D)`; M in float32."""
         if self.attention is not None:
             shared_attention, _ = self.attention(hidden_states, **kwargs)
         assert shared_attention is not None
@@ -168,7 +166,7 @@ def mask_loss_weight(config, name: str, training_step: torch.Tensor | None) -> t
 
 @contextmanager
 def record_masks(model: nn.Module) -> Iterator[dict[str, torch.Tensor]]:
-    """Collects M `(B, T, M)` of every LearnedDropout of `model` by module name, float32, from the last forward."""
+    """Collects M `(B, T, D)` of every LearnedDropout of `model` by module name, float32, from the last forward."""
     masks: dict[str, torch.Tensor] = {}
     handles = [
         module.register_forward_hook(lambda _, __, output, name=name: masks.update({name: output[1].detach()}))

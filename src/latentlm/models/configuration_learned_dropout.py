@@ -26,9 +26,6 @@ class LearnedDropoutConfig(AttentionConfig):
         learned_dropout_shift: initial value of the learned shift, in [0, pi]: at 0 all masks start at 1, at pi at 0.
         learned_dropout_heads: heads of the attention that decides masks, `num_attention_heads` when `None`; must
             divide its width.
-        learned_dropout_groups: `None` for one mask value per channel of the feed-forward output. A number: one per
-            group of the feed-forward's inner channels, decided before it, so that dropped groups are not computed at
-            inference. Must divide `intermediate_size`.
         mask_entropy_loss_weight, mask_l1_loss_weight: weights of the two penalties; with weight 0 one is not computed.
         mask_entropy_loss_rate, mask_l1_loss_rate: `None` for a constant weight. A number: the weight rises with the
             training step as `min(exp(rate * step) - 1 + weight_min, weight)`.
@@ -41,7 +38,6 @@ class LearnedDropoutConfig(AttentionConfig):
     learned_dropout_detach: bool = False
     learned_dropout_shift: float | int = 0.0
     learned_dropout_heads: int | None = None
-    learned_dropout_groups: int | None = None
     mask_entropy_loss_weight: float | int = 0.0
     mask_entropy_loss_weight_min: float | int = 0.0
     mask_entropy_loss_rate: float | int | None = None
@@ -49,11 +45,6 @@ class LearnedDropoutConfig(AttentionConfig):
     mask_l1_loss_weight: float | int = 0.1
     mask_l1_loss_weight_min: float | int = 0.0
     mask_l1_loss_rate: float | int | None = None
-
-    @property
-    def mask_size(self) -> int:
-        """Values of one mask."""
-        return self.learned_dropout_groups or self.hidden_size
 
     @property
     def num_mask_heads(self) -> int:
@@ -68,19 +59,22 @@ class LearnedDropoutConfig(AttentionConfig):
     @property
     def mask_cache_config(self) -> Self:
         """What an attention that decides masks keeps in a cache, with its own number and size of heads."""
-        return self.with_heads(self.num_mask_heads, self.mask_size)
+        return self.with_heads(self.num_mask_heads)
 
-    def with_heads(self, num_heads: int, width: int | None = None, num_key_value_groups: int = 1) -> Self:
-        """A copy that describes an attention of `num_heads` heads on `width` channels, of which so many share a key and
-        a value."""
+    def with_heads(self, num_heads: int, num_key_value_groups: int = 1) -> Self:
+        """A copy that describes an attention of `num_heads` heads, of which so many share a key and a value."""
         config = copy.copy(self)
         config.num_attention_heads = num_heads
         config.num_key_value_heads = num_heads // num_key_value_groups
-        config.hidden_size = width or self.hidden_size
         return config
 
     def validate_learned_dropout(self) -> None:
         self.validate_sizes()  # validators run in the order of their names
+        if (groups := getattr(self, "learned_dropout_groups", None)) is not None:  # of a configuration from before
+            raise ValueError(
+                f"`learned_dropout_groups` is {groups}, but masks of groups are gone: they saved time only where "
+                "nearly all were off. Leave the field out for a mask value per channel; latentlm 0.2.0 has such models."
+            )
         if self.learned_dropout == "none":
             set_without = {
                 field.name: field.default
@@ -102,24 +96,11 @@ class LearnedDropoutConfig(AttentionConfig):
                 "`learned_dropout_detach` is True, but it needs `learned_dropout_input` 'embedding', got "
                 f"{self.learned_dropout_input!r}."
             )
-        groups, heads = self.learned_dropout_groups, self.num_mask_heads
-        if groups is not None:
-            assert self.intermediate_size is not None  # since it was made
-            if groups < 1 or self.intermediate_size % groups:
-                raise ValueError(
-                    f"`learned_dropout_groups` is {groups}, which does not divide `intermediate_size` "
-                    f"{self.intermediate_size}; possible values: {divisors(self.intermediate_size)}."
-                )
-            if self.learned_dropout != "bernoulli":
-                raise ValueError(
-                    f"`learned_dropout_groups` is {groups}, but groups are skipped where a mask is exactly 0: "
-                    f"`learned_dropout` must be 'bernoulli', got {self.learned_dropout!r}."
-                )
-        if heads < 1 or self.mask_size % heads:
-            width = "hidden_size" if groups is None else "learned_dropout_groups"
+        heads = self.num_mask_heads
+        if heads < 1 or self.hidden_size % heads:
             raise ValueError(
                 f"`learned_dropout_heads` is {heads} (by default `num_attention_heads`), which does not divide "
-                f"`{width}` {self.mask_size}; possible values: {divisors(self.mask_size)}."
+                f"`hidden_size` {self.hidden_size}; possible values: {divisors(self.hidden_size)}."
             )
 
     def validate_mask_losses(self) -> None:
