@@ -38,7 +38,8 @@ class Group:
         return next((values for name in names.split("|") if (values := self.values_of(name))), [])
 
     def values_of(self, name: str) -> list[float]:
-        apart = [float(one.metrics[name]) for one in self.measured if name in one.metrics]  # all alike: these come first
+        # What was measured apart, all entries alike, comes first.
+        apart = [float(one.metrics[name]) for one in self.measured if name in one.metrics]
         return apart or self.values_in(self.records or self.measured, name)
 
     @staticmethod
