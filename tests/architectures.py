@@ -795,6 +795,7 @@ ARCHITECTURES = [
             "edit_cost": "test_encodzall_repair.py: scores",
             "denoise_threshold": "test_encodzall_repair.py: thresholds",
             "text_ngrams": "test_encodzall_embedding.py: beside the other outputs",
+            "text_prefixes": "test_encodzall_embedding.py",
             "text_ngram_buckets": "test_encodzall_embedding.py",
             "text_context_share": "test_encodzall_embedding.py",
             "initializer_range": "test_upstream.py: initialization",

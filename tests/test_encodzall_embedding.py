@@ -13,8 +13,8 @@ from latentlm import EncodzallConfig, EncodzallForMaskedDenoising, EncodzallMode
 
 TEXTS = ["A text, and A Text; a", "", "   ", "\ud800 alone", "日本 and\tmore words of a longwordthatiscutintosomeparts"]
 FITTED = [*TEXTS, *(f"Sentence {i} of {i * i} about {'abcdefgh'[i % 8] * 3} things." for i in range(40))]
-NGRAMS, BUCKETS, SHARE = [3, 1, 2], 37, 0.3
-FIELDS = {"text_ngrams": NGRAMS, "text_ngram_buckets": BUCKETS, "text_context_share": SHARE}
+NGRAMS, PREFIXES, BUCKETS, SHARE = [3, 1, 2], [4, 1], 37, 0.3
+FIELDS = {"text_ngrams": NGRAMS, "text_prefixes": PREFIXES, "text_ngram_buckets": BUCKETS, "text_context_share": SHARE}
 
 
 @pytest.fixture(scope="module")
@@ -30,12 +30,11 @@ def counts_of(text: str) -> np.ndarray:
     data = text.encode("utf-8", "surrogatepass")
     for word in data.lower().split():
         symbols = [0, *(byte + 1 for byte in word), 0]
-        for n in NGRAMS:
-            for i in range(len(symbols) - n + 1):
-                ngram = symbols[i : i + n]
-                if n == 1 and ngram == [0]:
-                    continue
-                value = n
+        ngrams = [symbols[i : i + n] for n in NGRAMS for i in range(len(symbols) - n + 1)]
+        ngrams += [symbols[: n + 1] for n in PREFIXES if len(word) >= n]
+        for ngram in ngrams:
+            if ngram != [0]:
+                value = len(ngram)
                 for symbol in ngram:
                     value = (value * 1_000_003 + symbol) % (2**31 - 1)
                 counts[value % BUCKETS] += 1
@@ -121,6 +120,7 @@ def test_an_older_checkpoint_starts_unfitted(tmp_path):
         ("text_ngrams", []),
         ("text_ngrams", [0, 2]),
         ("text_ngrams", [2, 2]),
+        ("text_prefixes", [3]),
         ("text_ngram_buckets", 0),
         ("text_context_share", 1.5),
         ("text_context_share", -0.1),

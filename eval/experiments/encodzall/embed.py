@@ -2,9 +2,9 @@
 
 python eval/experiments/encodzall/embed.py runs/repair/model runs/repair/embed [--records FOLDER]
 
-What is fitted (frequencies, mean, covariance) is fitted to sentences of WikiText-2's training text. Smoothing and the
-share of the context are chosen on the training pairs of STS-B, clean and with noise, which the model never sees; the
-development set is scored once. The second folder gets the model with its embeddings; `eval/records/encodzall` a record
+What is fitted (frequencies, mean, covariance) is fitted to sentences of WikiText-2's training text. Prefixes, smoothing
+and the share of the context are chosen on training pairs of STS-B, clean and with noise; the development set is only
+scored. The second folder gets the model with its embeddings; `eval/records/encodzall` a record
 of each configuration.
 """
 
@@ -19,23 +19,26 @@ from typing import Any
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from measures.repair import TEXTS, bag_of_trigrams, noisy_of, read_sts, score_embeddings, spearman
+from measures.repair import TEXTS, bag_of_trigrams, correlation, noisy_of, read_sts, score_embeddings
 from records import RECORDS, Record, corpora, count_parameters, machine, revision, versions, write_record
 
 from latentlm import EncodzallForMaskedDenoising, EncodzallTokenizer
+from latentlm.models.encodzall_embedding import TextEmbedding
 from latentlm.models.encodzall_words import text_ids
 
 NGRAMS = [2, 3]
 FITTED = 1500  # sentences
 PAIRS = 958  # of STS-B's training set, every sixth: to choose by
+PREFIXES = (None, [3, 4], [3, 4, 5])
 SMOOTHING = (5e-4, 1e-3, 2e-3)
-SHARES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
+SHARES = (0.0, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4)
 COMPONENTS = 256  # that whitening keeps of counts
 WORD_BUCKETS = 16_384
 BATCH = 32
 TIMED = 128  # texts
 
 Embed = Callable[[list[str]], torch.Tensor]
+Pairs = tuple[list[str], list[str]]
 
 
 def read_training_sentences(data: Path, count: int) -> list[str]:
@@ -109,32 +112,40 @@ class Encoded:
         embedding, ids = self.model.text_embedding, text_ids(texts)
         return embedding(self.means(texts), ids, ids < 256)
 
-    def fit(self, texts: list[str], smoothing: float) -> None:
-        """As `fit_text_embedding`."""
+    def cosines(self, pairs: Pairs) -> torch.Tensor:
+        return torch.cosine_similarity(self(pairs[0]), self(pairs[1]))
+
+    def fit(self, texts: list[str], smoothing: float, prefixes: list[int] | None, share: float) -> None:
+        """As `fit_text_embedding`, with other fields of the configuration."""
+        config = self.model.config
+        config.text_prefixes, config.text_context_share = prefixes, share
+        self.model.text_embedding = embedding = TextEmbedding(config)
         ids = text_ids(texts)
-        counts = self.model.text_embedding.count(ids, ids < 256).sum(0)
-        self.model.text_embedding.fit(self.means(texts), counts, smoothing)
+        embedding.fit(self.means(texts), embedding.count(ids, ids < 256).sum(0), smoothing)
 
     def choose(self, texts: list[str], data: Path) -> dict[str, float]:
-        """Sets smoothing and share by the training pairs; Spearman's correlation of all that was tried."""
+        """Sets prefixes, smoothing and share by pairs of the training set, clean and noisy: by the mean of Spearman's
+        two correlations, all of which come back."""
         first, second, scores = (side[:: len(side) // PAIRS] for side in read_sts(data, "train"))
-        noisy = [
-            [noisy_of(s, key + 10_000 * side) for key, s in enumerate(one)] for side, one in enumerate((first, second))
-        ]
-        tried: dict[tuple[float, float], float] = {}
-        for smoothing in SMOOTHING:
-            self.fit(texts, smoothing)
-            for share in SHARES:
-                self.model.text_embedding.share = share
-                both = (spearman(self(one), self(other), scores) for one, other in ((first, second), noisy))
-                tried[smoothing, share] = sum(both) / 2
-        smoothing, share = max(tried, key=lambda one: tried[one])
-        self.fit(texts, smoothing)
-        self.model.text_embedding.share = self.model.config.text_context_share = share
-        print({f"{a:g}, {b:g}": round(value, 4) for (a, b), value in tried.items()}, flush=True)
-        return {"smoothing": smoothing, "context_share": share, "chosen_by": tried[smoothing, share]} | {
-            f"tried_{a:g}_{b:g}": value for (a, b), value in tried.items()
-        }
+        sides = enumerate((first, second))
+        noisy = [[noisy_of(s, key + 10_000 * side) for key, s in enumerate(one)] for side, one in sides]
+        both: list[Pairs] = [(first, second), (noisy[0], noisy[1])]
+        self.fit(texts, 1.0, None, 1.0)
+        contexts = [self.cosines(pairs) for pairs in both]
+        tried: dict[tuple[int, float, float], float] = {}
+        for choice, prefixes in enumerate(PREFIXES):
+            for smoothing in SMOOTHING:
+                self.fit(texts, smoothing, prefixes, 0.0)
+                ngrams = [self.cosines(pairs) for pairs in both]
+                for share in SHARES:
+                    mixed = (share * one + (1 - share) * other for one, other in zip(contexts, ngrams, strict=True))
+                    tried[choice, smoothing, share] = sum(correlation(one, scores) for one in mixed) / 2
+        choice, smoothing, share = best = max(tried, key=lambda one: tried[one])
+        self.fit(texts, smoothing, PREFIXES[choice], share)
+        chosen = {"smoothing": smoothing, "context_share": share, "longest_prefix": max(PREFIXES[choice] or [0])}
+        named = {f"tried_{max(PREFIXES[p] or [0])}_{a:g}_{s:g}": round(x, 4) for (p, a, s), x in tried.items()}
+        print(best, named, flush=True)
+        return chosen | named
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -106,10 +106,10 @@ def read_sts(data: Path, part: str = "dev") -> tuple[list[str], list[str], list[
     return [r["sentence1"] for r in rows], [r["sentence2"] for r in rows], [float(r["similarity_score"]) for r in rows]
 
 
-def spearman(one: torch.Tensor, other: torch.Tensor, scores: list[float]) -> float:
-    """Of the cosines of embeddings `(N, D)` with the scores of their pairs."""
-    correlation: Any = spearmanr(torch.cosine_similarity(one, other).numpy(), scores)
-    return float(correlation.statistic)
+def correlation(cosines: torch.Tensor, scores: list[float]) -> float:
+    """Spearman's, of the cosines of pairs with their scores."""
+    result: Any = spearmanr(cosines.numpy(), scores)
+    return float(result.statistic)
 
 
 def score_embeddings(embed: Callable[[list[str]], torch.Tensor], data: Path, texts: int) -> dict[str, float]:
@@ -120,7 +120,7 @@ def score_embeddings(embed: Callable[[list[str]], torch.Tensor], data: Path, tex
     for name, change in (("sts_b", lambda s, i: s), ("with_noise_in_both_sentences", noisy_of)):
         one = embed([change(sentence, key) for key, sentence in enumerate(first)])
         other = embed([change(sentence, key + len(first)) for key, sentence in enumerate(second)])
-        metrics[name] = spearman(one, other, scores)
+        metrics[name] = correlation(torch.cosine_similarity(one, other), scores)
     sentences = read_sentences(data, 10 * texts)
     clean = torch.nn.functional.normalize(embed(sentences))
     noisy = torch.nn.functional.normalize(embed([corrupt_text(s, 1.0, i)[0] for i, s in enumerate(sentences)]))

@@ -47,6 +47,7 @@ class EncodzallConfig(LearnedDropoutConfig, NgramEmbeddingConfig):
         contrastive_symmetric: also from clean to noisy.
         text_ngrams: lengths n, as `[2, 3]`: `text_embeds` has weighted counts of the n-grams of a text's words beside
             their whitened mean, see [`TextEmbedding`]; `fit_text_embedding` fits it. None for no such output.
+        text_prefixes: lengths n, as `[3, 4]`: the first n bytes of each word are counted too.
         text_ngram_buckets: K, how many counts n-grams are hashed to.
         text_context_share: of the cosine of two `text_embeds`, what the mean has; the counts have the rest.
         initializer_range: standard deviation of the initial weights.
@@ -107,6 +108,7 @@ class EncodzallConfig(LearnedDropoutConfig, NgramEmbeddingConfig):
     contrastive_scale: float | int = 20.0
     contrastive_symmetric: bool = False
     text_ngrams: list[int] | None = None
+    text_prefixes: list[int] | None = None
     text_ngram_buckets: int = 4096
     text_context_share: float | int = 0.25
     rope_parameters: dict | None = None
@@ -199,11 +201,16 @@ class EncodzallConfig(LearnedDropoutConfig, NgramEmbeddingConfig):
             )
 
     def validate_text_embedding(self) -> None:
-        lengths = self.text_ngrams
-        if lengths is not None and (not lengths or min(lengths) < 1 or len(set(lengths)) < len(lengths)):
+        for name in ("text_ngrams", "text_prefixes"):
+            lengths = getattr(self, name)
+            if lengths is not None and (not lengths or min(lengths) < 1 or len(set(lengths)) < len(lengths)):
+                raise ValueError(
+                    f"`{name}` is {lengths}, but it must be a list of distinct lengths of at least 1, as [2, 3], or "
+                    "None for none."
+                )
+        if self.text_prefixes is not None and self.text_ngrams is None:
             raise ValueError(
-                f"`text_ngrams` is {lengths}, but it must be a list of distinct lengths of at least 1, as [2, 3], or "
-                "None for no `text_embeds`."
+                f"`text_prefixes` is {self.text_prefixes}, but `text_ngrams` is None: there are no counts."
             )
         if self.text_ngram_buckets < 1:
             raise ValueError(f"`text_ngram_buckets` is {self.text_ngram_buckets}, but it must be at least 1.")

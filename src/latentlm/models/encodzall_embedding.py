@@ -22,9 +22,10 @@ class TextEmbedding(nn.Module):
 
     m is the mean `(B, D)` of its words' vectors. c `(B, K)` counts its n-grams in K buckets: lower-case ASCII, inside
     of words, where a word has a boundary on either side, so that "a" has the one trigram "_a_" (scikit-learn calls
-    these `char_wb`). [`fit`] sets the rest: w = a / (a + frequency of the bucket), the smooth inverse frequency of
-    Arora et al. (2017, "A simple but tough-to-beat baseline for sentence embeddings"); mean and W whiten m (Su et al.
-    2021, arXiv:2103.15316). Before, w and W are ones and the mean is 0.
+    these `char_wb`); and the first bytes of its words, which inflected forms share. [`fit`] sets
+    the rest: w = a / (a + frequency of the bucket), the smooth inverse frequency of Arora et al. (2017, "A simple but
+    tough-to-beat baseline for sentence embeddings"); mean and W whiten m (Su et al. 2021, arXiv:2103.15316). Before, w
+    is 1, the mean 0 and W the identity.
     """
 
     weights: torch.Tensor  # (K,), w
@@ -34,7 +35,9 @@ class TextEmbedding(nn.Module):
     def __init__(self, config: EncodzallConfig):
         super().__init__()
         assert config.text_ngrams is not None
-        self.lengths, self.buckets = sorted(config.text_ngrams), config.text_ngram_buckets
+        prefixes = [(length + 1, True) for length in config.text_prefixes or []]  # with the boundary before them
+        self.windows = [(length, False) for length in config.text_ngrams] + prefixes
+        self.buckets = config.text_ngram_buckets
         self.share = config.text_context_share
         self.register_buffer("weights", torch.ones(self.buckets))
         self.register_buffer("mean", torch.zeros(config.hidden_size))
@@ -62,15 +65,18 @@ class TextEmbedding(nn.Module):
         is_letter = real & (ids < NUM_BYTES) & ~is_space(ids)
         lower = ids + 32 * ((ids >= 65) & (ids <= 90))
         symbols = torch.where(is_letter, lower + 1, 0)  # 0 is a boundary
-        symbols = nn.functional.pad(symbols, (1, self.lengths[-1]))
+        symbols = nn.functional.pad(symbols, (1, max(length for length, _ in self.windows)))
         buckets = []
-        for length in self.lengths:
+        for length, is_prefix in self.windows:
             windows = symbols.unfold(1, length, 1)  # (B, T + ..., n)
             total = torch.full_like(windows[..., 0], length)
             for symbol in windows.unbind(-1):
                 total = (total * MULTIPLIER + symbol) % MODULUS
-            inside = windows[..., 1:-1] if length > 2 else windows
-            counts = (inside > 0).all(-1) if length > 2 else (inside > 0).any(-1)
+            letters = windows > 0
+            if is_prefix:
+                counts = ~letters[..., 0] & letters[..., 1:].all(-1)
+            else:
+                counts = letters[..., 1:-1].all(-1) & letters.any(-1)
             buckets.append(torch.where(counts, total % self.buckets, self.buckets))
         bucket = torch.cat(buckets, 1)
         counts = torch.zeros(len(ids), self.buckets + 1, device=ids.device)
