@@ -110,7 +110,7 @@ class EncodzallConfig(LearnedDropoutConfig, NgramEmbeddingConfig):
     text_ngrams: list[int] | None = None
     text_prefixes: list[int] | None = None
     text_ngram_buckets: int = 4096
-    text_context_share: float | int = 0.15
+    text_context_share: float | int = 0.1
     rope_parameters: dict | None = None
     rms_norm_eps: float = 1e-6
     initializer_range: float = 0.02
