@@ -100,10 +100,16 @@ def read_sentences(data: Path, count: int) -> list[str]:
     return [long_enough[i * len(long_enough) // count] for i in range(count)]
 
 
-def read_sts(data: Path) -> tuple[list[str], list[str], list[float]]:
-    with open(data / "stsb" / "stsb-en-dev.csv", encoding="utf-8", newline="") as file:
+def read_sts(data: Path, part: str = "dev") -> tuple[list[str], list[str], list[float]]:
+    with open(data / "stsb" / f"stsb-en-{part}.csv", encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     return [r["sentence1"] for r in rows], [r["sentence2"] for r in rows], [float(r["similarity_score"]) for r in rows]
+
+
+def correlation(cosines: torch.Tensor, scores: list[float]) -> float:
+    """Spearman's, of the cosines of pairs with their scores."""
+    result: Any = spearmanr(cosines.numpy(), scores)
+    return float(result.statistic)
 
 
 def score_embeddings(embed: Callable[[list[str]], torch.Tensor], data: Path, texts: int) -> dict[str, float]:
@@ -114,8 +120,7 @@ def score_embeddings(embed: Callable[[list[str]], torch.Tensor], data: Path, tex
     for name, change in (("sts_b", lambda s, i: s), ("with_noise_in_both_sentences", noisy_of)):
         one = embed([change(sentence, key) for key, sentence in enumerate(first)])
         other = embed([change(sentence, key + len(first)) for key, sentence in enumerate(second)])
-        correlation: Any = spearmanr(torch.cosine_similarity(one, other).numpy(), scores)
-        metrics[name] = float(correlation.statistic)
+        metrics[name] = correlation(torch.cosine_similarity(one, other), scores)
     sentences = read_sentences(data, 10 * texts)
     clean = torch.nn.functional.normalize(embed(sentences))
     noisy = torch.nn.functional.normalize(embed([corrupt_text(s, 1.0, i)[0] for i, s in enumerate(sentences)]))

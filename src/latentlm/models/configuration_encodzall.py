@@ -45,6 +45,11 @@ class EncodzallConfig(LearnedDropoutConfig, NgramEmbeddingConfig):
         word_loss_gamma: of the focal loss, (1 - p)^gamma CE; 0 is plain cross-entropy.
         contrastive_scale: multiplies the cosines of the contrastive loss.
         contrastive_symmetric: also from clean to noisy.
+        text_ngrams: lengths n, as `[2, 3]`: `text_embeds` has weighted counts of the n-grams of a text's words beside
+            their whitened mean, see [`TextEmbedding`]; `fit_text_embedding` fits it. None for no such output.
+        text_prefixes: lengths n, as `[3, 4]`: the first n bytes of each word are counted too.
+        text_ngram_buckets: K, how many counts n-grams are hashed to.
+        text_context_share: of the cosine of two `text_embeds`, what the mean has; the counts have the rest.
         initializer_range: standard deviation of the initial weights.
         rope_parameters: as everywhere in transformers.
         attention_dropout, hidden_dropout: on probabilities; on what each block adds.
@@ -102,6 +107,10 @@ class EncodzallConfig(LearnedDropoutConfig, NgramEmbeddingConfig):
     word_loss_gamma: float | int = 1.0
     contrastive_scale: float | int = 20.0
     contrastive_symmetric: bool = False
+    text_ngrams: list[int] | None = None
+    text_prefixes: list[int] | None = None
+    text_ngram_buckets: int = 4096
+    text_context_share: float | int = 0.1
     rope_parameters: dict | None = None
     rms_norm_eps: float = 1e-6
     initializer_range: float = 0.02
@@ -125,6 +134,11 @@ class EncodzallConfig(LearnedDropoutConfig, NgramEmbeddingConfig):
             "AutoModelForSequenceClassification": "modeling_encodzall.EncodzallForSequenceClassification",
             "AutoModelForTokenClassification": "modeling_encodzall.EncodzallForTokenClassification",
         }
+
+    @property
+    def projection_dim(self) -> int:
+        """Size of `text_embeds`, by the name that sentence-transformers reads."""
+        return self.hidden_size + self.text_ngram_buckets
 
     @property
     def custom_pipelines(self) -> dict[str, dict[str, Any]]:
@@ -185,6 +199,23 @@ class EncodzallConfig(LearnedDropoutConfig, NgramEmbeddingConfig):
                 f"`gate_loss_weight` is {self.gate_loss_weight}, but `word_decoder` is {self.word_decoder!r} and "
                 f"`word_loss_weight` {self.word_loss_weight}: words that the gate finds need a decoder that is trained."
             )
+
+    def validate_text_embedding(self) -> None:
+        for name in ("text_ngrams", "text_prefixes"):
+            lengths = getattr(self, name)
+            if lengths is not None and (not lengths or min(lengths) < 1 or len(set(lengths)) < len(lengths)):
+                raise ValueError(
+                    f"`{name}` is {lengths}, but it must be a list of distinct lengths of at least 1, as [2, 3], or "
+                    "None for none."
+                )
+        if self.text_prefixes is not None and self.text_ngrams is None:
+            raise ValueError(
+                f"`text_prefixes` is {self.text_prefixes}, but `text_ngrams` is None: there are no counts."
+            )
+        if self.text_ngram_buckets < 1:
+            raise ValueError(f"`text_ngram_buckets` is {self.text_ngram_buckets}, but it must be at least 1.")
+        if not 0 <= self.text_context_share <= 1:
+            raise ValueError(f"`text_context_share` is {self.text_context_share}, but a share lies in [0, 1].")
 
     def validate_with_sizes(self) -> None:  # validators run in the order of their names, and this one divides by sizes
         if self.hidden_size % self.num_attention_heads or (self.hidden_size // self.num_attention_heads) % 2:

@@ -19,7 +19,7 @@ from .block_outputs import TakesCache
 from .configuration_encodzall import EncodzallConfig
 from .encodzall_packing import PackedBatch, pack_batch
 
-# What sentence-transformers reads beside the model: the vectors of words, then their mean.
+# What sentence-transformers reads beside the model: the vectors of words, then their mean; or `text_embeds`.
 SENTENCE_TRANSFORMERS_FILES: dict[str, Any] = {
     "modules.json": [
         {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.base.modules.Transformer"},
@@ -32,6 +32,19 @@ SENTENCE_TRANSFORMERS_FILES: dict[str, Any] = {
     },
     "config_sentence_transformers.json": {"model_type": "SentenceTransformer", "similarity_fn_name": "cosine"},
 }
+
+
+def sentence_transformers_files(config: EncodzallConfig) -> dict[str, Any]:
+    """These files; with `text_ngrams` the model's `text_embeds` is the embedding, and no module follows."""
+    if config.text_ngrams is None:
+        return SENTENCE_TRANSFORMERS_FILES
+    name = "sentence_bert_config.json"
+    reads = {
+        **SENTENCE_TRANSFORMERS_FILES[name],
+        "modality_config": {"text": {"method": "forward", "method_output_name": "text_embeds"}},
+        "module_output_name": "sentence_embedding",
+    }
+    return {**SENTENCE_TRANSFORMERS_FILES, "modules.json": SENTENCE_TRANSFORMERS_FILES["modules.json"][:1], name: reads}
 
 
 class WordMean(nn.Module):
@@ -58,13 +71,15 @@ class EncodzallModelOutput(ModelOutput):
 
     Args:
         last_hidden_state: `(B, S, D)`, one vector per word, 0 after a text's last word: the memory.
-        pooler_output: `(B, D)`, the mean over the words: the embedding of the text.
+        pooler_output: `(B, D)`, the mean over the words.
         word_mask: `(B, S)`, bool, true where there is a word.
         word_positions: `(B, S)`, int64, the place of each word's first byte in the input.
         word_ids: `(B, T)`, int64, the word of each id, -1 for padding.
         hidden_states, attentions: of Encoder 2, `(B, S, D)` and `(B, H, S, S)` each.
         mask_penalties: `(B, K)`, float32: what LearnedDropout's masks cost in each text, one value for each of
             `config.mask_losses`: a mean over its modules, and over the text's bytes or words.
+        text_embeds: `(B, D + K)`, the embedding of the text, see [`TextEmbedding`]; None without `text_ngrams`, and
+            `pooler_output` is the embedding.
     """
 
     last_hidden_state: torch.Tensor | None = None
@@ -75,6 +90,7 @@ class EncodzallModelOutput(ModelOutput):
     hidden_states: tuple[torch.FloatTensor, ...] | None = None
     attentions: tuple[torch.FloatTensor, ...] | None = None
     mask_penalties: torch.Tensor | None = None
+    text_embeds: torch.Tensor | None = None
 
 
 @dataclass
@@ -167,5 +183,5 @@ class EncodzallPreTrainedModel(TakesCache, PreTrainedModel):
         """As everywhere, and what `SentenceTransformer(save_directory, trust_remote_code=True)` needs."""
         super().save_pretrained(save_directory, *args, **kwargs)
         if kwargs.get("is_main_process", True):
-            for name, content in SENTENCE_TRANSFORMERS_FILES.items():
+            for name, content in sentence_transformers_files(self.config).items():
                 (Path(save_directory) / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

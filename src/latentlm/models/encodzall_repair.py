@@ -15,7 +15,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from .configuration_encodzall import EncodzallConfig
-from .encodzall_words import BOS, EOS, NUM_BYTES, PAD
+from .encodzall_words import BOS, EOS, NUM_BYTES, text_ids
 
 
 @dataclass
@@ -177,7 +177,7 @@ class EncodzallRepairs:
         if not rows:
             return repairs
         data = [texts[row].encode("utf-8", "surrogatepass") for row in rows]
-        ids = nn.utils.rnn.pad_sequence([torch.tensor([*text, EOS]) for text in data], True, PAD).to(self.device)
+        ids = text_ids([texts[row] for row in rows]).to(self.device)
         encoded = self.model(ids)
         memory = encoded.last_hidden_state
         odds = self.gate(memory).squeeze(-1).float()  # (B, S)

@@ -8,6 +8,12 @@ FRAME_IDS = PAD, BOS, EOS = 256, 257, 258  # each is a word of its own
 LONGEST_CHARACTER = 4  # bytes of UTF-8
 
 
+def text_ids(texts: list[str]) -> torch.Tensor:
+    """The ids `(B, T)` of texts: bytes and the end, padded. A lone surrogate has the bytes it would have in UTF-8."""
+    ids = [torch.tensor([*text.encode("utf-8", "surrogatepass"), EOS]) for text in texts]
+    return torch.nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=PAD)
+
+
 def is_space(ids: torch.Tensor) -> torch.Tensor:
     """Whether ids are ASCII white space, which ends a word. Other Unicode spaces are characters like any other."""
     return (ids == 32) | ((ids >= 9) & (ids <= 13))

@@ -42,11 +42,12 @@ from .encodzall_base import (
 )
 from .encodzall_contrastive import ranking_loss
 from .encodzall_decoder import EncodzallDecoder
+from .encodzall_embedding import make_text_embedding
 from .encodzall_masking import MASKS, WordPattern, search_words
 from .encodzall_packing import IGNORED, Packing, Spelling, pack_spelling
 from .encodzall_pipelines import WordFillingPipeline, WordTaggingPipeline
 from .encodzall_repair import EncodzallRepairs
-from .encodzall_words import BOS, EOS, PAD, WHITE_SPACE
+from .encodzall_words import BOS, EOS, PAD, WHITE_SPACE, text_ids
 
 NO_EMBEDDINGS = "words are found, packed and compared by their bytes"
 
@@ -119,6 +120,7 @@ class EncodzallModel(EncodzallPreTrainedModel):
         self.context_mask_attention = make_shared_mask_attention(config, 0)
         self.context_encoder = layers(config.num_context_encoder_layers)
         self.context_norm = make_norm(config)
+        self.text_embedding = make_text_embedding(config)
         self.dropout = nn.Dropout(config.hidden_dropout)
         self.gradient_checkpointing = False
         self.post_init()
@@ -159,14 +161,50 @@ class EncodzallModel(EncodzallPreTrainedModel):
             hidden_states, costs = layer(hidden_states, None, shared_attention, rotary=rotary, **shared)
             penalties.append(None if costs is None else mean_of_text(costs, word_mask))
         hidden_states = self.context_norm(hidden_states) * word_mask.unsqueeze(-1)
+        pooled = hidden_states.sum(1) / word_mask.sum(1, keepdim=True)
+        embed_text = self.text_embedding
         return EncodzallModelOutput(
             last_hidden_state=hidden_states,
-            pooler_output=hidden_states.sum(1) / word_mask.sum(1, keepdim=True),
+            pooler_output=pooled,
             word_mask=word_mask,
             word_positions=packing["starts"],
             word_ids=packing["word_ids"],
             mask_penalties=mean_penalties(penalties),
+            text_embeds=None if embed_text is None else embed_text(pooled, input_ids, packing["word_ids"] >= 0),
         )
+
+    @torch.no_grad()
+    def fit_text_embedding(self, texts: list[str], smoothing: float = 1e-3, batch_size: int = 32) -> None:
+        """Fits `text_embeds` to texts like those that it will embed, a few thousand of them, without labels: how
+        frequent their n-grams are, and the mean and covariance of `pooler_output`. Saving keeps it.
+
+        Args:
+            smoothing: the frequency of a bucket at which an n-gram counts half; above 0.
+
+        Raises:
+            ValueError: if the configuration has no `text_ngrams`; if there are fewer than two texts, or one is longer
+                than `max_position_embeddings`; if `smoothing` is not above 0.
+        """
+        if self.text_embedding is None:
+            raise ValueError(
+                "`text_ngrams` is None, so there is nothing to fit: load the model with it, as "
+                "`EncodzallModel.from_pretrained(name, text_ngrams=[2, 3])`."
+            )
+        if len(texts) < 2:
+            raise ValueError(
+                f"`texts` are {len(texts)}, but a covariance needs at least two, and thousands to be good."
+            )
+        if not smoothing > 0:
+            raise ValueError(f"`smoothing` is {smoothing}, but it must be above 0, as 0.001.")
+        was_training = self.training
+        self.eval()
+        pooled, counts = [], torch.zeros(self.config.text_ngram_buckets, device=self.device, dtype=torch.float64)
+        for start in range(0, len(texts), batch_size):
+            ids = text_ids(texts[start : start + batch_size]).to(self.device)
+            pooled.append(self(ids).pooler_output)
+            counts += self.text_embedding.count(ids, ids != PAD).sum(0)
+        self.text_embedding.fit(torch.cat(pooled), counts, smoothing)
+        self.train(was_training)
 
     def encode_words(self, input_ids: torch.Tensor, packing: Packing) -> tuple[torch.Tensor, list[torch.Tensor | None]]:
         """Encoder 1 and the pooling, on rows `(R, L, D)` in which no word sees another: vectors `(B, S, D)` of the
