@@ -74,7 +74,7 @@ class SampleArtifacts(TrainerCallback):
     run_id: str | None = None
 
     def on_train_begin(self, args, state, control, **kwargs):
-        if state.is_world_process_zero and "mlflow" in args.report_to:
+        if state.is_world_process_zero and "mlflow" in (args.report_to or ()):
             import mlflow
 
             run = mlflow.active_run()
