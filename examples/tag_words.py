@@ -1,21 +1,14 @@
-"""Fine-tune EncodZall to say of each word of a lower-cased text whether it should be a capital: one label per word. A
-tenth of the lines is held out and scored.
+"""Fine-tune EncodZall to say which words of a lower-cased text should be capitals, and score it on held-out lines.
 
 python examples/tag_words.py [org/name or run folder] [steps]
 """
 
 import sys
+from itertools import pairwise
 from pathlib import Path
 from pydoc_data.topics import topics
 
-from transformers import (
-    AutoModelForTokenClassification,
-    AutoTokenizer,
-    EvalPrediction,
-    Trainer,
-    TrainingArguments,
-    pipeline,
-)
+from transformers import AutoModelForTokenClassification, AutoTokenizer, Trainer, TrainingArguments, pipeline
 from transformers.data import DataCollatorForTokenClassification
 
 name = sys.argv[1] if len(sys.argv) > 1 else "runs/encodzall-tiny"
@@ -26,23 +19,20 @@ tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=True)
 lines = [line.strip() for text in topics.values() for line in text.splitlines() if len(line) > 40][:2000]
 
 
-def encode(line: str) -> dict[str, list[int]]:
+def encode(line):
     """The words of a line, each with its label at its first id, and -100 at the others."""
     words = line.split()
     encoded = tokenizer([word.lower() for word in words], is_split_into_words=True, truncation=True)
-    labels, previous = [], None
-    for word in encoded.word_ids():  # None at the end of the text
-        labels.append(-100 if word in (None, previous) else int(words[word][0].isupper()))
-        previous = word
+    ids = [None, *encoded.word_ids()]  # None at the end of the text
+    labels = [-100 if w in (None, last) else int(words[w][0].isupper()) for last, w in pairwise(ids)]
     return {**encoded, "labels": labels}
 
 
-def score(prediction: EvalPrediction) -> dict[str, float]:
-    """Accuracy, and F1 of label 1."""
-    predicted, labels = prediction.predictions.argmax(-1), prediction.label_ids
-    is_word = labels != -100
-    predicted, labels = predicted[is_word], labels[is_word]
-    return {"accuracy": (predicted == labels).mean(), "f1": 2 * (predicted & labels).sum() / (predicted + labels).sum()}
+def score(prediction):
+    """Accuracy of words, and F1 of capitals."""
+    is_word = prediction.label_ids != -100
+    right, found = prediction.label_ids[is_word], prediction.predictions.argmax(-1)[is_word]
+    return {"accuracy": (found == right).mean(), "f1": 2 * (found & right).sum() / (found + right).sum()}
 
 
 names = {0: "lower", 1: "capital"}
@@ -51,16 +41,13 @@ arguments = TrainingArguments(
     "runs/tag-words", max_steps=steps, per_device_train_batch_size=16, learning_rate=1e-3, logging_steps=50,
     save_strategy="no", report_to="none", use_cpu=True,
 )  # fmt: skip
-rows = [*map(encode, lines)]
-train, held_out = [row for i, row in enumerate(rows) if i % 10], rows[::10]
-trainer = Trainer(
-    model, arguments, DataCollatorForTokenClassification(tokenizer), train, held_out, compute_metrics=score
-)  # fmt: skip
+train, held_out = [[encode(line) for i, line in enumerate(lines) if (i % 10 == 0) == held] for held in (False, True)]
+collator = DataCollatorForTokenClassification(tokenizer)
+trainer = Trainer(model, arguments, collator, train, held_out, tokenizer, compute_metrics=score)
 trainer.train()
 scores = trainer.evaluate()
 print(f"held out: accuracy of words {scores['eval_accuracy']:.3f}, F1 of capitals {scores['eval_f1']:.3f}")
-model.save_pretrained("runs/tag-words")
-tokenizer.save_pretrained("runs/tag-words")
+trainer.save_model()
 
 text = "this module was written in python by guido. it is short."
 tag = pipeline("token-classification", "runs/tag-words", trust_remote_code=True, aggregation_strategy="first")

@@ -559,14 +559,6 @@ ARCHITECTURES = [
                 "embedding_loss": "cosine",
                 "bridge_layer_norm": True,
             },
-            "rotary": LEARNED_DROPOUT
-            | {
-                "position_embedding_type": "rotary",
-                "position_subtraction": "layer_norm",
-                "learned_dropout": "sigmoid",
-                "learned_dropout_stacks": "encoder",
-                "learned_dropout_heads": 4,
-            },
             "cross_first": LEARNED_DROPOUT
             | {
                 "decoder_order": "cross_first",
@@ -574,6 +566,14 @@ ARCHITECTURES = [
                 "cross_attention_gate": True,
                 "use_bias": True,
                 "mask_l1_loss_weight": 0.0,
+            },
+            "rotary": LEARNED_DROPOUT
+            | {
+                "position_embedding_type": "rotary",
+                "position_subtraction": "layer_norm",
+                "learned_dropout": "sigmoid",
+                "learned_dropout_stacks": "encoder",
+                "learned_dropout_heads": 4,
             },
         },
         typical="learned_dropout",

@@ -10,6 +10,9 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from latentlm.models import block_attention
+from latentlm.models.block_attention import attend_seen
+
 
 @each_case
 def test_a_custom_attention_backend_takes_the_place_of_every_attention(case: Case, monkeypatch):
@@ -34,9 +37,16 @@ def test_a_custom_attention_backend_takes_the_place_of_every_attention(case: Cas
             assert len(calls) > count
         return logits, count, ids
 
+    def counting_seen(*args):
+        calls.append(1)
+        return attend_seen(*args)
+
+    # It stands in for sdpa where few keys are seen.
+    monkeypatch.setattr(block_attention, "attend_seen", counting_seen)
     monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, "sdpa", counting)
     logits, count, ids = run()
     monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, "sdpa", None)  # not called any more
+    monkeypatch.setattr(block_attention, "attend_seen", None)
     AttentionInterface.register("counting", counting)
     AttentionMaskInterface.register("counting", sdpa_mask)
     model.set_attn_implementation("counting")
