@@ -12,8 +12,10 @@ from pydoc_data.topics import topics
 
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, EvalPrediction, Trainer, TrainingArguments
 
-name = sys.argv[1] if len(sys.argv) > 1 else "runs/encodzall-tiny"
-if name.startswith("runs/") and not Path(name).is_dir():
+import latentlm  # noqa: F401  (knows the models in hub_configs; those of the Hub load without it)
+
+name = sys.argv[1] if len(sys.argv) > 1 else "hub_configs/encodzall-wikitext2"
+if name.startswith(("runs/", "hub_configs/")) and not Path(name).is_dir():
     sys.exit(f"There is no {name}: name a model, or make this run as examples/README.md says.")
 steps = int(sys.argv[2]) if len(sys.argv) > 2 else 200
 
@@ -44,8 +46,7 @@ trainer = Trainer(
     compute_metrics=score,
 )  # fmt: skip
 trainer.train()
-scores = trainer.evaluate()
-print(f"held out: accuracy {scores['eval_accuracy']:.3f}, F1 of code {scores['eval_f1']:.3f}")
+print("held out: accuracy {eval_accuracy:.3f}, F1 of code {eval_f1:.3f}".format(**trainer.evaluate()))
 
 model.eval()
 for text in ("A list is a sequence of items that can be changed.", "for item in self._actions: item.reset()"):

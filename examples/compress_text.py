@@ -10,10 +10,12 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-name = sys.argv[1] if len(sys.argv) > 1 else "runs/abstractinator-tiny"
-if name.startswith("runs/") and not Path(name).is_dir():
+import latentlm  # noqa: F401  (knows the models in hub_configs; those of the Hub load without it)
+
+name = sys.argv[1] if len(sys.argv) > 1 else "hub_configs/abstractinator-wikitext2"
+if name.startswith(("runs/", "hub_configs/")) and not Path(name).is_dir():
     sys.exit(f"There is no {name}: name a model, or make this run as examples/README.md says.")
-text = sys.argv[2] if len(sys.argv) > 2 else "Return a new list that holds the items of the sequence, in their order."
+text = sys.argv[2] if len(sys.argv) > 2 else "The album was released in the United Kingdom in 2004 , and sold well ."
 
 tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=True)
 model = AutoModelForCausalLM.from_pretrained(name, trust_remote_code=True).eval()

@@ -12,10 +12,10 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokeni
 
 from latentlm.evaluation.segments import inspect
 
-names = ["runs/abstractinator-tiny", "runs/encodzall-tiny-phase-2", "hub_configs/fsq-tokenizer-tiny"]
+names = [f"hub_configs/{name}" for name in ("abstractinator-wikitext2", "encodzall-wikitext2", "fsq-tokenizer-tiny")]
 names[: len(sys.argv) - 1] = sys.argv[1:]
 for name in names:
-    if name.startswith("runs/") and not Path(name).is_dir():
+    if name.startswith(("runs/", "hub_configs/")) and not Path(name).is_dir():
         sys.exit(f"There is no {name}: name a model, or make this run as examples/README.md says.")
 pyramid = AutoModelForCausalLM.from_pretrained(names[0], trust_remote_code=True)
 repairer = AutoModelForSeq2SeqLM.from_pretrained(names[1], trust_remote_code=True)
@@ -42,11 +42,11 @@ def box(text: str) -> gr.Textbox:
     return gr.Textbox(text, label="text")
 
 
-slider = gr.Slider(0, 20, 2, label="threshold, nats", interactive=has_gate)
+slider = gr.Slider(0, 10, repairer.config.denoise_threshold, label="threshold, nats", interactive=has_gate)
 segments_output = gr.HighlightedText(label="segments, by the entropy of their first byte")
 parts = {
-    "Abstractinator": (segments, box("The river flows to the sea."), segments_output),
-    "EncodZall": (repair, [box("Teh rivver flows."), slider], gr.Textbox(label="repaired")),
+    "Abstractinator": (segments, box("The album was released in the United Kingdom in 2004 ."), segments_output),
+    "EncodZall": (repair, [box("He movd to Lodnon and left ofthe univrsity ."), slider], gr.Textbox(label="repaired")),
     "FSQ tokenizer": (tokens, box("The river flows to the sea."), gr.HighlightedText(label="tokens, ids")),
 }
 tabs = [gr.Interface(*part, flagging_mode="never") for part in parts.values()]

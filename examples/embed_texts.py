@@ -8,8 +8,10 @@ from pathlib import Path
 
 from sentence_transformers import SentenceTransformer
 
-name = sys.argv[1] if len(sys.argv) > 1 else "runs/encodzall-tiny-phase-2"
-if name.startswith("runs/") and not Path(name).is_dir():
+import latentlm  # noqa: F401  (knows the models in hub_configs; those of the Hub load without it)
+
+name = sys.argv[1] if len(sys.argv) > 1 else "hub_configs/encodzall-wikitext2"
+if name.startswith(("runs/", "hub_configs/")) and not Path(name).is_dir():
     sys.exit(f"There is no {name}: name a model, or make this run as examples/README.md says.")
 model = SentenceTransformer(name, trust_remote_code=True)
 texts = ["The function returns a new list.", "An exception is raised.", "A module is a file of Python code."]

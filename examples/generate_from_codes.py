@@ -9,10 +9,12 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-name = sys.argv[1] if len(sys.argv) > 1 else "runs/abstractinator-tiny"
-if name.startswith("runs/") and not Path(name).is_dir():
+import latentlm  # noqa: F401  (knows the models in hub_configs; those of the Hub load without it)
+
+name = sys.argv[1] if len(sys.argv) > 1 else "hub_configs/abstractinator-wikitext2"
+if name.startswith(("runs/", "hub_configs/")) and not Path(name).is_dir():
     sys.exit(f"There is no {name}: name a model, or make this run as examples/README.md says.")
-prompts = ["The function returns", "If the key is"]
+prompts = ["The song was released in", "The town lies"]
 
 tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=True, padding_side="left")
 model = AutoModelForCausalLM.from_pretrained(name, trust_remote_code=True).eval()

@@ -1,28 +1,28 @@
-"""Repair noisy texts, and fill masked words and characters, with EncodZall.
+"""Repair noisy texts with EncodZall, word by word: what it does not change is copied to the byte.
 
-python examples/repair_texts.py [org/name or run folder of phase 2] [of phase 1]
+python examples/repair_texts.py [org/name or run folder] [TEXT ...]
 """
 
 import sys
 from pathlib import Path
 
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+from transformers import AutoModelForSeq2SeqLM
 
-repairs = sys.argv[1] if len(sys.argv) > 1 else "runs/encodzall-tiny-phase-2"
-fills = sys.argv[2] if len(sys.argv) > 2 else "runs/encodzall-tiny"
-for name in (repairs, fills):
-    if name.startswith("runs/") and not Path(name).is_dir():
-        sys.exit(f"There is no {name}: name a model, or make this run as examples/README.md says.")
+import latentlm  # noqa: F401  (knows the models in hub_configs; those of the Hub load without it)
 
-tokenizer = AutoTokenizer.from_pretrained(repairs, trust_remote_code=True)
-model = AutoModelForSeq2SeqLM.from_pretrained(repairs, trust_remote_code=True)
-texts = ["Teh funtion returns a nevv list.", "An excepton is raised if the key is not foumd."]
-for text, repaired in zip(texts, model.denoise(texts, tokenizer, num_beams=2), strict=True):
-    print(f"repaired: {text!r} → {repaired!r}")
-
-# Only a model of phase 1 has the word decoder. Masks: <mask> is a word; <vowel>, <consonant>, <nonspace> and <any> are
-# one character each.
-model = AutoModelForSeq2SeqLM.from_pretrained(fills, trust_remote_code=True)
-text = "The <mask> returns a n<vowel>w list."
-for word in model.fill_mask([text], tokenizer, top_k=3)[0]:
-    print("filled: " + ", ".join(f"{guess!r} ({score:.2f} nats)" for guess, score in word))
+name = sys.argv[1] if len(sys.argv) > 1 else "hub_configs/encodzall-wikitext2"
+if name.startswith(("runs/", "hub_configs/")) and not Path(name).is_dir():
+    sys.exit(f"There is no {name}: name a model, or make this run as examples/README.md says.")
+texts = sys.argv[2:] or [
+    "Teh funtion returns a nevv list.",
+    "He movd to Lodnon in 1925 , where he becane a professor ofthe univrsity .",
+    "It was writen by the band in Febuary and relased in the Untied States .",
+]
+model = AutoModelForSeq2SeqLM.from_pretrained(name, trust_remote_code=True)
+for text, repairs, repaired in zip(texts, model.find_repairs(texts), model.denoise(texts), strict=True):
+    print(f"noisy:    {text}\nrepaired: {repaired}")
+    data = text.encode()
+    for repair in repairs:  # all that are likelier than what is there; `denoise` writes those above its threshold
+        old, new = data[repair.start : repair.end].decode().strip(), repair.new.decode().strip()
+        written = "" if repair.score > model.config.denoise_threshold else ", left as it is"
+        print(f"  {old} → {new}: {repair.score:.1f} nats likelier{written}")

@@ -11,8 +11,10 @@ from pydoc_data.topics import topics
 from transformers import AutoModelForTokenClassification, AutoTokenizer, Trainer, TrainingArguments, pipeline
 from transformers.data import DataCollatorForTokenClassification
 
-name = sys.argv[1] if len(sys.argv) > 1 else "runs/encodzall-tiny"
-if name.startswith("runs/") and not Path(name).is_dir():
+import latentlm  # noqa: F401  (knows the models in hub_configs; those of the Hub load without it)
+
+name = sys.argv[1] if len(sys.argv) > 1 else "hub_configs/encodzall-wikitext2"
+if name.startswith(("runs/", "hub_configs/")) and not Path(name).is_dir():
     sys.exit(f"There is no {name}: name a model, or make this run as examples/README.md says.")
 steps = int(sys.argv[2]) if len(sys.argv) > 2 else 200
 tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=True)
@@ -45,10 +47,8 @@ train, held_out = [[encode(line) for i, line in enumerate(lines) if (i % 10 == 0
 collator = DataCollatorForTokenClassification(tokenizer)
 trainer = Trainer(model, arguments, collator, train, held_out, tokenizer, compute_metrics=score)
 trainer.train()
-scores = trainer.evaluate()
-print(f"held out: accuracy of words {scores['eval_accuracy']:.3f}, F1 of capitals {scores['eval_f1']:.3f}")
+print("held out: accuracy of words {eval_accuracy:.3f}, F1 of capitals {eval_f1:.3f}".format(**trainer.evaluate()))
 trainer.save_model()
-
 text = "this module was written in python by guido. it is short."
 tag = pipeline("token-classification", "runs/tag-words", trust_remote_code=True, aggregation_strategy="first")
 print(", ".join(f"{part['entity_group']}: {text[part['start'] : part['end']]!r}" for part in tag(text)))

@@ -26,6 +26,7 @@ from latentlm.cli.tokenizer import main as tokenizer_main
 from latentlm.evaluation import tokenizers as tokenizer_evaluation
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
+SHIPPED = EXAMPLES.parent / "hub_configs" / "encodzall-wikitext2"
 
 
 @pytest.fixture
@@ -72,7 +73,7 @@ def test_every_example_is_listed_short_and_tested():
     listed = (EXAMPLES / "README.md").read_text(encoding="utf-8")
     here = Path(__file__).read_text(encoding="utf-8")
     scripts = [path for path in EXAMPLES.iterdir() if path.suffix in (".py", ".sh")]
-    assert len(scripts) == 14
+    assert len(scripts) == 15
     for script in scripts:
         assert f"({script.name})" in listed
         assert f'"{script.name}"' in here or script.name == "demo.py"  # tests/test_demo.py
@@ -181,14 +182,26 @@ def test_train_in_stages(forks, tmp_path):
     assert (tmp_path / "abstractinator-tiny-top" / "model.safetensors").exists()
 
 
-def test_repair_texts(run_example, encodzall_folder):
-    printed = run_example("repair_texts.py", encodzall_folder, encodzall_folder)
-    assert printed.count("repaired: ") == 2 and printed.count("filled: ") == 2 and printed.count(" nats)") == 6
+def test_repair_texts(run_example):
+    """With the model that ships, on text of its kind."""
+    printed = run_example("repair_texts.py")
+    assert printed.count("noisy: ") == printed.count("repaired: ") == 3
+    assert "The funtion returns a new list." in printed or "The function returns a new list." in printed
+    given = run_example("repair_texts.py", SHIPPED, "Nothing is wrong here .")
+    assert given.splitlines()[1] == "repaired: Nothing is wrong here ."
+
+
+def test_fill_words(run_example):
+    printed = run_example("fill_words.py")
+    assert printed.count("filled: ") == 3 and printed.count(" nats)") == 9
+    assert "  filled: in (" in printed and "  filled: album (" in printed
 
 
 def test_embed_texts(run_example, encodzall_folder):
     pytest.importorskip("sentence_transformers")
     assert run_example("embed_texts.py", encodzall_folder).count("nearest: ") == 3
+    pairs = re.findall(r"nearest: '(.*)' → '(.*)'", run_example("embed_texts.py"))
+    assert [clean[:4] for _, clean in pairs] == ["The ", "An e", "A mo"]
 
 
 @pytest.mark.parametrize("name", ["classify_texts.py", "tag_words.py"])
@@ -201,8 +214,9 @@ def test_fine_tuning(run_example, encodzall_folder, name, tmp_path, monkeypatch)
     assert 0 < accuracy <= 1 and 0 <= f1 <= 1
 
 
-WITH_A_MODEL = ("classify_texts.py", "compress_text.py", "embed_texts.py", "evaluate_with_lm_eval.sh", "generate.py",
-                "generate_from_codes.py", "load_from_hub.py", "repair_texts.py", "tag_words.py")  # fmt: skip
+WITH_A_MODEL = ("classify_texts.py", "compress_text.py", "embed_texts.py", "evaluate_with_lm_eval.sh", "fill_words.py",
+                "generate.py", "generate_from_codes.py", "load_from_hub.py", "repair_texts.py",
+                "tag_words.py")  # fmt: skip
 
 
 @pytest.mark.parametrize("name", WITH_A_MODEL)
@@ -211,7 +225,7 @@ def test_a_run_that_is_not_there_is_no_name_on_the_hub(name, arguments, run_exam
     if name == "embed_texts.py":
         pytest.importorskip("sentence_transformers")
     monkeypatch.chdir(tmp_path)
-    message = "There is no runs/.*: name a model, or make this run as examples/README.md says"
+    message = "There is no (runs|hub_configs)/.*: name a model, or make this run as examples/README.md says"
     if name.endswith(".py"):
         with pytest.raises(SystemExit, match=message):
             run_example(name, *arguments)

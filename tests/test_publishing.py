@@ -170,6 +170,65 @@ def test_trainer_and_command_push_and_a_stranger_loads(finished, mini_hub, tmp_p
     assert run_without_latentlm(LOAD, tmp_path, env=mini_hub.environment).endswith("same bits\n")
 
 
+# The models that ship, in a process without latentlm: what they did here, they do there.
+LOAD_SHIPPED = """
+import torch
+from pathlib import Path
+from safetensors.torch import load_file
+from sentence_transformers import SentenceTransformer
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
+
+expected = load_file(sys.argv[1])
+tokenizer = AutoTokenizer.from_pretrained("org/abstractinator-wikitext2", trust_remote_code=True)
+model = AutoModelForCausalLM.from_pretrained("org/abstractinator-wikitext2", trust_remote_code=True)
+assert model.dtype == torch.float32
+ids = tokenizer("The river", return_tensors="pt", add_special_tokens=False).input_ids
+assert torch.equal(model.generate(ids, max_new_tokens=12), expected["generated"])
+model = AutoModelForSeq2SeqLM.from_pretrained("org/encodzall-wikitext2", trust_remote_code=True)
+[repaired] = model.denoise([sys.argv[2]])
+assert torch.equal(torch.tensor([*repaired.encode()]), expected["repaired"])
+vectors = SentenceTransformer("org/encodzall-wikitext2", trust_remote_code=True).encode([sys.argv[2]])
+torch.testing.assert_close(torch.as_tensor(vectors), expected["vectors"])
+print("same")
+"""
+SHIPPED = ("abstractinator-wikitext2", "encodzall-wikitext2")
+
+
+def test_models_that_ship_are_pushed_with_their_code(mini_hub, tmp_path, run_without_latentlm):
+    pytest.importorskip("sentence_transformers")
+    folders = [REPOSITORY / "hub_configs" / name for name in SHIPPED]
+    assert all(folder / "model.safetensors" in folder.iterdir() for folder in folders)
+    push = "import sys\nfrom latentlm.cli.publish import main\nmain(sys.argv[1:])"
+    for folder in folders:
+        command = [sys.executable, "-c", push, str(folder), f"org/{folder.name}"]
+        done = subprocess.run(
+            command, env=os.environ | mini_hub.environment, capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        pushed = mini_hub.root / "org" / folder.name
+        names = {path.name for path in folder.iterdir()}
+        assert names <= {path.name for path in pushed.iterdir()} and (pushed / "tokenization_byte.py").exists()
+        for name in ("model.safetensors", "README.md"):
+            assert (pushed / name).read_bytes() == (folder / name).read_bytes()
+
+    noisy = "He movd to Lodnon , where he becane a professor ."
+    model = AutoModelForCausalLM.from_pretrained(folders[0])
+    ids = AutoTokenizer.from_pretrained(folders[0])(
+        "The river", return_tensors="pt", add_special_tokens=False
+    ).input_ids
+    expected = {"generated": model.generate(ids, max_new_tokens=12)}
+    repairer = AutoModelForSeq2SeqLM.from_pretrained(folders[1])
+    [repaired] = repairer.denoise([noisy])
+    assert "moved" in repaired and "became" in repaired
+    inputs = AutoTokenizer.from_pretrained(folders[1])([noisy], return_tensors="pt")
+    with torch.no_grad():
+        vectors = repairer.model(**inputs).text_embeds
+    expected |= {"repaired": torch.tensor([*repaired.encode()]), "vectors": vectors}
+    save_file(expected, tmp_path / "expected.safetensors")
+    arguments = (tmp_path / "expected.safetensors", noisy)
+    assert run_without_latentlm(LOAD_SHIPPED, *arguments, env=mini_hub.environment).endswith("same\n")
+
+
 # ---- What is published ----
 
 

@@ -1,6 +1,6 @@
-"""Fits `text_embeds` of a run of `repair.yaml`, and measures them beside counts that need no model.
+"""Fits `text_embeds` of a run of `hub_configs/encodzall-wikitext2`, and measures them beside counts that need no model.
 
-python eval/experiments/encodzall/embed.py runs/repair/model runs/repair/embed [--records FOLDER]
+python eval/experiments/encodzall/embed.py runs/encodzall-wikitext2 runs/encodzall-embed [--records FOLDER]
 
 What is fitted (frequencies, mean, covariance) is fitted to sentences of WikiText-2's training text. Prefixes, smoothing
 and the share of the context are chosen on training pairs of STS-B, clean and with noise; the development set is only

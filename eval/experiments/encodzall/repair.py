@@ -1,6 +1,7 @@
-"""How well a run of `repair.yaml` repairs, and the figure of it; chooses `edit_cost` and `denoise_threshold`.
+"""How well a run of `hub_configs/encodzall-wikitext2` repairs, and the figure of it; chooses `edit_cost` and
+`denoise_threshold`.
 
-python eval/experiments/encodzall/repair.py runs/repair/model
+python eval/experiments/encodzall/repair.py runs/encodzall-wikitext2
 
 Both are chosen on 200 validation sentences (not those that are scored), with the noise of training: the threshold is
 the lowest at which at most 0.2 % of the correct characters change, the cost that with which most wrong ones are mended

@@ -1,7 +1,7 @@
-"""The training text and the noise tables of `repair.yaml`: WikiText-2, every other article with punctuation as people
-write it, each of its commoner words by itself, words of misspelling lists, pieces of OCR.
+"""The training text and the noise tables of `hub_configs/encodzall-wikitext2`: WikiText-2, every other article with
+punctuation as people write it, each of its commoner words by itself, words of misspelling lists, pieces of OCR.
 
-python eval/experiments/encodzall/repair_data.py FOLDER        # writes repair-train.jsonl and repair-tables.json
+python eval/experiments/encodzall/repair_data.py FOLDER        # writes repair-{train.jsonl,validation.txt,tables.json}
 
 `LATENTLM_TEXT` names the corpora, as for `measures/repair.py`, whose texts are not trained on: no word that a
 misspelling there stands for is in a list here, and OCR is of one book alone, without the pieces there.
@@ -9,6 +9,7 @@ misspelling there stands for is in a list here, and OCR is of one book alone, wi
 
 import json
 import re
+import shutil
 import sys
 from collections import Counter, defaultdict
 from pathlib import Path
@@ -65,6 +66,7 @@ def prepare(data: Path, folder: Path) -> None:
     tables = {"ocr": ocr, "keyboard": own.keyboard, "misspelling": own.misspelling, "words": misspelled}
     NoiseTables(**tables)
     folder.mkdir(parents=True, exist_ok=True)
+    shutil.copy(data / "wikitext2" / "wiki.valid.txt", folder / "repair-validation.txt")
     (folder / "repair-tables.json").write_text(json.dumps(tables, ensure_ascii=False), encoding="utf-8")
     with open(folder / "repair-train.jsonl", "w", encoding="utf-8") as file:
         for document in documents:

@@ -52,8 +52,11 @@ def check_complete(folder: Path) -> None:
     is_checkpoint = (folder / MANIFEST).exists() or CHECKPOINT_NAME.fullmatch(folder.name)
     if is_checkpoint and (damage := find_missing(folder)):
         raise PublishError(f"checkpoint {folder} is not complete: {damage}.")
-    if not any((folder / name).exists() for name in (METRICS_FILE, TRAINER_STATE_NAME)):
-        raise PublishError(f"{folder} is neither a run folder (it has no {METRICS_FILE}) nor a checkpoint.")
+    if not any((folder / name).exists() for name in (METRICS_FILE, TRAINER_STATE_NAME, CARD_FILE)):
+        raise PublishError(
+            f"{folder} is neither a run folder (it has no {METRICS_FILE}) nor a checkpoint, and it has no card "
+            f"({CARD_FILE})."
+        )
     shards = weight_files(folder) - {SAFE_WEIGHTS_INDEX_NAME}
     for name in (CONFIG_NAME, *sorted(shards)):
         if not (folder / name).exists():

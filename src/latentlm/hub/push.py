@@ -1,19 +1,24 @@
 """Pushing a run folder or checkpoint to the Hub, in one commit, with its card."""
 
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, get_token
 from huggingface_hub.errors import EntryNotFoundError
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
+from transformers import AutoTokenizer
+from transformers.tokenization_utils_base import TOKENIZER_CONFIG_FILE
+from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME
 
+import latentlm
 from latentlm.runs.redaction import redact
 
 from .card import write_card
-from .files import PublishError, check_complete, published_files
+from .files import PublishError, check_complete, published_files, read_json
 
 # Weights under other names would be found first by whoever loads the repository.
 STALE = ("model*.safetensors", SAFE_WEIGHTS_INDEX_NAME, "pytorch_model*", "training_args.bin")
@@ -28,7 +33,8 @@ def publish(
     revision: str | None = None,
     **card_fields: Any,
 ) -> CommitInfo:
-    """Push a run folder or checkpoint, in one commit, and write its card.
+    """Push a run folder or checkpoint, in one commit, and write its card; one without code, as in `hub_configs`, with
+    that of its model.
 
     Args:
         repo_id: `organisation/name`, or `name` for the user's own; created if it is not there.
@@ -42,18 +48,36 @@ def publish(
     """
     check_complete(folder)
     repo_id = create_repository(folder, repo_id, private, token)
-    write_card(folder, repo_id, **card_fields)
-    files = published_files(folder)
-    with explained(folder, repo_id, token):
-        api = HfApi(token=token)
-        try:
-            present = api.list_repo_files(repo_id, revision=revision)
-        except EntryNotFoundError:  # a new repository without any file
-            present = []
-        stale = [name for name in present if any(fnmatch(name, pattern) for pattern in STALE)]
-        operations = [CommitOperationAdd(name, content) for name, content in files.items()]
-        operations += [CommitOperationDelete(name) for name in stale if name not in files]
-        return api.create_commit(repo_id, operations, commit_message=message, revision=revision)
+    with with_code(folder) as complete:
+        write_card(complete, repo_id, **card_fields)
+        files = published_files(complete)
+        with explained(folder, repo_id, token):
+            api = HfApi(token=token)
+            try:
+                present = api.list_repo_files(repo_id, revision=revision)
+            except EntryNotFoundError:  # a new repository without any file
+                present = []
+            stale = [name for name in present if any(fnmatch(name, pattern) for pattern in STALE)]
+            operations = [CommitOperationAdd(name, content) for name, content in files.items()]
+            operations += [CommitOperationDelete(name) for name in stale if name not in files]
+            return api.create_commit(repo_id, operations, commit_message=message, revision=revision)
+
+
+@contextmanager
+def with_code(folder: Path) -> Iterator[Path]:
+    """The folder, or while this lasts a copy that holds the code of its model and tokenizer, if it holds none."""
+    config = read_json(folder / CONFIG_NAME)
+    model_class = getattr(latentlm, config["architectures"][0], None)
+    if "auto_map" in config or model_class is None:
+        yield folder
+        return
+    with TemporaryDirectory() as name:
+        copy = Path(name)
+        model_class.from_pretrained(folder).save_pretrained(copy)
+        AutoTokenizer.from_pretrained(folder).save_pretrained(copy)
+        rewritten = (CONFIG_NAME, TOKENIZER_CONFIG_FILE)  # with the code's place
+        shutil.copytree(folder, copy, dirs_exist_ok=True, ignore=shutil.ignore_patterns(*rewritten))
+        yield copy
 
 
 def create_repository(folder: Path, repo_id: str, private: bool | None = None, token: str | None = None) -> str:

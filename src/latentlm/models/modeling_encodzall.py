@@ -49,6 +49,8 @@ from .encodzall_pipelines import WordFillingPipeline, WordTaggingPipeline
 from .encodzall_repair import EncodzallRepairs
 from .encodzall_words import BOS, EOS, PAD, WHITE_SPACE, text_ids
 
+# What a checkpoint of the whole model has besides the encoders, which load without a warning.
+NO_ENCODER = [r"^decoder\.", r"^word_decoder\.", r"^lm_head\.", r"^gate\."]
 NO_EMBEDDINGS = "words are found, packed and compared by their bytes"
 
 
@@ -95,6 +97,7 @@ def means_of_words(values: torch.Tensor, packing: Packing) -> torch.Tensor:
 class EncodzallModel(EncodzallPreTrainedModel):
     """The two encoders: bytes to one vector per word and one per text."""
 
+    _keys_to_ignore_on_load_unexpected = NO_ENCODER
     _can_record_outputs = {
         "hidden_states": OutputRecorder(PreNormLayer, layer_name="context_encoder"),
         "attentions": OutputRecorder(Attention, index=1, layer_name="context_encoder"),
@@ -513,6 +516,8 @@ class ClassificationHead(nn.Module):
 class EncodzallForSequenceClassification(EncodzallPreTrainedModel):
     """Logits `(B, num_labels)` from the embedding of the text."""
 
+    _keys_to_ignore_on_load_unexpected = NO_ENCODER
+
     def __init__(self, config: EncodzallConfig):
         super().__init__(config)
         self.num_labels = config.num_labels
@@ -544,6 +549,8 @@ class EncodzallForSequenceClassification(EncodzallPreTrainedModel):
 class EncodzallForTokenClassification(EncodzallPreTrainedModel):
     """A label for each word. Logits `(B, T, num_labels)` and labels are per id, as collators, metrics and pipelines
     have them: an id has the logits of its word. `word_logits` are per word; the end of the text is the last one."""
+
+    _keys_to_ignore_on_load_unexpected = NO_ENCODER
 
     def __init__(self, config: EncodzallConfig):
         super().__init__(config)
