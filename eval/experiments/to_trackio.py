@@ -1,7 +1,7 @@
 """The curves of a page's records as runs of a local trackio project, to be looked through in its dashboard.
 
     python eval/experiments/to_trackio.py track                     # then: trackio show --project latentlm-track
-    python eval/experiments/to_trackio.py track --pages FOLDER    # and the dashboard as static pages, for any web server
+    python eval/experiments/to_trackio.py track --pages FOLDER    # and its dashboard as static pages, for any server
 
 A run is named after its record, has its configuration, the curves of its training and at the last step its metrics.
 """
