@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ from latentlm.cli import compare as command
 sys.path.insert(0, str(REPOSITORY / "eval" / "experiments"))
 import compare
 import run
-from entries import ListError, read_list
+from entries import ListError, read_list, read_mapping
 from records import MEASURED, Record, read_page, write_record
 from significance import welch
 from tables import group_records
@@ -47,7 +48,10 @@ def folders(tmp_path: Path) -> dict[str, Path]:
             write_record(make_record(entry, seed, bits), folders["records"])
     speed = {"generation_bytes_per_second": 321.0}
     for entry in ("fsq", "abstractinator"):  # the second has no run
-        write_record(Record("generation", entry, entry, source=MEASURED, metrics=speed), folders["records"])
+        write_record(
+            Record("generation", entry, entry, source=MEASURED, metrics=speed, revision="abcdef01234"),
+            folders["records"],
+        )
     return folders
 
 
@@ -66,7 +70,9 @@ def test_the_page_says_what_the_records_say(folders: dict[str, Path]):
     assert f"Not run yet: {missing}." in page
     assert "| own.mine | `latentlm compare --add own.mine.yaml` | 0 |" in page
     assert "| fsq | `python eval/experiments/run.py track --only fsq` | 0, 1 | `0123456` | A CPU |" in page
-    assert page.count("No records yet.") == 1  # EncodZall
+    speed = "| speed of generation | `python eval/experiments/generation_speed.py` | – | `abcdef0` | – |"
+    assert speed in page
+    assert page.count("No records yet.") == 2  # EncodZall, and where its numbers come from
     with (folders["results"] / "comparison.csv").open(encoding="utf-8") as file:
         rows = {row["entry"]: row for row in csv.DictReader(file)}
     assert float(rows["fsq"]["eval_bits_per_byte"]) == pytest.approx(1.91) and rows["own.mine"]["num_seeds"] == "1"
@@ -75,6 +81,18 @@ def test_the_page_says_what_the_records_say(folders: dict[str, Path]):
         "compare-learning.svg",
         "compare-speed.svg",
     }
+
+
+def test_every_number_of_the_page_has_a_source():
+    """Entries of the tables are those of the tables of commands, whose files and lists exist."""
+    report = read_mapping(EXPERIMENTS / "compare" / "report.yaml")
+    for name, sources in report["sources"].items():
+        assert sources["entries"] == report["tables"][name]["entries"]
+    text = PAGE.read_text(encoding="utf-8")
+    rows = re.findall(r"^\| .* \| `python (\S+)(?: (\S+) --only ([^`]+))?.*` \| ", text, re.MULTILINE)
+    assert len(rows) > 10
+    for script, page, entry in rows:
+        assert (REPOSITORY / script).is_file() and (not page or entry in read_list(page).entries)
 
 
 def test_what_the_records_do_not_give_is_seen(folders: dict[str, Path]):

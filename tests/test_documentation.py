@@ -1,11 +1,16 @@
 """Pages and comments: a word has one meaning, the source of each design is named, and files that are named exist."""
 
 import ast
+import importlib
 import re
+import shlex
 from pathlib import Path
+from textwrap import dedent, indent
 
 import pytest
 from conftest import REPOSITORY
+
+from latentlm.cli import COMMANDS
 
 PAGES = sorted(
     path
@@ -82,3 +87,48 @@ def test_the_source_of_a_design_is_named(author: str, page: str):
     assert f"(https://github.com/{author})" in begin and f"by {author.split('/')[0]}" in " ".join(begin.split())
     citation = (REPOSITORY / "CITATION.cff").read_text(encoding="utf-8")
     assert f"https://github.com/{author}" in citation and f"alias: {author.split('/')[0]}" in citation
+
+
+FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^\1```", re.MULTILINE | re.DOTALL)
+COMMAND = re.compile(r"^ {4}((?:python|bash|make|latentlm|accelerate launch) .*)", re.MULTILINE)
+PLACES = re.compile(r"(?:examples|eval|benchmarks|hub_configs|docs|tests)/[\w./-]+")
+
+
+def commands(text: str) -> list[list[str]]:
+    """The words of each command that a page shows, indented or in a block of plain text or of a shell."""
+    text = text.replace("\\\n", " ")  # lines that go on
+    shells = [dedent(code) for _, language, code in FENCE.findall(text) if language in ("", "bash")]
+    lines = COMMAND.findall(FENCE.sub("", text) + "".join(indent(code, " " * 4) for code in shells))
+    return [shlex.split(line, comments=True) for line in lines]
+
+
+@pytest.mark.parametrize("path", PAGES, ids=relative)
+def test_commands_of_a_page_exist(path: Path):
+    """Scripts with the options that they take, commands of latentlm, targets of make. README.md and docs/use-with.md
+    run, `tests/test_use_with.py`."""
+    makefile = (REPOSITORY / "Makefile").read_text(encoding="utf-8")
+    for words in commands(path.read_text(encoding="utf-8")):
+        places = [word for word in words if PLACES.fullmatch(word)]
+        assert all((REPOSITORY / place).exists() for place in places), words
+        command = words[1] if len(words) > 1 else ""
+        if words[0] == "latentlm":
+            assert command in {*COMMANDS, "--help", "COMMAND"}, words
+        elif words[0] == "make" and not command.startswith("PYTHON"):
+            assert f"\n{command}:" in makefile, words
+        elif words[0] == "python" and places == places[:1] == [command]:
+            beside = (REPOSITORY / command).parent.glob("*.py")  # some share their options
+            script = "".join(one.read_text(encoding="utf-8") for one in beside)
+            options = [word for word in words if re.fullmatch(r"--\w+", word)]
+            takes_fields = "parse_command_line" in (REPOSITORY / command).read_text(encoding="utf-8")  # of a recipe
+            assert takes_fields or all(f'"{option}"' in script for option in options), words
+
+
+@pytest.mark.parametrize("path", PAGES, ids=relative)
+def test_python_of_a_page_imports_what_there_is(path: Path):
+    for _, language, code in FENCE.findall(path.read_text(encoding="utf-8")):
+        if language != "python":
+            continue
+        for node in ast.walk(ast.parse(dedent(code))):
+            if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("latentlm"):
+                module = importlib.import_module(node.module)
+                assert all(hasattr(module, name.name) for name in node.names), ast.unparse(node)

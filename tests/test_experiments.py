@@ -618,7 +618,11 @@ def test_trackio_holds_the_curves_of_records(tmp_path):
     write_record(record, tmp_path / "records")
     script, environment = EXPERIMENTS / "to_trackio.py", os.environ | {"TRACKIO_DIR": str(tmp_path / "trackio")}
     command = [sys.executable, script, "page", "--records", tmp_path / "records"]
-    subprocess.run(command, env=environment, check=True, capture_output=True)
+    pages = tmp_path / "pages"
+    subprocess.run([*command, "--pages", pages], env=environment, check=True, capture_output=True)
+    assert json.loads((pages / "config.json").read_text("utf-8"))["project"] == "latentlm-page"
+    assert (pages / "data" / "metrics.parquet").exists() and (pages / "data" / "runs.json").exists()
+    assert '"./assets/index' in (pages / "index.html").read_text("utf-8")
     again = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert again.returncode == 1 and "latentlm-page" in again.stderr  # nothing is written over
     code = (

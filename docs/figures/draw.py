@@ -5,6 +5,7 @@ Plain Python, nothing to install. A test compares the files with what this write
 
 import math
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -212,6 +213,13 @@ def architectures() -> Drawing:
     return drawing
 
 
+def one_architecture(title: str) -> Drawing:
+    """A panel of `architectures` by itself."""
+    drawing = Drawing(COLUMN, PANEL_HEIGHT, f"{title}, from its input (below) to its output")
+    PANELS[title](Panel(drawing, 0, 0, title))
+    return drawing
+
+
 def position_subtraction() -> Drawing:
     """What is added below and taken away above: one table, one row further."""
     drawing = Drawing(820, 400, "Position subtraction: the next position's embedding is taken from the output")
@@ -362,6 +370,11 @@ def curve(drawing: Drawing, area: Area) -> Area:
 
 FIGURES: dict[str, Callable[[], Drawing]] = {
     "architectures": architectures,
+    "decoder-only": partial(one_architecture, "decoder-only"),
+    "ar-encoder-decoder": partial(one_architecture, "auto-regressive encoder–decoder"),
+    "fsq-tokenizer": partial(one_architecture, "FSQ tokenizer"),
+    "encodzall": partial(one_architecture, "EncodZall"),
+    "abstractinator": partial(one_architecture, "Abstractinator"),
     "position-subtraction": position_subtraction,
     "embedding-loss": embedding_loss,
     "parallel-streams": parallel_streams,

@@ -19,7 +19,7 @@ from tables import Group, pick
 
 # Okabe & Ito (2008), without yellow, which is hard to see on white; a line style per round of colours.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-MARKERS = "os^Dv*Ph"
+MARKERS = "os^Dv*PX"
 STYLES = ("-", "--", ":", "-.")
 DIGEST = "Description"  # field of the PNG, or of the SVG, that says what was drawn
 AXES = {

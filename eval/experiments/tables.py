@@ -231,22 +231,31 @@ def raw_table(groups: dict[str, Group], table: dict[str, Any], where: str) -> st
 
 
 def sources_table(groups: dict[str, Group], table: dict[str, Any], where: str) -> str:
-    """Where the numbers of each entry come from: command, seeds, revision, machine."""
-    rows = []
+    """Where the numbers of each entry come from: command, seeds, revision, machine; `commands` names those of entries
+    that no list holds. Speeds of generation are measured apart, all by one command."""
+    rows, apart = [], []
+    labels, commands = table.get("labels") or {}, table.get("commands") or {}
     for name, group in zip(table["entries"], pick(groups, table["entries"], where), strict=True):
-        ones = group.records
+        ones, label = group.records, labels.get(name, group.label)
+        apart += group.measured
         if ones[0].source == FORMER:
-            rows.append([group.label, "– (the page of a former run)", MISSING, MISSING, MISSING])
+            rows.append([label, "– (the page of a former run)", MISSING, MISSING, MISSING])
             continue
-        seeds = ", ".join(str(one.seed) for one in ones)
-        revisions = dict.fromkeys(f"`{one.revision[:7]}`{'*' * bool(one.dirty)}" for one in ones if one.revision)
-        machines = dict.fromkeys(str((one.machine or {}).get("cpu", MISSING)) for one in ones)
         command = f"python eval/experiments/run.py {ones[0].page} --only {name}"
         if name.startswith("own."):  # a recipe that is not in the repository
             command = f"latentlm compare --add {ones[0].label}.yaml"
-        rows.append([group.label, f"`{command}`", seeds, ", ".join(revisions) or MISSING, ", ".join(machines)])
+        rows.append(source_row(label, commands.get(name, command), ones))
+    if apart:
+        rows.append(source_row("speed of generation", f"python eval/experiments/{GENERATION}_speed.py", apart))
     note = "\n\n\\* with changes that were not committed." if any("*" in row[3] for row in rows) else ""
     return markdown(["", "command", "seeds", "revision", "machine"], rows, numbers_from=5) + note
+
+
+def source_row(label: str, command: str, records: Sequence[Record]) -> list[str]:
+    seeds = ", ".join(str(one.seed) for one in records if one.seed is not None)
+    revisions = dict.fromkeys(f"`{one.revision[:7]}`{'*' * bool(one.dirty)}" for one in records if one.revision)
+    machines = dict.fromkeys(str((one.machine or {}).get("cpu", MISSING)) for one in records)
+    return [label, f"`{command}`", seeds or MISSING, ", ".join(revisions) or MISSING, ", ".join(machines)]
 
 
 def tuning_table(records: Iterable[Record], table: dict[str, Any]) -> str:

@@ -1,9 +1,8 @@
-"""The two illustrations of docs/encodzall.md, which need no run.
+"""The illustration of packed words in docs/encodzall.md, which needs no run.
 
 python eval/experiments/encodzall/illustrations.py
 """
 
-from itertools import pairwise
 from pathlib import Path
 
 import matplotlib
@@ -38,32 +37,5 @@ def plot_packing() -> None:
     plt.close(figure)
 
 
-def plot_data_flow() -> None:
-    """Boxes and arrows from bytes to the three outputs."""
-    boxes = {
-        "bytes of all texts\n(N)": (0, 1),
-        "packed rows\n(rows, R)": (1, 1),
-        "Encoder 1\ninside a word": (2, 1),
-        "pooling\n(W, D)": (3, 1),
-        "Encoder 2\nover the words": (4, 1),
-        "memory\n(B, S, D)": (5, 1),
-        "word decoder\neach word from its vector": (6.4, 2),
-        "sequence decoder\nthe whole text": (6.4, 1),
-        "mean over words\nembedding (B, D)": (6.4, 0),
-    }
-    figure, axis = plt.subplots(figsize=(13, 3.2), layout="constrained")
-    for text, (x, y) in boxes.items():
-        axis.text(x, y, text, ha="center", va="center", fontsize=9, bbox={"boxstyle": "round,pad=0.5", "fc": "#dbe9f6"})
-    places = list(boxes.values())
-    for start, end in [*pairwise(places[:6]), *((places[5], place) for place in places[6:])]:
-        shrink = {"shrinkA": 38, "shrinkB": 42 if end[0] < 6 else 66}
-        axis.annotate("", xy=end, xytext=start, arrowprops={"arrowstyle": "->", **shrink})
-    axis.set(xlim=(-0.6, 7.3), ylim=(-0.5, 2.5))
-    axis.axis("off")
-    figure.savefig(FIGURES / "encodzall-data-flow.png", dpi=110)
-    plt.close(figure)
-
-
 if __name__ == "__main__":
     plot_packing()
-    plot_data_flow()
