@@ -7,28 +7,24 @@ NUM_SPECIAL_TOKENS = 4
 """<pad>, <bos>, <eos> and <mask>."""
 
 # Only ASCII is told apart: every other character counts as a letter, so that the rule does not change with the version
-# of Unicode, and says the same of text and of its UTF-8 bytes. The patterns are valid for `re` (str and bytes) and for
-# the regular expressions of `tokenizers`; together their alternatives cover every text.
+# of Unicode, and says the same of text and of its UTF-8 bytes. Together the alternatives of a pattern cover all bytes;
+# what the alphabet below shows as another character stands in brackets.
 _SPACE = r"[\t-\r ]"
 _LETTERS = r"[^\x00-@\[-`{-\x7f]+"
-_OTHERS = r"[^\t-\r 0-9A-Za-z\x80-{last}]+"
+_OTHERS = r"[^\t-\r 0-9A-Za-z\x80-\xff]+"
 _PATTERNS = {
     # Inside words: a word with the space before it, a number, a run of punctuation, a run of white space.
-    "words": rf" ?'?{_LETTERS}| ?[0-9]+| ?{_OTHERS}|{_SPACE}+(?![^\t-\r ])|{_SPACE}+",
+    "words": rf"[ ]?'?{_LETTERS}|[ ]?[0-9]+|[ ]?{_OTHERS}|{_SPACE}+(?![^\t-\r ])|{_SPACE}+",
     # Across spaces: a line with the line ends after it.
-    "lines": r"[^\n]*\n+|[^\n]+",
+    "lines": r"[^\n]*[\n]+|[^\n]+",
 }
 BOUNDARIES = tuple(_PATTERNS)
 
 
-def text_pattern(boundary: str) -> str:
-    """Regular expression that finds one stretch of a text after the other, for `tokenizers` and for `re`."""
-    return _PATTERNS[boundary].replace("{last}", "\U0010ffff")
-
-
 def bytes_pattern(boundary: str) -> re.Pattern[bytes]:
-    """The same for UTF-8 bytes; also cuts bytes that are no text, without losing any."""
-    return re.compile(_PATTERNS[boundary].replace("{last}", "\xff").encode("latin-1"))
+    """Regular expression that finds one stretch of a text's UTF-8 bytes after the other; it also cuts bytes that are no
+    text, without losing any."""
+    return re.compile(_PATTERNS[boundary].encode("latin-1"))
 
 
 def byte_characters() -> list[str]:
@@ -40,6 +36,17 @@ def byte_characters() -> list[str]:
 
 _TO_CHARACTERS = dict(enumerate(byte_characters()))
 _FROM_CHARACTERS = {character: byte for byte, character in _TO_CHARACTERS.items()}
+
+
+def characters_pattern(boundary: str) -> str:
+    """That of [`bytes_pattern`] for bytes in this alphabet, as the regular expressions of `tokenizers` are written."""
+
+    def show(match: re.Match[str]) -> str:
+        one = re.compile(match[0].encode("latin-1"))
+        members = filter(one.match, (bytes([byte]) for byte in range(256)))
+        return f"[{''.join(re.escape(to_characters(member)) for member in members)}]"
+
+    return re.sub(r"\[(?:\\.|[^\]\\])+\]", show, _PATTERNS[boundary])
 
 
 def to_characters(data: bytes) -> str:
