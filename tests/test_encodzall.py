@@ -23,6 +23,7 @@ from latentlm import (
     EncodzallModel,
     EncodzallTokenizer,
 )
+from latentlm.models import modeling_encodzall
 from latentlm.models.encodzall_masking import WordPattern
 from latentlm.models.encodzall_packing import pack_words
 from latentlm.models.encodzall_words import find_words
@@ -41,6 +42,27 @@ def test_distinct_words_are_encoded_once_and_exactly(variant):
     every = model(**inputs).last_hidden_state
     torch.testing.assert_close(once, every.detach(), **EQUAL)
     assert seen[0] < seen[1]
+
+
+@each_variant
+def test_a_few_rows_at_a_time_are_encoded_as_all_at_once(variant, monkeypatch):
+    """Without a gradient a CPU does so: texts of like length together, without the padding of the longest."""
+    model = build(variant, EncodzallModel, packed_row_length=64)
+    texts = [*TEXTS, "one more", "a word and " * 4, "", "b"]
+    whole = model(**encode(texts))
+    monkeypatch.setattr(modeling_encodzall, "SLOTS_TOGETHER", 40)  # texts by three, and rows of words one by one
+    lengths = []
+    hook = model.context_norm.register_forward_hook(lambda module, args, output: lengths.append(len(output)))
+    with torch.no_grad():
+        found = model(**encode(texts))
+        assert lengths == [3, 3, 2]
+        recorded = model(**encode(texts), output_hidden_states=True)
+    hook.remove()
+    assert recorded.hidden_states[0].shape == whole.last_hidden_state.shape and lengths[-1] == 8
+    for name in ("last_hidden_state", "pooler_output", "mask_penalties"):
+        if name in whole:
+            torch.testing.assert_close(found[name], whole[name], **EQUAL)
+            torch.testing.assert_close(recorded[name], whole[name], **EQUAL)
 
 
 @torch.no_grad()

@@ -5,6 +5,7 @@ real bytes cost. The encoder sees the whole text; the decoders are causal in wha
 from github.com/dleemiller/Encodzall.
 """
 
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 import torch
@@ -15,6 +16,7 @@ from transformers.cache_utils import Cache
 from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
+from transformers.utils.import_utils import is_tracing
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .block_attention import FORMS, Attention, rotary_table
@@ -52,6 +54,20 @@ from .encodzall_words import BOS, EOS, PAD, WHITE_SPACE, text_ids
 # What a checkpoint of the whole model has besides the encoders, which load without a warning.
 NO_ENCODER = [r"^decoder\.", r"^word_decoder\.", r"^lm_head\.", r"^gate\."]
 NO_EMBEDDINGS = "words are found, packed and compared by their bytes"
+SLOTS_TOGETHER = 2048
+"""Of the rows that a CPU encodes at a time without a gradient: what lies between the layers then stays in its caches,
+and memory is used again instead of asked for."""
+
+Encoded = tuple[torch.Tensor, list[torch.Tensor | None]]
+"""Vectors, and what each layer's masks cost, if they cost anything."""
+
+
+def in_groups(encode: Callable[..., Encoded], order: torch.Tensor, *values: torch.Tensor) -> Encoded:
+    """What `encode` makes of values `(B, T, ...)`, of a few rows at a time, in the given order `(B,)`."""
+    groups = order.split(max(1, SLOTS_TOGETHER // values[0].shape[1]))
+    parts = [encode(*(value[rows] for value in values)) for rows in groups]
+    back = order.argsort()
+    return tree_map(lambda *same: None if same[0] is None else torch.cat(same)[back], *parts)
 
 
 class WordPooling(nn.Module):
@@ -153,17 +169,19 @@ class EncodzallModel(EncodzallPreTrainedModel):
         assert packing is not None
         memory, penalties = self.encode_words(input_ids, packing)  # (B, S, D), and (B, K) of each layer
         word_mask = packing["lengths"] > 0  # (B, S)
+        flags = "output_hidden_states", "output_attentions"  # these want one call of each layer
+        recorded = any(kwargs.get(flag, getattr(self.config, flag)) for flag in flags)
+        if recorded or not self.encodes_in_groups(memory):
+            hidden_states, costs = self.encode_context(memory, word_mask, **kwargs)
+        else:
 
-        mask = bidirectional_mask(self.config, memory, word_mask)
-        rotary = self.rotary(memory, torch.arange(memory.shape[1], device=memory.device).unsqueeze(0))
-        hidden_states = self.dropout(memory)
-        shared: dict[str, Any] = {"mask": mask, **kwargs}
-        deciding = self.context_mask_attention
-        shared_attention = None if deciding is None else deciding(hidden_states, **shared)[0]
-        for layer in self.context_encoder:
-            hidden_states, costs = layer(hidden_states, None, shared_attention, rotary=rotary, **shared)
-            penalties.append(None if costs is None else mean_of_text(costs, word_mask))
-        hidden_states = self.context_norm(hidden_states) * word_mask.unsqueeze(-1)
+            def encode(memory: torch.Tensor, word_mask: torch.Tensor) -> Encoded:
+                longest = int(word_mask.any(0).nonzero().max()) + 1
+                hidden_states, costs = self.encode_context(memory[:, :longest], word_mask[:, :longest], **kwargs)
+                return nn.functional.pad(hidden_states, (0, 0, 0, memory.shape[1] - longest)), costs
+
+            hidden_states, costs = in_groups(encode, word_mask.sum(1).argsort(), memory, word_mask)
+        penalties += costs
         pooled = hidden_states.sum(1) / word_mask.sum(1, keepdim=True)
         embed_text = self.text_embedding
         return EncodzallModelOutput(
@@ -209,22 +227,54 @@ class EncodzallModel(EncodzallPreTrainedModel):
         self.text_embedding.fit(torch.cat(pooled), counts, smoothing)
         self.train(was_training)
 
-    def encode_words(self, input_ids: torch.Tensor, packing: Packing) -> tuple[torch.Tensor, list[torch.Tensor | None]]:
+    def encode_words(self, input_ids: torch.Tensor, packing: Packing) -> Encoded:
         """Encoder 1 and the pooling, on rows `(R, L, D)` in which no word sees another: vectors `(B, S, D)` of the
         words of ids `(B, T)`, 0 after a text's last; and what each layer's masks cost `(B, K)`, a mean over the bytes
         of each text, however often a word of it lies in the rows."""
-        rows = self.dropout(self.embed_in_words(take(input_ids, packing["source"]), packing["offset"]))
-        mask = sequence_mask(self.config, rows, is_causal=False, segments=packing["word"])
-        rotary = self.rotary(rows, packing["offset"])
+        ids, word, offset = take(input_ids, packing["source"]), packing["word"], packing["offset"]
+        if self.encodes_in_groups(offset):
+            rows, costs = in_groups(self.encode_rows, torch.arange(len(offset)), ids, word, offset)
+        else:
+            rows, costs = self.encode_rows(ids, word, offset)
+        penalties = [
+            None if cost is None else mean_of_text(means_of_words(cost, packing), packing["lengths"]) for cost in costs
+        ]
+        return self.word_pooling(rows, packing), penalties
+
+    def encodes_in_groups(self, values: torch.Tensor) -> bool:
+        """Whether rows of values `(B, T, ...)` go through a few at a time, which is faster on a CPU."""
+        # FSDP wants as many calls of a layer in every process.
+        alone = not (torch.distributed.is_available() and torch.distributed.is_initialized())
+        without_gradient = not (torch.is_grad_enabled() or self.training)
+        return without_gradient and alone and values.device.type == "cpu" and not is_tracing(values)
+
+    def encode_rows(self, ids: torch.Tensor, word: torch.Tensor, offset: torch.Tensor) -> Encoded:
+        """Encoder 1 on rows `(R, L)` of a [`Packing`]: `(R, L, D)`, and what each layer's masks cost `(R, L, K)`."""
+        rows = self.dropout(self.embed_in_words(ids, offset))
+        mask = sequence_mask(self.config, rows, is_causal=False, segments=word)
+        rotary = self.rotary(rows, offset)
         deciding = self.word_mask_attention
         shared_attention = None if deciding is None else deciding(rows, mask=mask)[0]
         penalties: list[torch.Tensor | None] = []
         for layer in self.word_encoder:
             rows, costs = layer(rows, None, shared_attention, mask=mask, rotary=rotary)
-            if costs is not None:
-                costs = mean_of_text(means_of_words(costs, packing), packing["lengths"])
             penalties.append(costs)
-        return self.word_pooling(self.word_norm(rows), packing), penalties
+        return self.word_norm(rows), penalties
+
+    def encode_context(self, memory: torch.Tensor, word_mask: torch.Tensor, **kwargs: Any) -> Encoded:
+        """Encoder 2 on the words of texts `(B, S, D)`, of which `(B, S)` are real: `(B, S, D)`, 0 where none is; and
+        what each layer's masks cost `(B, K)`."""
+        mask = bidirectional_mask(self.config, memory, word_mask)
+        rotary = self.rotary(memory, torch.arange(memory.shape[1], device=memory.device).unsqueeze(0))
+        hidden_states = self.dropout(memory)
+        shared: dict[str, Any] = {"mask": mask, **kwargs}
+        deciding = self.context_mask_attention
+        shared_attention = None if deciding is None else deciding(hidden_states, **shared)[0]
+        penalties: list[torch.Tensor | None] = []
+        for layer in self.context_encoder:
+            hidden_states, costs = layer(hidden_states, None, shared_attention, rotary=rotary, **shared)
+            penalties.append(None if costs is None else mean_of_text(costs, word_mask))
+        return self.context_norm(hidden_states) * word_mask.unsqueeze(-1), penalties
 
     def embed_in_words(self, ids: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
         """Embeddings `(R, L, D)` of ids `(R, L)` at known offsets `(R, L)` in their words, and of the n-grams that end
