@@ -400,7 +400,7 @@ def test_a_card_of_the_users_own_stays(run):
     write_card(run, "org/other")
     text = (run / CARD_FILE).read_text()
     assert "org/other" in text and "org/name" not in text
-    mine = text.replace(MARKER, "").replace("A research model", "My model")
+    mine = text.replace(MARKER, "").replace("This is a research model", "This is my model")
     (run / CARD_FILE).write_text(mine)
     write_card(run, "org/name")
     assert (run / CARD_FILE).read_text() == mine

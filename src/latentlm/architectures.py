@@ -1,7 +1,7 @@
 """The table of architectures: one row per model type says everything that is not written in its model files.
 
-The Auto classes, recipes, training, evaluation, the command line and the tests read it. A package of somebody else adds
-a row with [`register`], in a module that its entry point of the group `latentlm.architectures` names.
+The Auto classes, recipes, training, evaluation, the command line and the tests read it. Another package adds a row with
+[`register`], in a module that its entry point of the group `latentlm.architectures` names.
 
 Rows refer to classes and functions as `"module:name"`, resolved when they are used: the table imports nothing, so that
 everything may import it.
@@ -18,23 +18,25 @@ ENTRY_POINTS = "latentlm.architectures"
 
 @dataclass(frozen=True, kw_only=True)
 class Architecture:
-    """One architecture of the table. All but the first four are optional, by default those of a causal language model.
+    """One architecture of the table. Only `model_type`, `config` and `heads` are required; the defaults of the other
+    fields are those of a causal language model.
 
     Args:
         model_type: its name, that of the configuration.
         config: the configuration class.
         heads: the model class of each Auto class, by the name of the Auto class.
-        tokenizer: what AutoTokenizer falls back to; a tokenizer of transformers named in tokenizer_config.json goes
-            first.
+        tokenizer: the tokenizer class that AutoTokenizer falls back to; a tokenizer of transformers named in
+            tokenizer_config.json has precedence.
         fast_tokenizer: the fast class of the same tokenizer, if it has one.
         trainer: a [`LatentTrainer`], which names the class of the recipe's training section (`arguments_class`) and the
             Auto class of the head that it trains (`auto_class`).
         data: the class of the recipe's data section, a [`SourceConfig`].
-        prepare: makes [`PreparedData`] of it; takes `max_position_embeddings` too where the configuration has one.
-        tokenizer_fields: the fields of the configuration that a tokenizer decides, beside its size and special tokens:
-            a function of the tokenizer, which raises ValueError for one that does not fit.
-        adapter: lm-eval's model class, where its `hf` cannot score the architecture; `--model <model_type>` finds it.
-        inspection: for `latentlm inspect`: a function of model and bytes that gives an [`Inspection`].
+        prepare: makes [`PreparedData`] from that section; also takes `max_position_embeddings` if the configuration has
+            it.
+        tokenizer_fields: a function of the tokenizer that returns the configuration fields that it determines, beside
+            its size and special tokens; raises ValueError for a tokenizer that does not fit.
+        adapter: lm-eval's model class, if its `hf` cannot score the architecture; `--model <model_type>` finds it.
+        inspection: for `latentlm inspect`: a function of model and bytes that returns an [`Inspection`].
     """
 
     model_type: str

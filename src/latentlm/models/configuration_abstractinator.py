@@ -18,31 +18,33 @@ NUM_SPECIAL_CODES = 3
 class LevelConfig(NgramEmbeddingConfig):
     """One level of the pyramid, from its symbols (bytes, or codes of the level below) to codes and back.
 
-    Arguments are those of [`NgramEmbeddingConfig`], of whatever embeds symbols in this level, each with a table of its
-    own, and:
+    Arguments are those of [`NgramEmbeddingConfig`], which apply to every part of this level that embeds symbols, each
+    with a table of its own, and:
 
     Args:
-        num_entropy_layers, entropy_window: of the small language model whose surprise cuts the sequence.
+        num_entropy_layers, entropy_window: layers and attention window of the small language model whose next-symbol
+            entropy cuts the sequence.
         entropy_head: `"categorical"` (cross-entropy of the next symbol), `"gaussian"` (negative log-likelihood of its
             embedding, detached) or `"both"`, which cuts by the categorical one.
         delta: a segment opens where the entropy, in nats, rises by more than this.
-        threshold: or where it is above this; None for never.
-        min_segment_length, max_segment_length: of segments, in symbols.
-        target_segment_length: adapt `delta` in training until segments have this mean length; None leaves it.
-        num_compressor_layers, compressor_window: of the causal layers before pooling.
-        compressor_attention: `"window"`, or `"segment"`: within the window and the own segment.
+        threshold: a segment also opens where the entropy is above this; None for never.
+        min_segment_length, max_segment_length: limits of the length of a segment, in symbols.
+        target_segment_length: adapt `delta` in training until segments have this mean length; None leaves it as it is.
+        num_compressor_layers, compressor_window: layers before pooling, and their causal attention window.
+        compressor_attention: `"window"`, or `"segment"`, which attends only within the window and the own segment.
         num_queries: learned queries that pool a segment.
-        quantizer: `"vq"`, `"rvq"` (of `depth` stages), `"fsq"`, or `"none"` for the top level alone.
-        num_codes: of a vq or rvq stage.
-        code_dim: size of the space in which vectors are quantized and codes told apart.
-        depth: stages of rvq.
-        fsq_levels: of fsq.
-        commitment: weight of the commitment within `vq_loss`.
-        codebook_decay: of the moving averages of the codebook.
-        num_expander_layers, expander_window: of the decoder; `expander_window` None lets it see all.
+        quantizer: `"vq"`, `"rvq"` (of `depth` stages), `"fsq"`, or `"none"`, which only the top level may have.
+        num_codes: codes of each vq or rvq stage.
+        code_dim: size of the space in which vectors are quantized and codes are distinguished.
+        depth: number of rvq stages.
+        fsq_levels: levels of each fsq dimension.
+        commitment: weight of the commitment loss within `vq_loss`.
+        codebook_decay: decay of the moving averages of the codebook.
+        num_expander_layers, expander_window: layers and attention window of the decoder; with `expander_window` None it
+            sees the whole row.
         shares_trunk: whether the expander, and the first level's compressor, read the states of the entropy model in
             place of embeddings of their own.
-        lookback: code rows of the past that a symbol sees beside its own.
+        lookback: number of previous segments whose memory vectors a symbol sees beside that of its own segment.
     """
 
     num_entropy_layers: int = 12
@@ -98,23 +100,23 @@ LEAST = {
 class AbstractinatorConfig(LearnedDropoutConfig):
     """A hierarchical VQ autoencoder over bytes, and a language model on its top codes.
 
-    Arguments are those of [`LearnedDropoutConfig`], where memory rows are read in the regular form whatever
-    `attention_form` says, and LearnedDropout acts in every part, and:
+    Arguments are those of [`LearnedDropoutConfig`] and the ones below. Memory rows are read by regular attention
+    whatever `attention_form` is; LearnedDropout acts in every part.
 
     Args:
         vocab_size: symbols of the first level, special ids included.
         hidden_size: width D of every part.
-        num_attention_heads: of every attention; must divide `hidden_size` into heads of an even size.
-        intermediate_size: of the SwiGLU layers, `4 * hidden_size` when None.
+        num_attention_heads: heads of every attention; must divide `hidden_size` into heads of an even size.
+        intermediate_size: width of the SwiGLU layers, `4 * hidden_size` when None.
         max_position_embeddings: longest text in symbols.
         byte_code_dim: size of a smaller space for embedding and logits of the first level's symbols; None for none.
-        levels: fields of one [`LevelConfig`] each, from the bytes up.
-        num_top_layers: of the language model on the top codes, which sees all of them; 0 for no such model.
+        levels: one mapping of [`LevelConfig`] fields for each level, from the bytes up.
+        num_top_layers: layers of the language model on the top codes, which sees all of them; 0 for no such model.
         top_head: `"categorical"`, or `"continuous"`: mean squared error to the next vector, which has no likelihood.
-        reconstruction_loss_weight, vq_loss_weight, entropy_loss_weight, top_lm_loss_weight, lm_loss_weight: of the
-            terms. `lm_loss_weight` is reached over the first tenth of a run of [`AbstractinatorTrainer`].
-        freeze_entropy, freeze_base: leave the entropy models, or all but the top model, as they are.
-        hidden_dropout, attention_dropout: on what each block adds; on probabilities.
+        reconstruction_loss_weight, vq_loss_weight, entropy_loss_weight, top_lm_loss_weight, lm_loss_weight: weights of
+            the losses. [`AbstractinatorTrainer`] raises that of `lm_loss` over the first tenth of a run.
+        freeze_entropy, freeze_base: do not train the entropy models, or everything except the top model.
+        hidden_dropout, attention_dropout: dropout on what each block adds; on attention probabilities.
 
     The defaults are the original's small configuration.
     """

@@ -13,11 +13,11 @@ class AttentionConfig(PreTrainedConfig):
     """Fields of the blocks that every transformer of this package has; not a model by itself.
 
     Args:
-        num_key_value_heads: fewer heads for keys and values (grouped-query attention); as many when `None`.
-        attention_form: `"regular"` or `"latent"` (multi-head latent attention, DeepSeek-V2), whose keys and values come
-            through a small latent, all that a cache keeps.
-        query_latent_size, key_value_latent_size, latent_rope_size: of latent attention: widths of its latents, and of
-            the part of queries and keys that rotary positions turn.
+        num_key_value_heads: number of heads for keys and values (grouped-query attention); that of queries when `None`.
+        attention_form: `"regular"` or `"latent"` (multi-head latent attention, DeepSeek-V2), whose keys and values are
+            computed from a small latent vector, the only thing that a cache stores.
+        query_latent_size, key_value_latent_size, latent_rope_size: widths of the latents of latent attention, and of
+            the part of its queries and keys that rotary positions rotate.
     """
 
     num_key_value_heads: int | None = None

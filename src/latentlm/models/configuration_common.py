@@ -22,13 +22,14 @@ class TransformerConfig(LearnedDropoutConfig, NgramEmbeddingConfig):
         num_attention_heads: heads of each self-attention; must divide `hidden_size`.
         intermediate_size: width of the feed-forward layers, `4 * hidden_size` when `None`.
         max_position_embeddings: longest context in tokens; longer inputs are an error.
-        position_embedding_type: `"learned"` adds a table to the input, `"rotary"` turns queries and keys instead.
+        position_embedding_type: `"learned"` adds a table to the input, `"rotary"` rotates queries and keys instead.
         rope_parameters: as everywhere in transformers (`rope_type`, `rope_theta`, ...); used with `"rotary"` only.
         position_subtraction: what happens to the final hidden state before the output layer: `"none"`, `"plain"`
             (subtract the embedding of the *next* position) or `"layer_norm"` (the same, then a LayerNorm).
-            With rotary positions the table exists for this subtraction alone.
-        hidden_act: of the feed-forward layers: `"gelu"`, or `"relu2"`, the square of ReLU (Primer, 2109.08668).
-        use_bias: biases in linear layers and LayerNorms.
+            With rotary positions the table exists only for this subtraction.
+        hidden_act: activation of the feed-forward layers: `"gelu"`, or `"relu2"`, the square of ReLU (Primer,
+            2109.08668).
+        use_bias: whether linear layers and LayerNorms have biases.
         hidden_dropout: dropout on the embeddings and on what each block adds to the residual stream.
         attention_dropout: dropout on attention probabilities.
     """

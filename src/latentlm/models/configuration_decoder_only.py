@@ -10,7 +10,7 @@ from .configuration_common import TransformerConfig
 
 @strict
 class DecoderOnlyConfig(TransformerConfig):
-    """The plain causal transformer that every architecture of this package is measured against.
+    """The plain causal transformer that every architecture of this package is compared with.
 
     Arguments are those of [`TransformerConfig`], and:
 

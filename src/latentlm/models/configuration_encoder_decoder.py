@@ -18,18 +18,19 @@ class EncoderDecoderConfig(TransformerConfig):
         num_encoder_layers, num_decoder_layers: depth of the two stacks.
         num_cross_attention_heads: heads of the cross-attention, `2 * num_attention_heads` when `None`.
         decoder_order: `"self_first"` (self-attention, then cross-attention) or `"cross_first"`.
-        bridge_layer_norm: LayerNorm before the linear bridge from encoder to decoder.
-        add_next_position: add the embedding of the next position to the decoder input.
-        cross_attention_gate: one learned scalar per decoder layer that multiplies its cross-attention, 1 at the start.
-            Where it goes to 0 the layer is a plain one: a learned split between encoder and decoder.
-        learned_dropout_stacks: whose feed-forward blocks LearnedDropout masks: `"both"`, `"encoder"` or `"decoder"`.
+        bridge_layer_norm: whether a LayerNorm comes before the linear bridge from encoder to decoder.
+        add_next_position: whether the embedding of the next position is added to the decoder input.
+        cross_attention_gate: whether each decoder layer has a learned scalar that multiplies its cross-attention, 1 at
+            the start. Where it goes to 0 the layer is a plain one: a learned split between encoder and decoder.
+        learned_dropout_stacks: the stacks whose feed-forward blocks LearnedDropout masks: `"both"`, `"encoder"` or
+            `"decoder"`.
         embedding_loss: the affinity between encoder output and an aggregate of the input embeddings: `"none"`,
             `"mse"`, `"cosine"` or `"log_cosine"`.
-        embedding_loss_weight: its weight in the training loss.
+        embedding_loss_weight: weight of the embedding loss in training.
         embedding_loss_output_norm: LayerNorm of the encoder output in that loss: `"affine"`, `"plain"` (no gain, no
             bias: the control for the trivial optimum) or `"none"`.
         embedding_loss_input_norm: LayerNorm of the embeddings, `"before"` or `"after"` the aggregation, or `"none"`.
-        embedding_loss_detach: what gets no gradient from it: `"encoder"`, `"embeddings"` or `"none"`.
+        embedding_loss_detach: the side that gets no gradient from this loss: `"encoder"`, `"embeddings"` or `"none"`.
         embedding_loss_aggregation: `"mean"` (cumulative average), `"convolution"` (causal, depthwise) or `"mixing"`
             (learned causal weights per pair of positions).
         embedding_loss_kernel_size: taps of the `"convolution"`.

@@ -14,48 +14,48 @@ VOCAB_SIZE = 264
 
 @strict
 class EncodzallConfig(LearnedDropoutConfig, NgramEmbeddingConfig):
-    """Bytes to words and back: an encoder inside each word, an encoder over the words, and two decoders.
+    """A denoising autoencoder from bytes to words and back: an encoder inside words, one over words, and two decoders.
 
     Arguments are those of [`LearnedDropoutConfig`], which acts in the encoders and decoders, those of
-    [`NgramEmbeddingConfig`], whose n-grams lie within a word where words are encoded and spelled, within the text in
-    the sequence decoder, and:
+    [`NgramEmbeddingConfig`], whose n-grams stay inside a word where words are encoded and spelled, and inside the text
+    in the sequence decoder, and:
 
     Args:
         vocab_size: 264, the bytes and eight special ids; fixed.
         hidden_size: width D.
         num_attention_heads: heads of every attention; must divide `hidden_size` into even sizes.
-        num_word_encoder_layers: Encoder 1, inside a word.
-        num_context_encoder_layers: Encoder 2, over the words of a text.
-        num_decoder_layers: of the sequence decoder, and of the word decoder where it is one of its own.
+        num_word_encoder_layers: layers of Encoder 1, which works inside a word.
+        num_context_encoder_layers: layers of Encoder 2, which works over the words of a text.
+        num_decoder_layers: layers of the sequence decoder, and of the word decoder if it has its own weights.
         intermediate_size: width of the SwiGLU layers.
         max_position_embeddings: longest text in bytes, its end included.
         max_word_bytes: longer words are cut; at least 8.
-        word_pooling: from the bytes of a word to its vector: `"mean"`, `"max"` or `"query"` (a learned weight each).
+        word_pooling: how the bytes of a word become its vector: `"mean"`, `"max"` or `"query"` (learned weights).
         word_decoder: `"own"`, `"shared"` (the sequence decoder's weights) or `"none"`.
-        cross_attention_positions: `"bytes"` turns queries by the place of their byte and keys by that of their word's
-            first byte in the input, so that a decoder finds its place in a long text; `"none"` leaves them alone.
+        cross_attention_positions: `"bytes"` rotates queries by the position of their byte and keys by that of their
+            word's first byte in the input, so that a decoder finds its place in a long text; `"none"` does not.
         packed_row_length: slots of the rows that words are packed into.
         sequence_loss_weight, word_loss_weight, contrastive_loss_weight: weights of the named losses.
-        gate_loss_weight: of the loss of the gate, which says of each word whether noise has changed it; 0 is without a
-            gate. With one, the word decoder spells changed words alone; and where `sequence_loss_weight` is 0 a
-            sequence decoder of its own is not trained, and the loss of an evaluation is the sum of the others.
-        edit_cost: nats that each edit of a character costs in log p(old | new), the noisy channel of `denoise`; it
-            needs one where there is a gate.
+        gate_loss_weight: weight of the loss of the gate, which predicts for each word whether noise has changed it; 0
+            for no gate. With a gate, the word decoder spells only changed words; if `sequence_loss_weight` is then 0, a
+            separate sequence decoder is not trained, and the loss of an evaluation is the sum of the others.
+        edit_cost: nats that each edit of a character costs in log p(old | new), the noisy channel of `denoise`;
+            required with a gate.
         denoise_threshold: nats by which a repair has to be likelier than the word as it is; the default of `denoise`.
-        word_loss_gamma: of the focal loss, (1 - p)^gamma CE; 0 is plain cross-entropy.
-        contrastive_scale: multiplies the cosines of the contrastive loss.
-        contrastive_symmetric: also from clean to noisy.
-        text_ngrams: lengths n, as `[2, 3]`: `text_embeds` has weighted counts of the n-grams of a text's words beside
-            their whitened mean, see [`TextEmbedding`]; `fit_text_embedding` fits it. None for no such output.
-        text_prefixes: lengths n, as `[3, 4]`: the first n bytes of each word are counted too.
-        text_ngram_buckets: K, how many counts n-grams are hashed to.
-        text_context_share: of the cosine of two `text_embeds`, what the mean has; the counts have the rest.
+        word_loss_gamma: exponent of the focal loss, (1 - p)^gamma CE; 0 is plain cross-entropy.
+        contrastive_scale: factor of the cosines in the contrastive loss.
+        contrastive_symmetric: whether clean texts are also ranked against noisy ones.
+        text_ngrams: lengths n, such as `[2, 3]`: `text_embeds` has weighted counts of the n-grams of a text's words
+            beside their whitened mean, see [`TextEmbedding`]; `fit_text_embedding` fits it. None for no such output.
+        text_prefixes: lengths n, such as `[3, 4]`: the first n bytes of each word are counted too.
+        text_ngram_buckets: number K of buckets to which n-grams are hashed.
+        text_context_share: share of the cosine of two `text_embeds` that comes from the mean; the rest is the counts'.
         initializer_range: standard deviation of the initial weights.
         rope_parameters: as everywhere in transformers.
-        attention_dropout, hidden_dropout: on probabilities; on what each block adds.
-        classifier_dropout: before the output layer of the classification heads.
+        attention_dropout, hidden_dropout: dropout on attention probabilities; on what each block adds.
+        classifier_dropout: dropout before the output layer of the classification heads.
 
-    The defaults are the size xs of the original.
+    The defaults are size xs of the original.
     """
 
     model_type = "encodzall"

@@ -18,19 +18,19 @@ class FSQConfig(DecoderOnlyConfig):
         autoencoder: fields of the [`FSQAutoencoderConfig`] of the tokenizer; its `levels` and
             `num_quantizers` say what a code is.
         num_special_tokens: tokens without a code, the last ids of the vocabulary.
-        code_embedding_size: width of the small network that adds an embedding of the code to the row of a token; 0
+        code_embedding_size: width of the small network whose embedding of the code is added to a token's embedding; 0
             leaves it out.
-        head: `"tied"` (to the rows); `"factorised"`: one logit per digit value, a token's logit being the sum over its
+        head: `"tied"` (to the token embeddings); `"factorised"`: one logit per digit value, summed over a token's
             digits; `"hierarchical"`: the codes of a residual quantization one after the other, coarse then fine, each
-            among those that tokens have after the ones before it; or `"decoder"`: the autoencoder's decoder spells the
-            next token from the hidden state (the output path of the original design), a token's logit being the log
-            probability of its bytes and their end.
-        byte_loss_weight: of `byte_loss`, how well the autoencoder's decoder spells the next token from the hidden
-            state, beside another head; 0 leaves it out.
-        reconstruction_loss_weight: of the autoencoder's own loss in joint training.
-        joint: compute codes with the encoder, in place of the table, so that the language model's loss trains it too.
-        min_code_entropy: share of the entropy of codes at the start below which joint training stops.
-        train_decoder: let the autoencoder's decoder learn, from `byte_loss` or as the head, without `joint`.
+            among the codes that tokens have after the earlier ones; or `"decoder"`: the autoencoder's decoder spells
+            the next token from the hidden state (the output path of the original design), and a token's logit is the
+            log-probability of its bytes and their end.
+        byte_loss_weight: weight of `byte_loss`, by which the autoencoder's decoder learns to spell the next token from
+            the hidden state, beside another head; 0 leaves it out.
+        reconstruction_loss_weight: weight of the autoencoder's own loss in joint training.
+        joint: compute codes with the encoder instead of the table, so that the language model's loss trains it too.
+        min_code_entropy: joint training stops where the entropy of codes falls below this share of its first value.
+        train_decoder: train the autoencoder's decoder, by `byte_loss` or as the head, without `joint`.
     """
 
     model_type = "fsq"

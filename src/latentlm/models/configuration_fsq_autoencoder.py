@@ -12,25 +12,25 @@ END_CLASS = 256
 
 @strict
 class FSQAutoencoderConfig(PreTrainedConfig):
-    """A chunk of bytes to one code of finite scalar quantization and back.
+    """An autoencoder from a chunk of bytes to one code of finite scalar quantization and back.
 
     Args:
         vocab_size: 257, the bytes and the end class; fixed.
         max_chunk_bytes: longest chunk; the decoder's strides must multiply to a divisor of it.
         embedding_size: width of the byte embedding.
         hidden_size: width of the vector that the decoder starts from.
-        conv_channels, conv_strides: one convolution of the encoder each.
-        deconv_channels, deconv_strides: one transposed convolution of the decoder each.
-        kernel_size: of all of them; odd.
+        conv_channels, conv_strides: output channels and stride of each convolution of the encoder.
+        deconv_channels, deconv_strides: output channels and stride of each transposed convolution of the decoder.
+        kernel_size: kernel size of all convolutions; odd.
         pooling: `"mean"` over the chunk, `"attention"` (a learned weight per position) or `"flatten"` (all positions
             into one vector).
-        levels: of the quantization, each at least 2.
-        num_quantizers: of residual quantization, each with these levels: the first code is coarse, each further one
-            says what the ones before leave.
+        levels: levels of each dimension of the quantization, each at least 2.
+        num_quantizers: stages of residual quantization, each with these levels: the first code is coarse, each further
+            one quantizes the remainder of those before.
         temperature: divides z before the tanh.
         quantization_noise: share of values that get noise instead of rounding in training.
-        margin: distance, in steps, that `margin_loss` asks values to keep from the border between two digits; at most
-            half a step.
+        margin: distance, in steps, from the border between two digits below which `margin_loss` penalises values; at
+            most half a step.
         margin_loss_weight, code_entropy_loss_weight: weights of the optional terms; 0 leaves a term out.
         hidden_act: activation after each convolution.
 

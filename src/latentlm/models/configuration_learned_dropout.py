@@ -19,17 +19,17 @@ class LearnedDropoutConfig(AttentionConfig):
     Args:
         learned_dropout: `"none"`, or how masks are rounded: `"bernoulli"` (drawn in training, M >= 0.5 in evaluation),
             `"sigmoid"` or `"sigmoid_detached"` (the same value, gradient of M).
-        learned_dropout_input: what decides masks: the `"hidden_state"` that each is applied to, or the input
+        learned_dropout_input: what masks are computed from: the `"hidden_state"` that each is applied to, or the input
             `"embedding"`, through one attention pass that all layers share (all layers of a stack, where a model has
-            several that read each their own input).
-        learned_dropout_detach: with `"embedding"`: no gradient of the masks through that pass.
+            several stacks with inputs of their own).
+        learned_dropout_detach: with `"embedding"`, stop the gradient of the masks through that pass.
         learned_dropout_shift: initial value of the learned shift, in [0, pi]: at 0 all masks start at 1, at pi at 0.
-        learned_dropout_heads: heads of the attention that decides masks, `num_attention_heads` when `None`; must
+        learned_dropout_heads: heads of the attention that computes masks, `num_attention_heads` when `None`; must
             divide its width.
-        mask_entropy_loss_weight, mask_l1_loss_weight: weights of the two penalties; with weight 0 one is not computed.
-        mask_entropy_loss_rate, mask_l1_loss_rate: `None` for a constant weight. A number: the weight rises with the
+        mask_entropy_loss_weight, mask_l1_loss_weight: weights of the two penalties; one with weight 0 is not computed.
+        mask_entropy_loss_rate, mask_l1_loss_rate: `None` for a constant weight. With a number the weight rises with the
             training step as `min(exp(rate * step) - 1 + weight_min, weight)`.
-        mask_entropy_loss_weight_min, mask_l1_loss_weight_min: where such a weight starts.
+        mask_entropy_loss_weight_min, mask_l1_loss_weight_min: initial value of a weight that rises.
         mask_l1_loss: mean of M^2 / 2 (`"squared"`) or of M (`"absolute"`).
     """
 

@@ -16,12 +16,12 @@ class NgramEmbeddingConfig:
     """Fields of hashed n-gram embeddings (BLT, arXiv 2412.09871, section 3.2.1); not a model by itself.
 
     Args:
-        ngram_embedding: lengths n, as `[2, 3, 4]`: the last n ids of each position are hashed to a row of a table that
-            is added to the embedding. None for no such table.
-        ngram_embedding_size: width of the rows of the table, where it is not that of the model: those of all n side by
-            side are mapped to it. A small one makes small tables of many rows.
+        ngram_embedding: lengths n, such as `[2, 3, 4]`: the last n ids of each position are hashed to a row of a table,
+            which is added to the embedding. None for no such table.
+        ngram_embedding_size: width of the rows of the table, if it is not that of the model: the rows of all n are then
+            concatenated and projected to the model's width. A small one makes small tables of many rows.
         ngram_buckets: rows of the table for each n; several n-grams may share one.
-        ngram_multiplier: base of the rolling hash, see [`NgramEmbedding`]. Another one makes another model.
+        ngram_multiplier: base of the rolling hash, see [`NgramEmbedding`]. A trained model depends on its value.
     """
 
     ngram_embedding: list[int] | None = None

@@ -1,9 +1,9 @@
 """Abstractinator: a pyramid of autoencoders over bytes, and a language model on its top codes.
 
-Going up, each level cuts its symbols into segments and makes a code of each. Going down, each level's expander predicts
-its symbols one by one, from those before and from memory rows: true codes of the segments before, and of the segment
-itself what the model above predicts of it before it is there. That makes the bytes' distribution a proper one. The
-original design comes from github.com/OilProducts/abstractinator.
+Going up, each level cuts its symbols into segments and turns each into a code. Going down, each level's expander
+predicts its symbols one by one, from those before and from memory rows: the true codes of the segments before, and for
+the current segment the prediction that the model above makes before the segment is known. The distribution of the bytes
+is thus a proper one. The original design comes from github.com/OilProducts/abstractinator.
 """
 
 from collections.abc import Iterator, Sequence
@@ -90,7 +90,8 @@ class AbstractinatorModel(AbstractinatorPreTrainedModel):
     def resize_token_embeddings(
         self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
     ) -> nn.Embedding:
-        """As everywhere, for all that knows the first level's symbols: up to three embeddings and two heads."""
+        """As everywhere in transformers, for every part that has a row per symbol of the first level: up to three
+        embeddings and two heads."""
         level = self.levels[0]
         owners = [level.entropy_model.embedding]
         if not level.level.shares_trunk:
@@ -108,7 +109,7 @@ class AbstractinatorModel(AbstractinatorPreTrainedModel):
         return level.input_embedding.table
 
     def freeze(self) -> None:
-        """Leave alone what the configuration says: entropy models, or all but the top model."""
+        """Freeze what the configuration says: entropy models, or everything except the top model."""
         frozen = [level.entropy_model for level in self.levels] if self.config.freeze_entropy else []
         for module in self.levels if self.config.freeze_base else frozen:
             module.requires_grad_(False)
@@ -124,14 +125,14 @@ class AbstractinatorModel(AbstractinatorPreTrainedModel):
         return self
 
     def update(self) -> None:
-        """Once per optimizer step: move codebooks and adapted deltas by what training forwards have gathered, in all
-        processes. A step of a torch optimizer that holds the levels' parameters does it; to be called after those of
-        others."""
+        """Move codebooks and adapted deltas by the statistics of the training forwards since the last optimizer step,
+        in all processes. A step of a torch optimizer that holds the levels' parameters calls this; call it yourself
+        after each step of any other optimizer."""
         for level in self.levels:
             level.update()
 
     def code_parameters(self) -> Iterator[nn.Parameter]:
-        """What makes codes: all that lies between symbols and quantized vectors."""
+        """The parameters that make codes: those of all parts between symbols and quantized vectors."""
         for level in self.levels:
             for name in ("compressor_embedding", "begin", "compressor", "pooling", "quantizer"):
                 if hasattr(level, name):
@@ -299,7 +300,7 @@ class AbstractinatorModel(AbstractinatorPreTrainedModel):
 
     @torch.no_grad()
     def fill_cache(self, cache: AbstractinatorCache, pyramid: Pyramid) -> None:
-        """Remember what a forward over whole rows has found, as if its symbols had come one at a time."""
+        """Store the results of a forward over whole rows in a cache, as if its symbols had come one at a time."""
         lengths = pyramid.levels[0].segments.lengths
         self.new_cache(cache, len(lengths), pyramid.states[0])
         parts = zip(self.levels, cache.levels, pyramid.levels, pyramid.items, pyramid.currents, strict=True)
@@ -315,7 +316,7 @@ class AbstractinatorModel(AbstractinatorPreTrainedModel):
 
     @torch.no_grad()
     def step(self, cache: AbstractinatorCache, ids: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
-        """The state `(B, D)` after one more id of each row `(B,)`; 0 where it is not real."""
+        """The state `(B, D)` after one more id of each row `(B,)`; 0 where the id is padding."""
         real = real.bool()
         states = self.advance(cache, 0, real, ids.unsqueeze(1), None, self.ends_text(ids))
         return states.where(real.unsqueeze(1), 0)
@@ -404,7 +405,7 @@ class AbstractinatorForCausalLM(
         return [name for name, is_used in used.items() if is_used] + self.config.mask_losses
 
     def training_statistics(self) -> dict[str, float]:
-        """What the trainer logs of the model: the deltas that follow a target length."""
+        """Values of the model that the trainer logs: the deltas that follow a target length."""
         levels = enumerate(self.model.levels, 1)
         return {f"level_{i}_delta": level.delta.item() for i, level in levels if hasattr(level, "delta")}
 
@@ -415,8 +416,9 @@ class AbstractinatorForCausalLM(
         position_ids: torch.Tensor | None = None,  # (B, T)
         **kwargs: Any,
     ) -> dict[str, Any]:
-        """What a forward with labels reads of packed documents, as its argument `document_sizes`; found of a batch on
-        the CPU, so that an accelerator need not wait for it. Other parts of the batch are ignored."""
+        """The sizes of packed documents, which a forward with labels takes as its argument `document_sizes`. They are
+        computed from a batch on the CPU, so that an accelerator need not wait for them. Other parts of the batch are
+        ignored."""
         if position_ids is None:
             return {}
         mask = self.mask_of_rows(input_ids, attention_mask)
@@ -424,7 +426,7 @@ class AbstractinatorForCausalLM(
         return {"document_sizes": read_sizes(Documents.of(real.bool(), position_ids), position_ids)}
 
     def mask_of_rows(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor | None:
-        """Which ids are real: rows of a data set come without mask, and are filled up with padding."""
+        """Which ids are not padding: rows of a data set come without a mask, and may be padded."""
         if attention_mask is None and self.config.pad_token_id is not None:
             return input_ids != self.config.pad_token_id
         return attention_mask

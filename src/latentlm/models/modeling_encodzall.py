@@ -1,8 +1,8 @@
 """EncodZall: an encoder inside each word, pooling, an encoder over the words, and two decoders.
 
-Words of all texts are packed into dense rows (encodzall_packing.py), so that Encoder 1 and the word decoder cost what
-real bytes cost. The encoder sees the whole text; the decoders are causal in what they write. The original design comes
-from github.com/dleemiller/Encodzall.
+Words of all texts are packed into dense rows (encodzall_packing.py), so that Encoder 1 and the word decoder spend
+almost no arithmetic on padding. The encoder sees the whole text; the decoders are causal in what they write. The
+original design comes from github.com/dleemiller/Encodzall.
 """
 
 from collections.abc import Callable
@@ -196,8 +196,8 @@ class EncodzallModel(EncodzallPreTrainedModel):
 
     @torch.no_grad()
     def fit_text_embedding(self, texts: list[str], smoothing: float = 1e-3, batch_size: int = 32) -> None:
-        """Fits `text_embeds` to texts like those that it will embed, a few thousand of them, without labels: how
-        frequent their n-grams are, and the mean and covariance of `pooler_output`. Saving keeps it.
+        """Fits `text_embeds` to a few thousand texts like those that it will embed, without labels: it takes the
+        frequencies of their n-grams, and the mean and covariance of `pooler_output`. `save_pretrained` saves them.
 
         Args:
             smoothing: the frequency of a bucket at which an n-gram counts half; above 0.
@@ -289,7 +289,7 @@ def mean_of_text(values: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
 
 
 class EncodzallForMaskedDenoising(EncodzallPreTrainedModel, EncodzallRepairs, GenerationMixin):
-    """The encoders with both decoders: a masked or noisy text in, the clean text and its words out."""
+    """The encoders with both decoders: they read a masked or noisy text, and write the clean text and its words."""
 
     def __init__(self, config: EncodzallConfig):
         super().__init__(config)
@@ -304,8 +304,8 @@ class EncodzallForMaskedDenoising(EncodzallPreTrainedModel, EncodzallRepairs, Ge
         self.train()
 
     def train(self, mode: bool = True) -> "EncodzallForMaskedDenoising":
-        """As everywhere. A decoder without a loss is frozen here, since DDP would wait for its gradient: loading
-        forgets what is frozen, but ends with `eval()`."""
+        """As everywhere in torch. A decoder without a loss is frozen here, since DDP would wait for its gradient:
+        loading a checkpoint unfreezes everything, but ends with `eval()`."""
         if self.config.word_decoder == "own" and not self.config.word_loss_weight:
             self.word_decoder.requires_grad_(False)
         if not self.trains_sequence_decoder:
@@ -519,11 +519,11 @@ class EncodzallForMaskedDenoising(EncodzallPreTrainedModel, EncodzallRepairs, Ge
     def fill_mask(
         self, texts: list[str], tokenizer: PreTrainedTokenizerBase, top_k: int = 5, num_beams: int = 20
     ) -> list[list[list[tuple[str, float]]]]:
-        """What the word decoder makes of words with masks in them (`"The <mask> s<vowel>t."`).
+        """The words with which the word decoder fills masks (`"The <mask> s<vowel>t."`).
 
         Returns:
-            of each text, of each of its masked words in order, up to `top_k` words, best first, each with its
-            log-probability in nats, the white space or the end after it included. Characters that are not masked stay.
+            for each text and each of its masked words in order, up to `top_k` words, best first, each with its
+            log-probability in nats, including the white space or the end after it. Characters that are not masked stay.
 
         Raises:
             ValueError: if the model has no word decoder.
@@ -597,8 +597,8 @@ class EncodzallForSequenceClassification(EncodzallPreTrainedModel):
 
 
 class EncodzallForTokenClassification(EncodzallPreTrainedModel):
-    """A label for each word. Logits `(B, T, num_labels)` and labels are per id, as collators, metrics and pipelines
-    have them: an id has the logits of its word. `word_logits` are per word; the end of the text is the last one."""
+    """Predicts a label for each word. Logits `(B, T, num_labels)` and labels are per id, as collators, metrics and
+    pipelines expect: an id has the logits of its word. `word_logits` are per word, the end of the text last."""
 
     _keys_to_ignore_on_load_unexpected = NO_ENCODER
 

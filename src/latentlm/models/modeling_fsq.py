@@ -41,10 +41,11 @@ class FSQCausalLMOutput(CausalLMOutput):
 
 
 class CodeTable:
-    """What is made of the codes of tokens, kept until these change: it is not made for every token that is generated.
+    """A tensor computed from the codes of tokens, and stored until these change, so that it is not recomputed for every
+    generated token.
 
     Args:
-        build: what makes it, from the device and the dtype that are wanted.
+        build: computes it, from the device and the dtype that are wanted.
     """
 
     def __init__(self, build: Callable[[torch.device, torch.dtype], Any]):
@@ -64,9 +65,9 @@ class CodeTable:
 
 
 class CodeEmbedding(nn.Module):
-    """What the codes of tokens say: a small network of their values, added to the rows of tokens so that neighbouring
-    codes (similar spellings) start near each other. V is the vocabulary, n the dimensions of a code, C the bytes of a
-    chunk.
+    """Embeddings of the codes of tokens: a small network of the code's values, added to the token embeddings so that
+    neighbouring codes (similar spellings) start near each other. V is the size of the vocabulary, n the number of
+    dimensions of a code, C the number of bytes of a chunk.
 
     Buffers, all parts of a checkpoint: `codes` `(V,)`, code index of each token, -1 without one; `chunks` `(V, C)`,
     uint8, and `lengths` `(V,)`, the bytes that it stands for.
@@ -132,7 +133,7 @@ class CodeEmbedding(nn.Module):
             buffer[: len(values)] = values.to(buffer)
 
     def resize_table(self, size: int) -> None:
-        """Follow the rows: tokens that are added have neither code nor text."""
+        """Follow a change of the vocabulary's size: tokens that are added have neither code nor text."""
         added = max(size - len(self.codes), 0)
         self.codes = nn.functional.pad(self.codes[:size], (0, added), value=-1)
         self.chunks = nn.functional.pad(self.chunks[:size], (0, 0, 0, added))
@@ -159,21 +160,21 @@ class CodeEmbedding(nn.Module):
         return torch.cat([self.network.encode(*self.spelling(batch)) for batch in batches])
 
     def forward(self, input_ids: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-        """The rows of tokens `(..., D)`, and what their codes add."""
+        """The embeddings of tokens `(..., D)` plus those of their codes."""
         if self.code_network is None:
             return rows
         return rows + self.added(input_ids.flatten(), rows.dtype).view_as(rows)
 
     def added(self, tokens: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        """What codes add to the rows of N tokens, `(N, D)`."""
+        """The code embeddings of N tokens, `(N, D)`."""
         assert self.code_network is not None
         embedded = self.code_network(self.code_values(tokens).to(dtype))
         return embedded.masked_fill((self.codes[tokens] < 0).unsqueeze(-1), 0)
 
     @torch.no_grad()
     def added_rows(self) -> torch.Tensor | None:
-        """What codes add to every row, `(V, D)`, to be looked up. It is kept until the codes or the network differ from
-        those it was made of, which are compared value by value; None where the network is not plain."""
+        """The code embeddings of all tokens, `(V, D)`, as a lookup table. The table is stored until the codes or the
+        network differ from those it was made from, compared value by value; None where the network is not plain."""
         device = self.codes.device
         network = None if self.joint else self.code_network
         layers = () if network is None else (network[0], network[2])
@@ -190,7 +191,7 @@ class CodeEmbedding(nn.Module):
         return self.made[1]
 
     def train(self, mode: bool = True) -> "CodeEmbedding":
-        """In training nothing is kept: the network changes."""
+        """In training no table is stored, since the network changes."""
         if mode:
             self.made = None
         return super().train(mode)
@@ -231,7 +232,7 @@ class TokenEmbedding(nn.Embedding):
 
 
 class FactorisedHead(nn.Module):
-    """One logit for each value of each digit and for each special token; a token's is the sum over its digits.
+    """One logit for each value of each digit and for each special token; a token's logit is the sum over its digits.
 
     `weight` is that of the linear layer that would give the same logits, for tools that multiply by it themselves.
     """
@@ -274,13 +275,14 @@ class FactorisedHead(nn.Module):
 
 
 class HierarchicalHead(FactorisedHead):
-    """The codes of a residual quantization one after the other: of the coarse codes that tokens have, then of the finer
-    ones that tokens have after it. A code's logit is the sum over its digits, as in [`FactorisedHead`], and the softmax
-    goes over the codes that follow the same ones, so that
+    """Predicts the codes of a residual quantization one after the other: first among the coarse codes that tokens have,
+    then among the finer ones that tokens have after that. A code's logit is the sum over its digits, as in
+    [`FactorisedHead`], and the softmax is over the codes that follow the same earlier ones, so that
 
         p(token | h) = prod_i p(i-th code | earlier codes, h)
 
-    sums to 1 over the tokens. A token's logit is the logarithm of that. Special tokens stand beside the coarse codes.
+    sums to 1 over the tokens. A token's logit is the logarithm of that. Special tokens are alternatives to the coarse
+    codes.
     """
 
     def __init__(self, config: FSQConfig, code_embedding: CodeEmbedding):
@@ -334,11 +336,10 @@ def log_softmax_by(logits: torch.Tensor, groups: torch.Tensor, count: int) -> to
 class DecoderHead(nn.Module):
     """The output path of the original design: the autoencoder's decoder spells the next token from the hidden state.
 
-    Linear and decoder give each position t of a chunk a distribution p_t over the 256 bytes and the end. These are
-    independent, so that a byte string s of up to C bytes has the probability prod_t p_t(s_t) · p_|s|(end), and all
-    strings together 1. A token's logit is the logarithm of that of its spelling; the softmax over the vocabulary then
-    divides by what the spellings of all tokens have together. Special tokens, which have no spelling, have a logit of
-    their own.
+    A linear layer and the decoder give each position t of a chunk a distribution p_t over the 256 bytes and the end.
+    These are independent, so a byte string s of up to C bytes has the probability prod_t p_t(s_t) · p_|s|(end), and the
+    probabilities of all strings sum to 1. A token's logit is the log-probability of its spelling; the softmax then
+    normalises over the vocabulary. Special tokens, which have no spelling, have a logit of their own.
     """
 
     weight = bias = None  # logits are no product with a matrix
@@ -385,7 +386,7 @@ class FSQPreTrainedModel(DecoderOnlyPreTrainedModel):
         """As everywhere in transformers.
 
         Raises:
-            ValueError: with a head other than the tied one: its logits are those of the codes or spellings there are.
+            ValueError: with a head other than the tied one, whose logits are those of existing codes or spellings.
         """
         if self.config.head != "tied" and new_num_tokens not in (None, self.config.vocab_size):
             raise ValueError(
@@ -477,7 +478,7 @@ class FSQForCausalLM(CausalLMHead, FSQPreTrainedModel, GenerationMixin):
         return self.model.code_embedding
 
     def freeze(self) -> None:
-        """Leave those parts of the autoencoder without gradients that this configuration does not train."""
+        """Freeze those parts of the autoencoder that this configuration does not train."""
         autoencoder = self.embedding.autoencoder
         if autoencoder is not None and not self.config.joint:
             autoencoder.requires_grad_(False)

@@ -28,10 +28,10 @@ class FSQAutoencoderOutput(ModelOutput):
         code_values: `(B, n)` in [-1, 1], with the straight-through gradient.
         reconstruction_loss: scalar, cross-entropy in nats of the bytes and of the end. Like every term: a mean over
             these symbols, or, where `num_items_in_batch` is given, their sum divided by it.
-        margin_loss: scalar, unweighted: how far values are inside of `margin` before a border between two digits, as a
-            fraction of it. A chunk counts as often as it has symbols.
+        margin_loss: scalar, unweighted: how far values are inside `margin` before a border between two digits, as a
+            fraction of it. A chunk is weighted by its number of symbols.
         code_entropy_loss: scalar, unweighted: 1 - H / log L of the (soft) digits of one micro-batch, averaged over the
-            dimensions; 0 where all digits are used alike.
+            dimensions; 0 where all digits are used equally often.
     """
 
     loss: torch.Tensor | None = None
@@ -176,7 +176,7 @@ class FSQAutoencoderPreTrainedModel(PreTrainedModel):
 
 
 class FSQAutoencoderModel(FSQAutoencoderPreTrainedModel):
-    """A chunk of at most `max_chunk_bytes` bytes through one code and back."""
+    """The autoencoder: it maps a chunk of at most `max_chunk_bytes` bytes to one code and back."""
 
     def __init__(self, config: FSQAutoencoderConfig):
         super().__init__(config)

@@ -1,6 +1,6 @@
-"""The parallel encoder-decoder: two streams advance together, layer by layer. The encoder stream describes the text so
-far, the decoder stream predicts and reads the encoder stream of its own depth. The original design comes from
-github.com/yiphei/yif-AI.
+"""The parallel encoder-decoder: two streams run in lockstep. The encoder stream represents the text so far; the decoder
+stream predicts the next token, and each of its layers cross-attends to the encoder layer of its own depth. The original
+design comes from github.com/yiphei/yif-AI.
 
 Blocks, the beginning and end of the forward, and the losses are in block_encoder_decoder.py, which the auto-regressive
 model shares.

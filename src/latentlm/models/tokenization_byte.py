@@ -17,7 +17,7 @@ BYTE_TOKENS = [f"<0x{byte:02X}>" for byte in range(NUM_BYTES)]  # the names that
 
 
 class ByteTokenizer(LosslessTokenizer):
-    """A byte-level tokenizer without a vocabulary file; see [`LosslessTokenizer`] for what it promises.
+    """A byte-level tokenizer without a vocabulary file; see [`LosslessTokenizer`] for its guarantees.
 
     Args:
         add_bos_token: begin every encoded sequence with `<bos>`, as documents begin in training.

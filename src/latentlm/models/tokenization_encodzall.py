@@ -29,16 +29,16 @@ logger = logging.get_logger(__name__)
 
 
 class EncodzallTokenizer(LosslessTokenizer):
-    """Bytes with their words; see [`LosslessTokenizer`] for what it promises of any text.
+    """A tokenizer of bytes that also finds their words; see [`LosslessTokenizer`] for its guarantees.
 
     Encoding gives `input_ids`, `attention_mask` and `word_ids` (from 0 on; -1 for padding). The end of the text is a
-    word of its own, so that the empty text has one too. The method `word_ids()` of an encoding counts the words of the
-    text alone, or those given with `is_split_into_words=True`, as everywhere in transformers. Truncation leaves out
-    whole words at the end, and says how many.
+    word of its own, so that the empty text has one too. The method `word_ids()` of an encoding counts only the words of
+    the text, or those given with `is_split_into_words=True`, as everywhere in transformers. Truncation removes whole
+    words at the end, and reports how many.
 
     Args:
-        max_word_bytes: longer words are cut, not inside of a character.
-        add_bos_token, add_eos_token: what is added around every text; the model wants the end alone.
+        max_word_bytes: longer words are cut, but not inside a character.
+        add_bos_token, add_eos_token: whether these are added around every text; the model expects only the end.
         **kwargs: those of `PreTrainedTokenizer`, also the texts of the special tokens.
     """
 

@@ -41,7 +41,7 @@ class FSQTable(PreTrainedTokenizerBase if TYPE_CHECKING else object):
 
     @property
     def levels(self) -> list[int]:
-        """Of the quantization, one number of values for each dimension of a code."""
+        """The levels of the quantization: the number of values of each dimension of a code."""
         return list(self.vocabulary.levels)
 
     def piece_table(self) -> tuple[np.ndarray, np.ndarray]:
@@ -67,14 +67,14 @@ class FSQTable(PreTrainedTokenizerBase if TYPE_CHECKING else object):
         return self.segmenter(data)
 
     def encode_stream(self, chunks: Iterable[str | bytes]) -> Iterator[int]:
-        """The ids of a text that comes in chunks, of any size: exactly `encode_bytes` of the whole, one by one as they
-        are decided. Special tokens are neither added nor recognised.
+        """The ids of a text that comes in chunks of any size: exactly those of `encode_bytes` on the whole, yielded as
+        soon as they are decided. Special tokens are neither added nor recognised.
 
-        Of the text only what is undecided is kept: a part of a word, or a run of one character, whose ids depend on its
-        length.
+        Only the undecided part of the text is buffered: a part of a word, or a run of one character, whose ids depend
+        on its length.
 
         Args:
-            chunks: of text or of UTF-8 bytes, cut anywhere, also inside of a character.
+            chunks: text or UTF-8 bytes, cut anywhere, also inside a character.
 
         Raises:
             ValueError: if the bytes are not UTF-8, or end inside a character.
@@ -104,15 +104,15 @@ class FSQTable(PreTrainedTokenizerBase if TYPE_CHECKING else object):
 
 class FSQTokenizer(FSQTable, LosslessTokenizer):
     """The reference implementation, in Python: a text is cut by `boundary`, and each stretch takes the fewest tokens
-    (among equally few, the longest last piece). See [`LosslessTokenizer`] for what it promises; there is no unknown
+    (among equally few, the longest last piece). See [`LosslessTokenizer`] for its guarantees; there is no unknown
     token.
 
     Args:
         vocab_file: `fsq_vocabulary.json`, see [`FSQVocabulary`].
         autoencoder_file: `fsq_autoencoder.safetensors`, the network that the codes come from.
-        mode: `"table"`, or `"neural"`: use only pieces that the network, when it is run, encodes to their code and
-            spells from it again. Both are lossless, and decoding reads the table.
-        cache_size: stretches whose ids are remembered; 0 for none.
+        mode: `"table"`, or `"neural"`: run the network, and use only pieces that it encodes to their code and
+            reconstructs from it. Both are lossless, and decoding reads the table.
+        cache_size: number of stretches whose ids are cached; 0 for none.
         add_bos_token, add_eos_token: frame every encoded sequence; by default with `<bos>` alone.
         pad_token, bos_token, eos_token, mask_token: the texts of the last four ids.
         framing: what `add_bos_token` and `add_eos_token` were when the tokenizer was saved.

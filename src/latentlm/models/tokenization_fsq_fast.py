@@ -23,10 +23,10 @@ _BACKEND_IN_USE = threading.RLock()
 
 
 class FSQTokenizerFast(FSQTable, LosslessDecoding, PreTrainedTokenizerFast):  # pyright: ignore[reportIncompatibleMethodOverride]
-    """A Unigram model with equal scores is exactly the program for the fewest tokens, with the same rule among equals;
-    a table with costs gives it scores.
+    """The fast FSQ tokenizer: a Unigram model of `tokenizers`. With equal scores it finds the fewest tokens, by the
+    same rule among equals as [`FSQTokenizer`]; a table with costs gives it scores.
 
-    Gives the ids of [`FSQTokenizer`] for every text that is valid Unicode; a lone surrogate, which Rust's strings
+    It gives the ids of [`FSQTokenizer`] for every text that is valid Unicode; a lone surrogate, which Rust's strings
     cannot hold, is an error of `tokenizers`. `encode_bytes` and `decode_bytes` take any bytes. Arguments are those of
     [`FSQTokenizer`] without `mode` and `cache_size`.
     """

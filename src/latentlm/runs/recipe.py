@@ -72,8 +72,8 @@ class Recipe:
     Args:
         model: fields of the configuration that the recipe sets, without `vocab_size` and special token ids unless it
             sets them itself.
-        data: what to train on.
-        training: how.
+        data: the data section: what to train on.
+        training: the training section: how to train.
         model_type: the architecture.
         from_pretrained: model to start from instead of random weights, if any.
         training_fields: the training fields that were set, by the recipe or on the command line.
@@ -114,7 +114,7 @@ class Recipe:
 
     @property
     def tokenizer_name(self) -> str:
-        """What the data section says of the tokenizer."""
+        """The tokenizer that the data section names."""
         return getattr(self.data, "tokenizer", self.model_type)
 
     def tokenizer_fields(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
@@ -144,7 +144,7 @@ class Recipe:
         return model
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
-        """Everything needed to repeat the run. The place where it is written is no part of it."""
+        """Everything needed to repeat the run, without the folder that it is written to."""
         model = {"model_type": self.model_type, **self.model}
         if self.from_pretrained is not None:
             model = {"from_pretrained": self.from_pretrained, **self.model}

@@ -47,7 +47,7 @@ def build_trainer(recipe: Recipe, data: PreparedData, callbacks: Sequence[Traine
 
 
 def train(recipe: Recipe, callbacks: Sequence[TrainerCallback] = ()) -> LatentTrainer:
-    """Run a recipe to its end, from its last checkpoint on if it has one, and leave the finished model."""
+    """Run a recipe to its end, continuing from its last checkpoint if it has one, and save the finished model."""
     logging.disable_progress_bar()  # of saving; the run has its own
     start = find_start(recipe)
     data = load_data(recipe)
@@ -76,7 +76,7 @@ def train(recipe: Recipe, callbacks: Sequence[TrainerCallback] = ()) -> LatentTr
 
 
 def report(trainer: LatentTrainer) -> None:
-    """Print losses and bits per byte before and after, and where everything lies."""
+    """Print losses and bits per byte before and after training, and the paths of the results."""
     run_folder = Path(str(trainer.args.output_dir))
     metrics = read_metrics(run_folder)
     for kind, key in (("training", "loss"), ("held-out text", "eval_loss")):

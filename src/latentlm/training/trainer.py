@@ -36,7 +36,7 @@ class LatentTrainer(OptimizingTrainer, PublishingTrainer):
     exact mean over the whole set; `eval_loss` is the task loss alone (`lm_loss`), and `eval_bits_per_byte` divides its
     sum by the bytes of the predicted text. `compute_metrics` and `predict` get each row once.
 
-    A subclass says what its model needs beyond that, in these places and no others; but for `predicted` and
+    A subclass adds what its model needs beyond that, only in the following places; except for `predicted` and
     `write_samples`, its methods add to what `super()` returns:
 
         arguments_class: class of `args`, with the fields that the subclass reads;
@@ -57,14 +57,14 @@ class LatentTrainer(OptimizingTrainer, PublishingTrainer):
             are not 0.
 
     Args:
-        token_bytes: `(V,)` UTF-8 bytes that each token id stands for, 0 for special tokens; without it nothing is
-            reported per byte.
-        kwargs: everything `Trainer` takes but `model_init`. `args` is a [`LatentTrainingArguments`]. The outputs that
-            `compute_loss_func` gets hold the model's own losses: what it returns is trained on and logged as `loss`,
-            they are logged beside it, and evaluations report them alone.
+        token_bytes: `(V,)` number of UTF-8 bytes that each token id stands for, 0 for special tokens; without it
+            nothing is reported per byte.
+        kwargs: arguments of `Trainer`, except `model_init`. `args` is a [`LatentTrainingArguments`]. The outputs that
+            `compute_loss_func` gets hold the model's own losses. What it returns is trained on and logged as `loss`;
+            the model's losses are logged beside it, and evaluations report only these.
 
     Raises:
-        ValueError: for what would silently have no effect, before anything is built.
+        ValueError: for an option that would silently have no effect, before anything is built.
     """
 
     arguments_class: type[LatentTrainingArguments] = LatentTrainingArguments
@@ -123,7 +123,7 @@ class LatentTrainer(OptimizingTrainer, PublishingTrainer):
         return super()._prepare_inputs(batch)
 
     def prepare_batch(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """A hook: what the model is called with, of a micro-batch before it goes to the device."""
+        """A hook: the inputs that the model is called with, from a micro-batch before it goes to the device."""
         return inputs
 
     def predicted(self, labels: torch.Tensor) -> torch.Tensor:
