@@ -14,8 +14,8 @@ name = sys.argv[1] if len(sys.argv) > 1 else "hub_configs/encodzall-wikitext2"
 if name.startswith(("runs/", "hub_configs/")) and not Path(name).is_dir():
     sys.exit(f"There is no {name}: name a model, or make this run as examples/README.md says.")
 texts = sys.argv[2:] or [
-    "Teh funtion returns a nevv list.",
-    "He movd to Lodnon in 1925 , where he becane a professor ofthe univrsity .",
+    "The govermnent announced taht the brigde would be rebuilt nxet year .",
+    "The old churhc stnads on a hill near the river , and was builtin the 12th century .",
     "It was writen by the band in Febuary and relased in the Untied States .",
 ]
 model = AutoModelForSeq2SeqLM.from_pretrained(name, trust_remote_code=True)

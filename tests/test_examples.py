@@ -186,15 +186,15 @@ def test_repair_texts(run_example):
     """With the model that ships, on text of its kind."""
     printed = run_example("repair_texts.py")
     assert printed.count("noisy: ") == printed.count("repaired: ") == 3
-    assert "The funtion returns a new list." in printed or "The function returns a new list." in printed
+    assert "repaired: The government announced that the bridge would be rebuilt next year ." in printed
     given = run_example("repair_texts.py", SHIPPED, "Nothing is wrong here .")
     assert given.splitlines()[1] == "repaired: Nothing is wrong here ."
 
 
 def test_fill_words(run_example):
     printed = run_example("fill_words.py")
-    assert printed.count("filled: ") == 3 and printed.count(" nats)") == 9
-    assert "  filled: in (" in printed and "  filled: album (" in printed
+    assert printed.count("filled: ") == 4 and printed.count(" nats)") == 12
+    assert "  filled: album (" in printed and "  filled: released (" in printed
 
 
 def test_embed_texts(run_example, encodzall_folder):
