@@ -404,3 +404,18 @@ def test_bad_input_is_refused():
     with pytest.raises(ValueError, match="one text alone"):
         one = build(word_decoder="none", contrastive_loss_weight=1.0)
         one(**encode(["a"]), labels=labels_of(["a"]), clean_input_ids=encode(["a"])["input_ids"])
+
+
+@pytest.mark.parametrize("word_decoder", ["own", "shared"])
+@pytest.mark.parametrize("form", ["regular", "latent"])
+def test_without_the_sequence_loss_what_is_not_trained_is_frozen(word_decoder, form):
+    """DDP would wait for the gradient of a weight that the loss does not use."""
+    model = build(gate_loss_weight=1.0, sequence_loss_weight=0.0, word_decoder=word_decoder, attention_form=form)
+    inputs = tokenizer(["teh funtion returns"], return_tensors="pt")
+    labels = tokenizer(["the function returns"], return_tensors="pt")["input_ids"]
+    outputs = model.train()(**inputs, labels=labels, target_word_ids=find_words(labels, 16))
+    assert outputs.sequence_loss is None
+    outputs.loss.backward()
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert trained == {name for name, parameter in model.named_parameters() if parameter.grad is not None}
+    assert any(name.startswith("decoder.") for name in trained) == (word_decoder == "shared")

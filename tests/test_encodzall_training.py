@@ -18,11 +18,12 @@ from latentlm import EncodzallTokenizer
 from latentlm.data import TextConfig, TextDataset, prepare_texts
 from latentlm.data.texts import SHORT, cut_rows
 from latentlm.hub.card import make_card
-from latentlm.models.encodzall_words import find_words
+from latentlm.models.encodzall_words import FRAME_IDS, PAD, find_words
 from latentlm.runs import RecipeError, load_recipe
 from latentlm.train import main
 from latentlm.training import EncodzallTrainer, EncodzallTrainingArguments
 from latentlm.training.callbacks import TIMINGS
+from latentlm.training.masking import CorruptedBatch
 
 TESTS = Path(__file__).parent
 TWO_PROCESSES = TESTS.parent / "examples" / "accelerate" / "two_cpu_processes.yaml"
@@ -304,9 +305,34 @@ def test_two_processes_equal_one(recipe, tmp_path):
             assert two[name] == pytest.approx(one[name], rel=1e-4, abs=1e-7), name
 
 
+def test_mixed_noise_gives_each_row_one_of_both_kinds(tmp_path):
+    """Each row is what either kind makes of it by itself, words and their targets included."""
+    words = ["function", "method", "module", "class", "value", "text"] * 2
+    texts = [f"the {word} returns a new list of {word}s" * (1 + i % 2) for i, word in enumerate(words)]
+    model = build(gate_loss_weight=1.0)
+    rows = [torch.as_tensor(row["input_ids"]) for row in rows_of(texts, 96)]
+    ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=PAD)
+
+    def corrupt(name: str, ids: torch.Tensor, **options) -> CorruptedBatch:
+        folder = tmp_path / f"{name}-{len(ids)}"
+        return make_trainer(folder, model, texts, noise=name, **options).corrupt(ids, 0.4, 1)
+
+    mixed, masked = corrupt("mixed", ids, noise_mask_share=0.5), []
+    for b, row in enumerate(rows):
+        masked.append(bool((mixed.input_ids[b] > FRAME_IDS[-1]).any()))
+        alone = corrupt("mask" if masked[-1] else "realistic", row[None])
+        for name in ("input_ids", "attention_mask", "word_ids", "corrupted", "target_word_ids"):
+            one, many = getattr(alone, name)[0], getattr(mixed, name)[b]
+            assert torch.equal(one, many[: len(one)]), (b, name)
+        assert not mixed.attention_mask[b, alone.input_ids.shape[1] :].any()
+        assert (mixed.target_word_ids[b, len(row) :] == -1).all()
+    assert 0 < sum(masked) < len(rows)
+
+
 def test_recipes_check_the_noise(recipe):
     for field, value, message in (
         ("noise", "typos", "noise is 'typos'"),
+        ("noise_mask_share", "1.5", "noise_mask_share is 1.5"),
         ("noise_strength", "1.5", "strength is 1.5"),
         ("noise_eval_strength", "-1", "noise_eval_strength is -1"),
         ("noise_mixture", "{ocr: 0}", "noise_mixture"),

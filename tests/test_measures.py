@@ -13,7 +13,7 @@ from conftest import REPOSITORY
 sys.path.insert(0, str(REPOSITORY / "eval" / "experiments"))
 import context_cost
 import measure
-from measures import drafts, probes, robustness, segments
+from measures import drafts, probes, realistic, robustness, segments
 from records import read_page, write_record
 from test_abstractinator import BYTES, build
 from test_experiments import make_record
@@ -23,6 +23,8 @@ from latentlm.evaluation.segments import inspect
 from latentlm.models.configuration_decoder_only import DecoderOnlyConfig
 from latentlm.models.modeling_decoder_only import DecoderOnlyForCausalLM
 from latentlm.models.tokenization_byte import ByteTokenizer
+from latentlm.runs import load_recipe
+from latentlm.training.run import train
 
 
 @pytest.fixture
@@ -274,3 +276,41 @@ def test_a_draft_is_read_once_and_again_after_each_byte_that_is_not_accepted():
                 place += 1
             place += 1
     assert drafts.passes(accepted, segments_of) == pytest.approx(total / rounds, rel=0.02)
+
+
+def test_runs_of_either_noise_are_scored_on_the_same_noise(tmp_path):
+    """A run with realistic noise has the scores of its own evaluation; one with masks leaves its loss as it was."""
+    (tmp_path / "text.txt").write_text("The river flows to the sea, and the sea is never full. " * 40, encoding="utf-8")
+    (tmp_path / "held_out.txt").write_text("A river is full, and flows to the sea of text. " * 9, encoding="utf-8")
+    sizes = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 16, "max_position_embeddings": 64}
+    layers = {f"num_{stack}_layers": 1 for stack in ("word_encoder", "context_encoder", "decoder")}
+    recipe = {
+        "model": {"model_type": "encodzall", **sizes, **layers},
+        "data": {
+            name: str(tmp_path / f"{file}.txt")
+            for name, file in (("dataset", "text"), ("validation_dataset", "held_out"))
+        }
+        | {"context_length": 64},
+        "training": {
+            "max_steps": 2,
+            "eval_strategy": "steps",
+            "eval_steps": 2,
+            "report_to": "none",
+            "sample_prompts": 0,
+        },
+    }
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    noises = {
+        "realistic": {"noise": "realistic", "word_decoder": "none", "sequence_loss_weight": 1.0},
+        "mask": {"noise": "mask", "word_loss_weight": 0.25},
+    }
+    for noise, fields in noises.items():
+        trainer = train(load_recipe(tmp_path / "recipe.yaml", fields | {"output_dir": str(tmp_path / noise)}))
+        scores = realistic.measure(trainer.model, trainer.processing_class, tmp_path / noise)
+        own = next(entry for entry in reversed(trainer.state.log_history) if "eval_loss" in entry)
+        same = [
+            scores[f"realistic_{name}"] == pytest.approx(own[f"eval_{name}"])
+            for name in ("bits_per_byte", "corrupted_loss")
+        ]
+        assert same == [noise == "realistic"] * 2
+        assert trainer.model.config.word_loss_weight == 0.25

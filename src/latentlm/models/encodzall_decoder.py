@@ -52,6 +52,12 @@ class EncodzallDecoder(EncodzallPreTrainedModel):
         self.post_init()
         self._fsdp_plan = {}  # the configuration's speaks of the encoder
 
+    def freeze_queries(self) -> None:
+        """Freeze the queries to the memory, which spelling does not use: a word is the single key there."""
+        for name, parameter in self.named_parameters():
+            if ".cross_attn_query_norm." in name or ".cross_attn.q_" in name:
+                parameter.requires_grad_(False)
+
     @merge_with_config_defaults
     @capture_outputs
     def forward(

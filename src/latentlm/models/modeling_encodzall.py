@@ -256,13 +256,16 @@ class EncodzallForMaskedDenoising(EncodzallPreTrainedModel, EncodzallRepairs, Ge
         if self.config.word_decoder == "own" and not self.config.word_loss_weight:
             self.word_decoder.requires_grad_(False)
         if not self.trains_sequence_decoder:
-            self.decoder.requires_grad_(False)
+            if self.config.word_decoder == "shared":
+                self.decoder.freeze_queries()
+            else:
+                self.decoder.requires_grad_(False)
         return super().train(mode)
 
     @property
     def trains_sequence_decoder(self) -> bool:
         config = self.config
-        return bool(config.sequence_loss_weight or not config.gate_loss_weight or config.word_decoder == "shared")
+        return bool(config.sequence_loss_weight or not config.gate_loss_weight)
 
     def get_encoder(self, *args, **kwargs) -> nn.Module:
         return self.model

@@ -12,21 +12,29 @@ from latentlm.runs.arguments import LatentTrainingArguments
 
 from ..models.encodzall_words import FRAME_IDS, find_words
 from .learned_dropout import LearnedDropoutTrainer
-from .masking import CorruptedBatch, mask_texts
+from .masking import WORD_SHARE, CorruptedBatch, join_batches, mask_texts
 from .metrics import Count, Mean
 from .noise import MIXTURE, NoiseTables, check_mixture, corrupt_texts, default_tables
 from .pid import PIDCallback
-from .randomness import row_keys
+from .randomness import row_keys, uniforms
 from .samples import write_texts
 
-NOISES = ("mask", "realistic")
+NOISES = ("mask", "realistic", "mixed")
+MIXED_STREAM = 3  # of random numbers, beside those of either kind of noise
 
 
 @dataclass(repr=False)  # the one of transformers hides tokens
 class EncodzallTrainingArguments(LatentTrainingArguments):
     """`LatentTrainingArguments` with the noise that the model learns to repair."""
 
-    noise: str = field(default="mask", metadata={"help": "'mask' (phase 1) or 'realistic' (phase 2)."})
+    noise: str = field(
+        default="mask",
+        metadata={"help": "'mask' (phase 1), 'realistic' (phase 2), or 'mixed': a row has one of both."},
+    )
+    noise_mask_share: float = field(default=0.25, metadata={"help": "Share of the rows that have masks, if mixed."})
+    noise_word_share: float = field(
+        default=WORD_SHARE, metadata={"help": "Share of the strength of masks that hides words; the rest, characters."}
+    )
     noise_strength: float = field(default=0.3, metadata={"help": "Strength in [0, 1], at the start where it moves."})
     noise_set_point: float | None = field(
         default=None, metadata={"help": "Loss on corrupted bytes (nats) that a PID loop holds by moving the strength."}
@@ -53,8 +61,9 @@ class EncodzallTrainingArguments(LatentTrainingArguments):
             )
         if self.noise not in NOISES:
             raise ValueError(f"noise is {self.noise!r}, but must be one of {', '.join(NOISES)}.")
-        if not 0 <= self.noise_eval_strength <= 1:
-            raise ValueError(f"noise_eval_strength is {self.noise_eval_strength}, but a strength lies in [0, 1].")
+        for name in ("noise_eval_strength", "noise_mask_share", "noise_word_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, but must lie in [0, 1].")
         if self.noise_mixture is not None:
             check_mixture(self.noise_mixture)
         self.make_pid()
@@ -142,10 +151,20 @@ class EncodzallTrainer(LearnedDropoutTrainer):
         real = ids != self.model_config.pad_token_id
         keys = row_keys((row[is_real].numpy() for row, is_real in zip(ids, real, strict=True)), self.args.seed, step)
         longest = self.model_config.max_word_bytes
-        if self.args.noise == "mask":
-            return mask_texts(ids, real, strength, keys, longest)
         mixture, aligned = self.args.noise_mixture or MIXTURE, bool(self.model_config.gate_loss_weight)
-        return corrupt_texts(ids, real, strength, keys, longest, mixture, self._tables, aligned)
+        share = {"mask": 1.0, "realistic": 0.0}.get(self.args.noise, self.args.noise_mask_share)
+        masked = torch.from_numpy(uniforms(keys, 1, MIXED_STREAM)[:, 0] < share)
+        batches: dict[bool, CorruptedBatch] = {}
+        for kind in (True, False):
+            rows = masked == kind
+            if not rows.any():
+                continue
+            texts = ids[rows], real[rows], strength, keys[rows.numpy()], longest
+            if kind:
+                batches[kind] = mask_texts(*texts, self.args.noise_word_share, aligned)
+            else:
+                batches[kind] = corrupt_texts(*texts, mixture, self._tables, aligned)
+        return join_batches(batches, masked)
 
     def after_training_forward(self, inputs: dict[str, Any], outputs: Any) -> None:
         if self.args.noise_set_point is not None:
@@ -191,7 +210,7 @@ class EncodzallTrainer(LearnedDropoutTrainer):
             batch = self.corrupt(ids, self.args.noise_eval_strength, 0)
             noisy = self.processing_class.decode([i for i in batch.input_ids[0].tolist() if i not in FRAME_IDS])
             gated = self.model_config.gate_loss_weight and self.model_config.edit_cost is not None
-            if gated and self.args.noise == "realistic":  # `denoise` reads no masks
+            if gated and batch.input_ids.max() <= FRAME_IDS[-1]:  # `denoise` reads no masks
                 [repaired] = model.denoise([noisy])
             else:
                 generated = model.generate(

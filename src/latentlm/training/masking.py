@@ -4,12 +4,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import nn
 
 from ..models.encodzall_masking import ANY, CONSONANT, LETTERS, NONSPACE, VOWEL, VOWELS, WORD_MASK
 from ..models.encodzall_words import NUM_BYTES, PAD, character_starts, find_words, is_space
 from .randomness import uniforms
 
-CHARACTER_SHARE, WORD_SHARE = 0.8, 0.2  # of the strength
+WORD_SHARE = 0.2  # of the strength; the rest hides characters
 GENERAL_SHARE = 0.5  # of the masked characters
 CLASS_MASKS = torch.full((NUM_BYTES,), NONSPACE)
 CLASS_MASKS[[*LETTERS]] = CONSONANT
@@ -35,9 +36,16 @@ class CorruptedBatch:
 
 
 def mask_texts(
-    ids: torch.Tensor, real: torch.Tensor, strength: float, keys: np.ndarray, max_word_bytes: int
+    ids: torch.Tensor,
+    real: torch.Tensor,
+    strength: float,
+    keys: np.ndarray,
+    max_word_bytes: int,
+    word_share: float = WORD_SHARE,
+    aligned: bool = False,
 ) -> CorruptedBatch:
-    """Mask characters, with probability 0.8 `strength` each, and words, with 0.2 `strength`, independently.
+    """Mask words, with probability `word_share` x `strength` each, and characters, with the rest of the strength,
+    independently.
 
     A masked character is one id, whatever its bytes: half of them `<any>`, the others the mask of their class. The
     characters of a masked word are one `<mask>`. White space is never masked. Words keep their index.
@@ -47,6 +55,7 @@ def mask_texts(
         real: `(B, T)`, bool, which of them count.
         strength: in [0, 1].
         keys: `(B,)`, uint64, of the random numbers.
+        aligned: also say which word each clean byte belongs to.
     """
     word_ids = find_words(ids, max_word_bytes)
     length = ids.shape[1]
@@ -54,8 +63,8 @@ def mask_texts(
     opens = character_starts(ids)
     character = opens.long().cumsum(1) - 1
     maskable = real & (ids < NUM_BYTES) & ~is_space(ids)
-    masked_character = maskable & (draws[0].gather(1, character) < CHARACTER_SHARE * strength)
-    masked_word = maskable & (draws[1].gather(1, word_ids) < WORD_SHARE * strength)
+    masked_character = maskable & (draws[0].gather(1, character) < (1 - word_share) * strength)
+    masked_word = maskable & (draws[1].gather(1, word_ids) < word_share * strength)
     corrupted = masked_character | masked_word
     # The first maskable id of each word, where a whole-word mask goes.
     order = maskable.long().cumsum(1)
@@ -67,7 +76,9 @@ def mask_texts(
     mask_of_character = torch.where(general, ANY, CLASS_MASKS[ids.clamp(max=NUM_BYTES - 1)])
     replaced = torch.where(masked_word, WORD_MASK, torch.where(masked_character, mask_of_character, ids))
     keep = real & (~corrupted | torch.where(masked_word, first_of_word, opens))
-    return compact(replaced, word_ids, keep, corrupted)
+    batch = compact(replaced, word_ids, keep, corrupted)
+    batch.target_word_ids = torch.where(real, word_ids, -1) if aligned else None
+    return batch
 
 
 def compact(ids: torch.Tensor, word_ids: torch.Tensor, keep: torch.Tensor, corrupted: torch.Tensor) -> CorruptedBatch:
@@ -80,3 +91,26 @@ def compact(ids: torch.Tensor, word_ids: torch.Tensor, keep: torch.Tensor, corru
     input_ids[row, place], words[row, place] = ids[keep], word_ids[keep]
     attention_mask = (torch.arange(shape[1]) < lengths[:, None]).long()
     return CorruptedBatch(input_ids, attention_mask, words, corrupted)
+
+
+def join_batches(batches: dict[bool, CorruptedBatch], is_first: torch.Tensor) -> CorruptedBatch:
+    """One batch of the rows of two, in which each row comes from that of True or False, as `is_first` `(B,)` says."""
+    if len(batches) == 1:
+        return next(iter(batches.values()))
+    longest = max(batch.input_ids.shape[1] for batch in batches.values())
+    place = torch.where(is_first, is_first.cumsum(0) - 1, (~is_first).cumsum(0) - 1 + int(is_first.sum()))
+
+    def join(name: str, fill: int) -> torch.Tensor:
+        parts = [getattr(batches[kind], name) for kind in (True, False)]
+        width = longest if name in ("input_ids", "attention_mask", "word_ids") else parts[0].shape[1]
+        padded = [nn.functional.pad(part, (0, width - part.shape[1]), value=fill) for part in parts]
+        return torch.cat(padded)[place]
+
+    aligned = batches[True].target_word_ids is not None and batches[False].target_word_ids is not None
+    return CorruptedBatch(
+        join("input_ids", PAD),
+        join("attention_mask", 0),
+        join("word_ids", -1),
+        join("corrupted", 0),
+        join("target_word_ids", -1) if aligned else None,
+    )
