@@ -13,11 +13,11 @@ COMMANDS = {
     "train": "train a model from a recipe",
     "publish": "push a run folder or one of its checkpoints to the Hub",
     "quickstart": "train the smallest model for a few minutes, and load it where latentlm is not installed",
-    "tokenizer": "build, check and analyse FSQ tokenizers",
-    "noise": "learn what noise does from pairs of noisy and clean text",
-    "inspect": "show where a model cuts a text",
+    "tokenizer": "build, prune, check and analyse FSQ tokenizers",
+    "noise": "learn tables of realistic noise from pairs of noisy and clean text",
+    "inspect": "show the segments into which a model cuts a text",
     "compare": "make the comparison of all architectures from records, or add to it",
-    "evaluate": "lm-eval with these models and their tasks",
+    "evaluate": "run lm-eval with these models and their tasks",
 }
 USAGE = "usage: latentlm COMMAND …    (latentlm COMMAND --help lists its fields)\n\n" + "\n".join(
     f"  {name:12}{what}" for name, what in COMMANDS.items()

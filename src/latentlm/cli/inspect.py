@@ -1,4 +1,4 @@
-"""Show where an Abstractinator cuts a text: segments in colours, the entropy above them, the codes of every level.
+"""Show an Abstractinator's segments of a text: in colours, with the entropy above them and the codes of every level.
 
 latentlm inspect runs/abstractinator-tiny "A text to look at." --out segments.png
 latentlm inspect runs/abstractinator-tiny book.txt --codes 10    # also what the codes stand for

@@ -1,10 +1,10 @@
-"""Learn what noise does from pairs of noisy and clean text.
+"""Learn tables of realistic noise from pairs of noisy and clean text.
 
     latentlm noise OUT.json [--ocr FILE ...] [--misspelling FILE ...] [--min_count 3]
 
 FILE holds JSON lines with a noisy text (`noisy`, `ocr` or `misspelling`) and its clean one (`clean`, `gt`, `correction`
-or `corrections`, of which the first counts), and perhaps a `count`. A table that no file is given for is the
-package's own. Used by `noise_tables: OUT.json` in a recipe of EncodZall.
+or `corrections`, of which the first counts), and optionally a `count`. A table for which no file is given is the
+package's own. A recipe of EncodZall uses the tables by `noise_tables: OUT.json`.
 """
 
 import argparse

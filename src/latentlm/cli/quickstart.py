@@ -2,10 +2,10 @@
 
     latentlm quickstart [--minutes 4] [--prompt "The import statement"] [--any_field value ...]
 
-Trains hub_configs/ar-encoder-decoder-tiny on the documentation inside the installed Python, which needs no download.
-Ten seconds of steps say first which arithmetic is faster here and how many steps fit into the time; both are written
-into the recipe of the run folder, which repeats the run. Run again, it continues from the last checkpoint. Every field
-of the recipe can be given: --output_dir runs/mine --learning_rate 1e-3
+Trains hub_configs/ar-encoder-decoder-tiny on the documentation that comes with Python, which needs no download.
+A trial of ten seconds first finds out which arithmetic is faster here and how many steps fit into the time; both are
+written into the recipe of the run folder, which repeats the run. Run again, the command continues from the last
+checkpoint. Every field of the recipe can be given: --output_dir runs/mine --learning_rate 1e-3
 """
 
 import subprocess

@@ -1,4 +1,4 @@
-"""`--help` of the commands that take a recipe's fields: each with its type, its default and what it is."""
+"""`--help` of the commands that take a recipe's fields: each with its type, its default and its meaning."""
 
 import json
 import re

@@ -4,8 +4,9 @@
     accelerate launch -m latentlm.train RECIPE.yaml [--field value ...]
     latentlm train --resume_from_checkpoint runs/x/checkpoint-100        # with the recipe stored there
 
-Every field of a recipe's three sections can be given: --learning_rate 1e-3, --hidden_size 128, --dataset text.txt, or
-with its section where a name exists twice: --model.use_cache false. Run again, the command continues where it stopped.
+Every field of a recipe's three sections can be given: --learning_rate 1e-3, --hidden_size 128, --dataset text.txt; a
+name that two sections have takes its section: --model.use_cache false. Run again, the command continues where it
+stopped.
 """
 
 import sys

@@ -22,8 +22,8 @@ class SourceConfig:
         ValueError: naming the field, its value and what would be right.
     """
 
-    # "python_docs" (the documentation inside the installed Python, nothing to download); a path or glob of .txt,
-    # .jsonl, .json or .parquet files; or what `datasets.load_dataset` takes: a name on the Hub, a local dataset folder.
+    # "python_docs" (the documentation that comes with Python, nothing to download); a path or glob of .txt, .jsonl,
+    # .json or .parquet files; or what `datasets.load_dataset` takes: a name on the Hub, a local dataset folder.
     dataset: str = "python_docs"
     # For Hub datasets: which configuration ("wikitext-2-raw-v1"), and which split to train on.
     dataset_config: str | None = None
@@ -43,8 +43,8 @@ class SourceConfig:
     # document; WikiText: '^ = [^=].* = $'. Without it, a text file or a row is one document. In python_docs,
     # whose pages are documents without it, the expression may go on over the lines below.
     document_start: str | None = None
-    # Take paragraphs (text between blank lines) that occur again only once, where they occur first, before anything is
-    # held out; of training text beside a validation source, also none that the latter has. null: of python_docs only.
+    # Use repeated paragraphs (text between blank lines) only where they occur first, before anything is held out; with
+    # a validation source, also drop training paragraphs that it contains. null: do this for python_docs only.
     drop_repeated_paragraphs: bool | None = None
     # Where tokenized corpora and trained tokenizers are kept; default $LATENTLM_CACHE, else ~/.cache/latentlm.
     cache_dir: str | None = None
@@ -96,9 +96,9 @@ class DataConfig(SourceConfig):
         ValueError: naming the field, its value and what would be right.
     """
 
-    # Train on the first rows only (over and over, where `max_steps` says so): to see a model overfit.
+    # Train on the first rows only (repeatedly, if `max_steps` asks for more), to study overfitting.
     max_train_rows: int | None = None
-    # Read and tokenize while training, nothing kept on disk; for corpora that do not fit there. Needs `max_steps`.
+    # Read and tokenize while training, without a cache on disk; for corpora that do not fit there. Needs `max_steps`.
     streaming: bool = False
     # "bytes"; "bpe" (a byte-level BPE trained on the training text); or a tokenizer to load, by path or Hub name.
     tokenizer: str = "bytes"

@@ -1,5 +1,5 @@
-"""Counts of n-grams, interpolated (Witten & Bell 1991): the yardstick. A model that does not pass it has learned less
-than a table holds.
+"""The yardstick: interpolated n-gram counts (Witten & Bell 1991). A model that does not beat them has learned less than
+counting does.
 
 For a context h with the counts c, T distinct continuations and the shorter context h':
 
@@ -139,7 +139,7 @@ def choose_order(vocab_size: int, ids: np.ndarray, history: np.ndarray, tail: in
 
 @dataclass(frozen=True)
 class NGramScore:
-    """What the counts of a training text say of its held-out text.
+    """The score of a training text's counts on its held-out text.
 
     Attributes:
         bits_per_byte: of the held-out text, the ends of its documents included.

@@ -1,4 +1,4 @@
-"""Where an Abstractinator cuts a text: segments in colours, the entropy above them, the codes of every level."""
+"""Pictures of an Abstractinator's segments: in colours, with the entropy above them and the codes of every level."""
 
 import html
 from collections import Counter, defaultdict
@@ -15,7 +15,7 @@ ROW = 96  # bytes of a line of the picture
 
 @dataclass
 class Inspection:
-    """A text as the model sees it.
+    """The segments, entropies and codes of a text.
 
     Attributes:
         data: the bytes, without the begin.

@@ -1,4 +1,4 @@
-"""Is a tokenizer lossless, and how are its vocabulary and its codes used?"""
+"""Checks that a tokenizer is lossless, and analyses the use of its vocabulary and codes."""
 
 import math
 import random

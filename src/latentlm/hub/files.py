@@ -1,7 +1,7 @@
-"""What of a run goes to the Hub.
+"""Which files of a run go to the Hub.
 
-Weights (safetensors), code, tokenizer, configurations, the card, the recipe and the figures, each by its name; never a
-pickle, a checkpoint, a log, a path of this machine, or whatever else lies in the folder.
+These are weights (safetensors), code, tokenizer, configurations, the card, the recipe and the figures, each by its
+name; never a pickle, a checkpoint, a log, a path of this machine, or any other file of the folder.
 """
 
 import json

@@ -1,5 +1,5 @@
-"""One level of the Abstractinator: a small language model cuts the symbols where it is surprised, a compressor makes a
-code of every segment, and an expander turns codes back into symbols."""
+"""One level of the Abstractinator: a small language model cuts the symbols where its next-symbol entropy jumps, a
+compressor turns every segment into a code, and an expander turns codes back into symbols."""
 
 import math
 from dataclasses import dataclass
@@ -183,7 +183,7 @@ class LevelCache(RowState):
 
 
 class EntropyModel(nn.Module):
-    """A causal language model with a short window: how surprising is the next symbol?"""
+    """A causal language model with a short window, whose next-symbol entropy decides where segments begin."""
 
     def __init__(self, config: AbstractinatorConfig, level: LevelConfig, alphabet: Alphabet):
         super().__init__()

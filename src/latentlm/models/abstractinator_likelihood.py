@@ -1,4 +1,5 @@
-"""What the Abstractinator's codes cost and say: two-part code lengths, reconstruction from own and other codes."""
+"""The cost and the information of the Abstractinator's codes: two-part code lengths, and reconstruction from own and
+other codes."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -67,7 +68,7 @@ class AbstractinatorLikelihood:
     ) -> dict[str, torch.Tensor]:
         """Nats `(R,)` of each document's symbols, from the second on, given the codes of the first level: its `own`,
         `zeroed` (rows of zeros) or `shuffled` (each segment gets the code of the one that is half the document's
-        segments away). How much do codes say?"""
+        segments away). The differences measure how much information the codes carry."""
         rows = make_rows(input_ids, attention_mask, position_ids, self.config.max_position_embeddings)
         compressed = self.model.compress_rows(rows.ids, rows.lengths)[0]
         own = self.model.levels[0].code_rows(compressed.quantized.vectors)
@@ -76,7 +77,7 @@ class AbstractinatorLikelihood:
 
     @torch.no_grad()
     def code_statistics(self, pyramid: Pyramid, nats: CodeNats, scored: torch.Tensor) -> dict[str, torch.Tensor]:
-        """What the codes of a batch are worth, as sums over its documents that add up over batches and processes.
+        """Statistics of the codes of a batch, as sums over its documents that add up over batches and processes.
 
         Args:
             pyramid: of R documents.

@@ -57,7 +57,7 @@ def call_backend(
 
 
 def rotate(states: torch.Tensor, rotary: Rotary | None) -> torch.Tensor:
-    """Queries or keys `(B, H, T, d)` turned by their positions (Su et al. 2021), if there are any."""
+    """Queries or keys `(B, H, T, d)` rotated by their positions (Su et al. 2021), if there are any."""
     if rotary is None:
         return states
     cos, sin = (table.unsqueeze(1) for table in rotary)
@@ -277,7 +277,7 @@ class LatentAttention(Attention):
 
 
 class SingleKeyAttention(Attention):
-    """Where each position sees a single key alone there is nothing to choose from: no queries and keys."""
+    """Attention where each position sees a single key: its output is that key's value, without queries and keys."""
 
     def make_projections(self) -> None:
         size = self.num_key_value_heads * self.head_dim

@@ -40,7 +40,7 @@ class CausalPreTrainedModel(TransformerPreTrainedModel):
         """How every forward begins: token embeddings `(B, T, D)`, the causal mask, positions `(B or 1, T)`, and
         the cache to fill.
 
-        Packed documents get no cache: nobody continues several of them.
+        Packed documents get no cache, since several documents are not continued at once.
 
         Raises:
             ValueError: if not exactly one of `input_ids` and `inputs_embeds` is given, the context is too long, or
@@ -121,8 +121,8 @@ class CausalModel(CausalPreTrainedModel):
         positions: torch.Tensor,
         past_key_values: Cache | None,
     ) -> torch.Tensor:
-        """The embeddings and what n-grams add. Padding is no id, and neither are embeddings that were given: nothing is
-        added to them, and ids after them see none there."""
+        """The embeddings plus those of n-grams. Padding and given embeddings are no ids: nothing is added to them, and
+        n-grams of later ids do not include them."""
         ids, previous = input_ids, None
         if ids is None:
             ids = torch.full(embeddings.shape[:2], -1, device=embeddings.device)
@@ -187,8 +187,8 @@ class CausalLMHead(TrainedByOthers):
     `model` and `lm_head`; its further losses come from `extra_losses`.
 
     Attributes:
-        returns_training_logits: whether forwards with labels return logits in training with a large vocabulary too,
-            at the price of their memory and time.
+        returns_training_logits: whether forwards with labels also return logits in training with a large vocabulary,
+            at the cost of their memory and time.
     """
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
@@ -283,7 +283,7 @@ class CausalLMHead(TrainedByOthers):
         return self.lm_head(hidden_states)
 
     def generate_batch(self, inputs, generation_config=None, *args, **kwargs):
-        """That of transformers (continuous batching), which would only put these errors into its results.
+        """Continuous batching of transformers, which would only put the following errors into its results.
 
         Raises:
             ValueError: if a context would be too long, an attention keeps more values than the cache of that method, or

@@ -107,7 +107,7 @@ AGGREGATIONS = {"mean": CumulativeMean, "convolution": CausalConvolution, "mixin
 
 
 class EmbeddingLoss(nn.Module):
-    """Disaffinity of the encoder output and the aggregated embeddings, in float32.
+    """Distance between the encoder output and the aggregated embeddings, in float32.
 
     With A the aggregate and Z = LN_out(encoder output), per token:
         mse:        mean over D of (A - Z)^2
@@ -135,7 +135,7 @@ class EmbeddingLoss(nn.Module):
         token_mask: torch.Tensor | None = None,  # (B, T), true where a token is real
         position_ids: torch.Tensor | None = None,  # (B, T), when documents do not all start at index 0
     ) -> torch.Tensor:
-        """Disaffinity per token, `(B, T)`, float32."""
+        """Distance per token, `(B, T)`, float32."""
         embeddings, encoder_states = embeddings.float(), encoder_states.float()
         if self.detach == "encoder":
             encoder_states = encoder_states.detach()

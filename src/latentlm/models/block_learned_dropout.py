@@ -22,13 +22,13 @@ ENTROPY_FLOOR = 1e-6
 
 
 class MaskAttention(Attention):
-    """The attention that decides masks: D in, one value per channel out. It knows no rotary positions."""
+    """The attention that computes masks: D in, one value per channel out. It has no rotary positions."""
 
     def __init__(self, config: Any, layer_idx: int):
         super().__init__(config, layer_idx, num_heads=config.num_mask_heads, num_key_value_groups=1, has_output=False)
 
     def forward(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """What is read, without the probabilities: they are none of the model's `attentions`."""
+        """The attention's output, without the probabilities, which do not belong to the model's `attentions`."""
         return super().forward(*args, **kwargs)[0], None
 
 
@@ -115,7 +115,7 @@ def make_learned_dropout(config, layer_idx: int) -> LearnedDropout | None:
 
 
 def make_shared_mask_attention(config, layer_idx: int) -> SharedMaskAttention | None:
-    """The attention on the input of a stack that decides the masks of all its layers, if the configuration asks for
+    """The attention on the input of a stack that computes the masks of all its layers, if the configuration asks for
     it."""
     shared = config.learned_dropout != "none" and config.learned_dropout_input == "embedding"
     return SharedMaskAttention(config, layer_idx) if shared else None
@@ -142,8 +142,8 @@ Part = tuple[int, torch.Tensor | None, torch.Tensor]
 
 
 def mean_mask_losses(config, parts: list[Part], count: torch.Tensor | int) -> dict[str, torch.Tensor]:
-    """The named losses of masks that lie at different places: sums of the penalties times what they count, a mean over
-    all modules, divided by `count`; none where nothing has masks."""
+    """The named losses of masks that belong to different positions: weighted sums of the penalties, averaged over all
+    modules and divided by `count`; none where nothing has masks."""
     totals, modules = [], 0
     for number, penalties, weights in parts:
         if penalties is not None:

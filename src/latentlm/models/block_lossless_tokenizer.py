@@ -1,4 +1,4 @@
-"""What the tokenizers share that lose nothing of any text: everything goes through its bytes."""
+"""What the lossless tokenizers share: every text goes through its bytes."""
 
 import json
 import re
@@ -23,10 +23,10 @@ T = TypeVar("T")
 
 
 class LosslessTokenizer(LosslessDecoding, PreTrainedTokenizer):
-    """A tokenizer of bytes, as Python; not one by itself.
+    """Base of the lossless tokenizers in Python; not a tokenizer by itself.
 
-    - Every `str` survives `decode(encode(text))`, lone surrogates included (encoded as three bytes each, Python's
-      "surrogatepass"); every byte string survives `decode_bytes(encode_bytes(data))`.
+    - `decode(encode(text))` restores every `str`, lone surrogates included (encoded as three bytes each, Python's
+      "surrogatepass"); `decode_bytes(encode_bytes(data))` restores every byte string.
     - `decode` shows bytes that are not valid UTF-8 as U+FFFD. Where a model writes an encoded surrogate, that text
       cannot be printed; `decode(ids, errors="replace")` always can.
     - Special tokens written out in a text (`"<eos>"`) become that token, as everywhere in transformers;
@@ -34,8 +34,8 @@ class LosslessTokenizer(LosslessDecoding, PreTrainedTokenizer):
     - Encodings know words and characters as those of fast tokenizers do (`word_ids()`, `char_to_token()`, …), and
       `return_offsets_mapping=True` gives each token's `(start, end)` in characters; the tokens that share a character
       all have its span.
-    - Words that are given apart (`is_split_into_words=True`) stay apart: a space goes between two of them unless there
-      is white space already. Offsets are then relative to each word, and do not cover that space.
+    - Pre-split words (`is_split_into_words=True`) stay separate: a space goes between two of them unless there is white
+      space already. Offsets are then relative to each word, and do not cover that space.
     - Ids beyond the vocabulary (of a model whose embedding is rounded up) decode to nothing.
 
     Args:

@@ -1,4 +1,4 @@
-"""Hashed n-gram embeddings (BLT, arXiv 2412.09871, section 3.2.1): what the last ids say, before any layer."""
+"""Hashed n-gram embeddings (BLT, arXiv 2412.09871, section 3.2.1): embeddings of the last ids, before any layer."""
 
 from typing import Any
 
@@ -116,7 +116,7 @@ def previous_ids(
 
 
 def count_ngram_parameters(model: nn.Module) -> int:
-    """Parameters of n-gram tables, which cost no arithmetic: what is left of all is the body."""
+    """Parameters of n-gram tables, which cost no arithmetic and are not part of the body."""
     # By name: a model loaded from the Hub has a class of its own.
     tables = [module for module in model.modules() if type(module).__name__ == NgramTable.__name__]
     return sum(parameter.numel() for table in tables for parameter in table.parameters())

@@ -59,7 +59,7 @@ class TransformerPreTrainedModel(TakesCache, PreTrainedModel):
 
 
 class TrainedByOthers(Base):
-    """Says what is left out when TRL replaces the forward; goes before the `PreTrainedModel`."""
+    """Warns which losses are left out when TRL replaces the forward; goes before the `PreTrainedModel`."""
 
     @property
     def further_losses(self) -> list[str]:

@@ -68,9 +68,9 @@ class VectorQuantizer(Float32Buffers):
         depth: stages.
         commitment: weight of the commitment in `loss`, whose other term, the codebook's, has no gradient here.
         decay: of the moving averages.
-        reset_after: an entry is replaced if the last `reset_after * K` vectors, and the last quarter of all, left it
-            unused; at once if none ever used it. Patience grows so that codes keep their meaning: entries are used
-            unequally, and one that is replaced because it is rare takes a part of what others stand for.
+        reset_after: an entry is replaced if neither the last `reset_after * K` vectors nor the last quarter of all used
+            it; at once if none ever used it. Patience grows so that codes keep their meaning: entries are used
+            unequally, and a rare one that is replaced takes over a part of what others stand for.
     """
 
     codebook: torch.Tensor
@@ -117,7 +117,7 @@ class VectorQuantizer(Float32Buffers):
     def forward(self, vectors: torch.Tensor, real: torch.Tensor, keys: torch.Tensor | None = None) -> Quantized:
         """Args:
         vectors: `(..., D)`.
-        real: `(...)`, bool; other rows take no part in anything.
+        real: `(...)`, bool; other rows are ignored.
         keys: `(...)`, int64, what tells vectors apart that are not alike ([`prefix_keys`]): recent ones are chosen by
             it. Without it their bits do, which may differ in the last place between divisions of a batch; then
             statistics are gathered only where there are gradients.
@@ -264,7 +264,7 @@ NO_VECTOR = torch.iinfo(torch.long).max
 
 
 class FSQQuantizer(nn.Module):
-    """Finite scalar quantization in place of a codebook; one stage, no loss, nothing to update."""
+    """Finite scalar quantization in place of a codebook: it has one stage, no loss and nothing to update."""
 
     depth = 1
 

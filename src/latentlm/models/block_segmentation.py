@@ -1,4 +1,4 @@
-"""Cutting sequences where a language model is surprised (Byte Latent Transformer, 2412.09871, section 2.3).
+"""Cutting sequences where the entropy of a language model jumps (Byte Latent Transformer, 2412.09871, section 2.3).
 
 Rows are aligned to the left. The entropy of symbol t, in nats, is that of the distribution that predicts it, so that a
 boundary is known before its symbol is: nothing here sees the future, other rows or padding.
@@ -24,7 +24,7 @@ class SegmentRule:
 
 
 def surprising(entropy: torch.Tensor, before: torch.Tensor, rule: SegmentRule) -> torch.Tensor:
-    """Whether symbols surprise, by the nats of each and of the one before it, of one shape."""
+    """Whether entropies open a segment, in nats: of each symbol and of the one before it, of one shape."""
     rises = entropy > before + rule.delta
     return rises if rule.threshold is None else rises | (entropy > rule.threshold)
 

@@ -115,8 +115,8 @@ class AbstractinatorConfig(LearnedDropoutConfig):
         top_head: `"categorical"`, or `"continuous"`: mean squared error to the next vector, which has no likelihood.
         reconstruction_loss_weight, vq_loss_weight, entropy_loss_weight, top_lm_loss_weight, lm_loss_weight: weights of
             the losses. [`AbstractinatorTrainer`] raises that of `lm_loss` over the first tenth of a run.
-        freeze_entropy, freeze_base: do not train the entropy models, or everything except the top model.
-        hidden_dropout, attention_dropout: dropout on what each block adds; on attention probabilities.
+        freeze_entropy, freeze_base: leave the entropy models, or all but the top model, as they are.
+        hidden_dropout, attention_dropout: on what each block adds; on probabilities.
 
     The defaults are the original's small configuration.
     """

@@ -109,7 +109,7 @@ class AbstractinatorModel(AbstractinatorPreTrainedModel):
         return level.input_embedding.table
 
     def freeze(self) -> None:
-        """Freeze what the configuration says: entropy models, or everything except the top model."""
+        """Leave alone what the configuration says: entropy models, or all but the top model."""
         frozen = [level.entropy_model for level in self.levels] if self.config.freeze_entropy else []
         for module in self.levels if self.config.freeze_base else frozen:
             module.requires_grad_(False)

@@ -289,7 +289,7 @@ def mean_of_text(values: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
 
 
 class EncodzallForMaskedDenoising(EncodzallPreTrainedModel, EncodzallRepairs, GenerationMixin):
-    """The encoders with both decoders: they read a masked or noisy text, and write the clean text and its words."""
+    """The encoders with both decoders: a masked or noisy text in, the clean text and its words out."""
 
     def __init__(self, config: EncodzallConfig):
         super().__init__(config)
@@ -519,11 +519,11 @@ class EncodzallForMaskedDenoising(EncodzallPreTrainedModel, EncodzallRepairs, Ge
     def fill_mask(
         self, texts: list[str], tokenizer: PreTrainedTokenizerBase, top_k: int = 5, num_beams: int = 20
     ) -> list[list[list[tuple[str, float]]]]:
-        """The words with which the word decoder fills masks (`"The <mask> s<vowel>t."`).
+        """What the word decoder makes of words with masks in them (`"The <mask> s<vowel>t."`).
 
         Returns:
-            for each text and each of its masked words in order, up to `top_k` words, best first, each with its
-            log-probability in nats, including the white space or the end after it. Characters that are not masked stay.
+            of each text, of each of its masked words in order, up to `top_k` words, best first, each with its
+            log-probability in nats, the white space or the end after it included. Characters that are not masked stay.
 
         Raises:
             ValueError: if the model has no word decoder.

@@ -1,4 +1,4 @@
-"""Phase 2 of EncodZall: noise as people, keyboards and scanners make it.
+"""Phase 2 of EncodZall: realistic noise, such as typing, spelling and OCR errors.
 
 The tables are `noise_tables.json` beside this file, or learned from pairs (`latentlm noise`).
 """

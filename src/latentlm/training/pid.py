@@ -1,4 +1,4 @@
-"""A PID loop that holds a loss at a set point by moving the strength of the noise."""
+"""A PID controller that keeps a loss at a set point by changing the strength of the noise."""
 
 import torch
 from accelerate.utils import reduce
@@ -15,14 +15,14 @@ class PIDCallback(TrainerCallback, ExportableState):
 
         p += clip(kp (e - e') + ki e + kd (e - 2 e' + e''), -max_change, max_change),  then p into [minimum, maximum]
 
-    where e' and e'' are the errors one and two steps before. p itself is the integral, so that nothing winds up while p
-    is at a limit, and it falls as fast as it rises. The state is part of every checkpoint.
+    where e' and e'' are the errors one and two steps before. p itself is the integral, so there is no integral wind-up
+    while p is at a limit, and it falls as fast as it rises. The state is part of every checkpoint.
 
     Args:
         strength: p at the start; p stays there without a set point.
-        set_point: of the loss, in nats; None switches the loop off.
-        minimum, maximum: limits of p, in [0, 1]. Without any noise there is no loss to look at, and with hardly any the
-            model never learns to repair, so that the loop would stay at its minimum: it must be above 0, and not small.
+        set_point: target of the loss, in nats; None switches the controller off.
+        minimum, maximum: limits of p, in [0, 1]. The minimum must be above 0, and not small: without noise there is no
+            loss to measure, and with hardly any the model never learns to repair, so that p would stay at its minimum.
         kp, ki, kd: gains, per nat.
         max_change: largest change of p in one step.
         smoothing: of the running mean, the weight of its past.

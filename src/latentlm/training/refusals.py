@@ -1,4 +1,4 @@
-"""What a trainer refuses: arguments that would have no effect, and divisions of the work that would change numbers."""
+"""What a trainer refuses: arguments that would have no effect, and kinds of parallelism that would change numbers."""
 
 from typing import TYPE_CHECKING, Any
 

@@ -1,4 +1,4 @@
-"""Training for so many minutes, with a learning rate that comes down in time."""
+"""Training for a limited time, with a learning rate that decays before the time is up."""
 
 import time
 

@@ -1,4 +1,4 @@
-"""Where a model stands, in a line that needs no knowledge of losses."""
+"""A model's bits per byte beside those of n-gram counts, in one line."""
 
 from typing import Any
 
@@ -6,8 +6,8 @@ from transformers import TrainerCallback
 
 
 class Yardstick(TrainerCallback):
-    """Says after each evaluation how many bits the model needs for a byte of the held-out text, and how many the counts
-    of n-grams of the same training text do.
+    """Prints after each evaluation the model's bits per byte of the held-out text, and those of n-gram counts of the
+    same training text.
 
     Args:
         bits_per_byte: of the counts.
