@@ -105,7 +105,8 @@ def test_every_recipe_loads(name):
     recipe = load_recipe(RECIPES[name])
     folder, file = name.split("/")
     assert recipe.model_type == model_type_of(folder)
-    assert getattr(recipe.data, "context_length", None) == recipe.max_position_embeddings
+    context, longest = getattr(recipe.data, "context_length", None), recipe.max_position_embeddings
+    assert context == longest or (folder == "encodzall-wikitext2" and context < longest)  # repairs longer texts, too
     suffix = file.removeprefix("recipe").removesuffix(".yaml")
     assert recipe.training.output_dir == f"runs/{folder}{suffix}"  # no two recipes share a run folder
 
