@@ -36,3 +36,8 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
         return os.path.relpath(inside, os.path.dirname(name) or ".") + (match[2] or "")
 
     return LINK.sub(lead, markdown)
+
+
+def on_page_content(html: str, page: Any, config: Any, files: Any) -> str:
+    """Docstrings name classes as those of transformers do, [`Name`]; the brackets are for its own builder."""
+    return re.sub(r"\[(<code>[^<]*</code>)\]", r"\1", html) if page.file.src_uri == "api.md" else html

@@ -119,6 +119,8 @@ def test_what_is_added_is_trained_once_by_the_rules_of_the_track(folders: dict[s
         data = runner.overrides(job)
         assert data["validation_dataset"].endswith("validation-b.jsonl") and data["num_train_epochs"] == 1
         assert "learning_rate" not in data  # the recipe's own
+        assert data["eval_strategy"] == "steps" and data["eval_steps"] > 1e5  # half B is scored at the end, and once
+        assert data["load_best_model_at_end"] is False
         write_record(make_record(job.entry.name, job.seed, 1.6), folders["records"])
 
     monkeypatch.setattr(run.Runner, "start", train)

@@ -89,6 +89,19 @@ def test_the_source_of_a_design_is_named(author: str, page: str):
     assert f"https://github.com/{author}" in citation and f"alias: {author.split('/')[0]}" in citation
 
 
+@pytest.mark.parametrize(
+    "page",
+    ["ar-encoder-decoder", "parallel-encoder-decoder", "learned-dropout", "decoder-only", "encodzall", "abstractinator",
+     "fsq-tokenizer"],
+)  # fmt: skip
+def test_the_page_of_a_design_is_whole(page: str):
+    """A picture, equations with shapes, a recipe, results, papers, and last the deviations."""
+    text = (REPOSITORY / "docs" / f"{page}.md").read_text(encoding="utf-8")
+    parts = ("](figures/", "```\n", "latentlm.train hub_configs/", "](results/", "\n## Papers\n")
+    assert [part for part in parts if part not in text] == [] and re.search(r"\([BR], \w+(, \w+)?\)", text)
+    assert re.findall(r"^## (\w+)", text, re.MULTILINE)[-1] == "Deviations"
+
+
 FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^\1```", re.MULTILINE | re.DOTALL)
 COMMAND = re.compile(r"^ {4}((?:python|bash|make|latentlm|accelerate launch) .*)", re.MULTILINE)
 PLACES = re.compile(r"(?:examples|eval|benchmarks|hub_configs|docs|tests)/[\w./-]+")

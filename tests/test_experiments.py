@@ -614,7 +614,8 @@ def test_every_figure_is_shown_by_a_page():
 
 def test_trackio_holds_the_curves_of_records(tmp_path):
     curve = {"loss": [[1, 2.5], [3, 1.5]], "learning_rate": [[3, 0.1]]}
-    record = make_record(seed=4, steps=3, curve=curve, metrics={"eval_loss": 1.25})
+    sections = {name: {"field": 1} for name in ("model", "data", "training")}
+    record = make_record(seed=4, steps=3, curve=curve, metrics={"eval_loss": 1.25}, configuration=sections)
     write_record(record, tmp_path / "records")
     script, environment = EXPERIMENTS / "to_trackio.py", os.environ | {"TRACKIO_DIR": str(tmp_path / "trackio")}
     command = [sys.executable, script, "page", "--records", tmp_path / "records"]

@@ -7,6 +7,8 @@ import pytest
 import yaml
 from conftest import REPOSITORY
 
+import latentlm
+
 DOCS = REPOSITORY / "docs"
 OUTSIDE = {"contributing.md", "changelog.md"}  # made from files of the repository by docs/site_hooks.py
 PAGES = sorted(
@@ -54,3 +56,8 @@ def test_links_and_anchors_lead_somewhere(path: Path):
         if not other.exists() or (anchor and anchor not in anchors(other)):
             broken.append(target + anchor)
     assert not broken
+
+
+def test_every_public_name_is_in_the_reference():
+    text = (DOCS / "api.md").read_text(encoding="utf-8")
+    assert [name for name in latentlm.__all__ if not re.search(rf"^::: .*\.{name}$", text, re.MULTILINE)] == []

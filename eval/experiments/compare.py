@@ -25,6 +25,13 @@ from latentlm.runs import RecipeError, load_recipe
 
 PAGE, TRACK = "compare", "track"
 MEASURES = ["operations", "generation"]
+# Half B is scored once, and chooses no checkpoint; a recipe that evaluates nothing is scored all the same.
+AT_THE_END = {
+    "eval_strategy": "steps",
+    "eval_steps": 1_000_000,
+    "eval_on_start": False,
+    "load_best_model_at_end": False,
+}
 
 
 def own_entry(recipe: Path, seeds: int) -> Entry:
@@ -32,7 +39,7 @@ def own_entry(recipe: Path, seeds: int) -> Entry:
     path = recipe / "recipe.yaml" if recipe.is_dir() else recipe
     stem = path.resolve().parent.name if path.stem == "recipe" else path.stem
     name = re.sub(r"[^a-z0-9.+_-]+", "-", stem.lower())
-    return Entry(f"own.{name}", stem, path.resolve(), seeds=list(range(seeds)), measures=MEASURES)
+    return Entry(f"own.{name}", stem, path.resolve(), overrides=AT_THE_END, seeds=list(range(seeds)), measures=MEASURES)
 
 
 def add(experiments: ExperimentList, names: list[str], seeds: int) -> tuple[ExperimentList, list[str]]:

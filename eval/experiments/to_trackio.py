@@ -51,8 +51,8 @@ def export(page: str, records: Path = RECORDS, project: str | None = None) -> st
         raise RecordError(f"the trackio project {project!r} is there already: give another --project, or delete it")
     for record in runs:
         name = record.file_name.removesuffix(".json")
-        quiet = {"embed": False, "auto_log_cpu": False, "auto_log_gpu": False}  # its own machine is not that of the run
-        trackio.init(project, name, config=record.configuration, **quiet)
+        # Its own machine is not that of the run.
+        trackio.init(project, name, config=record.configuration, embed=False, auto_log_cpu=False, auto_log_gpu=False)
         for step, values in by_step(record).items():
             trackio.log(values, step)
         trackio.finish()
