@@ -46,7 +46,7 @@ slider = gr.Slider(0, 10, repairer.config.denoise_threshold, label="threshold, n
 segments_output = gr.HighlightedText(label="segments, by the entropy of their first byte")
 parts = {
     "Abstractinator": (segments, box("The album was released in the United Kingdom in 2004 ."), segments_output),
-    "EncodZall": (repair, [box("He movd to Lodnon and left ofthe univrsity ."), slider], gr.Textbox(label="repaired")),
+    "EncodZall": (repair, [box("The brigde would be rebuilt nxet year ."), slider], gr.Textbox(label="repaired")),
     "FSQ tokenizer": (tokens, box("The river flows to the sea."), gr.HighlightedText(label="tokens, ids")),
 }
 tabs = [gr.Interface(*part, flagging_mode="never") for part in parts.values()]

@@ -14,7 +14,7 @@ import latentlm  # noqa: F401  (knows the models in hub_configs; those of the Hu
 name = sys.argv[1] if len(sys.argv) > 1 else "hub_configs/encodzall-wikitext2"
 if name.startswith(("runs/", "hub_configs/")) and not Path(name).is_dir():
     sys.exit(f"There is no {name}: name a model, or make this run as examples/README.md says.")
-texts = sys.argv[2:] or ["The alb<vowel>m was <any>el<any>ased <mask> 2004 .", "She was the first w<vowel>m<vowel>n to win ."]
+texts = sys.argv[2:] or ["The alb<vowel>m was <any>el<any>ased <mask> 2004 .", "The first w<vowel>m<vowel>n to win ."]
 tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=True)
 model = AutoModelForSeq2SeqLM.from_pretrained(name, trust_remote_code=True)
 for text, words in zip(texts, model.fill_mask(texts, tokenizer, top_k=3), strict=True):

@@ -211,7 +211,7 @@ def test_models_that_ship_are_pushed_with_their_code(mini_hub, tmp_path, run_wit
         for name in ("model.safetensors", "README.md"):
             assert (pushed / name).read_bytes() == (folder / name).read_bytes()
 
-    noisy = "He movd to Lodnon , where he becane a professor ."
+    noisy = "The brigde would be rebuilt nxet year ."
     model = AutoModelForCausalLM.from_pretrained(folders[0])
     ids = AutoTokenizer.from_pretrained(folders[0])(
         "The river", return_tensors="pt", add_special_tokens=False
@@ -219,7 +219,7 @@ def test_models_that_ship_are_pushed_with_their_code(mini_hub, tmp_path, run_wit
     expected = {"generated": model.generate(ids, max_new_tokens=12)}
     repairer = AutoModelForSeq2SeqLM.from_pretrained(folders[1])
     [repaired] = repairer.denoise([noisy])
-    assert "moved" in repaired and "became" in repaired
+    assert repaired == "The bridge would be rebuilt next year ."
     inputs = AutoTokenizer.from_pretrained(folders[1])([noisy], return_tensors="pt")
     with torch.no_grad():
         vectors = repairer.model(**inputs).text_embeds
