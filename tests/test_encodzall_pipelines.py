@@ -221,3 +221,25 @@ def test_the_usual_recipe_trains_on_the_first_id_of_each_word():
     wanted = torch.tensor([LABELS.index(tag) for _, tags in sentences for tag in tags])
     of_words = torch.cat((output.word_logits[0, :6], output.word_logits[1, :2]))  # "longwordthatiscut" is cut in two
     torch.testing.assert_close(output.loss, nn.functional.cross_entropy(of_words, wanted), **EQUAL)
+
+
+def test_labels_inside_of_a_word_do_not_contend_with_its_first():
+    """The course of transformers labels B-PER at the first id of a word, I-PER at the others; here a word has one."""
+    encoded = tokenizer(WORDS, is_split_into_words=True)
+    of_ids = [None if word is None else LABELS.index(TAGS[word]) for word in encoded.word_ids()]
+    previous, labels = None, []
+    for word, label in zip(encoded.word_ids(), of_ids, strict=True):
+        inside = word == previous and label is not None and LABELS[label] == "B-PER"
+        labels.append(-100 if label is None else LABELS.index("I-PER") if inside else label)
+        previous = word
+    wanted = [-100 if label is None else label for label in of_ids]
+    assert labels != wanted
+    model = encodzall_setup.build(model_class=EncodzallForTokenClassification, num_labels=len(LABELS))
+    for padded in (tokenizer, EncodzallTokenizer(padding_side="left")):
+        rows = [
+            {**encoded, "labels": labels},
+            {**tokenizer(["a"] * 30, is_split_into_words=True), "labels": [-100] * 60},
+        ]
+        output = model(**DataCollatorForTokenClassification(padded)(rows))
+        logits = model(**tokenizer(TEXT, return_tensors="pt")).logits[0]
+        torch.testing.assert_close(output.loss, nn.functional.cross_entropy(logits, torch.tensor(wanted)), **EQUAL)

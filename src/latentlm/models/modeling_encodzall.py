@@ -280,6 +280,15 @@ class EncodzallModel(EncodzallPreTrainedModel):
         return embeddings if self.embed_ngrams is None else embeddings + self.embed_ngrams(ids, offset)
 
 
+def first_in_words(which: torch.Tensor, word_ids: torch.Tensor, num_words: int) -> torch.Tensor:
+    """The position `(B, T)` of the first id in each id's word for which `which` `(B, T)` is true; T if there is none.
+    `word_ids` `(B, T)` are -1 for padding and below `num_words`."""
+    positions = torch.arange(word_ids.shape[1], device=word_ids.device).expand_as(word_ids)
+    word = word_ids.where(which & (word_ids >= 0), num_words)
+    first = torch.full_like(word_ids[:, :1], word_ids.shape[1]).expand(-1, num_words + 1)
+    return first.scatter_reduce(1, word, positions, "amin").gather(1, word_ids.clamp(min=0))
+
+
 def mean_of_text(values: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     """The mean over each text's words `(B, S, K)`, which count `(B, S)`: `(B, K)`."""
     return (values * weights.unsqueeze(-1)).sum(1) / weights.sum(1, keepdim=True)
@@ -528,10 +537,7 @@ class EncodzallForMaskedLM(EncodzallPreTrainedModel, EncodzallSpelling):
         clean = input_ids if labels is None else torch.where(labels == IGNORED, input_ids, labels)
         logits = spell(clean)
         while (masked := (clean >= min(MASKS)) & (clean <= max(MASKS)) & (words >= 0)).any():
-            first = words.new_full((len(words), num_words + 1), len(positions)).scatter_reduce(
-                1, words.where(masked, num_words), positions.expand_as(words), "amin"
-            )
-            is_first = masked & (positions == first.gather(1, words.clamp(min=0)))
+            is_first = masked & (positions == first_in_words(masked, words, num_words))
             clean = torch.where(is_first, logits[..., :NUM_BYTES].argmax(-1), clean)
             logits = spell(clean)
         loss = None
@@ -602,7 +608,7 @@ class EncodzallForTokenClassification(EncodzallPreTrainedModel):
         input_ids: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
         word_ids: torch.LongTensor | None = None,
-        labels: torch.LongTensor | None = None,  # (B, T) per id, or (B, S) per word; -100 is ignored
+        labels: torch.Tensor | None = None,  # (B, T) per id, or (B, S) per word; -100 is ignored
         num_items_in_batch: torch.Tensor | int | None = None,  # labels of all micro-batches and processes
         **kwargs,
     ) -> EncodzallTokenClassifierOutput:
@@ -624,6 +630,10 @@ class EncodzallForTokenClassification(EncodzallPreTrainedModel):
                     f"label of a word at its first id, -100 at the others), or {tuple(word_logits.shape[:2])}, one per "
                     "word."
                 )
+            if not of_words:  # a word has one label, that of its first id, also where those of its parts follow
+                labelled = labels != IGNORED
+                first = first_in_words(labelled, outputs.word_ids, word_logits.shape[1])
+                labels = labels.gather(1, first.clamp(max=labels.shape[1] - 1)).where(labelled, IGNORED)
             scored = word_logits if of_words else logits
             loss = self.loss_function(scored, labels, self.config, num_items_in_batch=num_items_in_batch)
         return EncodzallTokenClassifierOutput(
