@@ -29,6 +29,7 @@ from training_setup import Chunks, Rows, Texts
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
+    AutoModelForMaskedLM,
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
@@ -51,6 +52,7 @@ from latentlm import (
     DecoderOnlyModel,
     EncodzallConfig,
     EncodzallForMaskedDenoising,
+    EncodzallForMaskedLM,
     EncodzallForSequenceClassification,
     EncodzallForTokenClassification,
     EncodzallModel,
@@ -746,6 +748,7 @@ ARCHITECTURES = [
         tokenizer=EncodzallTokenizer,
         task="SEQ_2_SEQ_LM",
         further_heads={
+            AutoModelForMaskedLM: EncodzallForMaskedLM,
             AutoModelForSequenceClassification: EncodzallForSequenceClassification,
             AutoModelForTokenClassification: EncodzallForTokenClassification,
         },

@@ -3,10 +3,11 @@
 import pytest
 import torch
 from encodzall_setup import EQUAL, build, encode, tokenizer
-from transformers import AutoModel
+from transformers import AutoModel, pipeline
 
 from latentlm import (
     EncodzallForMaskedDenoising,
+    EncodzallForMaskedLM,
     EncodzallForSequenceClassification,
     EncodzallForTokenClassification,
 )
@@ -22,21 +23,30 @@ def saved(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("head", "pipeline"),
+    ("head", "task"),
     [
         (EncodzallForMaskedDenoising, "feature-extraction"),
+        (EncodzallForMaskedLM, "fill-mask"),
         (EncodzallForSequenceClassification, "text-classification"),
         (EncodzallForTokenClassification, "token-classification"),
     ],
 )
-def test_a_card_is_about_the_class_that_was_saved(head, pipeline, tmp_path):
+def test_a_card_is_about_the_class_that_was_saved(head, task, tmp_path):
     build(model_class=head).save_pretrained(tmp_path)
     (tmp_path / "trainer_state.json").write_text('{"log_history": []}')
     card = make_card(tmp_path, "me/mine", [], {})
     auto_class = head.__name__.replace("Encodzall", "AutoModel").replace("MaskedDenoising", "Seq2SeqLM")
     assert f"model = {auto_class}.from_pretrained" in card.text
+    assert ("SentenceTransformer(" in card.text) == (head is EncodzallForMaskedDenoising)
     data = card.data.to_dict()
-    assert data["pipeline_tag"] == pipeline and "sentence-transformers" in data["tags"] and "language" not in data
+    assert data["pipeline_tag"] == task and "sentence-transformers" in data["tags"] and "language" not in data
+
+
+@torch.no_grad()
+def test_the_pipeline_of_the_card_gives_the_vectors_of_the_words(saved):
+    vectors = pipeline("feature-extraction", str(saved), trust_remote_code=True)("A text, and")
+    expected = build().model(**encode(["A text, and"])).last_hidden_state
+    torch.testing.assert_close(torch.tensor(vectors), expected, **EQUAL)
 
 
 EMBED = """

@@ -22,6 +22,7 @@ from transformers import (
 import latentlm
 from latentlm import (
     EncodzallForMaskedDenoising,
+    EncodzallForMaskedLM,
     EncodzallForSequenceClassification,
     EncodzallForTokenClassification,
     FSQAutoencoderConfig,
@@ -70,6 +71,19 @@ def denoising_head() -> Head:
     return encodzall_setup.build(), rows, DataCollatorForSeq2Seq(tokenizer)
 
 
+def masking_head() -> Head:
+    """Every other byte masked."""
+    rows = []
+    for text in TEXTS:
+        encoded = tokenizer(text)
+        masked = [i % 2 and id_ < 256 for i, id_ in enumerate(encoded["input_ids"])]
+        pairs = [*zip(encoded["input_ids"], masked, strict=True)]
+        ids, labels = [263 if hide else id_ for id_, hide in pairs], [id_ if hide else -100 for id_, hide in pairs]
+        rows.append(dict(encoded) | {"input_ids": ids, "labels": labels})
+    model = encodzall_setup.build(model_class=EncodzallForMaskedLM)
+    return model, rows, DataCollatorForSeq2Seq(tokenizer)
+
+
 ENCODZALL = {
     "denoising": (EncodzallForMaskedDenoising, denoising_head),
     "classes": (EncodzallForSequenceClassification, lambda: text_head([0, 1, 2, 1, 0, 2, 1, 1], num_labels=3)),
@@ -78,6 +92,7 @@ ENCODZALL = {
         EncodzallForSequenceClassification,
         lambda: text_head([[row % 2, row % 3 > 1, 1.0] for row in range(8)], num_labels=3),
     ),
+    "masks": (EncodzallForMaskedLM, masking_head),
     "words": (EncodzallForTokenClassification, lambda: word_head(True)),
     "ids of words": (EncodzallForTokenClassification, lambda: word_head(False)),
 }

@@ -32,6 +32,7 @@ if not _answers_help():
     from .models.modeling_decoder_only import DecoderOnlyForCausalLM, DecoderOnlyModel
     from .models.modeling_encodzall import (
         EncodzallForMaskedDenoising,
+        EncodzallForMaskedLM,
         EncodzallForSequenceClassification,
         EncodzallForTokenClassification,
         EncodzallModel,
@@ -61,6 +62,7 @@ __all__ = [
     "DecoderOnlyModel",
     "EncodzallConfig",
     "EncodzallForMaskedDenoising",
+    "EncodzallForMaskedLM",
     "EncodzallForSequenceClassification",
     "EncodzallForTokenClassification",
     "EncodzallModel",

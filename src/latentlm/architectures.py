@@ -129,6 +129,7 @@ _ROWS = (
         heads={
             "AutoModel": "latentlm.models.modeling_encodzall:EncodzallModel",
             "AutoModelForSeq2SeqLM": "latentlm.models.modeling_encodzall:EncodzallForMaskedDenoising",
+            "AutoModelForMaskedLM": "latentlm.models.modeling_encodzall:EncodzallForMaskedLM",
             "AutoModelForSequenceClassification": (
                 "latentlm.models.modeling_encodzall:EncodzallForSequenceClassification"
             ),

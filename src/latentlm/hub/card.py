@@ -33,6 +33,7 @@ MARKER = "<!-- Written by latentlm, anew at each push. Delete this line to keep 
 # The pipeline of transformers that a model is for, by its Auto class.
 PIPELINES = {
     "AutoModelForCausalLM": "text-generation",
+    "AutoModelForMaskedLM": "fill-mask",
     "AutoModelForSequenceClassification": "text-classification",
     "AutoModelForTokenClassification": "token-classification",
 }
@@ -102,6 +103,7 @@ def make_card(folder: Path, repo_id: str, tags: list[str], fields: dict[str, Any
         context=context,
         new_tokens=min(64, context // 2) if context else 64,
         auto_class=auto_class,
+        embeds_texts=embeds_texts and auto_class == "AutoModelForSeq2SeqLM",
         steps=max((entry["step"] for entry in metrics), default=0),
         training_time=timedelta(
             seconds=round(next((e["training_seconds"] for e in reversed(metrics) if "loss" in e), 0))

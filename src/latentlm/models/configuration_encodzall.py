@@ -131,6 +131,7 @@ class EncodzallConfig(LearnedDropoutConfig, NgramEmbeddingConfig):
             "AutoConfig": "configuration_encodzall.EncodzallConfig",
             "AutoModel": "modeling_encodzall.EncodzallModel",
             "AutoModelForSeq2SeqLM": "modeling_encodzall.EncodzallForMaskedDenoising",
+            "AutoModelForMaskedLM": "modeling_encodzall.EncodzallForMaskedLM",
             "AutoModelForSequenceClassification": "modeling_encodzall.EncodzallForSequenceClassification",
             "AutoModelForTokenClassification": "modeling_encodzall.EncodzallForTokenClassification",
         }
@@ -145,7 +146,7 @@ class EncodzallConfig(LearnedDropoutConfig, NgramEmbeddingConfig):
         """What `pipeline(task, folder, trust_remote_code=True)` runs. Made anew: `pipeline` puts classes into it."""
         kinds = {
             "token-classification": ("WordTaggingPipeline", "AutoModelForTokenClassification"),
-            "fill-mask": ("WordFillingPipeline", "AutoModelForSeq2SeqLM"),
+            "fill-mask": ("WordFillingPipeline", "AutoModelForMaskedLM"),
         }
         return {
             task: {"impl": f"encodzall_pipelines.{name}", "pt": [auto_class], "type": "text"}

@@ -13,8 +13,7 @@ from torch import nn
 from torch.utils._pytree import tree_map
 from transformers import GenerationMixin
 from transformers.cache_utils import Cache
-from transformers.modeling_outputs import SequenceClassifierOutput
-from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+from transformers.modeling_outputs import MaskedLMOutput, SequenceClassifierOutput
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.import_utils import is_tracing
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
@@ -45,11 +44,12 @@ from .encodzall_base import (
 from .encodzall_contrastive import ranking_loss
 from .encodzall_decoder import EncodzallDecoder
 from .encodzall_embedding import make_text_embedding
-from .encodzall_masking import MASKS, WordPattern, search_words
+from .encodzall_masking import MASKS, WORD_MASK
 from .encodzall_packing import IGNORED, Packing, Spelling, pack_spelling
 from .encodzall_pipelines import WordFillingPipeline, WordTaggingPipeline
 from .encodzall_repair import EncodzallRepairs
-from .encodzall_words import BOS, EOS, PAD, WHITE_SPACE, text_ids
+from .encodzall_spelling import EncodzallSpelling
+from .encodzall_words import NUM_BYTES, PAD, text_ids
 
 # What a checkpoint of the whole model has besides the encoders, which load without a warning.
 NO_ENCODER = [r"^decoder\.", r"^word_decoder\.", r"^lm_head\.", r"^gate\."]
@@ -283,12 +283,21 @@ class EncodzallModel(EncodzallPreTrainedModel):
         return embeddings if self.embed_ngrams is None else embeddings + self.embed_ngrams(ids, offset)
 
 
+def first_in_words(which: torch.Tensor, word_ids: torch.Tensor, num_words: int) -> torch.Tensor:
+    """The position `(B, T)` of the first id in each id's word for which `which` `(B, T)` is true; T if there is none.
+    `word_ids` `(B, T)` are -1 for padding and below `num_words`."""
+    positions = torch.arange(word_ids.shape[1], device=word_ids.device).expand_as(word_ids)
+    word = word_ids.where(which & (word_ids >= 0), num_words)
+    first = torch.full_like(word_ids[:, :1], word_ids.shape[1]).expand(-1, num_words + 1)
+    return first.scatter_reduce(1, word, positions, "amin").gather(1, word_ids.clamp(min=0))
+
+
 def mean_of_text(values: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     """The mean over each text's words `(B, S, K)`, which count `(B, S)`: `(B, K)`."""
     return (values * weights.unsqueeze(-1)).sum(1) / weights.sum(1, keepdim=True)
 
 
-class EncodzallForMaskedDenoising(EncodzallPreTrainedModel, EncodzallRepairs, GenerationMixin):
+class EncodzallForMaskedDenoising(EncodzallPreTrainedModel, EncodzallSpelling, EncodzallRepairs, GenerationMixin):
     """The encoders with both decoders: a masked or noisy text in, the clean text and its words out."""
 
     def __init__(self, config: EncodzallConfig):
@@ -476,78 +485,79 @@ class EncodzallForMaskedDenoising(EncodzallPreTrainedModel, EncodzallRepairs, Ge
             values = values * (1 - (-values).exp()) ** self.config.word_loss_gamma
         return (values * spelling["weight"][0]).sum() / count, logits, penalties
 
-    def spell(
-        self, memory: torch.Tensor, ids: torch.Tensor, spelling: Spelling
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        """Logits `(N, V)` and targets `(N,)` of spelling the words of ids `(B, T)`, each from its vector in the memory
-        `(B, S, D)` alone; and what LearnedDropout's masks cost there `(N, K)`, if there are any."""
-        config = self.config
-        targets = take(ids, spelling["target"], EOS)  # (R, L)
-        before = nn.functional.pad(targets[:, :-1], (1, 0))
-        inputs = self.model.embed_in_words(torch.where(spelling["offset"] == 0, BOS, before), spelling["offset"])
-        decoder = self.word_decoder if config.word_decoder == "own" else self.decoder
-        hidden, penalties = decoder.spell(inputs, take(memory, spelling["word"]), spelling["word"], spelling["offset"])
-        if penalties is not None:
-            penalties = take(penalties, spelling["slot"])[0]
-        logits = self.lm_head(take(hidden, spelling["slot"])[0])
-        return logits, take(targets, spelling["slot"])[0], penalties
 
-    def spell_words(
-        self, words: torch.Tensor, spelled: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Logits `(N, V)` and targets `(N,)` of spelling words, each from its vector alone, and whose they are `(N,)`.
+class EncodzallForMaskedLM(EncodzallPreTrainedModel, EncodzallSpelling):
+    """The encoders with the word decoder, for texts with masked characters. Logits `(B, T, V)` are those of each id,
+    given the vector of its word and the bytes before it in there: of `labels` where they have them, of the text
+    elsewhere, and where that has masks the likeliest, one after the other."""
 
-        Args:
-            words: `(W, D)`, of the memory.
-            spelled: `(W, L)`, ids of their bytes, -1 after the last; the end of a text is an empty word.
+    _keys_to_ignore_on_load_unexpected = [r"^decoder\.", r"^gate\."]  # of the checkpoint of a denoising model
+
+    def __init__(self, config: EncodzallConfig):
+        super().__init__(config)
+        self.refuse_no_word_decoder()
+        self.model = EncodzallModel(config)
+        if config.word_decoder == "own":
+            self.word_decoder = EncodzallDecoder(config, one_word=True)
+        else:
+            self.decoder = EncodzallDecoder(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+        self.train()
+
+    def train(self, mode: bool = True) -> "EncodzallForMaskedLM":
+        """As everywhere. What spelling does not use of a shared decoder is frozen, as in the denoising model."""
+        if self.config.word_decoder == "shared":
+            self.decoder.freeze_queries()
+        return super().train(mode)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,  # (B, T), with masks of characters
+        attention_mask: torch.Tensor | None = None,
+        word_ids: torch.LongTensor | None = None,
+        labels: torch.LongTensor | None = None,  # (B, T), the clean byte of an id; -100 is ignored
+        num_items_in_batch: torch.Tensor | int | None = None,  # labels of all micro-batches and processes
+        **kwargs,
+    ) -> MaskedLMOutput:
         """
-        ids = nn.functional.pad(spelled.cpu(), (0, 1), value=EOS)
-        spelling = pack_spelling(ids, torch.where(ids < 0, -1, 0), 1, self.config.packed_row_length)
-        ids, spelling = tree_map(lambda tensor: tensor.to(words.device), (ids, spelling))
-        logits, targets, _ = self.spell(words.unsqueeze(1), ids, spelling)
-        return logits, targets, take(spelling["word"], spelling["slot"])[0]
-
-    @torch.no_grad()
-    def word_log_probabilities(self, words: torch.Tensor, spelled: torch.Tensor) -> torch.Tensor:
-        """Log-probability in nats `(W,)`, float32, that the word decoder spells `spelled` `(W, L)` (-1 after the last
-        byte) from the vectors `words` `(W, D)`; the end included."""
-        logits, targets, word = self.spell_words(words, spelled)
-        values = -nn.functional.cross_entropy(logits.float(), targets, reduction="none")
-        return values.new_zeros(len(words)).index_add(0, word, values)
-
-    @torch.no_grad()
-    def fill_mask(
-        self, texts: list[str], tokenizer: PreTrainedTokenizerBase, top_k: int = 5, num_beams: int = 20
-    ) -> list[list[list[tuple[str, float]]]]:
-        """What the word decoder makes of words with masks in them (`"The <mask> s<vowel>t."`).
-
-        Returns:
-            of each text, of each of its masked words in order, up to `top_k` words, best first, each with its
-            log-probability in nats, the white space or the end after it included. Characters that are not masked stay.
-
         Raises:
-            ValueError: if the model has no word decoder.
+            ValueError: if a whole word is masked, which has no one id, or if there are embeddings in place of ids.
         """
-        if self.config.word_decoder == "none":
-            raise ValueError("`word_decoder` is 'none': this model fills no masks; it was trained to repair noise.")
-        inputs = tokenizer(texts, padding=True, return_tensors="pt").to(self.device)
-        memory = self.model(**inputs).last_hidden_state
-        filled: list[list[list[tuple[str, float]]]] = [[] for _ in texts]
-        for row, (ids, word_ids) in enumerate(zip(inputs["input_ids"], inputs["word_ids"], strict=True)):
-            for word in word_ids[(ids >= min(MASKS)) & (ids <= max(MASKS))].unique().tolist():
-                closing, spelled = EOS, ids[word_ids == word].tolist()
-                while spelled[-1] in WHITE_SPACE:
-                    *spelled, closing = spelled
+        refuse_embeddings(kwargs, NO_EMBEDDINGS)
+        assert input_ids is not None
+        if (input_ids == WORD_MASK).any():
+            raise ValueError(
+                "`input_ids` have `<mask>`, which stands for a whole word, so that no id can stand there: `fill_mask` "
+                'and `pipeline("fill-mask", folder, trust_remote_code=True)` fill it. For single characters write '
+                '`<any>`; tools of transformers do after `tokenizer.mask_token = "<any>"`.'
+            )
+        packing = self.pack(input_ids, attention_mask, word_ids).get("packing")
+        outputs = self.model(input_ids, packing=packing, **kwargs)
+        words, positions = outputs.word_ids, torch.arange(input_ids.shape[1], device=input_ids.device)
+        spelled = words.cpu()
+        num_words = outputs.word_mask.shape[1]
+        spelling = pack_spelling(torch.zeros_like(spelled), spelled, num_words, self.config.packed_row_length)
+        spelling = tree_map(lambda tensor: tensor.to(words.device), spelling)
+        place = take(spelling["target"], spelling["slot"])[0]  # of each logit in the flattened ids; B * T for an end
 
-                def score(beginnings: list[bytes], vector: torch.Tensor = memory[row, word]) -> list[list[float]]:
-                    tried = torch.tensor([[*beginning] for beginning in beginnings]).long()  # all as long
-                    logits, _, _ = self.spell_words(vector.expand(len(tried), -1), tried)
-                    return logits.unflatten(0, (len(tried), -1))[:, -1].float().log_softmax(-1).tolist()
+        def spell(clean: torch.Tensor) -> torch.Tensor:
+            logits, _, _ = self.spell(outputs.last_hidden_state, clean, spelling)
+            of_ids = logits.new_zeros(clean.numel() + 1, logits.shape[1]).index_copy(0, place, logits)
+            return of_ids[:-1].unflatten(0, clean.shape)
 
-                limit = 2 * self.config.max_word_bytes
-                words = search_words(WordPattern(spelled), closing, score, top_k, num_beams, limit)
-                filled[row].append([(str(tokenizer.decode([*data])), total) for data, total in words])
-        return filled
+        clean = input_ids if labels is None else torch.where(labels == IGNORED, input_ids, labels)
+        logits = spell(clean)
+        while (masked := (clean >= min(MASKS)) & (clean <= max(MASKS)) & (words >= 0)).any():
+            is_first = masked & (positions == first_in_words(masked, words, num_words))
+            clean = torch.where(is_first, logits[..., :NUM_BYTES].argmax(-1), clean)
+            logits = spell(clean)
+        loss = None
+        if labels is not None:
+            sizes = {"vocab_size": self.config.vocab_size, "num_items_in_batch": num_items_in_batch}
+            loss = self.loss_function(logits, labels, **sizes)
+        return MaskedLMOutput(loss, logits, outputs.hidden_states, outputs.attentions)
 
 
 class ClassificationHead(nn.Module):
@@ -615,7 +625,7 @@ class EncodzallForTokenClassification(EncodzallPreTrainedModel):
         input_ids: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
         word_ids: torch.LongTensor | None = None,
-        labels: torch.LongTensor | None = None,  # (B, T) per id, or (B, S) per word; -100 is ignored
+        labels: torch.Tensor | None = None,  # (B, T) per id, or (B, S) per word; -100 is ignored
         num_items_in_batch: torch.Tensor | int | None = None,  # labels of all micro-batches and processes
         **kwargs,
     ) -> EncodzallTokenClassifierOutput:
@@ -637,6 +647,10 @@ class EncodzallForTokenClassification(EncodzallPreTrainedModel):
                     f"label of a word at its first id, -100 at the others), or {tuple(word_logits.shape[:2])}, one per "
                     "word."
                 )
+            if not of_words:  # a word has one label, that of its first id, also where those of its parts follow
+                labelled = labels != IGNORED
+                first = first_in_words(labelled, outputs.word_ids, word_logits.shape[1])
+                labels = labels.gather(1, first.clamp(max=labels.shape[1] - 1)).where(labelled, IGNORED)
             scored = word_logits if of_words else logits
             loss = self.loss_function(scored, labels, self.config, num_items_in_batch=num_items_in_batch)
         return EncodzallTokenClassifierOutput(
@@ -646,6 +660,7 @@ class EncodzallForTokenClassification(EncodzallPreTrainedModel):
 
 __all__ = [
     "EncodzallForMaskedDenoising",
+    "EncodzallForMaskedLM",
     "EncodzallForSequenceClassification",
     "EncodzallForTokenClassification",
     "EncodzallModel",

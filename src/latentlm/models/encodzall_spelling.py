@@ -1,0 +1,101 @@
+"""Spelling of EncodZall: the word decoder gives the bytes of words, each from its vector alone."""
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._pytree import tree_map
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+
+from .block_ragged import take
+from .configuration_encodzall import EncodzallConfig
+from .encodzall_masking import MASKS, WordPattern, search_words
+from .encodzall_packing import Spelling, pack_spelling
+from .encodzall_words import BOS, EOS, WHITE_SPACE
+
+
+class EncodzallSpelling:
+    """Goes among the bases of models that have encoders, a word decoder and an output layer."""
+
+    config: EncodzallConfig
+    device: Any
+    model: Any
+    decoder: Any
+    word_decoder: Any
+    lm_head: Any
+
+    def refuse_no_word_decoder(self) -> None:
+        if self.config.word_decoder == "none":
+            raise ValueError("`word_decoder` is 'none': this model fills no masks; it was trained to repair noise.")
+
+    def spell(
+        self, memory: torch.Tensor, ids: torch.Tensor, spelling: Spelling
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """Logits `(N, V)` and targets `(N,)` of spelling the words of ids `(B, T)`, each from its vector in the memory
+        `(B, S, D)` alone; and what LearnedDropout's masks cost there `(N, K)`, if there are any."""
+        config = self.config
+        targets = take(ids, spelling["target"], EOS)  # (R, L)
+        before = nn.functional.pad(targets[:, :-1], (1, 0))
+        inputs = self.model.embed_in_words(torch.where(spelling["offset"] == 0, BOS, before), spelling["offset"])
+        decoder = self.word_decoder if config.word_decoder == "own" else self.decoder
+        hidden, penalties = decoder.spell(inputs, take(memory, spelling["word"]), spelling["word"], spelling["offset"])
+        if penalties is not None:
+            penalties = take(penalties, spelling["slot"])[0]
+        logits = self.lm_head(take(hidden, spelling["slot"])[0])
+        return logits, take(targets, spelling["slot"])[0], penalties
+
+    def spell_words(
+        self, words: torch.Tensor, spelled: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Logits `(N, V)` and targets `(N,)` of spelling words, each from its vector alone, and whose they are `(N,)`.
+
+        Args:
+            words: `(W, D)`, of the memory.
+            spelled: `(W, L)`, ids of their bytes, -1 after the last; the end of a text is an empty word.
+        """
+        ids = nn.functional.pad(spelled.cpu(), (0, 1), value=EOS)
+        spelling = pack_spelling(ids, torch.where(ids < 0, -1, 0), 1, self.config.packed_row_length)
+        ids, spelling = tree_map(lambda tensor: tensor.to(words.device), (ids, spelling))
+        logits, targets, _ = self.spell(words.unsqueeze(1), ids, spelling)
+        return logits, targets, take(spelling["word"], spelling["slot"])[0]
+
+    @torch.no_grad()
+    def word_log_probabilities(self, words: torch.Tensor, spelled: torch.Tensor) -> torch.Tensor:
+        """Log-probability in nats `(W,)`, float32, that the word decoder spells `spelled` `(W, L)` (-1 after the last
+        byte) from the vectors `words` `(W, D)`; the end included."""
+        logits, targets, word = self.spell_words(words, spelled)
+        values = -nn.functional.cross_entropy(logits.float(), targets, reduction="none")
+        return values.new_zeros(len(words)).index_add(0, word, values)
+
+    @torch.no_grad()
+    def fill_mask(
+        self, texts: list[str], tokenizer: PreTrainedTokenizerBase, top_k: int = 5, num_beams: int = 20
+    ) -> list[list[list[tuple[str, float]]]]:
+        """What the word decoder makes of words with masks in them (`"The <mask> s<vowel>t."`).
+
+        Returns:
+            of each text, of each of its masked words in order, up to `top_k` words, best first, each with its
+            log-probability in nats, the white space or the end after it included. Characters that are not masked stay.
+
+        Raises:
+            ValueError: if the model has no word decoder.
+        """
+        self.refuse_no_word_decoder()
+        inputs = tokenizer(texts, padding=True, return_tensors="pt").to(self.device)
+        memory = self.model(**inputs).last_hidden_state
+        filled: list[list[list[tuple[str, float]]]] = [[] for _ in texts]
+        for row, (ids, word_ids) in enumerate(zip(inputs["input_ids"], inputs["word_ids"], strict=True)):
+            for word in word_ids[(ids >= min(MASKS)) & (ids <= max(MASKS))].unique().tolist():
+                closing, spelled = EOS, ids[word_ids == word].tolist()
+                while spelled[-1] in WHITE_SPACE:
+                    *spelled, closing = spelled
+
+                def score(beginnings: list[bytes], vector: torch.Tensor = memory[row, word]) -> list[list[float]]:
+                    tried = torch.tensor([[*beginning] for beginning in beginnings]).long()  # all as long
+                    logits, _, _ = self.spell_words(vector.expand(len(tried), -1), tried)
+                    return logits.unflatten(0, (len(tried), -1))[:, -1].float().log_softmax(-1).tolist()
+
+                limit = 2 * self.config.max_word_bytes
+                words = search_words(WordPattern(spelled), closing, score, top_k, num_beams, limit)
+                filled[row].append([(str(tokenizer.decode([*data])), total) for data, total in words])
+        return filled
