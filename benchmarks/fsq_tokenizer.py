@@ -106,7 +106,7 @@ def table(options: argparse.Namespace) -> None:
     lines = options.held_out.read_text(encoding="utf-8").splitlines(keepends=True)
     size = sum(len(line.encode()) for line in lines)
     sides = encoders(options)
-    seconds = median_seconds({name: lambda f=f: f(lines) for name, f in sides.items()}, options.repeats)
+    seconds = lowest_cpu_seconds({name: lambda f=f: f(lines) for name, f in sides.items()}, options.repeats)
     peer = seconds["word-level (tokenizers)"]
     print("\n| tokenizer | MB/s | time / word-level's | bytes per token |\n|---|--:|--:|--:|")
     for name, encode in sides.items():
@@ -132,7 +132,7 @@ def network(options: argparse.Namespace) -> None:
         "decode 256 tokens, half-size decoder": lambda: half.decode(codes[some]),
     }
     torch.set_num_threads(1)
-    seconds = median_seconds(sides, options.repeats * 20, warmup=5)
+    seconds = lowest_cpu_seconds(sides, options.repeats * 20)
     print("\n| network | ms per chunk | target |\n|---|--:|--:|")
     aims = ("≤ 0.35", "≤ 0.4", "≤ 0.05", "≤ 0.05", "", "")
     for (name, value), target in zip(seconds.items(), aims, strict=True):

@@ -230,6 +230,12 @@ def test_encode_and_decode_are_the_two_halves_of_forward(model):
         assert length == 8 or symbols[row, length] == 256
 
 
+def test_many_codes_go_through_one_map(model):
+    for count in (1, 40):
+        values = model.fsq.values(model.fsq.digits(torch.arange(count)))
+        torch.testing.assert_close(model._expand(values), model.decoder.expand(model.from_code(values)))
+
+
 def test_new_weights_give_many_codes():
     """Without the LayerNorm or with a small projection they would collapse to one."""
     torch.manual_seed(0)

@@ -1,6 +1,7 @@
 """The language model on codes: embeddings, heads and losses against loops; what is frozen; the table of a tokenizer."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -403,6 +404,44 @@ def test_ids_beyond_the_tokenizer_have_neither_code_nor_spelling():
     embedding = case_model().embedding
     embedding.set_table(torch.arange(10), torch.ones(10, 4, dtype=torch.uint8), torch.ones(10, dtype=torch.long))
     assert (embedding.codes[10:] == -1).all() and not embedding.lengths[10:].any()
+
+
+def tokenizer_of(model: FSQForCausalLM, **changes) -> SimpleNamespace:
+    """What a model asks a tokenizer for, by default its own."""
+    embedding = model.embedding
+    fields = {
+        "levels": list(embedding.fsq.levels),
+        "autoencoder_config": model.config.autoencoder,
+        "autoencoder": embedding.autoencoder,
+        "codes": embedding.codes.clone(),
+        "piece_table": lambda: (embedding.chunks.clone(), embedding.lengths.clone()),
+    }
+    return SimpleNamespace(**fields | changes)
+
+
+def test_a_model_takes_its_own_tokenizer_with_other_codes_alone():
+    model = decoder_model()
+    chunks, lengths, codes = (getattr(model.embedding, name).clone() for name in ("chunks", "lengths", "codes"))
+    new = codes.clone()
+    new[[0, 1]] = new[[1, 0]]  # as joint training rebuilds a table
+    model.load_tokenizer(tokenizer_of(model, codes=new))
+    assert torch.equal(model.embedding.codes, new)
+    fresh = Case(ROW, "default").model()
+    fresh.load_tokenizer(tokenizer_of(model))
+    assert torch.equal(fresh.embedding.chunks, chunks)
+    swapped = chunks.clone()
+    swapped[[0, 1]] = swapped[[1, 0]]
+    wider = AUTOENCODER | {"hidden_size": 32}
+    for changes, message in (
+        ({"levels": [8, 8, 6], "autoencoder_config": None}, r"`levels` \[8, 8, 6\], that of the model \[8, 8, 5\]"),
+        ({"autoencoder_config": wider}, "`hidden_size` 32, that of the model 16"),
+        ({"piece_table": lambda: (swapped, lengths)}, "2 of 64 ids of the model are other pieces"),
+        ({"piece_table": lambda: (chunks[:50], lengths[:50])}, "10 of 64 ids"),
+        ({"piece_table": lambda: (chunks.repeat(2, 1), lengths.repeat(2))}, "128 tokens, the model only 64"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            model.load_tokenizer(tokenizer_of(model, **changes))
+    assert torch.equal(model.embedding.chunks, chunks) and torch.equal(model.embedding.codes, new)
 
 
 def test_the_table_is_a_part_of_the_checkpoint(tmp_path):

@@ -16,4 +16,6 @@ def code_fields(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
         raise ValueError(
             "it has no codes, and this model needs an FSQ tokenizer (latentlm tokenizer build); or train another."
         )
-    return {"autoencoder": getattr(tokenizer, "autoencoder_config", None), "num_special_tokens": int((codes < 0).sum())}
+    # Without a network the levels alone say what a code is.
+    autoencoder = getattr(tokenizer, "autoencoder_config", None) or {"levels": getattr(tokenizer, "levels", None)}
+    return {"autoencoder": autoencoder, "num_special_tokens": int((codes < 0).sum())}

@@ -18,8 +18,8 @@ from .block_layers import is_plain
 from .block_masks import Mask
 from .block_outputs import CausalLMOutput
 from .configuration_decoder_only import DecoderOnlyConfig
-from .configuration_fsq import FSQConfig
-from .configuration_fsq_autoencoder import END_CLASS
+from .configuration_fsq import FSQConfig, own_fields
+from .configuration_fsq_autoencoder import END_CLASS, FSQAutoencoderConfig
 from .modeling_decoder_only import DecoderOnlyModel, DecoderOnlyPreTrainedModel
 from .modeling_fsq_autoencoder import FSQAutoencoderModel
 
@@ -131,6 +131,25 @@ class CodeEmbedding(nn.Module):
         self.lengths.zero_()
         for buffer, values in ((self.codes, codes), (self.chunks, chunks), (self.lengths, lengths)):
             buffer[: len(values)] = values.to(buffer)
+
+    def check_spellings(self, chunks: torch.Tensor, lengths: torch.Tensor) -> None:
+        """Raise ValueError if there are more tokens than rows, or if a table was taken in before in which ids had other
+        bytes than these."""
+        size = len(self.lengths)
+        if len(lengths) > size:
+            raise ValueError(f"the tokenizer has {len(lengths):,} tokens, the model only {size:,} rows")
+        if all(
+            torch.equal(getattr(self, name), new) for name, new in self.default_table(size, self.codes.device).items()
+        ):
+            return
+        others = (self.chunks[: len(lengths)] != chunks.to(self.chunks)).any(1)
+        others |= self.lengths[: len(lengths)] != lengths.to(self.lengths)
+        count = int(others.sum()) + int((self.lengths[len(lengths) :] > 0).sum())
+        if count:
+            raise ValueError(
+                f"{count:,} of {size:,} ids of the model are other pieces in this tokenizer: take the one that it had, "
+                "or start the rows anew, from spellings that are alike"
+            )
 
     def resize_table(self, size: int) -> None:
         """Follow a change of the vocabulary's size: tokens that are added have neither code nor text."""
@@ -448,11 +467,31 @@ class FSQModel(FSQPreTrainedModel, DecoderOnlyModel):
 
     @torch.no_grad()
     def load_tokenizer(self, tokenizer: Any) -> None:
-        """Take codes and bytes, and, where the model holds the autoencoder, its weights from an `FSQTokenizer`."""
+        """Take codes and bytes, and, where the model holds the autoencoder, its weights from an `FSQTokenizer`.
+
+        Raises:
+            ValueError: if its codes or its network are not of this configuration; or if the model has the table of a
+                tokenizer already, and that had other pieces: rows and heads are those of their ids.
+        """
         chunks, lengths = (torch.as_tensor(part) for part in tokenizer.piece_table())
+        self.check_network(tokenizer)
+        self.code_embedding.check_spellings(chunks, lengths)
         self.code_embedding.set_table(torch.as_tensor(tokenizer.codes), chunks, lengths)
         if self.config.has_autoencoder:
             self.code_embedding.network.load_state_dict(tokenizer.autoencoder.state_dict())
+
+    def check_network(self, tokenizer: Any) -> None:
+        """Raise ValueError if codes, or the network where the model holds it, are not those of the configuration."""
+        own, fields = {"levels": list(self.code_embedding.fsq.levels)}, {"levels": list(tokenizer.levels)}
+        if self.config.has_autoencoder and tokenizer.autoencoder_config is not None:
+            own |= self.config.autoencoder or {}
+            fields |= own_fields(FSQAutoencoderConfig(**tokenizer.autoencoder_config))
+        for name, value in fields.items():
+            if own[name] != value:
+                raise ValueError(
+                    f"the tokenizer's autoencoder has `{name}` {value}, that of the model {own[name]}: give the "
+                    "configuration the tokenizer's `autoencoder_config`, or take the tokenizer that the model had"
+                )
 
 
 class FSQForCausalLM(CausalLMHead, FSQPreTrainedModel, GenerationMixin):

@@ -150,7 +150,11 @@ class VectorDecoder(nn.Module):
         self.to_bytes.is_output = True  # pyright: ignore[reportArgumentType]
 
     def forward(self, vectors: torch.Tensor) -> torch.Tensor:
-        hidden = self.activation(self.expand(vectors))
+        return self.spell(self.expand(vectors))
+
+    def spell(self, expanded: torch.Tensor) -> torch.Tensor:
+        """Logits of what `expand` gives."""
+        hidden = self.activation(expanded)
         hidden = hidden.unflatten(-1, (-1, self.num_start_positions))  # (B, D, C / strides)
         for deconv in self.deconvs:
             hidden = self.activation(deconv(hidden))
@@ -253,10 +257,20 @@ class FSQAutoencoderModel(FSQAutoencoderPreTrainedModel):
     @torch.no_grad()
     def decode(self, code_index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The bytes `(B, C)`, uint8, 0 after the end, and lengths `(B,)` that code indices `(B,)` stand for."""
-        values = self.fsq.values(self.fsq.digits(code_index))
-        symbols = self.decoder(self.from_code(values.to(self.from_code.weight.dtype))).argmax(-1)  # (B, C)
+        values = self.fsq.values(self.fsq.digits(code_index)).to(self.from_code.weight.dtype)
+        symbols = self.decoder.spell(self._expand(values)).argmax(-1)  # (B, C)
         inside = (symbols != END_CLASS).cumprod(-1)
         return (symbols * inside).to(torch.uint8), inside.sum(-1)
+
+    def _expand(self, values: torch.Tensor) -> torch.Tensor:
+        """`decoder.expand(from_code(values))`. Nothing lies between these two: for many values `(B, n)` they are one
+        map of n numbers, known from what becomes of 0 and of each axis. This saves a tenth of decoding."""
+        count, size = values.shape
+        if count <= size:
+            return self.decoder.expand(self.from_code(values))
+        axes = torch.eye(size + 1, size, dtype=values.dtype, device=values.device)  # the last is 0
+        ends = self.decoder.expand(self.from_code(axes))
+        return torch.addmm(ends[-1], values, ends[:-1] - ends[-1])
 
 
 __all__ = ["FSQAutoencoderModel", "FSQAutoencoderPreTrainedModel"]

@@ -135,7 +135,12 @@ class Recipe:
         else:
             model = auto_class.from_pretrained(self.from_pretrained, config=config)
         if hasattr(model, "load_tokenizer"):
-            model.load_tokenizer(tokenizer)
+            try:
+                model.load_tokenizer(tokenizer)
+            except ValueError as error:
+                raise RecipeError(
+                    f"data.tokenizer {self.tokenizer_name!r} is not that of the model: {error}"
+                ) from error
         if self.generation is not None:
             model.generation_config = self.generation
         if model.can_generate():
