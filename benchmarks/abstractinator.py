@@ -1,6 +1,7 @@
 """Abstractinator: a training step against the BLT of transformers with as many parameters, and generating.
 
     python benchmarks/abstractinator.py [--config FOLDER] [--repeats 3] [--threads 2] [--only train matmul generate]
+    python benchmarks/abstractinator.py --only drafts --threads 1 --trained FOLDER
 
 The text is the documentation inside Python, 4 rows of 512 bytes. Weights are random; `delta` is set so that segments
 have about three bytes, as those of a trained model have. BLT's patcher is frozen and in its forward, as ours is where
@@ -9,14 +10,16 @@ it says so.
 
 import argparse
 import resource
+import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
 from pydoc_data.topics import topics
+from typing import Any
 
 import torch
-from timing import machine, median_seconds, products
-from transformers import AutoConfig, BltConfig, BltForCausalLM
+from timing import lowest_cpu_seconds, machine, median_seconds, products
+from transformers import AutoConfig, AutoModelForCausalLM, BltConfig, BltForCausalLM
 
 import latentlm
 
@@ -120,30 +123,95 @@ def matmul(options: argparse.Namespace) -> None:
     print(f"{counter.get_total_flops() / ids.numel() / 1e6:.0f} MFLOP a byte, forward and backward")
 
 
+class Clock(list):
+    """A streamer that notes when the prompt and each new byte come: in time of the process with one thread, which says
+    something on a machine that is not idle, too."""
+
+    def put(self, value: torch.Tensor) -> None:
+        self.append(time.process_time() if torch.get_num_threads() == 1 else time.perf_counter())
+
+    def end(self) -> None:
+        pass
+
+
 def generate(options: argparse.Namespace) -> None:
-    model = build(options.config)
+    """Without the prompt and the first bytes, in which a cache lays out the weights of every part."""
+    model: Any = build(options.config)
     model.generation_config.eos_token_id = None
+    first, new = 17, 48
     print("\n| cached generation after | bytes/s | memory at the end, MB |\n|---|--:|--:|")
     for length in (64, 512, 2048, 4096):
         ids = text(length)[None]
-        new = 48
-        both = {}
-        for count in (1, 1 + new):  # the prompt's own cost is taken off
-            limits = {"max_new_tokens": count, "min_new_tokens": count, "do_sample": False}
-            both[count] = partial(model.generate, ids, attention_mask=torch.ones_like(ids), **limits)
-        seconds = median_seconds(both, 1, 0)
+        limits = {"max_new_tokens": first + new, "min_new_tokens": first + new, "do_sample": False}
+        seconds = []
+        for _ in range(options.repeats):
+            clock = Clock()
+            model.generate(ids, attention_mask=torch.ones_like(ids), streamer=clock, **limits)
+            seconds.append((clock[-1] - clock[first]) / new)
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        print(f"| {length} bytes | {new / (seconds[1 + new] - seconds[1]):.0f} | {memory:.0f} |", flush=True)
+        print(f"| {length} bytes | {1 / min(seconds):.0f} | {memory:.0f} |", flush=True)
 
 
-PARTS = {"train": train, "matmul": matmul, "generate": generate}
+@torch.no_grad()
+def draft_counts(model: Any) -> tuple[float, float, float]:
+    """Steps of the entropy model, passes of the expander, and segments, each a byte, where the entropy model drafts
+    greedily to the end of a segment and one pass verifies. Text stands for what the model would write."""
+    length = model.config.max_position_embeddings
+    ids = text(40 * length).view(40, length)
+    _, pyramid = model.model.read(ids)
+    level, compressed = model.model.levels[0], pyramid.levels[0]
+    drafted = level.entropy_model.head.digit_logits(compressed.entropy_states, None, 0).argmax(-1)
+    accepted = (drafted == level.head.digit_logits(pyramid.states[0], None, 0).argmax(-1)).tolist()
+    steps, passes = 0, 0
+    for row, segments in zip(accepted, compressed.segments.index.tolist(), strict=True):
+        t = 0
+        while t < length:  # the segment of byte t is that of index t + 1 here: of what is predicted at t
+            size = next((k for k in range(1, length - t) if segments[t + 1 + k] != segments[t + 1]), length - t)
+            rejected = next((k for k in range(size) if not row[t + k]), size)
+            steps, passes, t = (
+                steps + size,
+                passes + 1,
+                t + min(rejected + 1, size),
+            )  # the pass corrects what it rejects
+    return steps / ids.numel(), passes / ids.numel(), compressed.segments.count.sum().item() / ids.numel()
+
+
+@torch.no_grad()
+def drafts(options: argparse.Namespace) -> None:
+    """What drafts could save at most: a pass over several bytes at the price of a step of one."""
+    trained: Any = AutoModelForCausalLM.from_pretrained(options.trained, dtype=torch.float32).eval()
+    steps, passes, segments = draft_counts(trained)
+    print(f"\na byte: {steps:.2f} steps of the entropy model, {passes:.2f} passes, {segments:.2f} segments")
+    print("\n| CPU ms | entropy | compressor | expander | top | a byte | with drafts | ratio |")
+    print("|---|--:|--:|--:|--:|--:|--:|--:|")
+    models: dict[str, Any] = {"trained": trained, "configuration": build(options.config)}
+    for name, model in models.items():
+        cache, row = model(text(200)[None], use_cache=True).past_key_values, torch.ones(1, dtype=torch.bool)
+        level, state = model.model.levels[0], cache.levels[0]
+        stacks = {
+            "entropy": (level.entropy_model.stack, state.entropy),
+            "compressor": (level.compressor, state.compressor),
+            "expander": (level.expander, state.expander),
+            "top": (model.model.top.stack, cache.top),
+        }
+        states = torch.randn(1, model.config.hidden_size)
+        sides = {part: partial(stack.step, kept, row, states) for part, (stack, kept) in stacks.items()}
+        entropy, compressor, expander, top = (1e3 * value for value in lowest_cpu_seconds(sides, 50).values())
+        now = entropy + compressor + expander + segments * top
+        then = steps * entropy + passes * (compressor + expander) + segments * top
+        print(f"| {name} | {entropy:.2f} | {compressor:.2f} | {expander:.2f} | {top:.2f} ", end="")
+        print(f"| {now:.2f} | {then:.2f} | {then / now:.2f} |", flush=True)
+
+
+PARTS = {"train": train, "matmul": matmul, "generate": generate, "drafts": drafts}
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default="hub_configs/abstractinator-original")
+    parser.add_argument("--trained", help="folder of a trained model, which `drafts` reads")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--only", nargs="*", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--only", nargs="*", choices=PARTS, default=["train", "matmul", "generate"])
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     print(machine(), flush=True)

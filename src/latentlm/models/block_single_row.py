@@ -5,9 +5,22 @@ from typing import Any
 import torch
 from torch import nn
 
-from .block_attention import Rotary
+from .block_attention import Pair, Rotary
 from .block_laid_out import LayerWeights, attend, is_plain_step, is_simple
 from .block_row_cache import from_items
+
+
+class RingViews:
+    """Keys and values `(1, h, C, d)` that lie in the rings `(1, C, item)` of all layers, made anew only for other
+    rings: views of a layer's ring take as long as a third of what a step does beside its products."""
+
+    rings: list[torch.Tensor] | None = None
+
+    def of(self, rings: list[torch.Tensor], shapes: Any) -> list[Pair]:
+        """A cache that lays its rings anew makes another list of them."""
+        if rings is not self.rings:
+            self.rings, self.pairs = rings, [from_items(ring, shapes) for ring in rings]
+        return self.pairs
 
 
 class SingleRow:
@@ -15,6 +28,7 @@ class SingleRow:
 
     def __init__(self, layers: Any):
         self.layers = [LayerWeights.of(layer) for layer in layers]
+        self.views, self.memory_views = RingViews(), RingViews()
         self.attention = layers[0].self_attn  # and all others are of its sizes
         self.eps = torch.full((1, 1), layers[0].mlp_norm.eps)
 
@@ -37,18 +51,22 @@ class SingleRow:
     ) -> torch.Tensor:
         """The states `(1, D)` after the layers; the symbol's own keys and values go to the rings."""
         attention = self.attention
-        width, size = attention.width, attention.head_dim
+        width, size, capacity = attention.width, attention.head_dim, rings[0].shape[1]
+        pairs = self.views.of(rings, attention.pair_shapes)
+        memory_pairs = self.memory_views.of(memory, attention.pair_shapes)
         for i, weights in enumerate(self.layers):
             qkv = self.normed(states) @ weights.qkv
             turn(qkv[:, : -attention.part_size].view(-1, size), turns)
-            rings[i][:, length % rings[i].shape[1]].copy_(qkv[:, width:])
-            pair = from_items(rings[i][:, : length + 1], attention.pair_shapes)
-            states = torch.addmm(states, attend(attention, qkv[:, :width], *pair, mask), weights.output)
+            rings[i][:, length % capacity].copy_(qkv[:, width:])
+            key, value = pairs[i]
+            if length + 1 < capacity:
+                key, value = key[:, :, : length + 1], value[:, :, : length + 1]
+            states = torch.addmm(states, attend(attention, qkv[:, :width], key, value, mask), weights.output)
             if weights.query is not None and weights.read is not None and memory_turns is not None:
                 query = self.normed(states) @ weights.query
                 turn(query.view(-1, size), memory_turns)
-                pair = from_items(memory[i], attention.pair_shapes)
-                states = torch.addmm(states, attend(attention, query, *pair, memory_mask), weights.read)
+                read = attend(attention, query, *memory_pairs[i], memory_mask)
+                states = torch.addmm(states, read, weights.read)
             gate, inner = (self.normed(states) @ weights.up).chunk(2, 1)
             states = torch.addmm(states, nn.functional.silu(gate) * inner, weights.down)
         return states

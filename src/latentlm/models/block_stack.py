@@ -227,6 +227,9 @@ class CausalStack(nn.Module):
     def step(self, cache: StackCache, active: torch.Tensor, embeddings: torch.Tensor) -> torch.Tensor:
         """The next symbol of the active rows `(R,)`, bool, embedded `(R, D)`: its hidden state `(R, D)` after the final
         norm. Of other rows the state means nothing, and the cache does not change."""
+        if not self.layers:
+            cache.advance(active)
+            return self.norm(embeddings)
         cache.make_room()
         if len(active) == 1:
             if cache.single is None:
