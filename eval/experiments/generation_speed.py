@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from entries import ListError, read_list
 from measures.generation import measure
+from peers.gpt2 import GPT2Peer
 from records import MEASURED, REPOSITORY, Record, machine, revision, versions, write_record
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
@@ -27,6 +28,8 @@ DEFAULT = (
     "abstractinator",
     "pyramid/shared-trunk",
     "fsq",
+    "bpe",
+    "gpt2",
 )
 
 
@@ -45,7 +48,15 @@ def main() -> None:
         recipe = load_recipe(entries[name].recipe)
         finished = sorted((options.runs / page).glob(f"{name}-[0-9]/config.json"))
         run = finished[0].parent if finished else None
-        if run:
+        if entries[name].peer:
+            if run is None or entries[name].peer != "gpt2":
+                print(
+                    f"{name}: only GPT-2 writes as itself among the peers, and needs a finished model", file=sys.stderr
+                )
+                continue
+            tokenizer = AutoTokenizer.from_pretrained(run)
+            model = GPT2Peer.from_pretrained(run).network
+        elif run:
             tokenizer = AutoTokenizer.from_pretrained(run)
             model = AutoModelForCausalLM.from_pretrained(run)  # by the code of here, not that of the run
         elif recipe.model_type in SAME_FOR_ALL_WEIGHTS:
