@@ -38,6 +38,8 @@ def points(group: Group, name: str, x: str, bits: bool = False) -> list[tuple[np
         curve = np.array(record.curve.get(name, []), dtype=float).reshape(-1, 2)
         megabytes = (record.bytes_seen or 0) / max(record.steps or 1, 1) / 1e6
         per_step = {"bytes": megabytes, "flops": megabytes * record.metrics.get("in_training", 0.0)}.get(x, 1.0)
+        if len(curve) > 2 and curve[-1, 0] - curve[-2, 0] < (curve[-2, 0] - curve[-3, 0]) / 2:
+            curve = curve[:-1]  # what was left at the end: a mean over few steps
         if len(curve) and per_step:
             scale = (record.tokens_seen or 0) / (record.bytes_seen or 1) / math.log(2) if bits else 1.0
             curves.append((curve[:, 0] * per_step, curve[:, 1] * scale))
