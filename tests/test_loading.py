@@ -55,6 +55,8 @@ for name in sys.argv[2:]:
         text = "Zoë \\U0001f600"
         assert tokenizer.decode(tokenizer(text).input_ids, skip_special_tokens=True) == text
     for auto in sorted(set(config.auto_map) - {"AutoConfig", "AutoTokenizer"}):
+        if auto == "AutoModelForMaskedLM" and config.word_decoder == "none":
+            continue  # an error, which tests/test_encodzall_pipelines.py looks at
         model, info = getattr(transformers, auto).from_pretrained(source, output_loading_info=True, **trusted)
         assert type(model).__module__.startswith("transformers_modules."), type(model)
         # Another head than the saved one has parameters of its own; those of the model itself are never missing.
