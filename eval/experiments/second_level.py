@@ -32,7 +32,7 @@ from latentlm.models.abstractinator_level import Compressed, Cut
 from latentlm.models.abstractinator_losses import entropy_nats
 from latentlm.models.block_quantization import code_usage, prefix_keys
 from latentlm.models.block_segmentation import segment_index
-from latentlm.training.abstractinator import FIRST_SHARE, load_part
+from latentlm.training.abstractinator import FIRST_SHARE, load_parts
 from latentlm.training.muon import make_muon
 
 PAGE = "second-level"
@@ -165,7 +165,7 @@ def rows_of_text(text: str, model: Any) -> list[np.ndarray]:
 
 
 @torch.no_grad()
-def encode(model: Any, rows: list[np.ndarray], known: bool) -> dict[str, np.ndarray]:
+def encode(model: Any, rows: list[np.ndarray], known: bool) -> dict[str, Any]:
     """The arrays of [`Codes`] of some rows; with `known` also the nats of their bytes."""
     level = model.model.levels[0]
     lengths, codes, vectors, after_space, nats = [], [], [], [], 0.0
@@ -226,12 +226,12 @@ def read_codes(model: Any, text: Path, run: Path, folder: Path, known: bool, lim
 def make_model(run: Path, entry: Entry, seed: int) -> AbstractinatorForCausalLM:
     """A model of two levels, or of one, whose first level is that of a run; the others begin anew."""
     config = AbstractinatorConfig.from_pretrained(run)
-    levels = config.levels[:1] + ([] if entry.level is None else [LEVEL | entry.level])
+    levels = [*config.levels[:1]] + ([] if entry.level is None else [LEVEL | entry.level])
     changed = {"levels": levels, "num_top_layers": entry.num_top_layers, "max_position_embeddings": ROW}
     changed["top_head"] = "continuous" if levels[-1].get("quantizer") == "none" else "categorical"
     torch.manual_seed(seed)
     model = AbstractinatorForCausalLM(AbstractinatorConfig(**{**config.to_dict(), **changed}))
-    load_part(model, run, "run", "model.levels.0.")
+    load_parts(model, run, "run", ["model.levels.0."])
     return model
 
 
@@ -340,7 +340,7 @@ class Upper:
 
 def losses(sums: Sums, num_codes: int, next_scale: float) -> torch.Tensor:
     """As the model weighs them: all 1, that of the next code rising."""
-    total = sum(value * (next_scale if name == "next_code" else 1) for name, value in sums.nats.items())
+    total = torch.stack([value * (next_scale if name == "next_code" else 1) for name, value in sums.nats.items()]).sum()
     return (total if sums.vq is None else total + sums.vq) / num_codes
 
 
