@@ -500,7 +500,7 @@ def main(arguments: list[str] | None = None) -> None:
         names = sorted({what for line in log for what in line} - {"step", "seconds"})
         record = Record(
             PAGE,
-            f"{name}{suffix}",
+            f"level-2-{name}{suffix}",
             entry.label,
             source=RUN,
             seed=options.seed,
