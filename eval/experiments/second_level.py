@@ -86,9 +86,9 @@ ENTRIES = {
     "vq": Entry("level 2, 1,024 codes", {}),
     "flat": Entry("no level 2: five layers on the codes of level 1", None, 5),
     "flat-vectors": Entry("no level 2: five layers on the vectors of level 1", None, 5, vectors=True),
-    "fixed": Entry("level 2, three codes to a segment", {**FIXED, "max_segment_length": 3}),
+    "fixed": Entry("level 2, three codes to a segment by rule", {**FIXED, "max_segment_length": 3}),
     "words": Entry(
-        "level 2, two words to a segment", {"target_segment_length": None, "max_segment_length": 64}, words=True
+        "level 2, two words to a segment by rule", {"target_segment_length": None, "max_segment_length": 64}, words=True
     ),
     "continuous": Entry("level 2, vectors in place of codes", {"quantizer": "none"}),
     "fsq": Entry("level 2, FSQ of 1,000 codes", {"quantizer": "fsq", "fsq_levels": [8, 5, 5, 5]}),
@@ -501,7 +501,7 @@ def main(arguments: list[str] | None = None) -> None:
         record = Record(
             PAGE,
             f"level-2-{name}{suffix}",
-            entry.label,
+            f"{entry.label}, {training.num_bytes / 1e6:.1f} MB",
             source=RUN,
             seed=options.seed,
             learning_rate=OPTIMIZER.muon_learning_rate,
