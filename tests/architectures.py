@@ -701,6 +701,7 @@ ARCHITECTURES = [
             "eos_token_id": "test_abstractinator.py: the end of a text",
             "freeze_entropy": "test_abstractinator.py: what is frozen",
             "freeze_base": "test_abstractinator.py: what is frozen",
+            "num_frozen_levels": "test_abstractinator.py: what is frozen",
         },
         exceptions={
             "cache_implementation": "it has a cache of its own kind",

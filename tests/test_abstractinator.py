@@ -353,9 +353,12 @@ def test_ngrams_tell_every_digit_of_the_symbols_before():
 # ---- What is frozen ----
 
 
-@pytest.mark.parametrize("base", [False, True])
-def test_what_is_frozen_stays_as_it_is(base):
-    model = build(freeze_base=base, freeze_entropy=not base).train()
+@pytest.mark.parametrize(
+    ("field", "part"),
+    [("freeze_entropy", ".entropy_model."), ("freeze_base", ".levels."), ("num_frozen_levels", ".levels.0.")],
+)
+def test_what_is_frozen_stays_as_it_is(field, part):
+    model = build(**{field: True if field.startswith("freeze") else 1}).train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     ids = token_ids(2, 30)
@@ -363,11 +366,13 @@ def test_what_is_frozen_stays_as_it_is(base):
     optimizer.step()
     model.model.update()
     moved = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
-    frozen = {name for name in before if (".levels." in name if base else ".entropy_model." in name)}
+    frozen = {name for name in before if part in name}
     assert not moved & frozen
     parameters = {name for name, _ in model.named_parameters()}
     assert parameters - frozen <= moved
-    assert model.model.levels[0].training != base and not model.model.levels[0].entropy_model.training
+    first, second = model.model.levels
+    assert not first.entropy_model.training and first.training == (field == "freeze_entropy")
+    assert second.training == (field != "freeze_base") and second.entropy_is_frozen == (field != "num_frozen_levels")
 
 
 # ---- Decoding from codes ----
@@ -460,6 +465,7 @@ def test_a_codebook_larger_than_the_batch_fills_and_a_prompt_too_long():
         ({"levels": [{"quantizer": "lfq"}]}, "quantizer"),
         ({"levels": [{"ngram_embedding": [1, 2]}]}, r"`ngram_embedding` is \[1, 2\], .* at least 2"),
         ({"levels": [{"ngram_buckets": 0}]}, "`ngram_buckets` is 0"),
+        ({"num_frozen_levels": 2}, r"`num_frozen_levels` is 2, but must lie between 0 and the number of `levels`, 1"),
         ({"num_attention_heads": 3}, "`num_attention_heads` is 3"),
         ({"latent_rope_size": 3}, "`latent_rope_size` is 3"),
         ({"vq_loss_weight": -1.0}, "`vq_loss_weight` is -1.0"),

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from abstractinator_processes import FOLLOWED, RUNS, make_model, take_steps
-from architectures import token_ids
+from architectures import LEVEL, token_ids
 from conftest import REPOSITORY
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
@@ -133,6 +133,54 @@ def test_a_base_that_does_not_fit_says_what_is_missing(tmp_path):
         trainer_of(tmp_path, "default", load_base_from=str(tmp_path / "two"))
     with pytest.raises(RecipeError, match=r"load_entropy_from .*no model\.safetensors"):
         trainer_of(tmp_path, load_entropy_from=str(tmp_path / "nowhere"))
+
+
+def test_a_level_begins_above_one_that_is_finished(tmp_path):
+    one = build("default", **BYTES)
+    for value in one.state_dict().values():
+        value.copy_(value * 1.5 if value.is_floating_point() else value + 1)
+    one.save_pretrained(tmp_path / "one")
+    model = build("two_levels", num_frozen_levels=1, **BYTES)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    trainer = trainer_of(tmp_path, model=model, load_base_from=str(tmp_path / "one"), fixed_code_steps=0)
+    trainer.train()
+    finished = one.state_dict()
+    for name, value in model.state_dict().items():
+        if ".levels.0." in name:
+            assert torch.equal(value, finished[name]) and not torch.equal(value, before[name]), name
+        else:
+            assert "inv_freq" in name or not torch.equal(value, before[name]), name
+    assert model.model.levels[1].quantizer.updates == 4
+
+
+def test_three_levels_learn_a_toy_text_with_all_codes_in_use(tmp_path):
+    """With codes that stay as they were; and evaluate, and generate."""
+    words = torch.Generator().manual_seed(0)
+    rows = []
+    for _ in range(24):
+        picked = torch.randint(6, (24,), generator=words)
+        text = " ".join(("one", "little", "two", "so", "word", "three")[i] for i in picked)[:96]
+        ids = torch.tensor(list(text.ljust(96).encode()))
+        rows.append({"input_ids": ids, "labels": ids})
+    # An expander that hardly sees the text needs the codes; a delta that follows a length cuts short of the maximum.
+    own = {"expander_window": 1, "delta": 0.0, "target_segment_length": 2.5, "codebook_decay": 0.9}
+    levels = [LEVEL | own | {"num_codes": codes} for codes in (8, 8, 4)]
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "num_attention_heads": 2, "num_top_layers": 1}
+    model = AbstractinatorForCausalLM(AbstractinatorConfig(levels=levels, **sizes))
+    # What makes codes is not trained: once it is, the upper levels lose half of their codes on so small a text.
+    fields = {"max_steps": 60, "fixed_code_steps": 60, "learning_rate": 5e-3, "per_device_eval_batch_size": 8}
+    trainer = make_trainer(tmp_path, model, rows, rows, **fields)
+    before = trainer.evaluate()
+    trainer.train()
+    after = trainer.evaluate()
+    assert after["eval_lm_loss"] < 0.5 * before["eval_lm_loss"]
+    assert after["eval_reconstruction_own"] < 0.95 * after["eval_reconstruction_shuffled"]
+    for i in (1, 2, 3):
+        assert after[f"eval_level_{i}_codes_used"] == 1, i
+        assert 1.2 < after[f"eval_level_{i}_length"] < 4.5, i
+    assert model.generate(rows[0]["input_ids"][None, :20], max_new_tokens=12, do_sample=False).shape == (1, 32)
+    assert len(model.generate_bytes([b"one two "], max_new_bytes=12)[0]) > 0
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)

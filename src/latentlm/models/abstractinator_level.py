@@ -232,12 +232,13 @@ class AbstractinatorLevel(Float32Buffers):
     delta: torch.Tensor  # adapted to a target length, where there is one
     quantizer: "VectorQuantizer | FSQQuantizer | NoQuantizer"
 
-    def __init__(self, config: AbstractinatorConfig, level: LevelConfig, alphabet: Alphabet, is_first: bool):
+    def __init__(self, config: AbstractinatorConfig, level: LevelConfig, alphabet: Alphabet, place: int):
         super().__init__()
         self.config = config
         self.level = level
         self.alphabet = alphabet
-        size = config.hidden_size
+        self.place = place  # 0 for the first level
+        size, is_first = config.hidden_size, place == 0
         self.entropy_model = EntropyModel(config, level, alphabet)
         if is_first and not level.shares_trunk:
             self.compressor_embedding = alphabet.embedding(config, level)
@@ -339,7 +340,7 @@ class AbstractinatorLevel(Float32Buffers):
 
     @property
     def entropy_is_frozen(self) -> bool:
-        return self.config.freeze_entropy or self.config.freeze_base
+        return self.config.freeze_entropy or self.place < self.config.num_left_alone
 
     @property
     def input_embedding(self) -> SequenceEmbedding:

@@ -116,6 +116,7 @@ class AbstractinatorConfig(LearnedDropoutConfig):
         reconstruction_loss_weight, vq_loss_weight, entropy_loss_weight, top_lm_loss_weight, lm_loss_weight: weights of
             the losses. [`AbstractinatorTrainer`] raises that of `lm_loss` over the first tenth of a run.
         freeze_entropy, freeze_base: leave the entropy models, or all but the top model, as they are.
+        num_frozen_levels: leave so many levels, from the first one on, as they are.
         hidden_dropout, attention_dropout: on what each block adds; on probabilities.
 
     The defaults are the original's small configuration.
@@ -151,6 +152,7 @@ class AbstractinatorConfig(LearnedDropoutConfig):
     lm_loss_weight: float | int = 1.0
     freeze_entropy: bool = False
     freeze_base: bool = False
+    num_frozen_levels: int = 0
     rope_parameters: dict | None = None
     rms_norm_eps: float = 1e-6
     initializer_range: float = 0.02
@@ -182,6 +184,11 @@ class AbstractinatorConfig(LearnedDropoutConfig):
     @property
     def level_configs(self) -> list[LevelConfig]:
         return [LevelConfig(**level) for level in self.levels]
+
+    @property
+    def num_left_alone(self) -> int:
+        """How many levels, from the first one on, are left as they are."""
+        return len(self.levels) if self.freeze_base else self.num_frozen_levels
 
     @property
     def base_model_fsdp_plan(self) -> dict[str, str]:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -225,6 +232,11 @@ class AbstractinatorConfig(LearnedDropoutConfig):
     def validate_levels(self) -> None:
         if not self.levels:
             raise ValueError("`levels` is empty, but the pyramid needs at least one level.")
+        if not 0 <= self.num_frozen_levels <= len(self.levels):
+            raise ValueError(
+                f"`num_frozen_levels` is {self.num_frozen_levels}, but must lie between 0 and the number of `levels`, "
+                f"{len(self.levels)}."
+            )
         for i, level in enumerate(self.level_configs):
             for name, least in LEAST.items():
                 if getattr(level, name) < least:

@@ -71,7 +71,7 @@ class AbstractinatorModel(AbstractinatorPreTrainedModel):
         alphabets = [Alphabet(config.vocab_size, config.vocab_size, 1, config.byte_code_dim)]
         alphabets += [Alphabet.above(level) for level in levels[:-1]]
         parts = enumerate(zip(levels, alphabets, strict=True))
-        modules = [AbstractinatorLevel(config, level, alphabet, i == 0) for i, (level, alphabet) in parts]
+        modules = [AbstractinatorLevel(config, level, alphabet, i) for i, (level, alphabet) in parts]
         self.levels = nn.ModuleList(modules)  # pyright: ignore[reportAttributeAccessIssue]  # knows no type of modules
         self.top = TopModel(config) if config.num_top_layers else None
         if self.top is None:
@@ -109,19 +109,21 @@ class AbstractinatorModel(AbstractinatorPreTrainedModel):
         return level.input_embedding.table
 
     def freeze(self) -> None:
-        """Leave alone what the configuration says: entropy models, or all but the top model."""
-        frozen = [level.entropy_model for level in self.levels] if self.config.freeze_entropy else []
-        for module in self.levels if self.config.freeze_base else frozen:
+        """Leave alone what the configuration says: entropy models, and whole levels."""
+        for module in self.frozen_parts():
             module.requires_grad_(False)
+
+    def frozen_parts(self) -> Iterator[nn.Module]:
+        """What is not trained."""
+        yield from self.levels[: self.config.num_left_alone]
+        if self.config.freeze_entropy:
+            for level in self.levels:
+                yield level.entropy_model
 
     def train(self, mode: bool = True) -> "AbstractinatorModel":
         super().train(mode)
-        if self.config.freeze_base:
-            for level in self.levels:
-                level.train(False)
-        elif self.config.freeze_entropy:
-            for level in self.levels:
-                level.entropy_model.train(False)
+        for module in self.frozen_parts():
+            module.train(False)
         return self
 
     def update(self) -> None:

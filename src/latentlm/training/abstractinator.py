@@ -1,6 +1,7 @@
 """Training of the Abstractinator: codebooks, a rising loss, stages, and what its codes are worth."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,10 @@ class AbstractinatorTrainingArguments(LatentTrainingArguments):
         },
     )
     load_base_from: str | None = field(
-        default=None, metadata={"help": "Saved model whose levels, all but the top model, are taken."}
+        default=None,
+        metadata={
+            "help": "Saved model whose levels, all but the top model, are taken; with num_frozen_levels these alone."
+        },
     )
     load_entropy_from: str | None = field(
         default=None, metadata={"help": "Saved model whose entropy models are taken."}
@@ -57,8 +61,9 @@ class AbstractinatorTrainer(LearnedDropoutTrainer):
     """[`LearnedDropoutTrainer`] for [`AbstractinatorForCausalLM`].
 
     In the first `fixed_code_steps` what makes codes is not trained by what reads them.
-    `load_base_from` and `load_entropy_from` take levels, or their entropy models, from another run. Beside the named
-    losses an evaluation adds, for each level L:
+    `load_base_from` and `load_entropy_from` take levels, or their entropy models, from another run: with
+    `num_frozen_levels` a model of more levels begins above those of a finished one. Beside the named losses an
+    evaluation adds, for each level L:
 
         eval_level_L_length: symbols per segment; eval_bytes_per_top_segment: bytes per segment of the last level;
         eval_level_L_perplexity, eval_level_L_codes_used: of the codes of the first stage; the share of the codebook;
@@ -78,9 +83,10 @@ class AbstractinatorTrainer(LearnedDropoutTrainer):
         check_arguments(type(self), kwargs)
         arguments, model = kwargs["args"], kwargs["model"]
         if arguments.load_base_from:
-            load_part(model, Path(arguments.load_base_from), "load_base_from", "model.levels.")
+            parts = [f"model.levels.{i}." for i in range(model.config.num_frozen_levels)]
+            load_parts(model, Path(arguments.load_base_from), "load_base_from", parts or ["model.levels."])
         if arguments.load_entropy_from:
-            load_part(model, Path(arguments.load_entropy_from), "load_entropy_from", ".entropy_model.")
+            load_parts(model, Path(arguments.load_entropy_from), "load_entropy_from", [".entropy_model."])
         model.model.freeze()  # loading forgets what is frozen
         if arguments.ddp_broadcast_buffers is None:
             arguments.ddp_broadcast_buffers = False  # codebooks are the same everywhere
@@ -137,13 +143,13 @@ class FixedCodes(TrainerCallback):
                 parameter.grad = None
 
 
-def load_part(model: nn.Module, folder: Path, field: str, part: str) -> None:
-    """Take the parameters and buffers whose name has `part` from a saved model; all of them, or none."""
+def load_parts(model: nn.Module, folder: Path, field: str, parts: Sequence[str]) -> None:
+    """Take the parameters and buffers whose name has one of `parts` from a saved model; all of them, or none."""
     path = folder / SAFE_WEIGHTS_NAME
     if not path.is_file():
         raise RecipeError(f"training.{field} {folder} has no {SAFE_WEIGHTS_NAME}; name the folder of a saved model.")
-    saved = {name: value for name, value in load_file(path).items() if part in name}
-    wanted = {name: value for name, value in model.state_dict().items() if part in name}
+    saved = {name: value for name, value in load_file(path).items() if any(part in name for part in parts)}
+    wanted = {name: value for name, value in model.state_dict().items() if any(part in name for part in parts)}
     missing, unexpected = sorted(wanted.keys() - saved.keys()), sorted(saved.keys() - wanted.keys())
     shapes = [
         f"{n} {tuple(saved[n].shape)} for {tuple(v.shape)}"
