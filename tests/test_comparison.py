@@ -89,7 +89,7 @@ def test_every_number_of_the_page_has_a_source():
     for name, sources in report["sources"].items():
         assert sources["entries"] == report["tables"][name]["entries"]
     text = PAGE.read_text(encoding="utf-8")
-    rows = re.findall(r"^\| .* \| `python (\S+)(?: (\S+) --only ([^`]+))?.*` \| ", text, re.MULTILINE)
+    rows = re.findall(r"^\| [^|]* \| `python ([^\s`]+)(?: (\S+) --only ([^`]+))?[^`]*` \| ", text, re.MULTILINE)
     assert len(rows) > 10
     for script, page, entry in rows:
         assert (REPOSITORY / script).is_file() and (not page or entry in read_list(page).entries)
