@@ -2,6 +2,7 @@
 punctuation as people write it, each of its commoner words by itself, words of misspelling lists, pieces of OCR.
 
 python eval/experiments/encodzall/repair_data.py FOLDER        # writes repair-{train.jsonl,validation.txt,tables.json}
+python eval/experiments/encodzall/repair_data.py FOLDER 16 1   # sixteen copies of the lists, more often misspelled
 
 `LATENTLM_TEXT` names the corpora, as for `measures/repair.py`, whose texts are not trained on: no word that a
 misspelling there stands for is in a list here, and OCR is of one book alone, without the pieces there.
@@ -23,6 +24,7 @@ from latentlm.training.noise_tables import learn, read_pairs
 
 BOOK = "eng_monograph/81"  # two thirds of the OCR pieces; all other documents are held out
 COPIES_OF_WORDS, COPIES_OF_OCR = 4, 3  # WikiText-2 is far larger
+MOST_STAYS = 9.0  # for one misspelling of a common word
 COMMON = 4  # occurrences of a word that is read by itself as well, with the noise of running text
 
 
@@ -33,7 +35,7 @@ def detokenise(text: str) -> str:
     return re.sub(r"([(\[$£]) ", r"\1", text)
 
 
-def prepare(data: Path, folder: Path) -> None:
+def prepare(data: Path, folder: Path, copies: int = COPIES_OF_WORDS, most_stays: float = MOST_STAYS) -> None:
     wiki = (data / "wikitext2" / "wiki.train.txt").read_text(encoding="utf-8")
     documents = re.split(r"(?m)^(?= = [^=].* = $)", wiki)
     documents = [detokenise(text) if number % 2 else text for number, text in enumerate(documents)]
@@ -49,10 +51,10 @@ def prepare(data: Path, folder: Path) -> None:
     counts = Counter(match[0].lower() for match in WORD.finditer(wiki))
     for word, targets in misspelled.items():
         # The commoner a word in running text, the more often it stays.
-        stays = sum(targets.values()) * min(9.0, counts[word] / 10)
+        stays = sum(targets.values()) * min(most_stays, counts[word] / 10)
         if stays:
             targets[word] = stays
-    documents += COPIES_OF_WORDS * sorted(misspelled)
+    documents += copies * sorted(misspelled)
     documents += sorted(word for word, count in counts.items() if count >= COMMON)
 
     pieces = [json.loads(line) for line in (data / "noise" / "ocr_icdar2017_en.jsonl").read_bytes().splitlines()]
@@ -76,4 +78,4 @@ def prepare(data: Path, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    prepare(corpora(), Path(sys.argv[1]))
+    prepare(corpora(), Path(sys.argv[1]), *map(int, sys.argv[2:]))

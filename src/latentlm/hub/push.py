@@ -67,14 +67,16 @@ def publish(
 def with_code(folder: Path) -> Iterator[Path]:
     """The folder, or while this lasts a copy that holds the code of its model and tokenizer, if it holds none."""
     config = read_json(folder / CONFIG_NAME)
-    model_class = getattr(latentlm, config["architectures"][0], None)
+    names = config.get("architectures") or [""]
+    model_class = getattr(latentlm, names[0], None)
     if "auto_map" in config or model_class is None:
         yield folder
         return
     with TemporaryDirectory() as name:
         copy = Path(name)
         model_class.from_pretrained(folder).save_pretrained(copy)
-        AutoTokenizer.from_pretrained(folder).save_pretrained(copy)
+        if (folder / TOKENIZER_CONFIG_FILE).exists():
+            AutoTokenizer.from_pretrained(folder).save_pretrained(copy)
         rewritten = (CONFIG_NAME, TOKENIZER_CONFIG_FILE)  # with the code's place
         shutil.copytree(folder, copy, dirs_exist_ok=True, ignore=shutil.ignore_patterns(*rewritten))
         yield copy

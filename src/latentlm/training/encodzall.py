@@ -212,6 +212,8 @@ class EncodzallTrainer(LearnedDropoutTrainer):
             gated = self.model_config.gate_loss_weight and self.model_config.edit_cost is not None
             if gated and batch.input_ids.max() <= FRAME_IDS[-1]:  # `denoise` reads no masks
                 [repaired] = model.denoise([noisy])
+            elif not model.trains_sequence_decoder:
+                continue  # the decoder that would write the whole text has learned nothing
             else:
                 generated = model.generate(
                     batch.input_ids.to(self.args.device),
