@@ -72,6 +72,15 @@ def find_real_words(ids: torch.Tensor, real: torch.Tensor, max_word_bytes: int) 
     return torch.where(real, words - first, -1)
 
 
+def first_in_words(which: torch.Tensor, word_ids: torch.Tensor, num_words: int) -> torch.Tensor:
+    """The position `(B, T)` of the first id in each id's word for which `which` `(B, T)` is true; T if there is none.
+    `word_ids` `(B, T)` are -1 for padding and below `num_words`."""
+    positions = torch.arange(word_ids.shape[1], device=word_ids.device).expand_as(word_ids)
+    word = word_ids.where(which & (word_ids >= 0), num_words)
+    first = torch.full_like(word_ids[:, :1], word_ids.shape[1]).expand(-1, num_words + 1)
+    return first.scatter_reduce(1, word, positions, "amin").gather(1, word_ids.clamp(min=0))
+
+
 def _cuts(ids: torch.Tensor, starts: torch.Tensor, max_word_bytes: int) -> torch.Tensor:
     """Where words that are too long are cut: before the character that reaches over a multiple of `part`. No part is
     then longer than `part` and the rest of one character."""
