@@ -1,7 +1,7 @@
 """The language model on the codes of an FSQ tokenizer: the decoder-only transformer with embeddings of codes."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -466,8 +466,12 @@ class FSQModel(FSQPreTrainedModel, DecoderOnlyModel):
         return cache.added_rows
 
     @torch.no_grad()
-    def load_tokenizer(self, tokenizer: Any) -> None:
+    def load_tokenizer(self, tokenizer: Any, missing_keys: Collection[str] | None = None) -> None:
         """Take codes and bytes, and, where the model holds the autoencoder, its weights from an `FSQTokenizer`.
+
+        Args:
+            missing_keys: of a model from a checkpoint, the weights that it lacked (`output_loading_info` of
+                `from_pretrained`): an autoencoder that is not among them may have been trained, and stays.
 
         Raises:
             ValueError: if its codes or its network are not of this configuration; or if the model has the table of a
@@ -477,7 +481,9 @@ class FSQModel(FSQPreTrainedModel, DecoderOnlyModel):
         self.check_network(tokenizer)
         self.code_embedding.check_spellings(chunks, lengths)
         self.code_embedding.set_table(torch.as_tensor(tokenizer.codes), chunks, lengths)
-        if self.config.has_autoencoder:
+        if self.config.has_autoencoder and (
+            missing_keys is None or any(".autoencoder." in key for key in missing_keys)
+        ):
             self.code_embedding.network.load_state_dict(tokenizer.autoencoder.state_dict())
 
     def check_network(self, tokenizer: Any) -> None:
@@ -523,9 +529,9 @@ class FSQForCausalLM(CausalLMHead, FSQPreTrainedModel, GenerationMixin):
             autoencoder.requires_grad_(False)
             autoencoder.decoder.requires_grad_(self.config.train_decoder)
 
-    def load_tokenizer(self, tokenizer: Any) -> None:
-        """Take codes, bytes and autoencoder from an `FSQTokenizer`."""
-        self.model.load_tokenizer(tokenizer)
+    def load_tokenizer(self, tokenizer: Any, missing_keys: Collection[str] | None = None) -> None:
+        """Take codes, bytes and autoencoder from an `FSQTokenizer`: see [`FSQModel.load_tokenizer`]."""
+        self.model.load_tokenizer(tokenizer, missing_keys)
 
     @property
     def further_losses(self) -> list[str]:
