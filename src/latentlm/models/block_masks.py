@@ -172,13 +172,12 @@ def look_back_mask(
     lookback: int,
 ) -> Mask:
     """Of keys that are `num_past` rows of the past, then the current rows, a symbol of segment s sees the rows
-    s - `lookback` to s - 1 of the past and its own current row. Only these are computed where sdpa is the backend."""
-    backend = "sdpa" if is_flash_attention_requested(config) else None
-    if (backend or config._attn_implementation) == "sdpa":
+    s - `lookback` to s - 1 of the past and its own current row. With sdpa or flash attention only these are computed."""
+    if config._attn_implementation == "sdpa" or is_flash_attention_requested(config):
         seen = segments.unsqueeze(-1) + torch.arange(-lookback, 1, device=states.device)
         real = (seen >= 0).unsqueeze(-1)
         seen = torch.cat((seen[..., :-1].clamp(min=0), seen[..., -1:] + num_past), -1)
-        return Mask(real, False, backend="sdpa", seen=seen)
+        return Mask(real, seen=seen)
 
     def visible(batch, head, query, key):
         segment = segments[batch, query]
@@ -202,15 +201,13 @@ def step_mask(config: PreTrainedConfig, states: torch.Tensor, seen: torch.Tensor
     return Mask(make_mask(config, states, seen.shape[-1], visible), False)
 
 
-def make_mask(
-    config: PreTrainedConfig, states: torch.Tensor, num_keys: int, visible: Visible, backend: str | None = None
-) -> Any:
-    """The tensor or BlockMask of a backend, the configured one if None, for queries `(B, T, D)` and `num_keys` keys.
+def make_mask(config: PreTrainedConfig, states: torch.Tensor, num_keys: int, visible: Visible) -> Any:
+    """The tensor or BlockMask that the configured backend reads, for queries `(B, T, D)` and `num_keys` keys.
 
     Raises:
         ValueError: if nothing makes masks for the backend.
     """
-    kind = backend or config._attn_implementation
+    kind = config._attn_implementation
     if kind not in ALL_MASK_ATTENTION_FUNCTIONS:
         raise ValueError(
             f"`attn_implementation` is {kind!r}, for which no mask function is registered, but windows and segments "
