@@ -1,4 +1,5 @@
-"""The encoders of EncodZall: bytes to one vector per word, in packed rows, and words to their vectors in the text."""
+"""The encoders of EncodZall: from bytes to one vector per word, in packed rows, and from these to the words' vectors in
+their text."""
 
 from collections.abc import Callable
 from typing import Any
@@ -20,15 +21,15 @@ from .encodzall_embedding import make_text_embedding
 from .encodzall_packing import Packing
 
 SLOTS_TOGETHER = 2048
-"""Of the rows that a CPU encodes at a time without a gradient: what lies between the layers then stays in its caches,
-and memory is used again instead of asked for."""
+"""The number of slots of the rows that a CPU encodes at a time without a gradient. What lies between the layers then
+stays in its caches, and memory is used again instead of asked for."""
 
 Encoded = tuple[torch.Tensor, list[torch.Tensor | None]]
-"""Vectors, and what each layer's masks cost, if they cost anything."""
+"""Vectors, and the penalties of each layer's masks, if there are any."""
 
 
 def in_groups(encode: Callable[..., Encoded], order: torch.Tensor, *values: torch.Tensor) -> Encoded:
-    """What `encode` makes of values `(B, T, ...)`, of a few rows at a time, in the given order `(B,)`."""
+    """Apply `encode` to values `(B, T, ...)`, a few rows at a time, in the given order `(B,)`."""
     groups = order.split(max(1, SLOTS_TOGETHER // values[0].shape[1]))
     parts = [encode(*(value[rows] for value in values)) for rows in groups]
     back = order.argsort()
@@ -36,7 +37,7 @@ def in_groups(encode: Callable[..., Encoded], order: torch.Tensor, *values: torc
 
 
 class WordPooling(nn.Module):
-    """The vectors of words' bytes in rows `(R, L, D)` to one of each word `(B, S, D)`."""
+    """Pooling of the vectors of words' bytes in rows `(R, L, D)` to one vector per word `(B, S, D)`."""
 
     def __init__(self, config: EncodzallConfig):
         super().__init__()
@@ -68,7 +69,7 @@ class WordPooling(nn.Module):
 
 
 def means_of_words(values: torch.Tensor, packing: Packing) -> torch.Tensor:
-    """The means `(B, S, D)` of each word's values in rows `(R, L, D)`; 0 after a text's last word."""
+    """Return the mean of each word's values in rows `(R, L, D)`: `(B, S, D)`, 0 after a text's last word."""
     lengths, word = packing["lengths"], packing["word"].flatten()
     sums = values.new_zeros(lengths.numel() + 1, values.shape[-1]).index_add(0, word, values.flatten(0, 1))
     means = sums[:-1] / lengths.flatten().clamp(min=1).unsqueeze(1)
@@ -76,12 +77,12 @@ def means_of_words(values: torch.Tensor, packing: Packing) -> torch.Tensor:
 
 
 def mean_of_text(values: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """The mean over each text's words `(B, S, K)`, which count `(B, S)`: `(B, K)`."""
+    """Return the mean `(B, K)` over each text's words `(B, S, K)`, weighted by `(B, S)`."""
     return (values * weights.unsqueeze(-1)).sum(1) / weights.sum(1, keepdim=True)
 
 
 class EncodzallEncoders(EncodzallPreTrainedModel):
-    """The layers of both encoders and what each computes; [`EncodzallModel`] calls them in turn."""
+    """The layers of both encoders, and the functions that apply them; [`EncodzallModel`] calls these in turn."""
 
     def __init__(self, config: EncodzallConfig):
         super().__init__(config)
@@ -108,9 +109,9 @@ class EncodzallEncoders(EncodzallPreTrainedModel):
         self.gradient_checkpointing = False
 
     def encode_words(self, input_ids: torch.Tensor, packing: Packing) -> Encoded:
-        """Encoder 1 and the pooling, on rows `(R, L, D)` in which no word sees another: vectors `(B, S, D)` of the
-        words of ids `(B, T)`, 0 after a text's last; and what each layer's masks cost `(B, K)`, a mean over the bytes
-        of each text, however often a word of it lies in the rows."""
+        """Apply Encoder 1 and the pooling, in rows `(R, L, D)` in which no word sees another. Return the vectors
+        `(B, S, D)` of the words of ids `(B, T)`, 0 after a text's last word, and the penalties of each layer's masks
+        `(B, K)`, a mean over the bytes of each text, however often a word of it lies in the rows."""
         ids, word, offset = take(input_ids, packing["source"]), packing["word"], packing["offset"]
         if self.encodes_in_groups(offset):
             rows, costs = in_groups(self.encode_rows, torch.arange(len(offset)), ids, word, offset)
@@ -122,14 +123,15 @@ class EncodzallEncoders(EncodzallPreTrainedModel):
         return self.word_pooling(rows, packing), penalties
 
     def encodes_in_groups(self, values: torch.Tensor) -> bool:
-        """Whether rows of values `(B, T, ...)` go through a few at a time, which is faster on a CPU."""
+        """Whether rows of values `(B, T, ...)` are encoded a few at a time, which is faster on a CPU."""
         # FSDP wants as many calls of a layer in every process.
         alone = not (torch.distributed.is_available() and torch.distributed.is_initialized())
         without_gradient = not (torch.is_grad_enabled() or self.training)
         return without_gradient and alone and values.device.type == "cpu" and not is_tracing(values)
 
     def encode_rows(self, ids: torch.Tensor, word: torch.Tensor, offset: torch.Tensor) -> Encoded:
-        """Encoder 1 on rows `(R, L)` of a [`Packing`]: `(R, L, D)`, and what each layer's masks cost `(R, L, K)`."""
+        """Apply Encoder 1 to rows `(R, L)` of a [`Packing`]: return `(R, L, D)`, and the penalties of each layer's
+        masks `(R, L, K)`."""
         rows = self.dropout(self.embed_in_words(ids, offset))
         mask = sequence_mask(self.config, rows, is_causal=False, segments=word)
         rotary = self.rotary(rows, offset)
@@ -142,8 +144,8 @@ class EncodzallEncoders(EncodzallPreTrainedModel):
         return self.word_norm(rows), penalties
 
     def encode_context(self, memory: torch.Tensor, word_mask: torch.Tensor, **kwargs: Any) -> Encoded:
-        """Encoder 2 on the words of texts `(B, S, D)`, of which `(B, S)` are real: `(B, S, D)`, 0 where none is; and
-        what each layer's masks cost `(B, K)`."""
+        """Apply Encoder 2 to the words of texts `(B, S, D)`, of which `(B, S)` are real: return `(B, S, D)`, 0 where a
+        word is not real, and the penalties of each layer's masks `(B, K)`."""
         mask = bidirectional_mask(self.config, memory, word_mask)
         rotary = self.rotary(memory, torch.arange(memory.shape[1], device=memory.device).unsqueeze(0))
         hidden_states = self.dropout(memory)
@@ -157,7 +159,7 @@ class EncodzallEncoders(EncodzallPreTrainedModel):
         return self.context_norm(hidden_states) * word_mask.unsqueeze(-1), penalties
 
     def embed_in_words(self, ids: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
-        """Embeddings `(R, L, D)` of ids `(R, L)` at known offsets `(R, L)` in their words, and of the n-grams that end
-        with them in there."""
+        """Return the embeddings `(R, L, D)` of ids `(R, L)` at known offsets `(R, L)` in their words, with those of the
+        n-grams that end with them in the word."""
         embeddings = self.embed_tokens(ids)
         return embeddings if self.embed_ngrams is None else embeddings + self.embed_ngrams(ids, offset)
