@@ -37,6 +37,8 @@ def decoder_layer(config: EncoderDecoderConfig, layer_idx: int, learned_dropout:
 
 
 class EncoderDecoderPreTrainedModel(CausalPreTrainedModel):
+    """Base class of the causal encoder-decoders: flags and recorded outputs."""
+
     config: EncoderDecoderConfig
     _no_split_modules = ["PreNormLayer"]
     _can_record_outputs = {
@@ -52,6 +54,8 @@ class EncoderDecoderPreTrainedModel(CausalPreTrainedModel):
 
 
 class EncoderDecoderModel(CausalModel, EncoderDecoderPreTrainedModel):
+    """A causal encoder-decoder without head: encoder layers, bridge and decoder layers."""
+
     output_class = EncoderDecoderModelOutput
     # Belongs to the language-model loss: not needed here when a `ForCausalLM` checkpoint is loaded.
     _keys_to_ignore_on_load_unexpected = [r"^embedding_loss\."]
@@ -116,6 +120,8 @@ class EncoderDecoderModel(CausalModel, EncoderDecoderPreTrainedModel):
 
 
 class EncoderDecoderForCausalLM(CausalLMHead, EncoderDecoderPreTrainedModel, GenerationMixin):
+    """A causal encoder-decoder with language-model head and embedding loss."""
+
     output_class = EncoderDecoderCausalLMOutput
     model_class: type[EncoderDecoderModel]
 

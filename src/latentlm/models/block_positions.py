@@ -43,6 +43,7 @@ def document_ids(
 
 
 def document_begins(position_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+    """Return whether a document begins at each token, `(B or 1, T)`, bool; arguments as of [`document_ids`]."""
     begins = position_ids == 0
     return begins if attention_mask is None else begins & attention_mask[:, -position_ids.shape[1] :].bool()
 

@@ -337,6 +337,7 @@ def bit_keys(vectors: torch.Tensor) -> torch.Tensor:
 
 
 def processes() -> int:
+    """Return the number of processes."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 

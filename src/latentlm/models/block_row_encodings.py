@@ -61,6 +61,7 @@ class Row:
 
 
 def all_ids(parts: list[Part]) -> list[int]:
+    """Return the ids of parts, concatenated."""
     return parts[0].ids if len(parts) == 1 else [index for part in parts for index in part.ids]
 
 

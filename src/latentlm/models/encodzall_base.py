@@ -157,6 +157,8 @@ class EncodzallTokenClassifierOutput(TokenClassifierOutput):
 
 
 class EncodzallPreTrainedModel(TakesCache, PreTrainedModel):
+    """Base class of the models of EncodZall: flags, packing, and what is saved."""
+
     config: EncodzallConfig
     base_model_prefix = "model"
     supports_gradient_checkpointing = True

@@ -191,10 +191,12 @@ class FSQVocabulary:
 
 
 def content_hash(content: dict[str, Any]) -> str:
+    """Return the SHA-256 of a JSON object, in hexadecimal digits."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def bytes_hash(data: bytes) -> str:
+    """Return the SHA-256 of bytes, in hexadecimal digits."""
     return hashlib.sha256(data).hexdigest()
 
 

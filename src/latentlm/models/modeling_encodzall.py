@@ -406,6 +406,8 @@ class EncodzallForMaskedLM(EncodzallPreTrainedModel, EncodzallSpelling):
 
 
 class ClassificationHead(nn.Module):
+    """Dropout and a linear layer: features `(..., D)` to logits `(..., num_labels)`."""
+
     is_output = True
 
     def __init__(self, config: EncodzallConfig):

@@ -399,6 +399,8 @@ HEADS = {"factorised": FactorisedHead, "hierarchical": HierarchicalHead, "decode
 
 
 class FSQPreTrainedModel(DecoderOnlyPreTrainedModel):
+    """Base class of the language model on codes: its configuration, and resizing."""
+
     config: FSQConfig  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def resize_token_embeddings(self, new_num_tokens: int | None = None, *args: Any, **kwargs: Any) -> nn.Embedding:
