@@ -46,7 +46,7 @@ NO_EMBEDDINGS = "words are found, packed and compared by their bytes"
 
 
 class EncodzallModel(EncodzallEncoders):
-    """The two encoders: bytes to one vector per word and one per text."""
+    """The two encoders, from bytes to one vector per word and one per text."""
 
     _keys_to_ignore_on_load_unexpected = NO_ENCODER
     _can_record_outputs = {
@@ -158,8 +158,8 @@ class EncodzallForMaskedDenoising(EncodzallPreTrainedModel, EncodzallSpelling, E
         self.train()
 
     def train(self, mode: bool = True) -> "EncodzallForMaskedDenoising":
-        """As everywhere in torch. A decoder without a loss is frozen here, since DDP would wait for its gradient:
-        loading a checkpoint unfreezes everything, but ends with `eval()`."""
+        """Switch between training and evaluation as everywhere in torch. A decoder without a loss is frozen here, since
+        DDP would wait for its gradient: loading a checkpoint unfreezes everything, but ends with `eval()`."""
         if self.config.word_decoder == "own" and not self.config.word_loss_weight:
             self.word_decoder.requires_grad_(False)
         if not self.trains_sequence_decoder:
@@ -187,7 +187,7 @@ class EncodzallForMaskedDenoising(EncodzallPreTrainedModel, EncodzallSpelling, E
         return self.decoder
 
     def prepare_decoder_input_ids_from_labels(self, labels: torch.Tensor) -> torch.Tensor:
-        """Labels `(B, T)` moved right by one, after `decoder_start_token_id` where the text begins."""
+        """Return the labels `(B, T)` shifted right by one, with `decoder_start_token_id` where the text begins."""
         real = labels != IGNORED
         start = self.config.decoder_start_token_id
         assert start is not None
@@ -319,9 +319,10 @@ class EncodzallForMaskedDenoising(EncodzallPreTrainedModel, EncodzallSpelling, E
     def word_loss(
         self, memory: torch.Tensor, labels: torch.Tensor, spelling: Spelling, count: torch.Tensor | int
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        """Focal cross-entropy of every word's bytes and end, their logits `(N, V)`, and what LearnedDropout's masks
-        cost `(N, K)`, if there are any.
+        """Return the focal cross-entropy of every word's bytes and end, their logits `(N, V)`, and the penalties of
+        LearnedDropout's masks `(N, K)` if there are any.
 
+        The focal loss (Lin et al. 2017, 1708.02002) weights a symbol of probability p by (1 - p) ** `word_loss_gamma`.
         The words of the labels are those of the memory by their index, whatever became of their length.
         """
         logits, targets, penalties = self.spell(memory, labels, spelling)
@@ -332,9 +333,12 @@ class EncodzallForMaskedDenoising(EncodzallPreTrainedModel, EncodzallSpelling, E
 
 
 class EncodzallForMaskedLM(EncodzallPreTrainedModel, EncodzallSpelling):
-    """The encoders with the word decoder, for texts with masked characters. Logits `(B, T, V)` are those of each id,
-    given the vector of its word and the bytes before it in there: of `labels` where they have them, of the text
-    elsewhere, and where that has masks the likeliest, one after the other."""
+    """The encoders with the word decoder, for texts with masked characters.
+
+    Logits `(B, T, V)` are those of each id, given the vector of its word and the bytes before it in the word. These
+    bytes are those of `labels` where there are labels, and else those of the text. Masked bytes without a label are
+    filled with the likeliest, one after the other.
+    """
 
     _keys_to_ignore_on_load_unexpected = [r"^decoder\.", r"^gate\."]  # of the checkpoint of a denoising model
 
@@ -351,7 +355,8 @@ class EncodzallForMaskedLM(EncodzallPreTrainedModel, EncodzallSpelling):
         self.train()
 
     def train(self, mode: bool = True) -> "EncodzallForMaskedLM":
-        """As everywhere. What spelling does not use of a shared decoder is frozen, as in the denoising model."""
+        """Switch between training and evaluation as everywhere. What spelling does not use of a shared decoder is
+        frozen, as in the denoising model."""
         if self.config.word_decoder == "shared":
             self.decoder.freeze_queries()
         return super().train(mode)
@@ -421,7 +426,7 @@ class ClassificationHead(nn.Module):
 
 
 class EncodzallForSequenceClassification(EncodzallPreTrainedModel):
-    """Logits `(B, num_labels)` from the embedding of the text."""
+    """The encoders with a head that classifies texts: logits `(B, num_labels)` from `pooler_output`."""
 
     _keys_to_ignore_on_load_unexpected = NO_ENCODER
 
@@ -454,8 +459,9 @@ class EncodzallForSequenceClassification(EncodzallPreTrainedModel):
 
 
 class EncodzallForTokenClassification(EncodzallPreTrainedModel):
-    """Predicts a label for each word. Logits `(B, T, num_labels)` and labels are per id, as collators, metrics and
-    pipelines expect: an id has the logits of its word. `word_logits` are per word, the end of the text last."""
+    """The encoders with a head that labels each word. Logits `(B, T, num_labels)` and labels are per id, as collators,
+    metrics and pipelines expect: an id has the logits of its word. `word_logits` are per word, the end of the text
+    last."""
 
     _keys_to_ignore_on_load_unexpected = NO_ENCODER
 
