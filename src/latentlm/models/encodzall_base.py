@@ -174,10 +174,12 @@ class EncodzallPreTrainedModel(TakesCache, PreTrainedModel):
 
     def pack(self, *args: torch.Tensor | None, **kwargs: Any) -> PackedBatch:
         """What the model gathers with in a batch, as [`pack_batch`] makes it of its ids, masks, words and labels; with
-        `bucketed=True` in few sizes. Without a gradient each distinct word is encoded once: its vector depends on its
-        own bytes alone."""
+        `bucketed=True` in few sizes. Each distinct word is encoded once, since its vector depends on its own bytes
+        alone; where training draws dropout, each word is."""
+        config = self.config
+        draws = config.hidden_dropout or config.attention_dropout or config.learned_dropout != "none"
         make: Any = pack_batch  # the type that `torch.compiler.disable` gives it says nothing
-        return make(self.config, *args, **kwargs, distinct=not (torch.is_grad_enabled() or self.training))
+        return make(config, *args, **kwargs, distinct=not (self.training and draws))
 
     def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
         """As everywhere, and what `SentenceTransformer(save_directory, trust_remote_code=True)` needs."""
