@@ -77,15 +77,21 @@ def time_training(model: latentlm.EncodzallForMaskedDenoising, options: argparse
     labels = inputs["input_ids"].masked_fill(inputs["input_ids"] == 256, -100)
     given = inputs | {"labels": labels}
     packed = step(model.train(), given, options.bf16)
+    pack: Any = pack_batch
     ahead = step(model, given | model.pack(**given, bucketed=True), options.bf16)
+
+    def every() -> None:
+        with patch.object(type(model), "pack", lambda model, *args, **batch: pack(model.config, *args, **batch)):
+            packed()
 
     def padded() -> None:
         with patch.object(encodzall_packing, "lay_words", one_word_a_row):
-            packed()
+            every()
 
     flat = {"input_ids": inputs["input_ids"], "attention_mask": inputs["attention_mask"], "labels": labels}
     sides = {
         "packed": packed,
+        "packed, equal words as well": every,
         "packed ahead, bucketed": ahead,
         "one word a row": padded,
         "T5 on bytes": step(other.train(), flat, options.bf16),

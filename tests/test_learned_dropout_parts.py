@@ -35,8 +35,9 @@ def test_in_encodzall_a_texts_bytes_and_words_count_as_often_as_it_has_symbols(d
     batch["attention_mask"][1] = batch["attention_mask"][0]
     batch["labels"][1] = batch["labels"][0]
     batch.pop("clean_input_ids")
+    packed = model.train(not distinct).pack(**batch)
     with torch.set_grad_enabled(not distinct):
-        packed = model.pack(**batch)
+        model.eval()
         with record_masks(model) as masks:
             output = model(**batch, **packed)
     packing, spelling = packed["packing"], packed["spelling"]

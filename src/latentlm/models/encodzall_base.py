@@ -177,10 +177,12 @@ class EncodzallPreTrainedModel(TakesCache, PreTrainedModel):
 
     def pack(self, *args: torch.Tensor | None, **kwargs: Any) -> PackedBatch:
         """Return the index tensors with which the model gathers in a batch. [`pack_batch`] makes them from its ids,
-        masks, words and labels, with `bucketed=True` in few sizes. Without a gradient each distinct word is encoded
-        once, since its vector depends on its own bytes alone."""
+        masks, words and labels, with `bucketed=True` in few sizes. Each distinct word is encoded once, since its vector
+        depends on its own bytes alone; where training draws dropout, each word is."""
+        config = self.config
+        draws = config.hidden_dropout or config.attention_dropout or config.learned_dropout != "none"
         make: Any = pack_batch  # the type that `torch.compiler.disable` gives it says nothing
-        return make(self.config, *args, **kwargs, distinct=not (torch.is_grad_enabled() or self.training))
+        return make(config, *args, **kwargs, distinct=not (self.training and draws))
 
     def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
         """Save as everywhere in transformers, with the files that
