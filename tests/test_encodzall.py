@@ -23,7 +23,7 @@ from latentlm import (
     EncodzallModel,
     EncodzallTokenizer,
 )
-from latentlm.models import modeling_encodzall
+from latentlm.models import encodzall_encoders
 from latentlm.models.encodzall_masking import WordPattern
 from latentlm.models.encodzall_packing import pack_batch, pack_words
 from latentlm.models.encodzall_words import find_words
@@ -65,7 +65,7 @@ def test_a_few_rows_at_a_time_are_encoded_as_all_at_once(variant, monkeypatch):
     model = build(variant, EncodzallModel, packed_row_length=64)
     texts = [*TEXTS, "one more", "a word and " * 4, "", "b"]
     whole = model(**encode(texts))
-    monkeypatch.setattr(modeling_encodzall, "SLOTS_TOGETHER", 40)  # texts by three, and rows of words one by one
+    monkeypatch.setattr(encodzall_encoders, "SLOTS_TOGETHER", 40)  # texts by three, and rows of words one by one
     lengths = []
     hook = model.context_norm.register_forward_hook(lambda module, args, output: lengths.append(len(output)))
     with torch.no_grad():

@@ -9,6 +9,7 @@ import pytest
 import torch
 from test_fsq_training import RECIPE, text  # noqa: F401 - a fixture
 from training_setup import metrics_of
+from transformers import AutoModelForCausalLM
 
 from latentlm import FSQForCausalLM, FSQTokenizer, FSQTokenizerFast
 from latentlm.cli.tokenizer import main as tokenizer_main
@@ -17,6 +18,7 @@ from latentlm.data.pieces import load_pieces
 from latentlm.evaluation import tokenizers as tokenizer_evaluation
 from latentlm.hub.files import published_files
 from latentlm.models.fsq_vocabulary import AUTOENCODER_FILE, VOCABULARY_FILE
+from latentlm.runs import load_recipe
 from latentlm.train import main as train_main
 
 LANGUAGE_MODEL = """
@@ -146,6 +148,23 @@ def test_joint_training_resumes_exactly(stages, tmp_path):
         ["--resume_from_checkpoint", str(stages / "joint" / "checkpoint-2"), "--output_dir", str(tmp_path / "again")]
     )
     assert metrics_of(tmp_path / "again") == metrics_of(stages / "joint")
+
+
+def test_a_trained_autoencoder_is_continued(stages, tmp_path):
+    """The tokenizer gives its network to models without one alone: to new ones, and from checkpoints that lack it."""
+    tokenizer = FSQTokenizer.from_pretrained(stages / "tokenizer")
+    FSQForCausalLM.from_pretrained(stages / "joint", joint=False, byte_loss_weight=0).save_pretrained(tmp_path)
+
+    def encoder(source: Path | None) -> torch.Tensor:
+        overrides = {} if source is None else {"from_pretrained": str(source)}
+        recipe = load_recipe(stages / "language_model.yaml", overrides)
+        return recipe.build_model(tokenizer, AutoModelForCausalLM).embedding.network.encoder.to_code.weight
+
+    trained = FSQForCausalLM.from_pretrained(stages / "joint").embedding.network.encoder.to_code.weight
+    untrained = tokenizer.autoencoder.encoder.to_code.weight
+    assert not torch.equal(trained, untrained)
+    assert torch.equal(encoder(stages / "joint"), trained)
+    assert torch.equal(encoder(None), untrained) and torch.equal(encoder(tmp_path), untrained)
 
 
 def test_the_rebuilt_table_has_new_codes_and_the_old_ids(stages):

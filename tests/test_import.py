@@ -232,3 +232,10 @@ def test_no_two_model_files_share_ten_lines():
         for start in range(len(lines) - 9):
             first = owner.setdefault(tuple(lines[start : start + 10]), name)
             assert first == name, f"{first} and {name} share ten lines from {lines[start]!r} on"
+
+
+def test_model_files_are_as_short_as_the_documents_say():
+    longest = max(len(path.read_text("utf-8").splitlines()) for path in MODELS)
+    for name, words in (("README.md", "none above"), ("CONTRIBUTING.md", "never more than")):
+        (limit,) = re.findall(rf"{words} (\d+)", (REPOSITORY / name).read_text("utf-8"))
+        assert longest <= int(limit), name

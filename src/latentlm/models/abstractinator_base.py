@@ -17,21 +17,26 @@ from .block_row_cache import StackCache
 
 @dataclass
 class AbstractinatorModelOutput(BaseModelOutputWithPast):
-    """Args:
-    last_hidden_state: `(B, T, D)`, from which the first level's head predicts the next symbol; 0 at padding.
-    past_key_values: the cache, if one was used.
-    hidden_states: what each layer of the first level's expander reads, and `last_hidden_state`; `(B, T, D)` each.
-        Not of cached steps.
+    """Output of the model without head.
+
+    Args:
+        last_hidden_state: `(B, T, D)`, from which the first level's head predicts the next symbol; 0 at padding.
+        past_key_values: the cache, if one was used.
+        hidden_states: the input of each layer of the first level's expander, and `last_hidden_state`; `(B, T, D)` each.
+            None in cached steps.
     """
 
 
 @dataclass
 class AbstractinatorCausalLMOutput(CausalLMOutputWithPast):
-    """Every term is a mean over predicted bytes, or their sum divided by `num_items_in_batch` where that is given; what
-    belongs to a segment counts as often as it has predicted bytes.
+    """Output of the language model.
+
+    Every loss is a mean over predicted bytes, or their sum divided by `num_items_in_batch` where that is given. What
+    belongs to a segment counts as often as the segment has predicted bytes. Losses are scalars and unweighted, but for
+    `loss`.
 
     Args:
-        loss: scalar; in training the weighted sum of all terms, in evaluation `lm_loss` alone.
+        loss: in training the weighted sum of all terms, in evaluation `lm_loss` alone.
         logits: `(B, T, V)`, a proper distribution of the next symbol.
         past_key_values, hidden_states: as [`AbstractinatorModelOutput`].
         lm_loss: nats of the next symbol, whose segment's code is predicted, not known.
@@ -39,10 +44,9 @@ class AbstractinatorCausalLMOutput(CausalLMOutputWithPast):
         vq_loss: of the quantizers, the sum over levels.
         entropy_loss: nats of the next symbol for the entropy models, the sum over levels.
         code_lm_loss: nats of the next top code; squared error of its vector with the continuous head.
-        mask_entropy_loss, mask_l1_loss: of LearnedDropout's masks, unweighted, a mean over all modules; None where the
-            weight is 0.
+        mask_entropy_loss, mask_l1_loss: of LearnedDropout's masks, a mean over all modules; None where the weight is 0.
         level_losses: with more than one level, the terms of each, as `level_1_vq_loss` and so on.
-    code_statistics: what [`AbstractinatorLikelihood.code_statistics`] finds, where it is asked for.
+        code_statistics: the result of [`AbstractinatorLikelihood.code_statistics`], where it is asked for.
     """
 
     lm_loss: torch.Tensor | None = None
@@ -58,19 +62,20 @@ class AbstractinatorCausalLMOutput(CausalLMOutputWithPast):
 
 @dataclass
 class Pyramid:
-    """What the model makes of R rows.
+    """What the model computes for R rows.
 
     Attributes:
         levels: from the bytes up.
         top_states: `(R, S + 1, D)` of the top model, from which code s is predicted at s; None without one.
-        top_items: of its layers.
+        top_items: of its layers, for a cache.
         states: `(R, T, D)` of each level's expander, whose current memory rows are predicted.
-        items: of its layers.
+        items: of its layers, for a cache.
         known_states: the same with true codes as current rows; None where nobody asked.
-        currents: `(R, S + 1, D)` the predicted rows of each level.
-        hidden_states: `(R, T, D)` of the first level's expander: what each layer reads, and what the last one gives.
-        penalties: of the layers of each level's expander, as it made `states`, then of those of the top model: what
-            LearnedDropout's masks cost, `(R, T, K)` or `(R, S + 1, K)` each.
+        currents: `(R, S + 1, D)`, the predicted memory rows of each level.
+        hidden_states: `(R, T, D)` each, of the first level's expander: the input of each layer, and the last one's
+            output.
+        penalties: of the layers of each level's expander, as it made `states`, then of those of the top model: the
+            penalties of LearnedDropout's masks, `(R, T, K)` or `(R, S + 1, K)` each.
     """
 
     levels: list[Compressed]
@@ -85,12 +90,12 @@ class Pyramid:
 
 
 class AbstractinatorCache(Cache):
-    """What decoding remembers, for rows that advance at their own pace: at each level the keys of windows, the open
-    segment and the rows to look back at, and every code of the top model.
+    """The cache of the Abstractinator, for rows that advance at their own pace. It holds, at each level, the keys of
+    windows, the open segment and the rows to look back at, and every code of the top model.
 
     Attributes:
-        levels, top: of the parts; empty before the first forward.
-        seen: positions given so far, padding included.
+        levels, top: the caches of the parts; empty before the first forward.
+        seen: the number of positions so far, padding included.
     """
 
     def __init__(self) -> None:
@@ -101,7 +106,8 @@ class AbstractinatorCache(Cache):
 
     @classmethod
     def check(cls, cache: Cache | None) -> None:
-        """
+        """Check that a cache is of this class.
+
         Raises:
             ValueError: if `cache` is one of another kind, as prefix tuning fills it.
         """
@@ -125,7 +131,8 @@ class AbstractinatorCache(Cache):
 
     @property
     def is_linear(self) -> list[bool]:
-        """Not linear attention, whose states do not tell how many tokens they have seen (asked by `generate`)."""
+        """Always false: `generate` asks for linear attention, whose states do not tell how many tokens they have
+        seen."""
         return [False]
 
     @property
@@ -133,7 +140,7 @@ class AbstractinatorCache(Cache):
         return False
 
     def reorder_cache(self, beam_idx: torch.Tensor) -> None:
-        """The rows of `beam_idx`, for beam search."""
+        """Select the rows of `beam_idx`, for beam search."""
         self.levels = [level.select(beam_idx) for level in self.levels]
         self.top = None if self.top is None else self.top.select(beam_idx)
 
@@ -145,7 +152,8 @@ class AbstractinatorCache(Cache):
         self.reorder_cache(rows.repeat_interleave(repeats))
 
     def crop(self, max_length: int, *args: Any, **kwargs: Any) -> None:
-        """
+        """Refuse: closed segments cannot be opened again.
+
         Raises:
             ValueError: always.
         """
@@ -156,13 +164,13 @@ class AbstractinatorCache(Cache):
 
 @dataclass
 class Rows:
-    """The real symbols of a batch `(B, T)`, each document a row of its own that is aligned to the left.
+    """The real symbols of a batch `(B, T)`: a row for each document, aligned to the left.
 
     Attributes:
-        ids: `(R, L)`.
-        lengths: `(R,)`.
-        ragged: where positions of the batch lie in the rows; None if nothing moves.
-        num_documents: of the rows; those after them are empty.
+        ids: `(R, L)`, int64.
+        lengths: `(R,)`, int64.
+        ragged: the layout of the batch's positions in the rows; None if nothing moves.
+        num_documents: the number of documents; rows after them are empty.
     """
 
     ids: torch.Tensor
@@ -171,28 +179,29 @@ class Rows:
     num_documents: int
 
     def to_rows(self, values: torch.Tensor, fill: float) -> torch.Tensor:
-        """Values `(B, T)` as `(R, L)`."""
+        """Lay values `(B, T)` out as `(R, L)`."""
         return values if self.ragged is None else self.ragged.to_rows(values, fill)
 
     def from_rows(self, values: torch.Tensor) -> torch.Tensor:
-        """Values `(R, L, ...)` as `(B, T, ...)`, 0 where a position is not real."""
+        """Lay values `(R, L, ...)` out as `(B, T, ...)`, with 0 where a position is not real."""
         return values if self.ragged is None else self.ragged.from_rows(values)
 
 
 def mask_of_padding(attention_mask: torch.Tensor | None, output_hidden_states: bool | None) -> torch.Tensor | None:
-    """The mask `(B, T)`; None where hidden states are asked for and nothing is padded. They are then what the layers
-    read, of which a caller may want the gradient, and no copy of it; that is worth a value that the host reads."""
+    """Return the mask `(B, T)`, or None where hidden states are asked for and nothing is padded. They are then the very
+    tensors that the layers read, of which a caller may want the gradient, and not copies. That is worth a value that
+    the host reads."""
     if output_hidden_states and attention_mask is not None and attention_mask.all():
         return None
     return attention_mask
 
 
 DocumentSizes = tuple[int, int, int]
-"""Of documents: how many there are, the length of the longest, and the largest of the `position_ids`."""
+"""Sizes of packed documents: their number, the length of the longest, and the largest of the `position_ids`."""
 
 
 def read_sizes(documents: Documents, position_ids: torch.Tensor) -> DocumentSizes:
-    """Where they are on an accelerator the host waits for them."""
+    """Return the sizes of documents; the host waits for them where they are on an accelerator."""
     count, longest, last = torch.stack((documents.total, documents.longest, position_ids.max())).tolist()
     return count, longest, last
 
@@ -204,7 +213,8 @@ def make_rows(
     max_position_embeddings: int,
     sizes: DocumentSizes | None = None,  # where they are known
 ) -> Rows:
-    """
+    """Lay the real symbols of a batch out in rows.
+
     Raises:
         ValueError: if a text is longer than `max_position_embeddings`.
     """

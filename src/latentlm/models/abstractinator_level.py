@@ -26,9 +26,9 @@ class Alphabet:
     """The symbols of a level.
 
     Attributes:
-        num_ids: ids of a digit, special ids included.
-        num_codes: those that can be predicted.
-        num_digits: of a symbol.
+        num_ids: number of ids of a digit, special ids included.
+        num_codes: number of ids that can be predicted.
+        num_digits: number of digits of a symbol.
         size: of the smaller space for embedding and logits, if there is one.
     """
 
@@ -39,11 +39,11 @@ class Alphabet:
 
     @classmethod
     def above(cls, level: LevelConfig) -> "Alphabet":
-        """The codes of a level, as the one above it reads them."""
+        """Make the alphabet of a level's codes, as the level above reads them."""
         return cls(level.num_ids + NUM_SPECIAL_CODES, level.num_ids, level.num_digits, level.code_dim)
 
     def embedding(self, config: AbstractinatorConfig, level: LevelConfig) -> SequenceEmbedding:
-        """An embedding of its symbols, which are read by `level`."""
+        """Make an embedding of the symbols, which `level` reads."""
         return SequenceEmbedding(config, level, self.num_ids, self.num_digits, self.size)
 
     @property
@@ -54,13 +54,13 @@ class Alphabet:
 
 @dataclass
 class Segments:
-    """Segments of R rows of T symbols, where column T speaks of the symbol that is to come.
+    """Segments of R rows of T symbols. Column T belongs to the symbol that is to come.
 
     Attributes:
-        entropies: `(R, T + 1)` nats of the distribution that predicts each symbol; of the first it means nothing.
-        opens: `(R, T + 1)` whether a symbol opens a segment.
-        index: `(R, T + 1)` the segment of each symbol.
-        lengths: `(R,)` real symbols.
+        entropies: `(R, T + 1)`, in nats, of the distribution that predicts each symbol; the first has no meaning.
+        opens: `(R, T + 1)`, bool, whether a symbol opens a segment.
+        index: `(R, T + 1)`, int64, the segment of each symbol.
+        lengths: `(R,)`, int64, number of real symbols.
     """
 
     entropies: torch.Tensor
@@ -70,43 +70,44 @@ class Segments:
 
     @property
     def real(self) -> torch.Tensor:
-        """`(R, T)` whether a symbol is real."""
+        """Whether a symbol is real, `(R, T)`, bool."""
         return torch.arange(self.index.shape[1] - 1, device=self.index.device) < self.lengths.unsqueeze(1)
 
     @property
     def count(self) -> torch.Tensor:
-        """Segments of each row `(R,)`, the last one open or closed."""
+        """The number of segments of each row `(R,)`, the last one open or closed."""
         last = self.index.gather(1, (self.lengths - 1).clamp(min=0).unsqueeze(1)).squeeze(1)
         return torch.where(self.lengths > 0, last + 1, 0)
 
     def exist(self, size: int) -> torch.Tensor:
-        """Whether a row has so many segments, `(R, size)`."""
+        """Return whether a row has so many segments, `(R, size)`, bool."""
         return torch.arange(size, device=self.index.device) < self.count.unsqueeze(1)
 
     def closed(self, lengths: torch.Tensor) -> torch.Tensor:
-        """Closed segments `(R,)` of the first `lengths` `(R,)` symbols: the number of the segment to come."""
+        """Return the number of closed segments `(R,)` in the first `lengths` `(R,)` symbols, which is the index of the
+        next segment."""
         return self.index.gather(1, lengths.unsqueeze(1)).squeeze(1)
 
     def ending(self, closes: torch.Tensor, size: int) -> torch.Tensor:
-        """Whether the end of a text, `(R, T)`, is in each of `size` segments `(R, S)`."""
+        """Return whether each of `size` segments holds the end of a text `(R, T)`: `(R, S)`, bool."""
         return self.totals(closes.long(), size) > 0
 
     def totals(self, values: torch.Tensor, size: int) -> torch.Tensor:
-        """The sum of the symbols' values `(R, T)` in each of `size` segments, `(R, S)`."""
+        """Return the sum of the symbols' values `(R, T)` in each of `size` segments, `(R, S)`."""
         place = torch.where(self.real, self.index[:, :-1], size)
         return values.new_zeros(len(values), size + 1).scatter_add(1, place, values)[:, :size]
 
 
 @dataclass
 class Cut:
-    """Where a level cuts R rows of T symbols.
+    """The cuts that a level makes in R rows of T symbols.
 
     Attributes:
-        symbols: `(R, T, digits)`.
-        segments: where they were cut.
+        symbols: `(R, T, digits)`, int64.
+        segments: between the cuts.
         entropy_states: `(R, T, D)` of the entropy model.
         items: of its layers, for a cache.
-        penalties: of its layers, `(R, T, K)` each: what LearnedDropout's masks cost.
+        penalties: of LearnedDropout's masks in its layers, `(R, T, K)` each.
     """
 
     symbols: torch.Tensor
@@ -121,15 +122,15 @@ class Compressed:
     """What a level makes of R rows of T symbols with at most S segments.
 
     Attributes:
-        symbols: `(R, T, digits)`.
-        segments: where they were cut.
+        symbols: `(R, T, digits)`, int64.
+        segments: of the rows.
         entropy_states: `(R, T, D)` of the entropy model.
         vectors: `(R, S, D)` before quantization.
-        quantized: after it.
+        quantized: the vectors after it, and their codes.
         items: of the layers of entropy model and compressor, for a cache.
-        pooled_from: `(R, T, D)`, what was pooled.
-        keys: `(R, S)`, int64, what tells segments apart that are not alike; None where nobody asked.
-        penalties: of the layers of entropy model and compressor, `(R, T, K)` each: what LearnedDropout's masks cost.
+        pooled_from: `(R, T, D)`, the input of the pooling.
+        keys: `(R, S)`, int64, equal only for equal beginnings of rows ([`prefix_keys`]); None where nobody asked.
+        penalties: of LearnedDropout's masks in the layers of entropy model and compressor, `(R, T, K)` each.
     """
 
     symbols: torch.Tensor
@@ -144,12 +145,12 @@ class Compressed:
 
     @property
     def exists(self) -> torch.Tensor:
-        """`(R, S)` whether a row has so many segments."""
+        """Whether a row has so many segments, `(R, S)`, bool."""
         return self.segments.exist(self.vectors.shape[1])
 
     def weights(self, symbol_weights: torch.Tensor) -> torch.Tensor:
-        """Weight of each segment `(R, S)`: the sum of those of its symbols, `(R, T)`, of which column t is that of
-        symbol t + 1."""
+        """Return the weight of each segment `(R, S)`: the sum of the weights of its symbols. Column t of
+        `symbol_weights` `(R, T)` is that of symbol t + 1."""
         size = self.vectors.shape[1]
         index = self.segments.index[:, 1:].clamp(max=size)
         return symbol_weights.new_zeros(len(index), size + 1).scatter_add(1, index, symbol_weights)[:, :size]
@@ -160,14 +161,14 @@ class LevelCache(RowState):
     """What cached decoding remembers of a level, for each of R rows.
 
     Attributes:
-        entropy, compressor, expander: of the stacks.
+        entropy, compressor, expander: the caches of the stacks.
         pool: the open segment.
-        entropy_before: `(R,)` nats of the distribution that predicted the last symbol.
-        open_length: `(R,)` symbols of the segment of the last symbol.
-        opens: `(R,)` whether the symbol to come opens a segment.
-        recent: `(R, P, digits)` the last symbols, as many as the longest n-gram has, meaningless before the first.
-        row: `(R, D)` the current memory row, in decoding from codes.
-        trunk: `(R, D)` the state of the entropy model after the last symbol, where others read it.
+        entropy_before: `(R,)`, in nats, of the distribution that predicted the last symbol.
+        open_length: `(R,)`, symbols of the segment of the last symbol.
+        opens: `(R,)`, bool, whether the symbol to come opens a segment.
+        recent: `(R, P, digits)`, the last symbols, as many as the longest n-gram has; without meaning before the first.
+        row: `(R, D)`, the current memory row, in decoding from codes.
+        trunk: `(R, D)`, the state of the entropy model after the last symbol, where other parts read it.
     """
 
     entropy: StackCache
@@ -183,7 +184,8 @@ class LevelCache(RowState):
 
 
 class EntropyModel(nn.Module):
-    """A causal language model with a short window, whose next-symbol entropy decides where segments begin."""
+    """Causal language model with a short window. The entropy of its next-symbol distribution decides where segments
+    begin."""
 
     def __init__(self, config: AbstractinatorConfig, level: LevelConfig, alphabet: Alphabet):
         super().__init__()
@@ -200,13 +202,13 @@ class EntropyModel(nn.Module):
         return self.stack(self.embedding.of_rows(symbols))
 
     def normal(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean and log-variance `(..., D)` of the next embedding, float32."""
+        """Return mean and log-variance `(..., D)`, float32, of the next embedding."""
         mean, log_variance = self.gaussian(hidden_states).float().chunk(2, -1)
         return mean, log_variance.clamp(-8, 8)
 
     def entropy(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """Nats `(...)`, float32, of the distribution after hidden states `(..., D)`: of its first digit, or of the
-        normal distribution per dimension. Decides only, and has no gradient."""
+        """Return the entropy `(...)`, float32, in nats, of the distribution after hidden states `(..., D)`: of its
+        first digit, or of the normal distribution per dimension. It only decides about cuts, and has no gradient."""
         with torch.no_grad():
             if self.kind == "gaussian":
                 _, log_variance = self.normal(hidden_states)
@@ -215,7 +217,8 @@ class EntropyModel(nn.Module):
             return -(logs.exp() * logs).sum(-1)
 
     def losses(self, hidden_states: torch.Tensor, symbols: torch.Tensor) -> torch.Tensor:
-        """Nats `(...)` of symbols `(..., digits)` after hidden states `(..., D)`; the normal one's per dimension."""
+        """Return the negative log-likelihood `(...)`, in nats, of symbols `(..., digits)` after hidden states
+        `(..., D)`; for the normal distribution it is per dimension."""
         total = hidden_states.new_zeros((), dtype=torch.float32)
         if self.kind != "gaussian":
             total = self.head.losses(hidden_states, symbols)
@@ -227,7 +230,7 @@ class EntropyModel(nn.Module):
 
 
 class AbstractinatorLevel(Float32Buffers):
-    """One level; [`compress`] goes up, [`expand`] down."""
+    """One level of the pyramid: [`compress`] goes up, [`expand`] goes down."""
 
     delta: torch.Tensor  # adapted to a target length, where there is one
     quantizer: "VectorQuantizer | FSQQuantizer | NoQuantizer"
@@ -284,7 +287,7 @@ class AbstractinatorLevel(Float32Buffers):
         closes: torch.Tensor,  # (R, T), whether a symbol ends a text
         keys: torch.Tensor | None = None,  # (R, T), int64, by which training gathers; None where it does not
     ) -> Compressed:
-        """Cut rows of symbols, and make a code of each segment."""
+        """Cut rows of symbols, and make a code for each segment."""
         cut = self.cut(symbols, lengths, closes)
         # The one number that the host waits for. No rule bounds it below T, of which it is a third or a fourth: without
         # it, compressor vectors, codes and all that is above would be computed for T segments.
@@ -296,7 +299,7 @@ class AbstractinatorLevel(Float32Buffers):
         return self.encode(cut, vectors, size, keys)
 
     def cut(self, symbols: torch.Tensor, lengths: torch.Tensor, closes: torch.Tensor) -> Cut:
-        """Where segments begin; arguments as of [`compress`]."""
+        """Cut rows of symbols; the arguments are those of [`compress`]."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.entropy_is_frozen):
             states, items, _, penalties = self.entropy_model(symbols)
         entropies = nn.functional.pad(self.entropy_model.entropy(states), (1, 0))
@@ -304,7 +307,7 @@ class AbstractinatorLevel(Float32Buffers):
         return Cut(symbols, Segments(entropies, opens, segment_index(opens), lengths), states, items, penalties)
 
     def encode(self, cut: Cut, vectors: torch.Tensor | None, size: int, keys: torch.Tensor | None) -> Compressed:
-        """Codes of the segments of rows that have at most `size`; arguments as of [`compress`]."""
+        """Make the codes of rows with at most `size` segments; the arguments are those of [`compress`]."""
         segments = cut.segments
         index = segments.index[:, :-1]
         if vectors is None:
@@ -329,8 +332,8 @@ class AbstractinatorLevel(Float32Buffers):
         )
 
     def symbols_of(self, below: Compressed) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        """What this level reads of the one below: symbols `(R, S + 1, digits)`, vectors `(R, S + 1, D)` and, if there
-        are any, keys `(R, S + 1)`, each with the begin before; and lengths `(R,)`."""
+        """Return this level's input from the one below, with the begin symbol first: symbols `(R, S + 1, digits)`,
+        vectors `(R, S + 1, D)`, lengths `(R,)`, and keys `(R, S + 1)` if there are any."""
         codes = nn.functional.pad(below.quantized.codes.clamp(min=0), (0, 0, 1, 0), value=self.alphabet.begin)
         begin = self.begin(codes.new_zeros(len(codes), 1)).to(below.vectors.dtype)
         keys = None if below.keys is None else nn.functional.pad(below.keys, (1, 0))
@@ -344,11 +347,11 @@ class AbstractinatorLevel(Float32Buffers):
 
     @property
     def input_embedding(self) -> SequenceEmbedding:
-        """Of the symbols, as the expander reads them: by itself, or through the entropy model."""
+        """The embedding of the symbols that the expander reads: its own, or that of the entropy model."""
         return self.entropy_model.embedding if self.level.shares_trunk else self.embedding
 
     def expander_inputs(self, compressed: Compressed) -> torch.Tensor:
-        """What the expander reads of the symbols, `(R, T, D)`."""
+        """Return the expander's input for the symbols, `(R, T, D)`."""
         return compressed.entropy_states if self.level.shares_trunk else self.embedding.of_rows(compressed.symbols)
 
     def expand(
@@ -358,14 +361,14 @@ class AbstractinatorLevel(Float32Buffers):
         index: torch.Tensor,  # (R, T + 1), the segment of each symbol
         has_read_self: bool = False,
     ) -> StackOutput:
-        """What the expander makes of the symbols, from whose states `(R, T, D)` the head predicts the next symbol;
-        without memory as with rows of zeros."""
+        """Run the expander over the symbols: return states `(R, T, D)`, from which the head predicts the next symbol.
+        Without memory, rows of zeros are read."""
         if memory is not None:
             index = index[:, 1:].clamp(max=memory[0].shape[1])
         return self.expander(inputs, memory=memory, memory_segments=index, has_read_self=has_read_self)
 
     def code_rows(self, vectors: torch.Tensor) -> torch.Tensor:
-        """Memory rows of quantized vectors, both `(..., D)`."""
+        """Return the memory rows of quantized vectors, both `(..., D)`."""
         return self.memory_norm(vectors)
 
     # ---- One symbol ----
@@ -387,7 +390,8 @@ class AbstractinatorLevel(Float32Buffers):
         )
 
     def fill_cache(self, cache: LevelCache, compressed: Compressed, lengths: torch.Tensor) -> None:
-        """Remember the first `lengths` `(R,)` symbols of what was compressed; the expander is left alone."""
+        """Put the first `lengths` `(R,)` symbols of what was compressed into the cache; the expander's part does not
+        change."""
         segments = compressed.segments
         self.entropy_model.stack.fill_cache(cache.entropy, compressed.items[0], lengths)
         self.compressor.fill_cache(cache.compressor, compressed.items[1], lengths)
@@ -415,8 +419,8 @@ class AbstractinatorLevel(Float32Buffers):
     def notice(
         self, cache: LevelCache, active: torch.Tensor, symbols: torch.Tensor, closes: torch.Tensor
     ) -> torch.Tensor:
-        """Tell the entropy model the next symbols `(R, digits)` of the active rows `(R,)`; returns whether a row is
-        active and the symbol after this one opens a segment `(R,)`."""
+        """Run the entropy model on the next symbols `(R, digits)` of the active rows `(R,)`. Return `(R,)`, bool:
+        whether a row is active and the symbol after this one opens a segment."""
         recent = torch.cat((cache.recent[:, 1:], symbols.unsqueeze(1)), 1)
         cache.recent = where_active(active, recent, cache.recent)
         inputs = self.entropy_model.embedding.of_last(cache.recent, cache.entropy.lengths)
@@ -438,7 +442,7 @@ class AbstractinatorLevel(Float32Buffers):
         vectors: torch.Tensor | None,  # (R, D)
         fresh: torch.Tensor,  # (R,), whether the symbol opened a segment
     ) -> None:
-        """Add the symbol that was noticed last in the active rows to their open segments."""
+        """Add the last noticed symbol of the active rows to their open segments."""
         if vectors is None and self.level.shares_trunk:
             vectors = cache.trunk
         elif vectors is None:
@@ -450,12 +454,12 @@ class AbstractinatorLevel(Float32Buffers):
         cache.pool = cache.pool.updated(active, self.pooling.add(cache.pool, hidden_states, fresh))
 
     def close(self, cache: LevelCache, closing: torch.Tensor) -> tuple[torch.Tensor, Quantized]:
-        """Vectors `(R, D)` of the open segments of closing rows `(R,)`, before and after quantization."""
+        """Return the vectors `(R, D)` of the open segments of closing rows `(R,)`, before and after quantization."""
         pooled = self.pooling.finish(cache.pool)
         return pooled, self.quantizer(pooled, closing)
 
     def expand_last(self, cache: LevelCache, active: torch.Tensor) -> torch.Tensor:
-        """What the expander makes `(R, D)` of the symbol that was noticed last in the active rows `(R,)`."""
+        """Run the expander on the last noticed symbol of the active rows `(R,)`: `(R, D)`."""
         shares = self.level.shares_trunk
         inputs = cache.trunk if shares else self.embedding.of_last(cache.recent, cache.expander.lengths)
         return self.expander.step(cache.expander, active, inputs)
@@ -464,13 +468,13 @@ class AbstractinatorLevel(Float32Buffers):
 
     @property
     def followed(self) -> nn.Parameter:
-        """Codebook and delta move where this parameter is trained, when its optimizer takes a step; so not under an
-        adapter, which is saved without them."""
+        """The parameter whose optimizer steps move codebook and delta. Under an adapter, which is saved without them,
+        it is not trained, and they stay."""
         return self.memory_norm.weight
 
     def update(self) -> None:
-        """Apply what the codebook and the running mean of segment lengths have gathered since the last time, in all
-        processes."""
+        """Apply what was gathered for the codebook and the running mean of segment lengths since the last update, in
+        all processes."""
         self.quantizer.update()
         if self.level.target_segment_length is not None:
             seen = torch.zeros(2, dtype=torch.long, device=self.delta.device) if self.seen is None else self.seen
@@ -481,7 +485,7 @@ class AbstractinatorLevel(Float32Buffers):
 
 
 class NoQuantizer(nn.Module):
-    """Vectors as they are: there are no codes."""
+    """A quantizer that leaves vectors as they are, without codes."""
 
     def forward(self, vectors: torch.Tensor, real: torch.Tensor, keys: torch.Tensor | None = None) -> Quantized:
         codes = torch.full((*real.shape, 1), -1, device=real.device)

@@ -1,5 +1,5 @@
-"""The cost and the information of the Abstractinator's codes: two-part code lengths, and reconstruction from own and
-other codes."""
+"""The cost and the information of the Abstractinator's codes: two-part code lengths, and reconstruction from a
+document's own codes and from others."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,12 +14,12 @@ from .abstractinator_level import Compressed
 
 @dataclass
 class CodeNats:
-    """What codes cost and leave open; float32, with gradients.
+    """The nats of codes, and of symbols given the codes; float32, with gradients.
 
     Attributes:
-        levels: `(R, T - 1)` nats of each level's symbols, from the second on, given their codes; None where a pyramid
-            was read without known states.
-        top: `(R, S)` of the top codes, or the errors of their vectors; None without a top model.
+        levels: `(R, T - 1)`, nats of each level's symbols, from the second on, given their codes; None where a pyramid
+            was computed without known states.
+        top: `(R, S)`, nats of the top codes, or the squared errors of their vectors; None without a top model.
     """
 
     levels: list[torch.Tensor] | None
@@ -27,13 +27,13 @@ class CodeNats:
 
     @property
     def parts(self) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """Of the top codes, and of each level: all that is sent of a document."""
+        """Return the nats of the top codes and of each level: all that is sent of a document."""
         assert self.top is not None and self.levels is not None
         return self.top, self.levels
 
 
 class AbstractinatorLikelihood:
-    """Goes among the bases of the model, which has `model` and `config`."""
+    """Mixin of the model, which has `model` and `config`."""
 
     config: Any
     model: Any
@@ -45,9 +45,11 @@ class AbstractinatorLikelihood:
         attention_mask: torch.Tensor | None = None,  # (B, T)
         position_ids: torch.Tensor | None = None,  # (B, T), restarting at 0 for each packed document
     ) -> dict[str, torch.Tensor]:
-        """Nats `(R,)`, float64, of sending each document in two parts: `codes`, its top codes, then `level_1`,
-        `level_2`, ..., the symbols of each level given the codes above. The first id is known to the receiver;
-        segments cost nothing, being a function of what was decoded. R is B where nothing is packed.
+        """Return the nats `(R,)`, float64, of sending each document in two parts.
+
+        The parts are `codes`, its top codes, then `level_1`, `level_2`, ..., the symbols of each level given the codes
+        above. The receiver knows the first id. Segments cost nothing, since they are a function of what was decoded. R
+        is B where nothing is packed.
 
         Raises:
             ValueError: if there is no top model with a categorical head.
@@ -66,9 +68,9 @@ class AbstractinatorLikelihood:
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
     ) -> dict[str, torch.Tensor]:
-        """Nats `(R,)` of each document's symbols, from the second on, given the codes of the first level: its `own`,
-        `zeroed` (rows of zeros) or `shuffled` (each segment gets the code of the one that is half the document's
-        segments away). The differences measure how much information the codes carry."""
+        """Return the nats `(R,)` of each document's symbols, from the second on, given codes of the first level: its
+        `own`, `zeroed` (rows of zeros) or `shuffled` (each segment gets the code of the segment half the document
+        away). The differences measure how much information the codes carry."""
         rows = make_rows(input_ids, attention_mask, position_ids, self.config.max_position_embeddings)
         compressed = self.model.compress_rows(rows.ids, rows.lengths)[0]
         own = self.model.levels[0].code_rows(compressed.quantized.vectors)
@@ -77,16 +79,16 @@ class AbstractinatorLikelihood:
 
     @torch.no_grad()
     def code_statistics(self, pyramid: Pyramid, nats: CodeNats, scored: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Statistics of the codes of a batch, as sums over its documents that add up over batches and processes.
+        """Return statistics of the codes of a batch, as sums over its documents that add up over batches and processes.
 
         Args:
             pyramid: of R documents.
-            nats: of it, with known states.
+            nats: of the pyramid, with known states.
             scored: `(R,)`, bool, which documents count.
 
         Returns:
-            `symbols_L`, `segments_L` and, where there are codes, `codes_L` `(K,)`, how often each one of the first
-            stage is used, of each level L; nats `reconstruction_own`, `_zeroed`, `_shuffled` and, with a categorical
+            For each level L `symbols_L`, `segments_L` and, where there are codes, `codes_L` `(K,)`, how often each code
+            of the first stage is used; the nats `reconstruction_own`, `_zeroed`, `_shuffled` and, with a categorical
             top model, `two_part`, as [`reconstruction_nats`] and [`code_lengths`] give them.
         """
         sums: dict[str, torch.Tensor] = {}
@@ -127,7 +129,8 @@ class AbstractinatorLikelihood:
         return CodeNats(levels, top)
 
     def nats_given(self, compressed: Compressed, rows: dict[str, torch.Tensor | None]) -> dict[str, torch.Tensor]:
-        """Nats `(R, T - 1)` of the first level's symbols given code rows `(R, S, D)` of each name, or rows of zeros."""
+        """Return the nats `(R, T - 1)` of the first level's symbols given the code rows `(R, S, D)` of each name; None
+        stands for rows of zeros."""
         level = self.model.levels[0]
         inputs = level.expander_inputs(compressed)
         has_read_self = level.expander.mask_attention is None  # one that decides all masks has to see the symbols
@@ -142,14 +145,14 @@ class AbstractinatorLikelihood:
 
 
 def other_rows(compressed: Compressed, own: torch.Tensor) -> dict[str, torch.Tensor | None]:
-    """Code rows in place of a level's own `(R, S, D)`."""
+    """Return the code rows that replace a level's own `(R, S, D)`."""
     count = compressed.segments.count.unsqueeze(1)
     moved = (torch.arange(own.shape[1], device=own.device) + count // 2) % count.clamp(min=1)
     return {"zeroed": None, "shuffled": own.gather(1, moved.unsqueeze(-1).expand_as(own))}
 
 
 def symbol_nats(losses: Callable[..., torch.Tensor], states: torch.Tensor, compressed: Compressed) -> torch.Tensor:
-    """Nats `(R, T - 1)` of each row's symbols but the first after the states `(R, T, D)` before them; 0 where there is
-    none."""
+    """Return the nats `(R, T - 1)` of each row's symbols but the first, after the states `(R, T, D)` before them; 0
+    where there is no symbol."""
     values = losses(states[:, :-1], compressed.symbols[:, 1:])
     return values.where(compressed.segments.real[:, 1:], 0)

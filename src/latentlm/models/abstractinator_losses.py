@@ -1,4 +1,5 @@
-"""The Abstractinator's losses: a sum for each term and level, weighted by the predicted bytes it stands for."""
+"""The Abstractinator's losses: for each term and level a sum, weighted by the predicted bytes that a symbol stands
+for."""
 
 from typing import Any
 
@@ -14,7 +15,7 @@ IGNORED = -100
 
 
 class AbstractinatorLosses:
-    """Goes among the bases of the model, which has `model`, `config` and `loss_function`."""
+    """Mixin of the model, which has `model`, `config` and `loss_function`."""
 
     config: Any
     model: Any
@@ -27,7 +28,7 @@ class AbstractinatorLosses:
         shift_labels: torch.Tensor,  # (B, T)
         num_items_in_batch: torch.Tensor | int | None,
     ) -> torch.Tensor:
-        """The mean loss of the next symbol, or its sum divided by `num_items_in_batch`."""
+        """Return the mean loss of the next symbol, or its sum divided by `num_items_in_batch`."""
         return self.loss_function(logits, None, self.config.vocab_size, num_items_in_batch, shift_labels=shift_labels)
 
     def losses(
@@ -41,7 +42,7 @@ class AbstractinatorLosses:
         lm_loss_scale: torch.Tensor | float,
         training_step: torch.Tensor | None,
     ) -> dict[str, Any]:
-        """Every term and `loss`, as [`AbstractinatorCausalLMOutput`] describes them."""
+        """Return every term and `loss`, as [`AbstractinatorCausalLMOutput`] describes them."""
         config = self.config
         count = shift_labels.ne(IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
         terms: dict[str, torch.Tensor] = {}  # by level
@@ -77,8 +78,8 @@ class AbstractinatorLosses:
 
 
 def entropy_nats(level: AbstractinatorLevel, compressed: Compressed, weights: torch.Tensor) -> torch.Tensor:
-    """The entropy model's nats of each symbol, times the weight of the one before it `(R, T)`, summed. All places are
-    computed: the host would wait to learn which ones count."""
+    """Return the entropy model's nats of each symbol, weighted by the weight of the symbol before it `(R, T)`, summed.
+    All places are computed, since the host would wait to learn which ones count."""
     weights = weights[:, :-1] * compressed.segments.real[:, 1:]
     nats = level.entropy_model.losses(compressed.entropy_states[:, :-1], compressed.symbols[:, 1:])
     return (nats.where(weights > 0, 0) * weights).sum()

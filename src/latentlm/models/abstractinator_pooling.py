@@ -1,4 +1,4 @@
-"""Learned queries pool each segment to one vector: learned-query attention."""
+"""Learned-query attention that pools each segment to one vector."""
 
 from dataclasses import dataclass
 
@@ -14,8 +14,8 @@ class PoolingState(RowState):
     """The open segment of each of R rows, for symbols that come one at a time; float32.
 
     Attributes:
-        maximum: `(R, Q * H)` the largest score.
-        numerator: `(R, Q * H, d)`, values weighted by exp(score - maximum).
+        maximum: `(R, Q * H)`, the largest score.
+        numerator: `(R, Q * H, d)`, the sum of values weighted by exp(score - maximum).
         denominator: `(R, Q * H)`, the sum of these weights.
     """
 
@@ -24,7 +24,7 @@ class PoolingState(RowState):
     denominator: torch.Tensor
 
     def updated(self, active: torch.Tensor, new: "PoolingState") -> "PoolingState":
-        """The new state in the active rows `(R,)`, bool, and this one in the others."""
+        """Return the new state in the active rows `(R,)`, bool, and this one in the others."""
         return PoolingState(
             where_active(active, new.maximum, self.maximum),
             where_active(active, new.numerator, self.numerator),
@@ -33,8 +33,9 @@ class PoolingState(RowState):
 
 
 class SegmentPooling(nn.Module):
-    """Each of Q learned queries attends to the symbols of one segment; what they read is joined, projected to D and
-    normalised. Keys are normalised and have no position. Costs O(T): sums by segment in place of a (S, T) mask."""
+    """Pooling by attention: each of Q learned queries attends to the symbols of one segment, and the results are
+    joined, projected to D and normalised. Keys are normalised and have no position. It costs O(T), with sums by segment
+    instead of an (S, T) mask."""
 
     def __init__(self, hidden_size: int, num_heads: int, num_queries: int, eps: float):
         super().__init__()
@@ -49,7 +50,7 @@ class SegmentPooling(nn.Module):
         self.norm = nn.RMSNorm(hidden_size, eps=eps)
 
     def read(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Scores `(..., Q * H)` and values `(..., H, d)`, float32, of hidden states `(..., D)`."""
+        """Return scores `(..., Q * H)` and values `(..., H, d)`, float32, of hidden states `(..., D)`."""
         key, value = (part.unflatten(-1, (self.num_heads, -1)) for part in self.kv_proj(hidden_states).chunk(2, -1))
         key = self.key_norm(key).float()
         queries = self.queries(torch.arange(self.num_queries, device=key.device)).float()
@@ -58,18 +59,19 @@ class SegmentPooling(nn.Module):
         return scores.flatten(-2), value.float()
 
     def weighted(self, weights: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-        """Values `(..., H, d)` of every query, times weights `(..., Q * H)`: `(..., Q * H, d)`."""
+        """Multiply the values `(..., H, d)` for every query by weights `(..., Q * H)`: `(..., Q * H, d)`."""
         weights = weights.unflatten(-1, (self.num_queries, self.num_heads)).unsqueeze(-1)
         return (weights * values.unsqueeze(-3)).flatten(-3, -2)
 
     def write(self, numerator: torch.Tensor, denominator: torch.Tensor) -> torch.Tensor:
-        """Vectors `(..., D)` of `(..., Q * H, d)` and `(..., Q * H)`; of segments without symbols they mean nothing."""
+        """Return the vectors `(..., D)` of sums `(..., Q * H, d)` and `(..., Q * H)`; of segments without symbols they
+        mean nothing."""
         denominator = denominator.masked_fill(denominator == 0, 1)
         pooled = (numerator / denominator.unsqueeze(-1)).flatten(-2)
         return self.norm(self.out_proj(pooled.to(self.norm.weight.dtype)))
 
     def forward(self, hidden_states: torch.Tensor, segments: torch.Tensor, num_segments: int) -> torch.Tensor:
-        """Vectors `(R, S, D)` of the segments, 0 where a row has fewer than S.
+        """Return the vectors `(R, S, D)` of the segments, 0 where a row has fewer than S.
 
         Args:
             hidden_states: `(R, T, D)`.
@@ -80,7 +82,7 @@ class SegmentPooling(nn.Module):
         return self.write(state.numerator, state.denominator) * (state.denominator[..., :1] > 0)
 
     def gathered(self, hidden_states: torch.Tensor, segments: torch.Tensor, num_segments: int) -> PoolingState:
-        """The sums of every segment, `(R, S, ...)` in place of `(R, ...)`."""
+        """Return the sums of every segment, `(R, S, ...)` in place of `(R, ...)`."""
         scores, values = self.read(hidden_states)
         place = torch.where(segments < 0, num_segments, segments).unsqueeze(-1)
         place = place.expand_as(scores)  # padding goes to a place of its own
@@ -96,20 +98,21 @@ class SegmentPooling(nn.Module):
     # ---- One symbol at a time ----
 
     def start(self, num_rows: int, like: torch.Tensor) -> PoolingState:
-        """Rows that have seen nothing."""
+        """Return the state of rows that have seen nothing."""
         shape = (num_rows, self.num_queries * self.num_heads)
         zeros = torch.zeros(shape, device=like.device)
         return PoolingState(zeros - torch.inf, zeros.new_zeros(*shape, self.head_dim), zeros.clone())
 
     def state_of_open(self, hidden_states: torch.Tensor, segments: torch.Tensor, lengths: torch.Tensor) -> PoolingState:
-        """The last segment of each row, after a forward; arguments as there, and the rows' lengths `(R,)`."""
+        """Return the state of the last segment of each row after a forward, from its arguments and the rows' lengths
+        `(R,)`."""
         own = segments.gather(1, (lengths - 1).clamp(min=0).unsqueeze(1))
         is_last = (segments == own) & (segments >= 0)
         state = self.gathered(hidden_states, torch.where(is_last, 0, -1), 1)
         return PoolingState(state.maximum[:, 0], state.numerator[:, 0], state.denominator[:, 0])
 
     def add(self, state: PoolingState, hidden_states: torch.Tensor, fresh: torch.Tensor) -> PoolingState:
-        """One more symbol `(R, D)` of each row; `fresh` `(R,)`: it opens a segment."""
+        """Add one more symbol `(R, D)` of each row; `fresh` `(R,)`, bool, says whether it opens a segment."""
         scores, values = self.read(hidden_states)
         before = state.maximum.masked_fill(fresh.unsqueeze(1), -torch.inf)
         maximum = torch.maximum(before, scores)
@@ -121,5 +124,5 @@ class SegmentPooling(nn.Module):
         )
 
     def finish(self, state: PoolingState) -> torch.Tensor:
-        """The vector `(R, D)` of each row's open segment."""
+        """Return the vector `(R, D)` of each row's open segment."""
         return self.write(state.numerator, state.denominator)

@@ -1,4 +1,4 @@
-"""Symbols of an alphabet, of one digit or several: their embedding, and the distribution of the next one."""
+"""Symbols of an alphabet, of one digit or several: their embedding, and the distribution of the next symbol."""
 
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -14,12 +14,12 @@ from .configuration_ngram_embedding import MODULUS
 
 
 class SymbolEmbedding(nn.Module):
-    """The sum of the embeddings of a symbol's digits, optionally through a smaller space.
+    """Embedding of symbols: the sum of the embeddings of a symbol's digits, optionally through a smaller space.
 
     Args:
         config: of the model.
-        num_ids: ids of a digit, special ids included.
-        num_digits: digits of a symbol; each has a table of its own.
+        num_ids: number of ids of a digit, special ids included.
+        num_digits: number of digits of a symbol; each has a table of its own.
         size: of the smaller space; None for none.
     """
 
@@ -30,7 +30,7 @@ class SymbolEmbedding(nn.Module):
         self.up = nn.Linear(size, config.hidden_size, bias=False) if size else nn.Identity()
 
     def forward(self, symbols: torch.Tensor, num_digits: int | None = None) -> torch.Tensor:
-        """Vectors `(..., D)` of symbols `(..., digits)`; of their first `num_digits` alone if given."""
+        """Return vectors `(..., D)` of symbols `(..., digits)`; of their first `num_digits` alone if given."""
         symbols = symbols[..., :num_digits]
         if symbols.shape[-1] == 1:
             return self.up(self.table(symbols.squeeze(-1)))
@@ -39,8 +39,7 @@ class SymbolEmbedding(nn.Module):
 
 
 class SequenceEmbedding(SymbolEmbedding):
-    """The embedding of symbols in sequences: their own, and that of the n-grams that end with them, if the level has
-    tables of n-grams.
+    """Embedding of symbols in sequences, with that of the n-grams that end with them if the level has n-gram tables.
 
     Args:
         config, num_ids, num_digits, size: as of [`SymbolEmbedding`].
@@ -56,7 +55,7 @@ class SequenceEmbedding(SymbolEmbedding):
             self.ngrams = NgramEmbedding(SimpleNamespace(**vars(level), hidden_size=config.hidden_size))
 
     def of_rows(self, symbols: torch.Tensor) -> torch.Tensor:
-        """Vectors `(R, T, D)` of symbols `(R, T, digits)`, each row a sequence from its beginning."""
+        """Return vectors `(R, T, D)` of symbols `(R, T, digits)`, each row a sequence from its beginning."""
         vectors = self(symbols)
         if self.ngrams is None:
             return vectors
@@ -64,8 +63,8 @@ class SequenceEmbedding(SymbolEmbedding):
         return vectors + self.ngrams(self.whole(symbols), depth)
 
     def of_last(self, recent: torch.Tensor, depth: torch.Tensor) -> torch.Tensor:
-        """Vectors `(R, D)` of the last of the recent symbols `(R, P, digits)`, before which a sequence has `depth`
-        `(R,)` symbols."""
+        """Return vectors `(R, D)` of the last of the recent symbols `(R, P, digits)`, before which a sequence has
+        `depth` `(R,)` symbols."""
         vectors = self(recent[:, -1])
         if self.ngrams is None:
             return vectors
@@ -73,7 +72,8 @@ class SequenceEmbedding(SymbolEmbedding):
         return vectors + self.ngrams(ids[:, -1:], depth.unsqueeze(1), ids[:, :-1])[:, 0]
 
     def whole(self, symbols: torch.Tensor) -> torch.Tensor:
-        """One number `(...)` for each symbol `(..., digits)`, as n-grams are hashed: its digits to base `num_ids`."""
+        """Return one number `(...)` for each symbol `(..., digits)`, by which n-grams are hashed: its digits to base
+        `num_ids`."""
         number = symbols[..., 0]
         for k in range(1, symbols.shape[-1]):
             number = (number * self.num_ids + symbols[..., k]) % MODULUS
@@ -81,8 +81,8 @@ class SequenceEmbedding(SymbolEmbedding):
 
 
 class LinearProduct(nn.Module):
-    """Two linear maps, one after the other, as the one that they are together: for what reads an output layer's
-    `weight`, whose gradient goes on to both."""
+    """Two linear maps, one after the other, presented as the one map that they make together. What reads an output
+    layer's `weight` gets their product, whose gradient goes on to both."""
 
     bias = None
 
@@ -100,13 +100,15 @@ class LinearProduct(nn.Module):
 
 
 class SymbolHead(nn.Module):
-    """Next-symbol distributions: digit k is predicted from the hidden state and the digits before it (RQ-Transformer,
-    2203.01941, section 3.2.2, with one linear map per digit in place of a transformer).
+    """Next-symbol distributions, digit by digit.
+
+    Digit k is predicted from the hidden state and the digits before it (RQ-Transformer, 2203.01941, section 3.2.2, with
+    one linear map per digit in place of a transformer).
 
     Args:
         config: of the model.
-        num_ids: ids of a digit.
-        num_digits: of a symbol.
+        num_ids: number of ids of a digit.
+        num_digits: number of digits of a symbol.
         size: of the space in which digits are told apart; None for D.
     """
 
@@ -133,13 +135,14 @@ class SymbolHead(nn.Module):
             self.out[0] = resized(layer)
 
     def digit_logits(self, hidden_states: torch.Tensor, known: torch.Tensor | None, k: int) -> torch.Tensor:
-        """Logits `(..., num_ids)` of digit k given those before it, `known` `(..., >= k)`."""
+        """Return logits `(..., num_ids)` of digit k given the digits before it, `known` `(..., >= k)`."""
         if k:
             hidden_states = hidden_states + self.norm(self.digits(known, k))
         return self.out[k](hidden_states)
 
     def losses(self, hidden_states: torch.Tensor, symbols: torch.Tensor) -> torch.Tensor:
-        """Cross-entropy in nats `(...)`, float32, of symbols `(..., digits)` that follow hidden states `(..., D)`."""
+        """Return the cross-entropy in nats `(...)`, float32, of symbols `(..., digits)` after hidden states
+        `(..., D)`."""
         total = hidden_states.new_zeros(symbols.shape[:-1], dtype=torch.float32)
         for k in range(self.num_digits):
             logits = self.digit_logits(hidden_states, symbols, k).float().flatten(0, -2)
@@ -148,7 +151,7 @@ class SymbolHead(nn.Module):
         return total
 
     def sample(self, hidden_states: torch.Tensor, choose: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
-        """Symbols `(n, digits)` that follow hidden states `(n, D)`; `choose` picks ids `(n,)` by logits `(n, V)`."""
+        """Sample symbols `(n, digits)` after hidden states `(n, D)`; `choose` picks ids `(n,)` by logits `(n, V)`."""
         symbols = hidden_states.new_zeros(len(hidden_states), self.num_digits, dtype=torch.long)
         for k in range(self.num_digits):
             symbols[:, k] = choose(self.digit_logits(hidden_states, symbols, k))

@@ -9,7 +9,7 @@ from .configuration_abstractinator import AbstractinatorConfig
 
 
 class TopModel(nn.Module):
-    """A causal transformer over the rows of the top codes."""
+    """Causal transformer over the rows of the top codes."""
 
     def __init__(self, config: AbstractinatorConfig):
         super().__init__()
@@ -25,12 +25,13 @@ class TopModel(nn.Module):
         self.to_row = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
 
     def forward(self, rows: torch.Tensor) -> StackOutput:
-        """Of code rows `(R, S, D)`: hidden states `(R, S + 1, D)`, from which code s is predicted at s."""
+        """Run the model on code rows `(R, S, D)`: hidden states are `(R, S + 1, D)`, and code s is predicted at s."""
         first = torch.zeros(len(rows), 1, dtype=torch.long, device=rows.device)
         return self.stack(torch.cat((self.begin(first).to(rows.dtype), rows), 1))
 
     def losses(self, hidden_states: torch.Tensor, codes: torch.Tensor, vectors: torch.Tensor) -> torch.Tensor:
-        """Of codes `(..., digits)`, or of their vectors `(..., D)`, after hidden states `(..., D)`: `(...)`."""
+        """Return the loss `(...)` after hidden states `(..., D)`: of codes `(..., digits)` in nats, or of their vectors
+        `(..., D)` as mean squared error."""
         if isinstance(self.head, SymbolHead):
             return self.head.losses(hidden_states, codes)
         return (self.head(hidden_states).float() - vectors.detach().float()).square().mean(-1)

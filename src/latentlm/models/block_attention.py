@@ -1,5 +1,5 @@
-"""Attention on the attention interface of transformers: of a sequence to itself or to a memory, multi-head, grouped
-or multi-head latent, with or without a store of keys."""
+"""Attention through the attention interface of transformers. A sequence attends to itself or to a memory, in
+multi-head, grouped or multi-head latent form, with or without a store of keys."""
 
 from copy import copy
 from typing import Any
@@ -18,10 +18,10 @@ from transformers.models.llama.modeling_llama import (
 from .block_masks import CAUSAL, Mask, fold, fold_keys, gather_keys, unfold
 
 Rotary = tuple[torch.Tensor, torch.Tensor]
-"""Cosines and sines `(B or 1, T, d)` of positions."""
+"""Cosines and sines of positions, `(B or 1, T, d)` each."""
 
 Pair = tuple[torch.Tensor, torch.Tensor]
-"""What a store keeps of each position: `(B, h, T, d)` and `(B, h, T, d')`."""
+"""What a store keeps of each position: tensors `(B, h, T, d)` and `(B, h, T, d')`."""
 
 
 def call_backend(
@@ -33,12 +33,13 @@ def call_backend(
     kind: str,
     **kwargs,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Attention by the backend `kind` of transformers: `(B, T, H, d_value)`, and the probabilities if it has them.
+    """Compute attention with the backend `kind` of transformers: `(B, T, H, d_value)`, and the probabilities if it has
+    them.
 
-    Queries and keys get zeros, which change no score, where a kernel wants heads of another size. Those of sdpa are
-    faster on sizes that fill their vectors, those of flex attention refuse sizes under 16. On CPU, flex attention is
-    wrong for sizes that fill vectors: where the number of keys is a multiple of a vector but not of a block (8, 24, 40,
-    … with AVX2), torch's product of queries and keys reads keys beyond the last one, whatever lies there, and writes
+    Queries and keys are padded with zeros, which change no score, where a kernel wants another head size. sdpa is
+    faster on sizes that fill its vectors, and flex attention refuses sizes under 16. On CPU, flex attention is wrong
+    for sizes that fill vectors: where the number of keys is a multiple of a vector but not of a block (8, 24, 40, …
+    with AVX2), torch's product of queries and keys reads keys beyond the last one, whatever lies there, and writes
     their scores over the first rows' maxima. Its branch for other sizes is exact (torch 2.13, inductor's
     `CppMicroGemmFP32Vec`, `ntail_transpose_b`).
     """
@@ -57,7 +58,8 @@ def call_backend(
 
 
 def rotate(states: torch.Tensor, rotary: Rotary | None) -> torch.Tensor:
-    """Queries or keys `(B, H, T, d)` rotated by their positions (Su et al. 2021), if there are any."""
+    """Rotate queries or keys `(B, H, T, d)` by their positions (RoPE, Su et al. 2021, 2104.09864); without positions,
+    return them as they are."""
     if rotary is None:
         return states
     cos, sin = (table.unsqueeze(1) for table in rotary)
@@ -65,23 +67,26 @@ def rotate(states: torch.Tensor, rotary: Rotary | None) -> torch.Tensor:
 
 
 def merged_linear(in_features: int, parts: tuple[int, ...], bias: bool) -> nn.Linear:
-    """Several linear maps of the same states in one product. Its `parts`, rows of each map, are for optimizers that
-    treat a matrix as a whole."""
+    """Make one linear layer of several linear maps of the same input. Its `parts`, the number of rows of each map, tell
+    optimizers that treat a matrix as a whole where each map is."""
     linear = nn.Linear(in_features, sum(parts), bias=bias)
     linear.parts = parts  # pyright: ignore[reportArgumentType]
     return linear
 
 
 class Attention(nn.Module):
-    """Attention of a sequence to itself, or with `reads_memory` to a memory: to other states, whose keys have positions
-    of their own. What tells forms apart is how they make queries and the pairs that a store keeps, and how they unfold
-    pairs into keys and values. Here: a key and a value for each head, or each group of heads.
+    """Attention of a sequence to itself or, with `reads_memory`, to a memory: other states, whose keys have their own
+    positions.
+
+    A form of attention defines how queries are made, which pair a store keeps for each position, and how pairs unfold
+    into keys and values. This class is the regular form: a key and a value for each head, or for each group of heads.
 
     Args:
         config: of the model.
-        layer_idx: place of these keys in a store.
-        num_heads: `num_attention_heads` when None.
-        num_key_value_groups: heads that share a key and a value; the configuration's when None.
+        layer_idx: the index of these keys in a store.
+        reads_memory: whether keys are made of a memory.
+        num_heads: the number of heads; `num_attention_heads` if None.
+        num_key_value_groups: how many heads share a key and a value; the configuration's if None.
         has_output: whether a projection into the residual stream follows.
     """
 
@@ -117,7 +122,8 @@ class Attention(nn.Module):
             self.o_proj = nn.Identity()
 
     def make_projections(self) -> None:
-        """One product for all that is made of the same states: several small ones take longer."""
+        """Make the projections. All that is made of the same states comes from one product, which is faster than
+        several small ones."""
         size = self.config.hidden_size
         self.scaling = self.head_dim**-0.5
         self.part_size = self.num_key_value_heads * self.head_dim  # of keys, and of values
@@ -128,18 +134,18 @@ class Attention(nn.Module):
             self.qkv_proj = merged_linear(size, (self.width, self.part_size, self.part_size), self.bias)
 
     def split_heads(self, states: torch.Tensor, size: int | None = None) -> torch.Tensor:
-        """`(B, T, h * d)` to `(B, h, T, d)`, by default of the heads' size d."""
+        """Turn `(B, T, h * d)` into `(B, h, T, d)`; d is by default the heads' size."""
         return states.view(*states.shape[:-1], -1, size or self.head_dim).transpose(1, 2)
 
     # ---- The form ----
 
     @property
     def pair_shapes(self) -> tuple[tuple[int, int], tuple[int, int]]:
-        """Number and size of the heads of a pair's first and second part."""
+        """Number and size of the heads in the first and the second part of a pair."""
         return (self.num_key_value_heads, self.head_dim), (self.num_key_value_heads, self.head_dim)
 
     def project(self, hidden_states: torch.Tensor, rotary: Rotary | None) -> tuple[torch.Tensor, Pair]:
-        """Queries `(B, H, T, d)` and pairs of the same states `(B, T, D)`."""
+        """Return queries `(B, H, T, d)` and pairs, both of the states `(B, T, D)`."""
         states = self.qkv_proj(hidden_states)
         if rotary is None:
             query, key, value = states.split((self.width, self.part_size, self.part_size), -1)
@@ -150,11 +156,11 @@ class Attention(nn.Module):
         return query, (key, self.split_heads(value))
 
     def queries(self, hidden_states: torch.Tensor, rotary: Rotary | None) -> torch.Tensor:
-        """Queries `(B, H, T, d)` to a memory, of states `(B, T, D)`."""
+        """Return the queries `(B, H, T, d)` of states `(B, T, D)` to a memory."""
         return self.split_query(self.q_proj(hidden_states), rotary)
 
     def pairs(self, memory: torch.Tensor, rotary: Rotary | None) -> Pair:
-        """Pairs of a memory `(B, S, D)`."""
+        """Return the pairs of a memory `(B, S, D)`."""
         key, value = self.kv_proj(memory).chunk(2, -1)
         return self.split_pair(key, value, rotary)
 
@@ -165,12 +171,12 @@ class Attention(nn.Module):
         return rotate(self.split_heads(key), rotary), self.split_heads(value)
 
     def unfold(self, pair: Pair) -> Pair:
-        """Keys and values of a pair."""
+        """Return the keys and values `(B, h, T, d)` of a pair."""
         return pair
 
     def read_single(self, memory: torch.Tensor) -> torch.Tensor:
-        """What is read where each position sees a single key, that of its own memory `(B, T, D)`: its value, whatever
-        the query."""
+        """Return the attention's output `(B, T, D)` where each position sees a single key, that of its own memory
+        `(B, T, D)`. It is the projected value, whatever the query."""
         _, value = self.unfold(self.pairs(memory, None))
         return self.o_proj(repeat_kv(value, self.num_key_value_groups).transpose(1, 2).flatten(-2))
 
@@ -186,7 +192,8 @@ class Attention(nn.Module):
         past_key_values: Any = None,  # a store of keys: see [`self_pairs`] and [`memory_pairs`]
         **kwargs,  # of the backend
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """What is read `(B, T, D)`, and the probabilities `(B, H, T, T_key)` if the backend has them."""
+        """Return the attention's output `(B, T, D)`, and the probabilities `(B, H, T, T_key)` if the backend has
+        them."""
         kind = mask.backend or self.config._attn_implementation
         if self.reads_memory:
             query = self.queries(hidden_states, rotary)
@@ -228,8 +235,8 @@ def attend_seen(
     scaling: float,
     dropout: float,
 ) -> torch.Tensor:
-    """What queries read of the few keys that each sees, `(B, T, H, d_v)`, in time and memory that do not grow with S.
-    By products of elements: one of matrices for each query would be slower."""
+    """Attend to the few keys that each query sees: `(B, T, H, d_v)`, in time and memory that do not grow with S.
+    Products are elementwise, since one small matrix product for each query would be slower."""
     query = query.transpose(1, 2).unsqueeze(2) * scaling  # (B, T, 1, H, d)
     scores = (query * gather_keys(key, seen)).sum(-1).masked_fill(~real, float("-inf"))  # (B, T, K, H)
     weights = nn.functional.dropout(scores.softmax(2, dtype=torch.float32), dropout).to(value.dtype)
@@ -237,8 +244,8 @@ def attend_seen(
 
 
 class LatentAttention(Attention):
-    """Multi-head latent attention (DeepSeek-V2, 2405.04434, section 2.1): queries, and keys with values, come through
-    low-rank latents; positions turn a small part of their own, whose key all heads share. A store keeps the latent and
+    """Multi-head latent attention (DeepSeek-V2, 2405.04434, section 2.1). Queries, and keys with values, are made from
+    low-rank latents. Positions rotate a small separate part, whose key all heads share. A store keeps the latent and
     that key."""
 
     def make_projections(self) -> None:
@@ -277,7 +284,8 @@ class LatentAttention(Attention):
 
 
 class SingleKeyAttention(Attention):
-    """Attention where each position sees a single key: its output is that key's value, without queries and keys."""
+    """Attention in which each position sees a single key. Its output is that key's value, so that it has neither
+    queries nor keys."""
 
     def make_projections(self) -> None:
         size = self.num_key_value_heads * self.head_dim
@@ -289,12 +297,12 @@ class SingleKeyAttention(Attention):
 
 
 def norm_eps(config: Any) -> float:
-    """Epsilon of the configuration's norms."""
+    """Return the epsilon of the configuration's norms."""
     return config.rms_norm_eps if hasattr(config, "rms_norm_eps") else config.layer_norm_eps
 
 
 def rotary_table(config: Any) -> LlamaRotaryEmbedding:
-    """The positions of attention in the form of a configuration."""
+    """Make the rotary embedding for the form of attention that a configuration names."""
     if config.attention_form == "latent":
         config = copy(config)
         config.head_dim = config.latent_rope_size
@@ -302,23 +310,23 @@ def rotary_table(config: Any) -> LlamaRotaryEmbedding:
 
 
 FORMS: dict[str, type[Attention]] = {"regular": Attention, "latent": LatentAttention}
-"""By the configuration's `attention_form`."""
+"""The attention classes by the configuration's `attention_form`."""
 
 
 # ---- Stores of keys ----
 
 
 def self_pairs(store: Any, layer_idx: int, pair: Pair) -> Pair:
-    """The pairs of all positions so far. A store is a cache of transformers, or has its
-    `update(key, value, layer_idx)`."""
+    """Store the pairs of the present positions, and return those of all positions so far. A store is a cache of
+    transformers, or any object with `update(key, value, layer_idx)`."""
     if isinstance(store, EncoderDecoderCache):
         store = store.self_attention_cache
     return store.update(*pair, layer_idx)
 
 
 def memory_pairs(store: Any, attention: Attention, memory: Any, rotary: Rotary | None) -> Pair:
-    """The pairs of a memory, which is None where the store has them: made once where the store is an
-    `EncoderDecoderCache`, and joined by other caches to those before; what a store with a method of this name says."""
+    """Return the pairs of a memory, which is None where the store already has them. An `EncoderDecoderCache` gets them
+    once, other caches append them to those before, and a store with a method of this name decides itself."""
     layer_idx = attention.layer_idx
     if store is None:
         return attention.pairs(memory, rotary)
@@ -339,10 +347,11 @@ def update_paged_cache(
     layer_idx: int,
     kwargs: dict[str, Any],
 ) -> Pair:
-    """The pairs of all requests in a batch of `generate_batch`, earlier tokens included.
+    """Store the pairs in the paged cache of `generate_batch`, and return those of all its requests, earlier tokens
+    included.
 
-    That cache has one shape for all layers, the self-attention's: heads of other sizes are stored side by side in it,
-    narrower ones with zeros after them.
+    That cache has one shape for all layers, the self-attention's. Heads of other sizes are stored side by side in it,
+    and narrower ones with zeros after them.
 
     Raises:
         ValueError: if they do not fit.

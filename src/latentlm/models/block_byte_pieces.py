@@ -1,10 +1,11 @@
-"""Where a piece of text that one token stands for may lie: the rule by which a text is cut before it is segmented."""
+"""The rule by which a text is cut before it is segmented into pieces: no piece, which one token stands for, crosses a
+cut."""
 
 import re
 
 MAX_PIECE_BYTES = 16
 NUM_SPECIAL_TOKENS = 4
-"""<pad>, <bos>, <eos> and <mask>."""
+"""The tokens `<pad>`, `<bos>`, `<eos>` and `<mask>`."""
 
 # Only ASCII is told apart: every other character counts as a letter, so that the rule does not change with the version
 # of Unicode, and says the same of text and of its UTF-8 bytes. Together the alternatives of a pattern cover all bytes;
@@ -22,13 +23,13 @@ BOUNDARIES = tuple(_PATTERNS)
 
 
 def bytes_pattern(boundary: str) -> re.Pattern[bytes]:
-    """Regular expression that finds one stretch of a text's UTF-8 bytes after the other; it also cuts bytes that are no
-    text, without losing any."""
+    """Compile the regular expression that finds one stretch of a text's UTF-8 bytes after the other. It also cuts bytes
+    that are no text, and loses none."""
     return re.compile(_PATTERNS[boundary].encode("latin-1"))
 
 
 def byte_characters() -> list[str]:
-    """A printable character for each byte: the alphabet of GPT-2, which `tokenizers` calls ByteLevel."""
+    """Return a printable character for each byte: the alphabet of GPT-2, which `tokenizers` calls ByteLevel."""
     shown = [*range(33, 127), *range(161, 173), *range(174, 256)]  # these stand for themselves
     hidden = [byte for byte in range(256) if byte not in shown]
     return [chr(byte if byte in shown else 256 + hidden.index(byte)) for byte in range(256)]
@@ -39,7 +40,8 @@ _FROM_CHARACTERS = {character: byte for byte, character in _TO_CHARACTERS.items(
 
 
 def characters_pattern(boundary: str) -> str:
-    """That of [`bytes_pattern`] for bytes in this alphabet, as the regular expressions of `tokenizers` are written."""
+    """Return the pattern of [`bytes_pattern`] for bytes in this alphabet, in the regular expressions of
+    `tokenizers`."""
 
     def show(match: re.Match[str]) -> str:
         one = re.compile(match[0].encode("latin-1"))
@@ -50,12 +52,12 @@ def characters_pattern(boundary: str) -> str:
 
 
 def to_characters(data: bytes) -> str:
-    """Bytes in that alphabet."""
+    """Write bytes in that alphabet."""
     return data.decode("latin-1").translate(_TO_CHARACTERS)
 
 
 def from_characters(text: str) -> bytes:
-    """Bytes that `to_characters` wrote.
+    """Return the bytes that `to_characters` wrote.
 
     Raises:
         ValueError: for a character outside of the alphabet.

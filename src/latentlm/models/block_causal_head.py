@@ -1,4 +1,5 @@
-"""What the causal language models share: how a forward begins, the head and its named losses."""
+"""What the causal language models share: the beginning of a forward, the backbone, and the head with its named
+losses."""
 
 from typing import Any
 
@@ -26,7 +27,7 @@ from .block_refusals import check_filled_cache
 
 
 class CausalPreTrainedModel(TransformerPreTrainedModel):
-    """How every forward of a causal language model with a cache of transformers begins."""
+    """Base class of causal language models with a cache of transformers: how every forward begins."""
 
     def embed(
         self,
@@ -37,8 +38,8 @@ class CausalPreTrainedModel(TransformerPreTrainedModel):
         inputs_embeds: torch.Tensor | None,  # (B, T, D)
         use_cache: bool | None,
     ) -> tuple[torch.Tensor, Mask, torch.Tensor, Cache | None]:
-        """How every forward begins: token embeddings `(B, T, D)`, the causal mask, positions `(B or 1, T)`, and
-        the cache to fill.
+        """Begin a forward: return token embeddings `(B, T, D)`, the causal mask, positions `(B or 1, T)`, and the cache
+        to fill.
 
         Packed documents get no cache, since several documents are not continued at once.
 
@@ -62,12 +63,12 @@ class CausalPreTrainedModel(TransformerPreTrainedModel):
         return inputs_embeds, mask, positions, past_key_values
 
     def embed_ids(self, input_ids: torch.LongTensor) -> torch.Tensor:
-        """Token embeddings `(B, T, D)`."""
+        """Return token embeddings `(B, T, D)`."""
         return self.get_input_embeddings()(input_ids)
 
 
 class PositionSubtraction(nn.Module):
-    """h - position_embedding(t + 1), optionally followed by a LayerNorm: positional embedding subtraction."""
+    """Positional embedding subtraction: h - position_embedding(t + 1), optionally followed by a LayerNorm."""
 
     def __init__(self, config: Any):
         super().__init__()
@@ -78,8 +79,8 @@ class PositionSubtraction(nn.Module):
 
 
 class CausalModel(CausalPreTrainedModel):
-    """Embeddings of tokens, n-grams and positions, the layers of a subclass, the final norm and the position
-    subtraction.
+    """Base class of causal models: embeddings of tokens, n-grams and positions, the layers of a subclass, the final
+    norm and the position subtraction.
 
     In the cache the attentions of the layers come first (`config.attention_configs`), then those that decide
     LearnedDropout's masks, then the ids that n-grams need.
@@ -106,11 +107,11 @@ class CausalModel(CausalPreTrainedModel):
         self.post_init()
 
     def build_embedding(self, config: Any) -> nn.Embedding:
-        """What makes `(B, T, D)` of token ids."""
+        """Make the module that embeds token ids as `(B, T, D)`."""
         return nn.Embedding(config.vocab_size, config.hidden_size)
 
     def build_layers(self, config: Any) -> None:
-        """Make what [`run_layers`] runs."""
+        """Make the layers that [`run_layers`] runs."""
         raise NotImplementedError
 
     def add_ngrams(
@@ -121,8 +122,8 @@ class CausalModel(CausalPreTrainedModel):
         positions: torch.Tensor,
         past_key_values: Cache | None,
     ) -> torch.Tensor:
-        """The embeddings plus those of n-grams. Padding and given embeddings are no ids: nothing is added to them, and
-        n-grams of later ids do not include them."""
+        """Add the embeddings of n-grams. Padding and embeddings that were given have no ids: nothing is added to them,
+        and n-grams of later ids do not include them."""
         ids, previous = input_ids, None
         if ids is None:
             ids = torch.full(embeddings.shape[:2], -1, device=embeddings.device)
@@ -139,7 +140,8 @@ class CausalModel(CausalPreTrainedModel):
         shared_attention: torch.Tensor | None,  # (B, T, M), of LearnedDropout
         **shared: Any,  # what every layer gets
     ) -> tuple[torch.Tensor, list[torch.Tensor | None], dict[str, Any]]:
-        """The last hidden states, the penalties of each layer's mask, and further fields of the output."""
+        """Run the layers: return the last hidden states, the penalties of each layer's mask, and further fields of the
+        output."""
         raise NotImplementedError
 
     @merge_with_config_defaults
@@ -183,7 +185,7 @@ class CausalModel(CausalPreTrainedModel):
 
 
 class CausalLMHead(TrainedByOthers):
-    """The forward of every `...ForCausalLM`: goes first among its bases, before the `PreTrainedModel`. The class has
+    """The forward of every `...ForCausalLM`. It goes first among its bases, before the `PreTrainedModel`. The class has
     `model` and `lm_head`; its further losses come from `extra_losses`.
 
     Attributes:
@@ -205,8 +207,9 @@ class CausalLMHead(TrainedByOthers):
         return self.config.mask_losses
 
     def takes_chunks(self, device: torch.device) -> bool:
-        """Whether a forward with labels takes the loss in chunks and returns no logits: in training, with a large
-        vocabulary and a plain head, unless `returns_training_logits`. Compiled graphs have whole logits."""
+        """Whether a forward with labels takes the loss in chunks and returns no logits. It does in training, with a
+        large vocabulary and a plain head, unless `returns_training_logits` is set. Compiled graphs have whole
+        logits."""
         model: Any = self  # a PreTrainedModel, which has a loss function
         return (
             self.training
@@ -279,11 +282,12 @@ class CausalLMHead(TrainedByOthers):
         return self.output_class(logits=logits, **shared, **losses)
 
     def compute_logits(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """Logits `(..., V)` of final hidden states `(..., D)`."""
+        """Return logits `(..., V)` of final hidden states `(..., D)`."""
         return self.lm_head(hidden_states)
 
     def generate_batch(self, inputs, generation_config=None, *args, **kwargs):
-        """Continuous batching of transformers, which would only put the following errors into its results.
+        """Check, then run transformers' continuous batching, which would only put the following errors into its
+        results.
 
         Raises:
             ValueError: if a context would be too long, an attention keeps more values than the cache of that method, or
@@ -314,15 +318,15 @@ class CausalLMHead(TrainedByOthers):
     def create_masks_for_generate(
         config, inputs_embeds, attention_mask, past_key_values=None, position_ids=None, cache=None, **kwargs
     ):
-        """One mask for all layers, though the configuration has `layer_types`. The cache comes under one of two names,
-        as [`TakesCache`] says."""
+        """Make one mask for all layers, though the configuration has `layer_types`. The cache comes under one of two
+        names, as [`TakesCache`] explains."""
         cache = past_key_values if cache is None else cache
         return create_causal_mask(config, inputs_embeds, attention_mask, cache, position_ids)
 
     def extra_losses(
         self, outputs: CausalModelOutput, training_step: torch.Tensor | None, **inputs: torch.Tensor | bool | None
     ) -> dict[str, tuple[torch.Tensor, torch.Tensor | float]]:
-        """Values `(B, T)` and weight of every named loss beside `lm_loss`.
+        """Return the values `(B, T)` and the weight of every named loss beside `lm_loss`.
 
         `inputs` are `input_ids` (None where embeddings were given), `token_mask` (1 where a token is real),
         `position_ids` and `shift_labels` (the next tokens), each `(B, T)` or, but for the last, None; and `continued`,
@@ -340,8 +344,8 @@ class CausalLMHead(TrainedByOthers):
 def mean_over_predicted(
     values: torch.Tensor, shift_labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None
 ) -> torch.Tensor:
-    """Mean of `values` `(B, T)` over the positions whose next token counts (label not -100); where
-    `num_items_in_batch` is given, their sum divided by it, so that micro-batches and processes add up to one big
+    """Return the mean of `values` `(B, T)` over the positions whose next token counts (label not -100). Where
+    `num_items_in_batch` is given, return their sum divided by it, so that micro-batches and processes add up to one big
     batch."""
     predicted = shift_labels.ne(-100)
     count = predicted.sum() if num_items_in_batch is None else num_items_in_batch

@@ -1,4 +1,4 @@
-"""Next-token cross-entropy without whole logits: for large vocabularies these are most of a step's memory."""
+"""Next-token cross-entropy without whole logits, which for large vocabularies take most of a step's memory."""
 
 from typing import Any
 
@@ -10,12 +10,12 @@ from torch.distributed.tensor import DTensor
 from .block_layers import is_plain
 
 LARGE_VOCABULARY = 8192
-"""Smallest vocabulary whose loss is taken in chunks: below, whole logits are faster."""
+"""The smallest vocabulary whose loss is taken in chunks; below it, whole logits are faster."""
 
 
 class ChunkedCrossEntropy(torch.autograd.Function):
-    """Sum of -log softmax(h W^T)[label] in nats, float32. The forward also makes the gradients, chunk by chunk, so that
-    no more than a chunk's logits exist; the backward scales them."""
+    """Sum of -log softmax(h W^T)[label] in nats, a float32 scalar. The forward also computes the gradients, chunk by
+    chunk, so that the logits of only one chunk exist at a time; the backward scales them."""
 
     @staticmethod
     def forward(
@@ -62,8 +62,8 @@ class ChunkedCrossEntropy(torch.autograd.Function):
 
 
 def can_chunk(head: nn.Module, device: torch.device) -> bool:
-    """Whether a head is a plain `nn.Linear` without bias, whose weight is here and whole, and nobody looks at what it
-    gives: not PEFT's, nor quantized, sharded or offloaded."""
+    """Whether a head can be replaced by products with its weight: a plain `nn.Linear` without bias and hooks, whose
+    weight is whole and on `device`. PEFT's, quantized, sharded and offloaded heads cannot."""
     if not is_plain(head, device) or head.bias is not None:
         return False
     weight: Any = head.weight
@@ -76,7 +76,8 @@ def chunked_cross_entropy(
     shift_labels: torch.Tensor,  # (B, T), the next tokens; -100 is ignored
     num_items_in_batch: torch.Tensor | int | None,
 ) -> torch.Tensor:
-    """Mean cross-entropy in nats of the next tokens, or its sum over `num_items_in_batch`; in autocast's precision."""
+    """Return the mean cross-entropy of the next tokens in nats, or their sum divided by `num_items_in_batch`; products
+    have autocast's precision."""
     kind = hidden_states.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else head.weight.dtype
     labels = shift_labels.to(hidden_states.device).flatten()

@@ -1,4 +1,4 @@
-"""The embedding loss: affinity between the encoder output and an aggregate of the input embeddings.
+"""The embedding loss: the distance between the encoder output and an aggregate of the input embeddings.
 
 It is the "Embedding loss" of the original design. With the encoder detached and both LayerNorms learned it has a
 trivial optimum (both gains go to 0), hence the control `embedding_loss_output_norm="plain"`.
@@ -10,7 +10,7 @@ from transformers import initialization as init
 
 
 class Float32LayerNorm(nn.LayerNorm):
-    """LayerNorm in float32 whatever the dtype of its parameters."""
+    """LayerNorm computed in float32, whatever the dtype of its parameters."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         weight, bias = (None if p is None else p.float() for p in (self.weight, self.bias))
@@ -18,7 +18,7 @@ class Float32LayerNorm(nn.LayerNorm):
 
 
 class CumulativeMean(nn.Module):
-    """A_t = mean of E_z over the real tokens z <= t of the same document."""
+    """Mean of the embeddings so far: A_t = mean of E_z over the real tokens z <= t of the same document."""
 
     def __init__(self, config):
         super().__init__()
@@ -42,7 +42,8 @@ class CumulativeMean(nn.Module):
 
 
 class CausalConvolution(nn.Module):
-    """A_t = sum over k of w_k * E_{t-k}: depthwise, K taps that never leave the document; starts as a local mean."""
+    """Depthwise causal convolution with K taps: A_t = sum over k of w_k * E_{t-k}. Taps never leave the document; at
+    the start of training it is a local mean."""
 
     def __init__(self, config):
         super().__init__()
@@ -67,7 +68,8 @@ class CausalConvolution(nn.Module):
 
 
 class CausalMixing(nn.Module):
-    """A_t = sum over z <= t of softmax_z(W[t, z]) * E_z: one weight per pair of positions; starts as the mean."""
+    """Learned weights for pairs of positions: A_t = sum over z <= t of softmax_z(W[t, z]) * E_z. At the start of
+    training it is the mean."""
 
     def __init__(self, config):
         super().__init__()
@@ -97,7 +99,8 @@ class CausalMixing(nn.Module):
 
 
 def document_start(position_ids: torch.Tensor, embeddings: torch.Tensor) -> torch.Tensor:
-    """Index `(B, T)` of the first token of each token's document, for packed rows as for left-padded ones."""
+    """Return the index `(B, T)` of the first token of each token's document, for packed as for left-padded
+    sequences."""
     batch_size, length = embeddings.shape[:2]
     index = torch.arange(length, device=position_ids.device)
     return (index - position_ids).clamp(min=0).expand(batch_size, -1)
@@ -135,7 +138,7 @@ class EmbeddingLoss(nn.Module):
         token_mask: torch.Tensor | None = None,  # (B, T), true where a token is real
         position_ids: torch.Tensor | None = None,  # (B, T), when documents do not all start at index 0
     ) -> torch.Tensor:
-        """Distance per token, `(B, T)`, float32."""
+        """Return the distance of each token, `(B, T)`, float32."""
         embeddings, encoder_states = embeddings.float(), encoder_states.float()
         if self.detach == "encoder":
             encoder_states = encoder_states.detach()

@@ -20,7 +20,7 @@ from .configuration_encoder_decoder import EncoderDecoderConfig
 
 
 def decoder_layer(config: EncoderDecoderConfig, layer_idx: int, learned_dropout: LearnedDropout | None) -> PreNormLayer:
-    """A layer that reads the encoder; `layer_idx` is the cache layer of its first attention."""
+    """Make a decoder layer, which reads the encoder; `layer_idx` is the cache layer of its first attention."""
     self_attn, attention = None, FORMS[config.attention_form]
     if len(config.decoder_attention_configs) == 2:
         self_attn = attention(config, layer_idx)
@@ -37,6 +37,8 @@ def decoder_layer(config: EncoderDecoderConfig, layer_idx: int, learned_dropout:
 
 
 class EncoderDecoderPreTrainedModel(CausalPreTrainedModel):
+    """Base class of the causal encoder-decoders: flags and recorded outputs."""
+
     config: EncoderDecoderConfig
     _no_split_modules = ["PreNormLayer"]
     _can_record_outputs = {
@@ -52,6 +54,8 @@ class EncoderDecoderPreTrainedModel(CausalPreTrainedModel):
 
 
 class EncoderDecoderModel(CausalModel, EncoderDecoderPreTrainedModel):
+    """A causal encoder-decoder without head: encoder layers, bridge and decoder layers."""
+
     output_class = EncoderDecoderModelOutput
     # Belongs to the language-model loss: not needed here when a `ForCausalLM` checkpoint is loaded.
     _keys_to_ignore_on_load_unexpected = [r"^embedding_loss\."]
@@ -87,11 +91,12 @@ class EncoderDecoderModel(CausalModel, EncoderDecoderPreTrainedModel):
         memory_rotary: tuple[Rotary, Rotary] | None,
         **shared,  # what every layer gets
     ) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor | None]]:
-        """The last states of encoder and decoder, and the penalties of each layer's mask."""
+        """Run both stacks: return the last states of encoder and decoder, `(B, T, D)` each, and the penalties of each
+        layer's mask."""
         raise NotImplementedError
 
     def cross_bridge(self, encoder_states: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        """What the decoder starts from, `(B, T, D)`."""
+        """Return the decoder's input `(B, T, D)`: the encoder's states, after the bridge."""
         hidden_states = self.bridge(self.bridge_norm(encoder_states))
         if self.config.add_next_position:
             hidden_states = hidden_states + self.embed_positions(positions + 1)
@@ -115,6 +120,8 @@ class EncoderDecoderModel(CausalModel, EncoderDecoderPreTrainedModel):
 
 
 class EncoderDecoderForCausalLM(CausalLMHead, EncoderDecoderPreTrainedModel, GenerationMixin):
+    """A causal encoder-decoder with language-model head and embedding loss."""
+
     output_class = EncoderDecoderCausalLMOutput
     model_class: type[EncoderDecoderModel]
 
@@ -145,8 +152,8 @@ class EncoderDecoderForCausalLM(CausalLMHead, EncoderDecoderPreTrainedModel, Gen
         return losses
 
     def training_statistics(self) -> dict[str, float]:
-        """Scalars to log beside the losses: mean absolute gains of the embedding loss's LayerNorms (both near 0 is its
-        trivial optimum) and the cross-attention gate of each decoder layer."""
+        """Return scalars to log beside the losses: the mean absolute gains of the embedding loss's LayerNorms (both
+        near 0 is its trivial optimum), and the cross-attention gate of each decoder layer."""
         statistics = {}
         if self.config.embedding_loss != "none":
             for name in ("output_norm", "input_norm"):
@@ -160,5 +167,5 @@ class EncoderDecoderForCausalLM(CausalLMHead, EncoderDecoderPreTrainedModel, Gen
 
 
 def whole(parameter: Any) -> torch.Tensor:
-    """The values of a parameter, gathered from all processes where FSDP2 has sharded it."""
+    """Return the values of a parameter, gathered from all processes where FSDP2 has sharded it."""
     return parameter.detach().full_tensor() if hasattr(parameter, "full_tensor") else parameter.detach()

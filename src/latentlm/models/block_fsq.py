@@ -9,23 +9,24 @@ from transformers import initialization as init
 
 
 class FSQ(nn.Module):
-    """Rounds each of n bounded values to one of `levels[i]` values spaced evenly over [-1, 1]; no codebook exists.
+    """Finite scalar quantization: each of n bounded values is rounded to one of `levels[i]` values spaced evenly over
+    [-1, 1].
 
     With L levels, z becomes the position p = (tanh(z / temperature) + 1) / 2 * (L - 1), the digit d = round(p) and the
-    value 2 d / (L - 1) - 1, whose gradient is that of p (straight-through). All L values are used, also of an even L:
+    value 2 d / (L - 1) - 1, whose gradient is that of p (straight-through). All L values are used, also for an even L:
     the original round(tanh(z) * (L - 1) / 2) has only L - 1 of them. A code has the index sum_i d_i * prod_{j<i} L_j:
-    the first dimension changes fastest.
+    the first dimension changes fastest. There is no codebook.
 
-    Residual: each further quantizer rounds what the ones before leave, stretched to [-1, 1], to the same levels: z has
-    n dimensions, its code n digits of each quantizer, the coarsest first, and its value is the sum of theirs, the i-th
-    (from 0) divided by (L - 1)^i.
+    With several quantizers (residual quantization), each further one stretches to [-1, 1] what those before it leave,
+    and rounds it to the same levels. z then has n dimensions, and its code n digits for each quantizer, the coarsest
+    first. Its value is the sum of the quantizers' values, the i-th (from 0) divided by (L - 1)^i.
 
     Args:
         levels: number of values in each dimension, at least 2.
         temperature: divides z.
-        noise: in training, the share of values that are moved by uniform noise of half a step to either side instead
-            of being rounded.
-        num_quantizers: 1, or more of a residual quantization.
+        noise: in training, the share of values that are moved by uniform noise of half a step to either side instead of
+            being rounded.
+        num_quantizers: 1, or more for residual quantization.
     """
 
     level_counts: torch.Tensor
@@ -42,8 +43,8 @@ class FSQ(nn.Module):
 
     @property
     def constants(self) -> dict[str, torch.Tensor]:
-        """Of each digit L_i and prod_{j<i} L_j, `(N,)`, int64. As buffers, not made in a forward: an accelerator
-        would wait for the copy."""
+        """The constants L_i and prod_{j<i} L_j of each digit, `(N,)`, int64. They are buffers, since an accelerator
+        would wait for a copy in the forward."""
         strides = [math.prod(self.levels[:i]) for i in range(len(self.levels))]
         return {"level_counts": torch.tensor(self.levels), "strides": torch.tensor(strides)}
 
@@ -56,7 +57,8 @@ class FSQ(nn.Module):
         return math.prod(self.levels)
 
     def forward(self, z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Values `(..., n)`, float32 also under autocast, and code indices `(...)`, int64, of `z` `(..., n)`."""
+        """Quantize `z` `(..., n)`: return values `(..., n)`, float32 also under autocast, and code indices `(...)`,
+        int64."""
         positions = self.positions(z)
         digits = positions.detach().round()
         moved = digits
@@ -69,8 +71,8 @@ class FSQ(nn.Module):
         return self.values(straight_through), self.index(digits.long())
 
     def positions(self, z: torch.Tensor) -> torch.Tensor:
-        """Where `z` `(..., n)`, and what each quantizer leaves of it, lies between the digits 0 and L - 1, before
-        rounding: `(..., N)`, float32, N = n times the quantizers."""
+        """Return where `z` `(..., n)`, and what each quantizer leaves of it, lies between the digits 0 and L - 1 before
+        rounding: `(..., N)`, float32, where N is n times the number of quantizers."""
         steps = self.level_counts[: self.num_dimensions] - 1
         positions = [(torch.tanh(z.float() / self.temperature) + 1) / 2 * steps]
         while len(positions) * self.num_dimensions < len(self.levels):
@@ -79,8 +81,8 @@ class FSQ(nn.Module):
         return positions[0] if len(positions) == 1 else torch.cat(positions, -1)
 
     def values(self, digits: torch.Tensor) -> torch.Tensor:
-        """Digits `(..., N)`, from 0 to L - 1, spread over [-1, 1], and those of all quantizers added up: `(..., n)`,
-        float32."""
+        """Return the values `(..., n)`, float32, of digits `(..., N)` from 0 to L - 1: spread over [-1, 1], and summed
+        over the quantizers."""
         values = 2 * digits.float() / (self.level_counts - 1) - 1
         if len(self.levels) == self.num_dimensions:
             return values
@@ -92,15 +94,15 @@ class FSQ(nn.Module):
         return total
 
     def index(self, digits: torch.Tensor) -> torch.Tensor:
-        """Code indices `(...)` of digits `(..., N)`, both int64."""
+        """Return the code indices `(...)` of digits `(..., N)`, both int64."""
         return (digits * self.strides).sum(-1)
 
     def digits(self, index: torch.Tensor) -> torch.Tensor:
-        """Digits `(..., N)` of code indices `(...)`, both int64, those of the first quantizer first."""
+        """Return the digits `(..., N)` of code indices `(...)`, both int64, those of the first quantizer first."""
         return index.unsqueeze(-1) // self.strides % self.level_counts
 
     def draw(self, like: torch.Tensor) -> torch.Tensor:
-        """Uniform numbers in [0, 1)."""
+        """Draw uniform numbers in [0, 1) of the same shape."""
         return torch.rand_like(like)
 
     def extra_repr(self) -> str:

@@ -1,7 +1,7 @@
-"""Layers for cached steps of one token of one row on a CPU: few operations, and weights laid out for them.
+"""Cached steps for one token of one sequence on a CPU: few operations, and weights laid out for them.
 
-Such a step reads every weight once, for one vector. What counts is the order in which weights lie in memory, and how
-many operations there are beside the products.
+Such a step reads every weight once, for one vector. Its time depends on the order in which the weights lie in memory,
+and on the number of operations beside the products.
 """
 
 from collections.abc import Sequence
@@ -19,14 +19,16 @@ from .block_masks import Mask
 
 
 class LayerWeights(NamedTuple):
-    """The weights of a layer as `(in, out)`: the product of one vector with them reads memory faster than with
-    `(out, in)`, as which a linear layer keeps them (20 and 13 GB/s, D 256). Gains of norms are in what reads the norm.
+    """The weights of a layer as `(in, out)`.
+
+    A product with one vector reads them faster in this order than in the `(out, in)` of a linear layer (20 and 13 GB/s
+    at D 256). Gains of norms are multiplied into the weights that read the norm's output.
 
     Attributes:
         qkv, output: of self-attention.
-        query, pairs, read: of cross-attention, its queries, keys and values, and its output; None where there is none.
-            Without a norm of the memory `pairs` is None too: its keys are made elsewhere.
-        up, down: of the feed-forward block; gates, if it has them, and what they multiply in one product.
+        query, pairs, read: the queries, the keys and values, and the output of cross-attention; None where there is
+            none. Without a norm of the memory `pairs` is None too: its keys are made elsewhere.
+        up, down: of the feed-forward block; `up` includes the gates, if there are any.
     """
 
     qkv: torch.Tensor
@@ -53,14 +55,15 @@ class LayerWeights(NamedTuple):
 
 
 def laid_out(norm: Any, *linears: nn.Linear) -> torch.Tensor:
-    """The weights `(in, out)` of linear layers that read the same, after a norm if there is one."""
+    """Return the weights `(in, out)` of linear layers that read the same input, with the gain of the norm before them
+    if there is one."""
     weights = torch.cat([linear.weight.detach() for linear in linears]).t()
     return (weights if norm is None else weights * norm.weight.detach().unsqueeze(1)).contiguous()
 
 
 def is_plain_step(states: torch.Tensor) -> bool:
-    """Whether weights may be laid out for states of one token `(1, ..., D)`: float32 on a CPU, where nothing has to see
-    modules called."""
+    """Whether weights may be laid out for states of one token `(1, ..., D)`: in float32 on a CPU, without gradients,
+    autocast or compilation."""
     return (
         states.device.type == "cpu"
         and states.dtype == torch.float32
@@ -71,11 +74,11 @@ def is_plain_step(states: torch.Tensor) -> bool:
 
 
 PLAIN = {PreNormLayer, FeedForward, Attention, nn.Linear, nn.LayerNorm, nn.RMSNorm, nn.Dropout, nn.Identity}
-"""What layers of the plain case consist of: no masks of LearnedDropout, no other form of attention, no adapters."""
+"""The modules of a simple layer: no masks of LearnedDropout, no other form of attention, no adapters."""
 
 
 def is_simple(layer: PreNormLayer) -> bool:
-    """Whether a layer is of the plain case: attention by sdpa, without biases, gates and hooks."""
+    """Whether a layer is simple: attention by sdpa, without biases, gates and hooks."""
     if layer.training or layer.self_attn is None or layer.cross_first or layer.cross_attn_gate is not None:
         return False
     for module in layer.modules():
@@ -93,22 +96,23 @@ def is_simple(layer: PreNormLayer) -> bool:
 def attend(
     attention: Attention, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """What a query `(1, H * d)`, or `(1, H, 1, d)`, reads `(1, H * d)` of keys and values `(1, h, T, d)`."""
+    """Attend with a query `(1, H * d)`, or `(1, H, 1, d)`, to keys and values `(1, h, T, d)`: `(1, H * d)`."""
     query, grouped = query.view(1, -1, 1, key.shape[3]), attention.num_key_value_groups > 1
     return nn.functional.scaled_dot_product_attention(query, key, value, mask, enable_gqa=grouped).view(1, -1)
 
 
 class LaidOutLayers:
-    """Does what layers do for one token of one row whose keys are in a `DynamicCache`. Belongs to that cache, and holds
-    weights of each layer that is simple from its first step on."""
+    """Runs layers for one token of one sequence whose keys are in a `DynamicCache`. It belongs to that cache, and holds
+    the weights of each simple layer from its first step on."""
 
     def __init__(self) -> None:
         self.weights: WeakKeyDictionary[PreNormLayer, LayerWeights | None] = WeakKeyDictionary()
 
     @classmethod
     def of(cls, cache: Any, states: torch.Tensor, mask: Mask, options: dict[str, Any]) -> "LaidOutLayers | None":
-        """Those of a cache for a step that reads states `(B, T, D)`; None where it is not one of one token of one row
-        that sees all before it, or the caller wants more of it than states."""
+        """Return the object that belongs to a cache, for a step that reads states `(B, T, D)`. Return None where the
+        step is not for one token of one sequence that sees all before it, or where the caller wants more outputs than
+        states."""
         if type(cache) is not DynamicCache or states.shape[:2] != (1, 1) or mask.tensor is not None:
             return None
         if mask.arguments or not is_plain_step(states) or any(value not in (None, False) for value in options.values()):
@@ -118,7 +122,7 @@ class LaidOutLayers:
         return cache.laid_out  # pyright: ignore[reportAttributeAccessIssue]
 
     def of_layer(self, layer: PreNormLayer) -> LayerWeights | None:
-        """None where the layer itself has to be called."""
+        """Return the laid-out weights of a layer, or None where the layer itself has to be called."""
         if layer not in self.weights:
             simple = is_simple(layer) and isinstance(layer.mlp_norm, nn.LayerNorm)
             self.weights[layer] = LayerWeights.of(layer) if simple else None
@@ -134,7 +138,7 @@ class LaidOutLayers:
         memory_rotary: tuple[Rotary, Rotary] | None,
         store: Any,
     ) -> torch.Tensor:
-        """The layer's new states `(1, 1, D)`."""
+        """Return the layer's new states `(1, 1, D)`."""
         attention, cross, mlp, states = layer.self_attn, layer.cross_attn, layer.mlp, states[0]
         sizes = (attention.width, attention.part_size, attention.part_size)
         parts = (self.normed(layer, states) @ weights.qkv).split(sizes, 1)
@@ -150,7 +154,7 @@ class LaidOutLayers:
         return torch.addmm(states, inner, weights.down).unsqueeze(0)
 
     def normed(self, layer: Any, states: torch.Tensor) -> torch.Tensor:
-        """The norm of `(1, D)` without its gain."""
+        """Normalise `(1, D)` without the norm's gain."""
         return nn.functional.layer_norm(states, states.shape[1:], None, None, layer.mlp_norm.eps)
 
     def attend(
@@ -161,7 +165,7 @@ class LaidOutLayers:
         rotary: tuple[Rotary | None, Rotary | None],  # of the query and the key
         store: Any,
     ) -> torch.Tensor:
-        """What a query reads `(1, H * d)` of all keys so far and its own."""
+        """Attend with a query to its own key and all keys so far: `(1, H * d)`."""
         query, key, value = (part.view(1, -1, 1, attention.head_dim) for part in (query, *pair))
         key, value = self_pairs(store, attention.layer_idx, (rotate(key, rotary[1]), value))
         return attend(attention, rotate(query, rotary[0]), key, value)

@@ -1,4 +1,4 @@
-"""The pre-norm transformer layer of all architectures, and its norms and feed-forward blocks."""
+"""The pre-norm transformer layer of all architectures, with its norms and feed-forward blocks."""
 
 from typing import Any
 
@@ -12,21 +12,21 @@ from .block_masks import CAUSAL, Mask
 
 
 def uses_rms_norm(config: Any) -> bool:
-    """Whether layers have RMSNorm and SwiGLU, in place of LayerNorm and GELU: what the configuration has an epsilon
-    for."""
+    """Whether layers have RMSNorm and SwiGLU instead of LayerNorm and GELU: those whose configuration has
+    `rms_norm_eps`."""
     return hasattr(config, "rms_norm_eps")
 
 
 def make_norm(config: Any) -> nn.LayerNorm | nn.RMSNorm:
-    """The norm of all blocks; the bias of a LayerNorm follows `use_bias`."""
+    """Make the norm of all blocks; a LayerNorm has a bias if `use_bias` is set."""
     if uses_rms_norm(config):
         return nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
     return nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps, bias=config.use_bias)
 
 
 class FeedForward(nn.Module):
-    """D to `intermediate_size` F and back, with exact GELU, squared ReLU (2109.08668) or as SwiGLU. LearnedDropout acts
-    on its output."""
+    """Feed-forward block, D to `intermediate_size` F and back, with exact GELU, squared ReLU (2109.08668) or as SwiGLU
+    (2002.05202). LearnedDropout multiplies its output."""
 
     learned_dropout: Any  # LearnedDropout, handed in by who makes the layer
 
@@ -43,7 +43,7 @@ class FeedForward(nn.Module):
         self.squares = getattr(config, "hidden_act", None) == "relu2"
 
     def forward(self, hidden_states: torch.Tensor, **mask_inputs) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """The output `(B, T, D)`, and the penalties of the mask `(B, T, K)` if there are any."""
+        """Return the output `(B, T, D)`, and the penalties of the mask `(B, T, K)` if there are any."""
         if self.learned_dropout is None:
             return self.down_proj(self.activate(hidden_states)), None
         output = self.down_proj(self.activate(hidden_states))
@@ -51,7 +51,7 @@ class FeedForward(nn.Module):
         return output * mask, self.learned_dropout.penalise(probability)
 
     def activate(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """The inner channels."""
+        """Return the inner channels `(B, T, F)`."""
         if self.gate_proj is not None:
             return nn.functional.silu(self.gate_proj(hidden_states)) * self.up_proj(hidden_states)
         inner = self.up_proj(hidden_states)
@@ -59,7 +59,7 @@ class FeedForward(nn.Module):
 
 
 def is_plain(linear: nn.Module, device: torch.device) -> bool:
-    """Whether reading the weights of a layer is the same as calling it."""
+    """Whether reading a layer's weights gives the same as calling it."""
     # accelerate, which keeps weights elsewhere, marks a layer with `_hf_hook`.
     hooks = linear._forward_hooks or linear._forward_pre_hooks or hasattr(linear, "_hf_hook")
     plain = type(linear) is nn.Linear and type(linear.weight) is nn.Parameter and linear.weight.device == device
@@ -67,16 +67,18 @@ def is_plain(linear: nn.Module, device: torch.device) -> bool:
 
 
 class PreNormLayer(GradientCheckpointingLayer):
-    """h += SelfAttention(norm(h)); of a memory h += gate * CrossAttention(norm(h), memory); h += FeedForward(norm(h)).
+    """Pre-norm layer with residual connections.
+
+    h += SelfAttention(norm(h)); with a memory h += gate * CrossAttention(norm(h), memory); h += FeedForward(norm(h)).
 
     Args:
-        config: of the model: norm and feed-forward block, biases, dropout.
+        config: of the model; gives norm, feed-forward block, biases and dropout.
         self_attn: None where the layer only reads a memory.
         cross_attn: None where there is no memory.
-        learned_dropout: of the feed-forward block, if there is one.
-        cross_first: the memory is read before the sequence itself.
-        norms_memory: the memory gets a norm of the layer.
-        gated: a learned scalar multiplies what is read of the memory, 1 at the start.
+        learned_dropout: the mask of the feed-forward block, if there is one.
+        cross_first: whether the memory is read before the sequence itself.
+        norms_memory: whether the layer has a norm for the memory.
+        gated: whether a learned scalar, 1 at the start, multiplies what is read from the memory.
     """
 
     cross_attn: Any  # Attention, or None
@@ -123,9 +125,10 @@ class PreNormLayer(GradientCheckpointingLayer):
         mask: Mask = CAUSAL,
         **shared: Any,  # of every attention: `past_key_values` and what backends take
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """The new hidden states, and the penalties of LearnedDropout's mask `(B, T, K)` if there are any.
+        """Return the new hidden states `(B, T, D)`, and the penalties of LearnedDropout's mask `(B, T, K)` if there are
+        any.
 
-        What may carry a gradient is to be given by position: reentrant checkpointing sees no other.
+        Pass by position whatever may carry a gradient: reentrant checkpointing sees no other arguments.
         """
         if laid_out is not None and not single_key and (weights := laid_out.of_layer(self)) is not None:
             store = shared["past_key_values"]
@@ -145,7 +148,7 @@ class PreNormLayer(GradientCheckpointingLayer):
         return self.add(hidden_states, output), penalties
 
     def read_self(self, hidden_states: torch.Tensor, rotary: Rotary | None, **shared: Any) -> torch.Tensor:
-        """h + SelfAttention(norm(h)), where a layer has it."""
+        """Return h + SelfAttention(norm(h)), where the layer has self-attention."""
         assert self.self_attn is not None
         read, _ = self.self_attn(self.self_attn_norm(hidden_states), rotary=rotary, **shared)
         return self.add(hidden_states, read)
@@ -159,7 +162,7 @@ class PreNormLayer(GradientCheckpointingLayer):
         mask: Mask,
         **shared: Any,
     ) -> torch.Tensor:
-        """h + gate * CrossAttention(norm(h), memory); arguments as of the forward."""
+        """Return h + gate * CrossAttention(norm(h), memory); the arguments are those of the forward."""
         if single_key:
             return self.add(hidden_states, self.cross_attn.read_single(memory))
         query = self.cross_attn_query_norm(hidden_states)
@@ -172,5 +175,5 @@ class PreNormLayer(GradientCheckpointingLayer):
         return self.add(hidden_states, read)
 
     def add(self, hidden_states: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
-        """The residual stream with what a block adds to it, after dropout."""
+        """Add a block's output, after dropout, to the residual stream."""
         return hidden_states + (self.dropout(output) if self.dropout.p else output)

@@ -18,23 +18,24 @@ from transformers import initialization as init
 from .block_attention import Attention
 
 ENTROPY_FLOOR = 1e-6
-"""M reaches exactly 0, where the slope of -M log2 M has no bound; below this value the logarithm is held."""
+"""The logarithm in -M log2 M is held below this value: M reaches exactly 0, where the slope has no bound."""
 
 
 class MaskAttention(Attention):
-    """The attention that computes masks: D in, one value per channel out. It has no rotary positions."""
+    """The attention that computes masks: from D channels to one value per channel, without rotary positions."""
 
     def __init__(self, config: Any, layer_idx: int):
         super().__init__(config, layer_idx, num_heads=config.num_mask_heads, num_key_value_groups=1, has_output=False)
 
     def forward(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """The attention's output, without the probabilities, which do not belong to the model's `attentions`."""
+        """Return the attention's output without the probabilities, which do not belong to the model's `attentions`."""
         return super().forward(*args, **kwargs)[0], None
 
 
 class SharedMaskAttention(MaskAttention):
-    """One pass over the input embeddings for all layers; each layer has its own shift. With `learned_dropout_detach`
-    masks send no gradient through it: it keeps its random weights, and only the shifts are learned."""
+    """Attention over the input embeddings, computed once for the masks of all layers, each of which has its own shift.
+    With `learned_dropout_detach` no gradient reaches it: it keeps its random weights, and only the shifts are
+    learned."""
 
     def __init__(self, config: Any, layer_idx: int):
         super().__init__(config, layer_idx)
@@ -76,7 +77,7 @@ class LearnedDropout(nn.Module):
         shared_attention: torch.Tensor | None = None,  # (B, T, D), what SharedMaskAttention gave, if the model has one
         **kwargs,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The rounded mask and M itself, both `(B, T, D)`; M in float32."""
+        """Return the rounded mask and M itself, both `(B, T, D)`; M is float32."""
         if self.attention is not None:
             shared_attention, _ = self.attention(hidden_states, **kwargs)
         assert shared_attention is not None
@@ -97,9 +98,10 @@ class LearnedDropout(nn.Module):
         return (torch.rand_like(probability) < probability).to(probability.dtype)
 
     def penalise(self, probability: torch.Tensor) -> torch.Tensor | None:
-        """Means over the mask of each token `(B, T, K)`, one for each of `config.mask_losses`; None without any.
+        """Return the penalties of each token `(B, T, K)`, means over its mask, one for each of `config.mask_losses`;
+        None without any.
 
-        mask_entropy_loss: -M log2 M, pushes M to 0 or 1;  mask_l1_loss: M^2 / 2 ("squared") or M ("absolute").
+        mask_entropy_loss: -M log2 M, which pushes M to 0 or 1;  mask_l1_loss: M^2 / 2 ("squared") or M ("absolute").
         """
         terms = {
             "mask_entropy_loss": mask_entropy,
@@ -110,24 +112,24 @@ class LearnedDropout(nn.Module):
 
 
 def make_learned_dropout(config, layer_idx: int) -> LearnedDropout | None:
-    """The mask of one block, if the configuration asks for it; `layer_idx` is the cache layer of its attention."""
+    """Make the mask of one block, if the configuration asks for it; `layer_idx` is the cache layer of its attention."""
     return LearnedDropout(config, layer_idx) if config.learned_dropout != "none" else None
 
 
 def make_shared_mask_attention(config, layer_idx: int) -> SharedMaskAttention | None:
-    """The attention on the input of a stack that computes the masks of all its layers, if the configuration asks for
+    """Make the attention over a stack's input that computes the masks of all its layers, if the configuration asks for
     it."""
     shared = config.learned_dropout != "none" and config.learned_dropout_input == "embedding"
     return SharedMaskAttention(config, layer_idx) if shared else None
 
 
 def mask_entropy(probability: torch.Tensor) -> torch.Tensor:
-    """-M log2 M, elementwise."""
+    """Return -M log2 M, elementwise."""
     return -probability * probability.clamp(min=ENTROPY_FLOOR).log2()
 
 
 def mean_penalties(layers: list[torch.Tensor | None]) -> torch.Tensor | None:
-    """Mean over all LearnedDropout modules of what `penalise` gave, `(B, T, K)`."""
+    """Return the mean of the penalties `(B, T, K)` over all LearnedDropout modules."""
     penalties = [value for value in layers if value is not None]
     if not penalties:
         return None
@@ -138,12 +140,12 @@ def mean_penalties(layers: list[torch.Tensor | None]) -> torch.Tensor | None:
 
 
 Part = tuple[int, torch.Tensor | None, torch.Tensor]
-"""Of a part of a model: how many modules it has, their mean penalties `(..., K)`, and what each counts `(...)`."""
+"""A part of a model: the number of its modules, their mean penalties `(..., K)`, and the weight of each `(...)`."""
 
 
 def mean_mask_losses(config, parts: list[Part], count: torch.Tensor | int) -> dict[str, torch.Tensor]:
-    """The named losses of masks that belong to different positions: weighted sums of the penalties, averaged over all
-    modules and divided by `count`; none where nothing has masks."""
+    """Return the named losses of masks at different positions: weighted sums of the penalties, averaged over all
+    modules and divided by `count`. The result is empty where no part has masks."""
     totals, modules = [], 0
     for number, penalties, weights in parts:
         if penalties is not None:
@@ -157,7 +159,8 @@ def mean_mask_losses(config, parts: list[Part], count: torch.Tensor | int) -> di
 
 
 def mask_loss_weight(config, name: str, training_step: torch.Tensor | None) -> torch.Tensor | float:
-    """w(step) = min(exp(rate step) - 1 + w_min, w_max) of the loss `name`; w_max without a rate or without a step."""
+    """Return the weight of the loss `name`: w(step) = min(exp(rate step) - 1 + w_min, w_max), or w_max without a rate
+    or a step."""
     weight, rate = getattr(config, f"{name}_weight"), getattr(config, f"{name}_rate")
     if rate is None or training_step is None:
         return weight
@@ -166,7 +169,7 @@ def mask_loss_weight(config, name: str, training_step: torch.Tensor | None) -> t
 
 @contextmanager
 def record_masks(model: nn.Module) -> Iterator[dict[str, torch.Tensor]]:
-    """Collects M `(B, T, D)` of every LearnedDropout of `model` by module name, float32, from the last forward."""
+    """Collect M `(B, T, D)`, float32, of every LearnedDropout of `model` by module name, from the last forward."""
     masks: dict[str, torch.Tensor] = {}
     handles = [
         module.register_forward_hook(lambda _, __, output, name=name: masks.update({name: output[1].detach()}))

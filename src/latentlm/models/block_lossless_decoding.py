@@ -1,4 +1,4 @@
-"""From ids back to bytes and text, and how tokens are called: for tokenizers whose tokens stand for bytes."""
+"""From ids back to bytes and text, and the names of tokens, for tokenizers whose tokens stand for bytes."""
 
 import codecs
 import re
@@ -23,15 +23,15 @@ codecs.register_error("latentlm.surrogates_or_replace", _keep_surrogates_or_repl
 
 
 class LosslessDecoding(PreTrainedTokenizerBase if TYPE_CHECKING else object):
-    """Goes before the tokenizer class of transformers, Python's or that of `tokenizers`.
+    """Mixin that goes before the tokenizer class of transformers, Python's or that of `tokenizers`.
 
-    An added token always stands for its own text. If that is also what other bytes are called ("é" is the byte 0xE9 in
-    the alphabet of GPT-2), the token gets an id of its own all the same, and the bytes another name, `"<0xE9>"`.
+    An added token always stands for its own text. If other bytes already have that name ("é" is the byte 0xE9 in the
+    alphabet of GPT-2), the token still gets an id of its own, and the bytes another name, `"<0xE9>"`.
 
     Attributes:
-        token_names: how the ids from 0 on are called; special and added tokens follow.
-        token_ids: the same, by name.
-        token_lengths: bytes that each of them stands for, int64.
+        token_names: the names of the ids from 0 on; special and added tokens follow.
+        token_ids: the ids by name.
+        token_lengths: the number of bytes of each of them, int64.
         pad_token_id, bos_token_id, eos_token_id: each of these tokenizers has the three.
     """
 
@@ -49,13 +49,17 @@ class LosslessDecoding(PreTrainedTokenizerBase if TYPE_CHECKING else object):
         def added_tokens_encoder(self) -> dict[str, int]: ...
 
     def spell(self, ids: np.ndarray) -> bytes:
-        """The bytes of ids `(N,)`, int64, none of them special or added."""
+        """Return the bytes of ids `(N,)`, int64, none of them special or added."""
         raise NotImplementedError
 
     @classmethod
     def _from_pretrained(cls, resolved_vocab_files: dict[str, str | None], name: str, *args: Any, **kwargs: Any) -> Any:
-        """Raises OSError for a folder without a tokenizer, where bytes would otherwise be taken for whatever the model
-        was trained on."""
+        """Load as everywhere in transformers.
+
+        Raises:
+            OSError: for a folder without a tokenizer, where bytes would otherwise be taken for whatever the model was
+                trained on.
+        """
         if resolved_vocab_files.get("tokenizer_config_file") is None:
             raise OSError(f"{name} holds no tokenizer: tokenizer_config.json is missing; a run saves it with its model")
         return super()._from_pretrained(resolved_vocab_files, name, *args, **kwargs)
@@ -65,10 +69,10 @@ class LosslessDecoding(PreTrainedTokenizerBase if TYPE_CHECKING else object):
         self.token_ids = {name: index for index, name in enumerate(token_names)}
 
     def _make_room(self, new_tokens: Iterable[str | AddedToken] | None, special: bool = False) -> None:
-        """Rename those bytes and pieces that are called like a new token, but are not the same.
+        """Rename those bytes and pieces that have the name of a new token, but are not the same.
 
         Raises:
-            ValueError: for a text that is such another name.
+            ValueError: for a text that is itself such another name.
         """
         for token in new_tokens or ():
             text = str(token)
@@ -95,7 +99,7 @@ class LosslessDecoding(PreTrainedTokenizerBase if TYPE_CHECKING else object):
     def convert_ids_to_tokens(self, ids: list[int], skip_special_tokens: bool = False) -> list[str]: ...
 
     def convert_ids_to_tokens(self, ids: Any, skip_special_tokens: bool = False) -> str | list[str]:
-        """How `ids` are called; `""` for an id beyond the vocabulary.
+        """Return the names of `ids`; `""` for an id beyond the vocabulary.
 
         Raises:
             ValueError: for a negative id.
@@ -114,7 +118,8 @@ class LosslessDecoding(PreTrainedTokenizerBase if TYPE_CHECKING else object):
         return names if rows.ndim else names[0]
 
     def convert_tokens_to_string(self, tokens: list[str]) -> str:
-        """Text of tokens by name; what is not called so is text already, as where pipelines join words."""
+        """Join tokens, given by name, to text. What is no token's name is taken as text, as where pipelines join
+        words."""
         pieces = []
         for token in tokens:
             index: Any = self.convert_tokens_to_ids(token)
@@ -123,7 +128,7 @@ class LosslessDecoding(PreTrainedTokenizerBase if TYPE_CHECKING else object):
         return b"".join(pieces).decode("utf-8", self.decoding_errors)
 
     def decode_bytes(self, token_ids: Iterable[int], skip_special_tokens: bool = True) -> bytes:
-        """The exact bytes that `token_ids` stand for, valid UTF-8 or not.
+        """Return the exact bytes that `token_ids` stand for, valid UTF-8 or not.
 
         Special tokens are left out, or written as their text with `skip_special_tokens=False`.
 
@@ -154,12 +159,13 @@ class LosslessDecoding(PreTrainedTokenizerBase if TYPE_CHECKING else object):
         errors: str | None = None,
         **kwargs: Any,
     ) -> str:
-        """Text of `token_ids`; `errors` names the codec's error handler. Spaces are never cleaned up."""
+        """Return the text of `token_ids`; `errors` names the codec's error handler. Spaces are never cleaned up."""
         data = self.decode_bytes(np.atleast_1d(check_ids(token_ids)), skip_special_tokens)
         return data.decode("utf-8", errors or self.decoding_errors)
 
     def apply_chat_template(self, *args: Any, **kwargs: Any) -> Any:
-        """As everywhere in transformers, but the mask of the assistant's tokens takes in the last character's bytes."""
+        """Apply the template as everywhere in transformers. The mask of the assistant's tokens also covers all bytes of
+        its last character."""
         encoded: Any = super().apply_chat_template(*args, **kwargs)
         if kwargs.get("return_assistant_tokens_mask"):
             masks = encoded["assistant_masks"]
@@ -174,7 +180,7 @@ class LosslessDecoding(PreTrainedTokenizerBase if TYPE_CHECKING else object):
 
 
 def check_ids(token_ids: Any) -> np.ndarray:
-    """Ids as int64.
+    """Return ids as int64.
 
     Raises:
         ValueError: if one is negative.

@@ -80,17 +80,17 @@ class LosslessTokenizer(LosslessDecoding, PreTrainedTokenizer):
 
     @property
     def vocab_size(self) -> int:
-        """Ids without those of tokens added later, which `len(tokenizer)` counts too."""
+        """Number of ids without tokens that were added later, which `len(tokenizer)` counts too."""
         return len(self.token_names) + len(self.special_names)
 
     @property
     def is_fast(self) -> bool:
-        """True: what pipelines and collators mean by it is that encodings know words and characters."""
+        """Always True: pipelines and collators read it as whether encodings know words and characters."""
         return True
 
     @property
     def backend_tokenizer(self) -> SimpleNamespace:
-        """What `generate(stop_strings=…)` looks for, to compare bytes instead of characters."""
+        """An object with what `generate(stop_strings=…)` reads, so that it compares bytes instead of characters."""
         return SimpleNamespace(decoder=self.name_decoder, normalizer=None)
 
     def _convert_token_to_id(self, token: str) -> int | None:
@@ -104,7 +104,8 @@ class LosslessTokenizer(LosslessDecoding, PreTrainedTokenizer):
         return super()._add_tokens(new_tokens, special_tokens)
 
     def _update_trie(self, unique_no_split_tokens: list[str] | None = None) -> None:
-        """Called whenever tokens were added: compile the pattern that finds them in a text, the longest first."""
+        """Compile the pattern that finds added tokens in a text, the longest first. It is called whenever tokens were
+        added."""
         super()._update_trie(unique_no_split_tokens)
         patterns = []
         for token in sorted(self._added_tokens_decoder.values(), key=lambda token: -len(token.content)):
@@ -117,11 +118,11 @@ class LosslessTokenizer(LosslessDecoding, PreTrainedTokenizer):
     # --- text to ids ------------------------------------------------------------------------------------------------
 
     def encode_bytes(self, data: bytes) -> list[int]:
-        """The ids of any byte string, without special tokens: `decode_bytes` gives exactly `data` back."""
+        """Return the ids of any byte string, without special tokens: `decode_bytes` gives exactly `data` back."""
         raise NotImplementedError
 
     def _encode_text(self, text: str, split_special_tokens: bool) -> list[Part]:
-        """`text` in parts; special and added tokens in it are recognised unless split."""
+        """Cut `text` into parts; special and added tokens in it are recognised unless split."""
         parts = []
 
         def add_plain(start: int, end: int) -> None:
@@ -140,7 +141,7 @@ class LosslessTokenizer(LosslessDecoding, PreTrainedTokenizer):
         return parts
 
     def _encode_words(self, words: Sequence[str], split_special_tokens: bool) -> list[Part]:
-        """The parts of each word in turn, with spaces between words."""
+        """Return the parts of each word in turn, with spaces between words."""
         before = missing_spaces(words)
         after = [False] * len(words)
         if self.space_ends_word:
@@ -157,7 +158,7 @@ class LosslessTokenizer(LosslessDecoding, PreTrainedTokenizer):
         return parts
 
     def _encode_input(self, text: Any, split_special_tokens: bool) -> list[Part]:
-        """The parts of a text, of words, or of ids."""
+        """Return the parts of a text, of words, or of ids."""
         if isinstance(text, str):
             return self._encode_text(text, split_special_tokens)
         if isinstance(text, (list, tuple)):
@@ -168,7 +169,8 @@ class LosslessTokenizer(LosslessDecoding, PreTrainedTokenizer):
         raise ValueError(f"expected a string, a list of strings or a list of ids, got {type(text).__name__}")
 
     def find_words(self, ids: list[int]) -> list[int]:
-        """The word of each id, none of them added around a text; a special or added token is a word by itself."""
+        """Return the word of each id, none of them added around a text; a special or added token is a word by
+        itself."""
         words: list[int] = []
         count = 0
         for is_plain, run in groupby(ids, lambda index: index < len(self.token_names)):
@@ -190,7 +192,7 @@ class LosslessTokenizer(LosslessDecoding, PreTrainedTokenizer):
         split_special_tokens: bool | None = None,
         **kwargs: Any,
     ) -> list[str]:
-        """The tokens of `text` by name (`"<0x61>"` for `"a"`), without those added around it."""
+        """Return the names of the tokens of `text` (`"<0x61>"` for `"a"`), without those added around it."""
         split = self.split_special_tokens if split_special_tokens is None else split_special_tokens
         parts = self._encode_text(text, split)
         return self.convert_ids_to_tokens(all_ids(parts))
@@ -210,7 +212,7 @@ class LosslessTokenizer(LosslessDecoding, PreTrainedTokenizer):
         return_length: bool = False,
         **kwargs: Any,
     ) -> BatchEncoding:
-        """One text or many, or pairs, through buffers instead of one Python string per token."""
+        """Encode one text or many, or pairs, through buffers instead of one Python string per token."""
         if kwargs.get("sanitize_control_tokens"):
             return super()._encode_plus(
                 text,
@@ -264,7 +266,7 @@ class LosslessTokenizer(LosslessDecoding, PreTrainedTokenizer):
         return_offsets_mapping: bool = False,
         **kwargs: Any,
     ) -> tuple[Row, dict[str, Any]]:
-        """One text, or pair, without padding: where its ids come from, and what the encoding holds."""
+        """Encode one text or pair without padding: return where its ids come from, and the fields of the encoding."""
         split = self.split_special_tokens if split_special_tokens is None else split_special_tokens
         is_pair = text_pair is not None
         texts = [text, text_pair] if is_pair else [text]
@@ -304,7 +306,7 @@ class LosslessTokenizer(LosslessDecoding, PreTrainedTokenizer):
         return row, prepared
 
     def _places(self, row: Row) -> np.ndarray:
-        """The text that each id of the row comes from, 0 or 1; -1 for those around."""
+        """Return which text each id comes from, 0 or 1; -1 for ids around the texts."""
         texts = [[number] * len(all_ids(parts)[cut]) for number, (parts, cut) in enumerate(row.sources)]
         bos, eos = (
             -1 if row.framed and token is not None else None for token in (self.bos_token_id, self.eos_token_id)
@@ -312,7 +314,7 @@ class LosslessTokenizer(LosslessDecoding, PreTrainedTokenizer):
         return np.array(self._frame(*pair_of(texts), bos, eos), dtype=np.int64)
 
     def _offsets(self, row: Row) -> list[Offset]:
-        """The characters of each id, `(0, 0)` for those around the text."""
+        """Return the characters of each id, `(0, 0)` for ids around the text."""
         places = self._places(row)
         offsets = np.zeros((len(places), 2), dtype=np.int64)
         for number, (parts, cut) in enumerate(row.sources):
@@ -321,7 +323,7 @@ class LosslessTokenizer(LosslessDecoding, PreTrainedTokenizer):
         return [(start, end) for start, end in offsets.tolist()]
 
     def _make_encoding(self, row: Row, length: int, padding_side: str) -> Encoding:
-        """What a fast tokenizer knows of a row that was padded to `length`."""
+        """Make the encoding of a sequence that was padded to `length`, as a fast tokenizer has it."""
         texts = [all_ids(parts)[cut] for parts, cut in row.sources]
         around = (self.bos_token_id, self.eos_token_id) if row.framed else (None, None)
         ids = self._frame(*pair_of(texts), *around)
@@ -352,7 +354,7 @@ class LosslessTokenizer(LosslessDecoding, PreTrainedTokenizer):
         return encoding
 
     def _frame(self, first: list[int], second: list[int] | None, bos: int | None, eos: int | None) -> list[int]:
-        """`first` (and `second`), each between `bos` and `eos` where these are added (None: never)."""
+        """Put `bos` and `eos` around `first` (and `second`), each where it is added (None: never)."""
         before = [bos] if self.add_bos_token and bos is not None else []
         after = [eos] if self.add_eos_token and eos is not None else []
         framed = before + first + after
@@ -377,7 +379,7 @@ class LosslessTokenizer(LosslessDecoding, PreTrainedTokenizer):
         return [0] * len(self.build_inputs_with_special_tokens(token_ids_0, token_ids_1))
 
     def _pad(self, encoded_inputs: Any, *args: Any, padding_side: str | None = None, **kwargs: Any) -> dict[str, Any]:
-        """Pads the offsets along with what the base class pads."""
+        """Pad the offsets along with what the base class pads."""
         padded = super()._pad(encoded_inputs, *args, padding_side=padding_side, **kwargs)
         if "offset_mapping" in padded:
             offsets = list(padded["offset_mapping"])
@@ -396,17 +398,17 @@ class LosslessTokenizer(LosslessDecoding, PreTrainedTokenizer):
 
     @property
     def saved_framing(self) -> dict[str, Any]:
-        """The two options as `tokenizer_config.json` needs them, which transformers leaves out."""
+        """The two options as `tokenizer_config.json` needs them; transformers leaves them out."""
         return {"add_bos_token": self.add_bos_token, "add_eos_token": self.add_eos_token}
 
 
 def pair_of(texts: list[T]) -> tuple[T, T | None]:
-    """One text or two, as two."""
+    """Return one text or two as a pair, whose second part may be None."""
     return texts[0], texts[1] if len(texts) > 1 else None
 
 
 def add_to_config(file_names: tuple[str, ...], fields: dict[str, Any]) -> None:
-    """Add fields to the `tokenizer_config.json` among files that are being saved."""
+    """Add fields to the `tokenizer_config.json` among the files that are being saved."""
     config_file = Path(next(name for name in file_names if str(name).endswith("tokenizer_config.json")))
     config = json.loads(config_file.read_text(encoding="utf-8")) | fields
     text = json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False)
@@ -414,7 +416,7 @@ def add_to_config(file_names: tuple[str, ...], fields: dict[str, Any]) -> None:
 
 
 def split_batch(text: Any, text_pair: Any, is_split_into_words: bool) -> tuple[bool, list[tuple[Any, Any]]]:
-    """Whether these are many texts, and each with its pair (or None); as transformers tells them apart.
+    """Return whether these are many texts, and each text with its pair (or None), by the rules of transformers.
 
     Raises:
         ValueError: if texts and pairs are not equally many, or a row is neither a text nor a pair.

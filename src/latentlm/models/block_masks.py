@@ -1,7 +1,8 @@
-"""Masks of attention: who sees whom, as each backend wants to be told. One [`Mask`] is made per forward.
+"""Attention masks in the form that each backend takes. One [`Mask`] is made per forward.
 
-All kinds work on every backend. Flash attention takes no mask but arguments: lengths of the sequences that it keeps
-apart, windows, causality. What these cannot say (rows to look back at, single steps) is read by sdpa instead.
+All kinds work on every backend. Flash attention takes no mask but arguments: the lengths of separate sequences,
+windows, causality. What these cannot express is computed without it: [`attend_seen`] looks back at rows, and sdpa takes
+single steps.
 """
 
 from collections.abc import Callable
@@ -31,20 +32,21 @@ PACKED_CACHE = (
 )
 
 Visible = Callable[..., Any]
-"""Of broadcastable indices (batch, head, query, key), whether the query sees the key."""
+"""A rule: of broadcastable indices (batch, head, query, key), whether the query sees the key."""
 
 
 class Mask(NamedTuple):
-    """What an attention tells its backend. A named tuple, so that tools that move inputs between devices look inside.
+    """What an attention passes to its backend. It is a named tuple, so that tools that move inputs between devices look
+    inside.
 
     Attributes:
         tensor: additive or bool `(B or 1, 1, T, T_key)`, a BlockMask, or `(B, T_key)` for flash; None for none.
         is_causal: whether queries see no later key, where nothing else says so.
-        arguments: further ones of the backend, as windows and lengths of flash attention.
-        backend: None for the configured one, which each attention then has to ask for.
-        band: with it the tensor is that of [`fold`]ed blocks of so many queries.
-        seen: `(B, T, K)`, int64: with it each query sees at most these keys, of which the tensor, bool `(B, T, K, 1)`,
-            says which; see [`attend_seen`].
+        arguments: further arguments of the backend, such as the windows and lengths of flash attention.
+        backend: the name of the backend; None for the configured one, which each attention then looks up.
+        band: the number of queries of a block, if the tensor is that of [`fold`]ed blocks.
+        seen: `(B, T, K)`, int64, the only keys that each query may see; the tensor, bool `(B, T, K, 1)`, says which of
+            these it does see. The backend is not called: see [`attend_seen`].
     """
 
     tensor: Any = None
@@ -56,7 +58,7 @@ class Mask(NamedTuple):
 
 
 CAUSAL = Mask()
-"""All that came before, of rows that are one document each."""
+"""The mask by which each token sees all before it, for rows that hold one document each."""
 
 
 def causal_mask(
@@ -67,7 +69,8 @@ def causal_mask(
     position_ids: torch.Tensor | None = None,  # (B or 1, T), restarting at 0 for each packed document
     look: bool = True,
 ) -> tuple[Mask, bool]:
-    """Each token sees those before it in its document; also whether rows pack several documents.
+    """Make the mask by which each token sees those before it in its document; also return whether rows pack several
+    documents.
 
     Args:
         look: whether to look at padding and positions for a cheaper mask, which makes an accelerator wait. Flash
@@ -118,7 +121,7 @@ def bidirectional_mask(
     padding: torch.Tensor,  # (B, S), 1 where a key is real; after its last real key a row has none
     memory: torch.Tensor | None = None,  # (B, S, D), the keys where they are not of the queries
 ) -> Mask:
-    """Every query sees every real key."""
+    """Make the mask by which every query sees every real key."""
     if is_flash_attention_requested(config):
         if memory is not None:
             return Mask(None, False, memory_arguments(padding, states.shape[1]))
@@ -128,8 +131,8 @@ def bidirectional_mask(
 
 
 def real_keys(padding: torch.Tensor) -> Visible:
-    """A rule by which all see the keys that are real in `(B, S)`. Given as a mask of padding, the functions of
-    transformers would look whether all are."""
+    """Return the rule by which all queries see the keys that are real in `(B, S)`. Given a padding mask instead, the
+    functions of transformers would check whether all keys are real, and an accelerator would wait."""
     real = padding.bool()
 
     def visible(batch, head, query, key):
@@ -145,8 +148,8 @@ def sequence_mask(
     window: int | None = None,
     segments: torch.Tensor | None = None,  # (B, T), each in one piece
 ) -> Mask:
-    """Rows without padding: each position sees its segment, causally and within its last `window` positions if asked,
-    itself included. By the cheapest means that the backend has."""
+    """Make the mask of rows without padding by the cheapest means that the backend has. Each position sees its segment,
+    causally and within its last `window` positions if asked, itself included."""
     length = states.shape[1]
     if window is not None and window >= length:
         window = None
@@ -171,14 +174,14 @@ def look_back_mask(
     num_past: int,
     lookback: int,
 ) -> Mask:
-    """Of keys that are `num_past` rows of the past, then the current rows, a symbol of segment s sees the rows
-    s - `lookback` to s - 1 of the past and its own current row. Only these are computed where sdpa is the backend."""
-    backend = "sdpa" if is_flash_attention_requested(config) else None
-    if (backend or config._attn_implementation) == "sdpa":
+    """Make the mask of symbols that look back. Keys are `num_past` rows of the past, then the current rows; a symbol of
+    segment s sees the rows s - `lookback` to s - 1 of the past and its own current row. With sdpa or flash attention
+    only these are computed."""
+    if config._attn_implementation == "sdpa" or is_flash_attention_requested(config):
         seen = segments.unsqueeze(-1) + torch.arange(-lookback, 1, device=states.device)
         real = (seen >= 0).unsqueeze(-1)
         seen = torch.cat((seen[..., :-1].clamp(min=0), seen[..., -1:] + num_past), -1)
-        return Mask(real, False, backend="sdpa", seen=seen)
+        return Mask(real, seen=seen)
 
     def visible(batch, head, query, key):
         segment = segments[batch, query]
@@ -189,7 +192,7 @@ def look_back_mask(
 
 
 def step_mask(config: PreTrainedConfig, states: torch.Tensor, seen: torch.Tensor) -> Mask:
-    """Single steps `(n, 1, D)` that see what `seen` says, bool `(n, 1, 1, C)`."""
+    """Make the mask of single steps `(n, 1, D)` that see what `seen` says, bool `(n, 1, 1, C)`."""
     kind = config._attn_implementation
     if kind == "sdpa":
         return Mask(seen, False, backend=kind)  # as it is, which costs nothing
@@ -202,15 +205,13 @@ def step_mask(config: PreTrainedConfig, states: torch.Tensor, seen: torch.Tensor
     return Mask(make_mask(config, states, seen.shape[-1], visible), False)
 
 
-def make_mask(
-    config: PreTrainedConfig, states: torch.Tensor, num_keys: int, visible: Visible, backend: str | None = None
-) -> Any:
-    """The tensor or BlockMask of a backend, the configured one if None, for queries `(B, T, D)` and `num_keys` keys.
+def make_mask(config: PreTrainedConfig, states: torch.Tensor, num_keys: int, visible: Visible) -> Any:
+    """Make the tensor or BlockMask that the configured backend reads, for queries `(B, T, D)` and `num_keys` keys.
 
     Raises:
         ValueError: if nothing makes masks for the backend.
     """
-    kind = backend or config._attn_implementation
+    kind = config._attn_implementation
     if kind not in ALL_MASK_ATTENTION_FUNCTIONS:
         raise ValueError(
             f"`attn_implementation` is {kind!r}, for which no mask function is registered, but windows and segments "
@@ -232,8 +233,8 @@ def make_mask(
 
 
 def varlen_arguments(segments: torch.Tensor) -> dict[str, Any]:
-    """Sequences that flash attention keeps apart: rows `(B, T)`, laid one after the other, cut where the segment
-    changes."""
+    """Return the arguments by which flash attention separates sequences: rows `(B, T)`, one after the other, cut where
+    the segment changes."""
     begins = torch.ones_like(segments, dtype=torch.bool)
     begins[:, 1:] = segments[:, 1:] != segments[:, :-1]
     starts = begins.flatten().nonzero().squeeze(1)
@@ -243,8 +244,8 @@ def varlen_arguments(segments: torch.Tensor) -> dict[str, Any]:
 
 
 def memory_arguments(padding: torch.Tensor, num_queries: int) -> dict[str, Any]:
-    """`num_queries` queries of each row see its real keys, which come first in `(B, S)`; what follows them is a
-    sequence that no query sees."""
+    """Return the arguments by which `num_queries` queries of each row see its real keys, which come first in `(B, S)`.
+    The other keys are a sequence that no query sees."""
     size = padding.shape[1]
     counts = padding.long().sum(1)
     ends = torch.arange(1, len(padding) + 1, device=padding.device)
@@ -263,7 +264,7 @@ def memory_arguments(padding: torch.Tensor, num_queries: int) -> dict[str, Any]:
 
 
 def band_tensor(states: torch.Tensor, window: int) -> torch.Tensor:
-    """The mask of folded states `(B, T, D)`: bool `(B * blocks, 1, window, 2 * window)`."""
+    """Return the mask of folded states `(B, T, D)`: bool `(B * blocks, 1, window, 2 * window)`."""
     batch, length = states.shape[:2]
     query = torch.arange(window, device=states.device).unsqueeze(1)
     key = torch.arange(2 * window, device=states.device) - window  # from the block's first query
@@ -273,20 +274,20 @@ def band_tensor(states: torch.Tensor, window: int) -> torch.Tensor:
 
 
 def fold(states: torch.Tensor, window: int) -> torch.Tensor:
-    """`(B, H, T, d)` to blocks `(B, blocks, H, window, d)`."""
+    """Fold `(B, H, T, d)` into blocks `(B, blocks, H, window, d)`."""
     states = nn.functional.pad(states, (0, 0, 0, -states.shape[2] % window))
     return states.unflatten(2, (-1, window)).transpose(1, 2)
 
 
 def fold_keys(states: torch.Tensor, window: int) -> torch.Tensor:
-    """Each block with the one before it, `(B * blocks, H, 2 * window, d)`."""
+    """Fold keys into blocks, each with the block before it: `(B * blocks, H, 2 * window, d)`."""
     blocks = fold(states, window)
     before = nn.functional.pad(blocks[:, :-1], (0, 0, 0, 0, 0, 0, 1, 0))
     return torch.cat((before, blocks), 3).flatten(0, 1)
 
 
 def gather_keys(states: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
-    """Of `(B, H, S, d)` what each query sees, by numbers `(B, T, K)`: `(B, T, K, H, d)`."""
+    """Gather from `(B, H, S, d)` the keys that each query sees, by indices `(B, T, K)`: `(B, T, K, H, d)`."""
     batch, heads, size, _ = states.shape
     rows = states.transpose(1, 2).flatten(2).flatten(0, 1)  # (B * S, H * d)
     first = torch.arange(0, batch * size, size, device=seen.device).view(-1, 1, 1)
@@ -295,5 +296,5 @@ def gather_keys(states: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
 
 
 def unfold(output: torch.Tensor, batch: int, length: int) -> torch.Tensor:
-    """The backend's `(B * blocks, window, H, d)` to `(B, T, H, d)`."""
+    """Turn the backend's `(B * blocks, window, H, d)` back into `(B, T, H, d)`."""
     return output.unflatten(0, (batch, -1)).flatten(1, 2)[:, :length]

@@ -1,4 +1,4 @@
-"""Hashed n-gram embeddings (BLT, arXiv 2412.09871, section 3.2.1): embeddings of the last ids, before any layer."""
+"""Hashed n-gram embeddings (BLT, 2412.09871, section 3.2.1): embeddings of the last ids, added before any layer."""
 
 from typing import Any
 
@@ -11,15 +11,16 @@ from .configuration_ngram_embedding import MODULUS
 
 
 class NgramTable(nn.EmbeddingBag):
-    """Rows for n-grams. Not an `nn.Embedding`, which tools take for one of tokens."""
+    """The embedding table of n-grams. It is not an `nn.Embedding`, which tools would take for the token embeddings."""
 
     def initialize_parameters(self) -> None:
         init.zeros_(self.weight)
 
 
 class NgramProjection(nn.Linear):
-    """From the narrow rows of `lengths` n side by side to the width of the model. Its weights have variance 1 / `size`,
-    so that a step of the rows moves what is added to the embedding as far as one of wide rows would."""
+    """Projection of narrow embeddings, for `lengths` n side by side, to the width of the model. Its weights have
+    variance 1 / `size`, so that a step of the table moves what is added to the embedding as far as a step of a wide
+    table would."""
 
     def __init__(self, lengths: int, size: int, hidden_size: int):
         super().__init__(lengths * size, hidden_size, bias=False)
@@ -30,17 +31,17 @@ class NgramProjection(nn.Linear):
 
 
 class NgramEmbedding(nn.Module):
-    """Sum over lengths n of a table's row for the last n ids, zero at the start of training.
+    """Embedding of the last n ids, summed over the lengths n; zero at the start of training.
 
-    With x_i the i-th id before the present one, plus 1, or 0 where there is none, a = `ngram_multiplier`,
-    p = [`MODULUS`] and `ngram_buckets` K:
+    With x_i the i-th id before the present one, plus 1, or 0 where there is none, a = `ngram_multiplier`, p =
+    [`MODULUS`] and `ngram_buckets` K:
 
         h_n = (x_0 + x_1 a + ... + x_{n-1} a^(n-1)) mod p,        row = h_n mod K of the K rows for n
 
-    All of it in int64: the same on every device, eager or compiled.
+    All of it is computed in int64, so that it is the same on every device, eager or compiled.
 
-    Rows of another width than the model's (`ngram_embedding_size`) are not summed: side by side, a matrix maps them to
-    it (as ALBERT, arXiv 1909.11942, section 3.1, does with embeddings).
+    Rows of another width than the model's (`ngram_embedding_size`) are not summed: they are concatenated, and a matrix
+    maps them to it (as ALBERT, 1909.11942, section 3.1, does with embeddings).
     """
 
     _fsdp_plan = {"table": "free_full_weight"}  # the model's plan takes it in
@@ -59,14 +60,15 @@ class NgramEmbedding(nn.Module):
         depth: torch.Tensor,  # (B or 1, T): how many ids before this one belong to its document, or word
         previous: torch.Tensor | None = None,  # (B, max(n) - 1), the ids before `ids`; none where they begin a row
     ) -> torch.Tensor:
-        """`(B, T, D)`. Ids further back than `depth` count as none; `depth` may be above what there is."""
+        """Return the embeddings `(B, T, D)`. Ids further back than `depth` count as none; `depth` may exceed the number
+        of ids."""
         rows = self.rows(ids, depth, previous)
         if self.up is None:
             return self.table(rows.flatten(0, 1)).unflatten(0, ids.shape)
         return self.up(self.table(rows.reshape(-1, 1)).reshape(*ids.shape, -1))
 
     def rows(self, ids: torch.Tensor, depth: torch.Tensor, previous: torch.Tensor | None = None) -> torch.Tensor:
-        """Rows of the table `(B, T, number of lengths)`, int64; arguments as of the forward."""
+        """Return the rows of the table `(B, T, number of lengths)`, int64; the arguments are those of the forward."""
         reach, size = self.lengths[-1] - 1, ids.shape[1]
         seen = nn.functional.pad(ids, (reach, 0), value=-1) if previous is None else torch.cat((previous, ids), 1)
         symbols = (seen + 1).clamp(min=0)  # (B, reach + T)
@@ -82,7 +84,7 @@ class NgramEmbedding(nn.Module):
 
 
 def make_ngram_embedding(config: Any) -> NgramEmbedding | None:
-    """The table, if the configuration asks for it."""
+    """Make the n-gram embedding, if the configuration asks for it."""
     return None if config.ngram_embedding is None else NgramEmbedding(config)
 
 
@@ -96,8 +98,8 @@ def previous_ids(
     """Write ids into the cache, and return those before them, `(B, max(n) - 1)`, int64, -1 where there is none.
 
     They are the keys of a layer of their own (`config.id_cache_config`), so that whatever reorders, cuts or repeats a
-    cache does so to them: of each id plus 1 the digits to base 256, in the type of all keys, which may be no wider than
-    bfloat16. What was never written is 0, which is none.
+    cache does the same to them. A key holds the base-256 digits of an id plus 1, in the dtype of all keys, which may be
+    as narrow as bfloat16. What was never written is 0, which means no id.
 
     Raises:
         ValueError: if the cache rounds its keys.
@@ -116,7 +118,7 @@ def previous_ids(
 
 
 def count_ngram_parameters(model: nn.Module) -> int:
-    """Parameters of n-gram tables, which cost no arithmetic and are not part of the body."""
+    """Count the parameters of n-gram tables, which cost no arithmetic and are not part of the body."""
     # By name: a model loaded from the Hub has a class of its own.
     tables = [module for module in model.modules() if type(module).__name__ == NgramTable.__name__]
     return sum(parameter.numel() for table in tables for parameter in table.parameters())

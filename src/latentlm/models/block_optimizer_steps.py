@@ -1,4 +1,5 @@
-"""Modules that move by what training forwards gathered, once per optimizer step, whoever writes the loop."""
+"""Modules whose state moves once per optimizer step, by what training forwards gathered, whoever writes the training
+loop."""
 
 import functools
 import weakref
@@ -14,34 +15,34 @@ class Follower(Protocol):
 
     @property
     def followed(self) -> nn.Parameter:
-        """The parameter whose steps it follows."""
+        """The parameter whose optimizer steps the module follows."""
         ...
 
     def update(self) -> None:
-        """Move by what was gathered since the last time."""
+        """Move the state by what was gathered since the last update."""
         ...
 
 
 FOLLOWERS: weakref.WeakValueDictionary[int, Follower] = weakref.WeakValueDictionary()
-"""In the order in which they came: updates of several processes meet."""
+"""All followers, in the order of registration, so that the updates of several processes meet."""
 
 
 @torch.compiler.disable
 def follow_optimizer(module: Follower) -> None:
-    """From now on call `module.update()` after each step of the torch optimizer that holds `module.followed`, a
-    parameter. Accumulated micro-batches, and steps that a gradient scaler leaves out, are no steps."""
+    """Call `module.update()` from now on after each step of the torch optimizer that holds the parameter
+    `module.followed`. Accumulated micro-batches, and steps that a gradient scaler leaves out, are no steps."""
     FOLLOWERS[id(module)] = module
     watch_optimizers()
 
 
 @functools.cache
 def watch_optimizers() -> None:
-    """A hook on all optimizers: a model is not told which one trains it."""
+    """Put a hook on all optimizers, since a model is not told which one trains it."""
     register_optimizer_step_post_hook(update_followers)
 
 
 def update_followers(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-    """Update what follows a parameter of this optimizer, which has taken a step."""
+    """Update the followers of parameters of this optimizer, which has taken a step."""
     held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     for module in list(FOLLOWERS.values()):
         if id(module.followed) in held:

@@ -1,4 +1,5 @@
-"""Model outputs. A field whose name ends in `_loss` is a named loss: trainers log every such field by themselves."""
+"""Model outputs. A field whose name ends in `_loss` is a named loss: trainers log every such field without further
+code."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -14,8 +15,8 @@ else:
 
 
 class TakesCache(Base):
-    """Goes before `PreTrainedModel` among the bases: transformers 5.24 gives models `cache`, where it gave them
-    `past_key_values` before. Outputs that inherit from those of transformers know both names."""
+    """Mixin that goes before `PreTrainedModel`. transformers 5.24 passes a cache to models as `cache`, and earlier
+    versions as `past_key_values`; outputs that inherit from those of transformers know both names."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if isinstance(kwargs.get("cache"), Cache):  # the paged one of `generate_batch` is none, and has that name only

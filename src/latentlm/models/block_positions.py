@@ -1,4 +1,4 @@
-"""Positions: where each token stands in its document, and the limit of the context."""
+"""Positions of tokens in their documents, and the limit of the context."""
 
 import torch
 from transformers.cache_utils import Cache
@@ -12,8 +12,8 @@ def resolve_position_ids(
     past_key_values: Cache | None,
     max_position_embeddings: int,
 ) -> torch.Tensor:
-    """Positions `(B or 1, T)`: those given; else counted over the real tokens of a `(B, T_seen)` mask, so that left
-    padding moves nothing; else consecutive.
+    """Return positions `(B or 1, T)`: those that were given; else counted over the real tokens of a `(B, T_seen)` mask,
+    so that left padding moves nothing; else consecutive.
 
     Raises:
         ValueError: a position is not below `max_position_embeddings`.
@@ -37,11 +37,13 @@ def document_ids(
     position_ids: torch.Tensor,  # (B or 1, T), restarting at 0 for each packed document
     attention_mask: torch.Tensor | None,  # (B, T_seen)
 ) -> torch.Tensor:
-    """Which document of its row each token belongs to, `(B or 1, T)`: one begins at every real token at position 0."""
+    """Return the document of its row that each token belongs to, `(B or 1, T)`. A document begins at every real token
+    at position 0."""
     return document_begins(position_ids, attention_mask).cumsum(-1)
 
 
 def document_begins(position_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+    """Return whether a document begins at each token, `(B or 1, T)`, bool; arguments as of [`document_ids`]."""
     begins = position_ids == 0
     return begins if attention_mask is None else begins & attention_mask[:, -position_ids.shape[1] :].bool()
 
@@ -53,8 +55,8 @@ def packs_documents(
     look: bool = True,
 ) -> bool:
     """Whether a row holds several documents: a real token at position 0 comes after another real token. A mask
-    `(B, 1, T, T)` says by itself what sees what. Compiled code cannot look, and to `look` makes an accelerator wait:
-    otherwise all that is not cached may."""
+    `(B, 1, T, T)` defines visibility by itself. Compiled code cannot look at values, and with `look` an accelerator has
+    to wait; where nothing looks, every row without a cache may hold several."""
     if position_ids is None or position_ids.shape[1] == 1:
         return False
     if attention_mask is not None and len(attention_mask.shape) != 2:

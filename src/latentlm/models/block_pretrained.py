@@ -1,4 +1,4 @@
-"""What the models of causal language models share: flags, initialisation, the end of the context, labels."""
+"""What the causal language models share: flags, initialisation, the end of the context, shifted labels."""
 
 import math
 from typing import Any
@@ -16,8 +16,8 @@ logger = logging.get_logger(__name__)
 
 
 class TransformerPreTrainedModel(TakesCache, PreTrainedModel):
-    """Flags and initialisation: N(0, `initializer_range`), zero biases, and a smaller standard deviation for the
-    projections that add to the residual stream (GPT-2, section 2.3)."""
+    """Base class with flags and initialisation: N(0, `initializer_range`), zero biases, and a smaller standard
+    deviation for the projections that add to the residual stream (GPT-2, section 2.3)."""
 
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
@@ -30,7 +30,7 @@ class TransformerPreTrainedModel(TakesCache, PreTrainedModel):
 
     @property
     def num_residual_projections(self) -> int:
-        """N of the residual projections' standard deviation `initializer_range / sqrt(N)`."""
+        """N in the residual projections' standard deviation `initializer_range / sqrt(N)`."""
         raise NotImplementedError
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -44,7 +44,7 @@ class TransformerPreTrainedModel(TakesCache, PreTrainedModel):
             init.normal_(weight, mean=0.0, std=std)
 
     def _validate_generated_length(self, generation_config, input_ids_length, has_default_max_length) -> None:
-        """A prompt that fills the context is an error; generation ends, with a warning, where the context ends."""
+        """Refuse a prompt that fills the context, and end generation, with a warning, where the context ends."""
         limit = self.config.max_position_embeddings
         check_context(input_ids_length + 1, limit)  # the prompt and at least one new token
         if generation_config.max_length > limit:
@@ -59,11 +59,12 @@ class TransformerPreTrainedModel(TakesCache, PreTrainedModel):
 
 
 class TrainedByOthers(Base):
-    """Warns which losses are left out when TRL replaces the forward; goes before the `PreTrainedModel`."""
+    """Mixin that warns which losses are left out when TRL replaces the forward. It goes before the
+    `PreTrainedModel`."""
 
     @property
     def further_losses(self) -> list[str]:
-        """Names of the losses that training adds to `lm_loss`."""
+        """The names of the losses that training adds to `lm_loss`."""
         raise NotImplementedError
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -79,15 +80,16 @@ class TrainedByOthers(Base):
 
 
 def pop_shift_labels(kwargs: dict, labels: torch.Tensor | None) -> torch.Tensor | None:
-    """The label of the next token at every position `(B, T)`: `shift_labels` of a forward, or its `labels`, moved.
+    """Return the label of the next token at every position `(B, T)`: `shift_labels` of a forward, or its `labels`,
+    shifted.
 
-    `shift_labels` is no parameter of a forward: Trainer takes every one whose name contains "label" for a column that
-    a batch must have, and evaluates without a loss where one is missing.
+    `shift_labels` is no parameter of a forward: Trainer takes every parameter whose name contains "label" for a column
+    that a batch must have, and evaluates without a loss where one is missing.
     """
     shift_labels = kwargs.pop("shift_labels", None)
     return shifted(labels) if shift_labels is None and labels is not None else shift_labels
 
 
 def shifted(labels: torch.Tensor) -> torch.Tensor:
-    """Label of the *next* token at every position `(B, T)`; -100 at the last one."""
+    """Return the label of the *next* token at every position `(B, T)`; -100 at the last one."""
     return nn.functional.pad(labels[:, 1:], (0, 1), value=-100)

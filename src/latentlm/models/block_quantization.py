@@ -1,4 +1,5 @@
-"""Vectors to discrete codes and back: vector quantization with residual stages, and FSQ behind the same interface."""
+"""Quantizers from vectors to discrete codes and back: vector quantization with residual stages, and FSQ with the same
+interface."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -15,10 +16,12 @@ from .block_fsq import FSQ
 
 @dataclass
 class Quantized:
-    """Args:
-    vectors: `(..., D)`, with the gradient of the straight-through estimator; 0 where a row is not real.
-    codes: `(..., depth)`, int64; -1 where a row is not real.
-    loss: `(...)`, float32, `vq_loss` of each row, 0 where a row is not real; None for quantizers without one.
+    """What a quantizer makes of vectors.
+
+    Args:
+        vectors: `(..., D)`, with the gradient of the straight-through estimator; 0 where a row is not real.
+        codes: `(..., depth)`, int64; -1 where a row is not real.
+        loss: `(...)`, float32, `vq_loss` of each row, 0 where a row is not real; None for quantizers without one.
     """
 
     vectors: torch.Tensor
@@ -26,14 +29,15 @@ class Quantized:
     loss: torch.Tensor | None
 
     def with_zero_gradient(self) -> "Quantized":
-        """The same, training nothing. Zero and not missing: DDP waits for the gradient of every parameter."""
+        """Return the same values with a gradient of zero. It is not left out, since DDP waits for the gradient of every
+        parameter."""
         loss = None if self.loss is None else self.loss.detach() + 0 * self.loss
         return Quantized(self.vectors.detach() + 0 * self.vectors, self.codes, loss)
 
 
 class Float32Buffers(nn.Module):
-    """Its own buffers stay float32 when the weights become something shorter, in which averages stick and counts
-    end."""
+    """Base of modules whose own buffers stay float32 when the weights become shorter. In a shorter dtype averages would
+    stop moving, and counts would stop growing."""
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Self:
         before = dict(self.named_buffers(recurse=False))
@@ -45,28 +49,29 @@ class Float32Buffers(nn.Module):
 
 
 class ScaledLinear(nn.Linear):
-    """A linear map without bias, whose initial weights keep the size of what they read, whatever the configuration's
-    standard deviation is: with small ones all vectors are alike."""
+    """Linear map without bias. Its initial weights keep the size of the input, whatever the configuration's standard
+    deviation is: with small weights all vectors are alike."""
 
     def __init__(self, in_features: int, out_features: int):
         super().__init__(in_features, out_features, bias=False)
 
 
 class VectorQuantizer(Float32Buffers):
-    """Each vector becomes the nearest entry of a codebook (van den Oord et al. 2017, 1711.00937), in a small space
-    between two learned projections; stage k quantizes what the stages before left over (Zeghidour et al. 2021,
-    2107.03312). The codebook follows by exponential moving averages (1711.00937, appendix A.1); entries that are not
-    used are replaced by recent vectors (2107.03312, section III-C).
+    """Vector quantizer: each vector becomes the nearest entry of a codebook (van den Oord et al. 2017, 1711.00937).
+
+    The nearest entry is found in a small space between two learned projections. Stage k quantizes what the stages
+    before it left over (Zeghidour et al. 2021, 2107.03312). The codebook follows the vectors by exponential moving
+    averages (1711.00937, appendix A.1), and unused entries are replaced by recent vectors (2107.03312, section III-C).
 
     In training a forward only gathers statistics. [`update`], once per optimizer step, changes the codebook: to what
     one big batch would make of it, however that was divided into micro-batches and processes.
 
     Args:
         hidden_size: D.
-        num_codes: K entries of each stage.
-        code_dim: of the space between the projections.
-        depth: stages.
-        commitment: weight of the commitment in `loss`, whose other term, the codebook's, has no gradient here.
+        num_codes: K, the number of entries of each stage.
+        code_dim: size of the space between the projections.
+        depth: number of stages.
+        commitment: weight of the commitment term in `loss`. The other term, the codebook's, has no gradient here.
         decay: of the moving averages.
         reset_after: an entry is replaced if neither the last `reset_after * K` vectors nor the last quarter of all used
             it; at once if none ever used it. Patience grows so that codes keep their meaning: entries are used
@@ -115,12 +120,14 @@ class VectorQuantizer(Float32Buffers):
         init.zeros_(self.updates)
 
     def forward(self, vectors: torch.Tensor, real: torch.Tensor, keys: torch.Tensor | None = None) -> Quantized:
-        """Args:
-        vectors: `(..., D)`.
-        real: `(...)`, bool; other rows are ignored.
-        keys: `(...)`, int64, what tells vectors apart that are not alike ([`prefix_keys`]): recent ones are chosen by
-            it. Without it their bits do, which may differ in the last place between divisions of a batch; then
-            statistics are gathered only where there are gradients.
+        """Quantize vectors; in training, gather statistics too.
+
+        Args:
+            vectors: `(..., D)`.
+            real: `(...)`, bool; other rows are ignored.
+            keys: `(...)`, int64, equal only for equal vectors ([`prefix_keys`]); recent vectors are chosen by it.
+                Without keys the bits of vectors are used, which may differ in the last place between divisions of a
+                batch; then statistics are gathered only where there are gradients.
         """
         mask = real.unsqueeze(-1)
         with torch.autocast(vectors.device.type, enabled=False):
@@ -149,19 +156,20 @@ class VectorQuantizer(Float32Buffers):
         return Quantized(quantized.where(mask, 0), codes.where(mask, -1), loss.where(real, 0))
 
     def nearest(self, vectors: torch.Tensor, stage: int) -> torch.Tensor:
-        """The entry `(...)` nearest to each vector `(..., code_dim)`; float32 also under autocast."""
+        """Return the entry `(...)`, int64, nearest to each vector `(..., code_dim)`; float32 also under autocast."""
         with torch.autocast(vectors.device.type, enabled=False):
             codebook = self.codebook[stage]
             return (codebook.square().sum(1) - 2 * vectors @ codebook.T).argmin(-1)
 
     def embed(self, codes: torch.Tensor) -> torch.Tensor:
-        """The vectors `(..., D)` of codes `(..., depth)`, as a forward gives them."""
+        """Return the vectors `(..., D)` of codes `(..., depth)`, as a forward gives them."""
         entries = torch.stack([self.codebook[stage][codes[..., stage]] for stage in range(self.depth)]).sum(0)
         return self.up(entries.to(self.norm.weight.dtype))
 
     @torch.no_grad()
     def update(self) -> None:
-        """Move the codebook by what all processes have gathered since the last update; it is the same in all."""
+        """Move the codebook by what all processes gathered since the last update. The result is the same in all of
+        them."""
         statistics = (self.gathered or Statistics.empty(self.codebook)).over_processes()
         self.gathered = None
         counts, sums = statistics.counts, statistics.sums
@@ -179,7 +187,7 @@ class VectorQuantizer(Float32Buffers):
 
     def reset(self, statistics: "Statistics") -> None:
         """Replace entries that are hardly used, the longest unused first, by recent vectors, which come in random
-        order; at the first update any entry, so that the first vectors are the first codebook."""
+        order. The first update replaces any entry, so that the first vectors are the first codebook."""
         patience = (self.seen / 4).clamp(min=self.reset_after * self.num_codes)
         num_recent = (statistics.priorities < NO_VECTOR).sum()  # they come first
         order = torch.arange(len(statistics.priorities), device=self.idle.device)
@@ -196,12 +204,13 @@ class VectorQuantizer(Float32Buffers):
 
 @dataclass
 class Statistics:
-    """What forwards have gathered. Any division of the same vectors into parts adds up to the same.
+    """Statistics that forwards gathered. However vectors are divided into parts, the parts' statistics add up to the
+    same.
 
     Attributes:
-        counts: `(depth, K)` uses of each entry.
-        sums: `(depth, K, code_dim)` of what became each entry.
-        recent: `(M, depth, code_dim)` what each stage read of the M different vectors of the smallest priorities.
+        counts: `(depth, K)`, float32, uses of each entry.
+        sums: `(depth, K, code_dim)`, the sum of the vectors that became each entry.
+        recent: `(M, depth, code_dim)`, the input of each stage, for the M different vectors of the smallest priorities.
         priorities: `(M,)`, int64, ascending; `NO_VECTOR` where there are fewer than M.
     """
 
@@ -226,8 +235,8 @@ class Statistics:
     def of(
         cls, codebook: torch.Tensor, codes: torch.Tensor, residuals: torch.Tensor, priorities: torch.Tensor
     ) -> "Statistics":
-        """Of N places: codes `(N, depth)`, what each stage read `(N, depth, code_dim)`, and priorities `(N,)`, of which
-        those without a vector have `NO_VECTOR`."""
+        """Make the statistics of N places: codes `(N, depth)`, the input of each stage `(N, depth, code_dim)`, and
+        priorities `(N,)`, which are `NO_VECTOR` where a place has no vector."""
         statistics = cls.empty(codebook)
         is_vector = (priorities < NO_VECTOR).to(residuals.dtype)
         for stage, (code, residual) in enumerate(zip(codes.unbind(1), residuals.unbind(1), strict=True)):
@@ -248,7 +257,7 @@ class Statistics:
 
 
 def chosen(recent: torch.Tensor, priorities: torch.Tensor, size: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The `size` vectors of the smallest priorities, and these; of vectors that are alike one."""
+    """Return the `size` vectors of the smallest priorities, and these priorities; of equal vectors only one."""
     priorities, order = priorities.sort(stable=True)
     again = nn.functional.pad(priorities[1:] == priorities[:-1], (1, 0))
     priorities, first = priorities.masked_fill(again, NO_VECTOR).sort(stable=True)
@@ -256,15 +265,15 @@ def chosen(recent: torch.Tensor, priorities: torch.Tensor, size: int) -> tuple[t
 
 
 NEVER = 1e30
-"""Vectors since the last use of an entry that was not used; finite, so that buffers can be compared."""
+"""`idle` of an entry that was never used; finite, so that buffers can be compared."""
 MOST_RECENT = 1024
-"""Vectors of a step that are kept for replacing entries."""
+"""The number of vectors of a step that are kept for replacing entries."""
 NO_VECTOR = torch.iinfo(torch.long).max
-"""Priority of a place without vector."""
+"""The priority of a place without a vector."""
 
 
 class FSQQuantizer(nn.Module):
-    """Finite scalar quantization in place of a codebook: it has one stage, no loss and nothing to update."""
+    """Finite scalar quantization in place of a codebook. It has one stage, no loss and nothing to update."""
 
     depth = 1
 
@@ -285,7 +294,7 @@ class FSQQuantizer(nn.Module):
         return Quantized(quantized, codes, None)
 
     def embed(self, codes: torch.Tensor) -> torch.Tensor:
-        """The vectors `(..., D)` of codes `(..., 1)`."""
+        """Return the vectors `(..., D)` of codes `(..., 1)`."""
         values = self.fsq.values(self.fsq.digits(codes.squeeze(-1)))
         return self.up(values.to(self.up.weight.dtype))
 
@@ -294,44 +303,46 @@ class FSQQuantizer(nn.Module):
 
 
 def spread_values(*shape: int) -> torch.Tensor:
-    """Float32 values like random ones of unit variance, always the same: transformers wants buffers without chance."""
+    """Return float32 values that look random, of unit variance and always the same: transformers wants buffers without
+    chance. The formula is a quadratic Weyl sequence, frac(n^2 (sqrt(5) - 1) / 2)."""
     places = torch.arange(1, math.prod(shape) + 1, dtype=torch.float64)
     return (math.sqrt(12) * ((places.square() * (math.sqrt(5) - 1) / 2).frac() - 0.5)).float().view(shape)
 
 
 def in_backward() -> bool:
-    """Whether this is gradient checkpointing's second forward, which must not be counted again; never in a graph that
-    is being compiled."""
+    """Whether this is gradient checkpointing's second forward, which must not be counted again. Always false in a graph
+    that is being compiled."""
     return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
 
 def scrambled(values: torch.Tensor) -> torch.Tensor:
-    """Random-looking numbers in place of others, all int64, one to one (the finalizer of SplitMix64)."""
+    """Replace int64 numbers by random-looking ones, one to one (the finalizer of SplitMix64)."""
     for shift, factor in ((30, -0x40A7B892E31B1A47), (27, -0x6B2FB644ECCEEE15), (31, 1)):
         values = (values ^ ((values >> shift) & ((1 << (64 - shift)) - 1))) * factor
     return values
 
 
 def prefix_keys(ids: torch.Tensor) -> torch.Tensor:
-    """A number for each place of rows `(R, T)` that tells what the row holds up to there. Unlike what floating point
-    makes of it, it depends neither on the shape of a batch nor on the place in it."""
+    """Return a number for each place of rows `(R, T)`, `(R, T)`, int64, that tells what the row holds up to there.
+    Unlike floating-point results, it depends neither on the shape of the batch nor on the row's place in it."""
     places = torch.arange(ids.shape[1], device=ids.device)
     return scrambled((places << 32) + ids).cumsum(1)
 
 
 def bit_keys(vectors: torch.Tensor) -> torch.Tensor:
-    """A number for each vector `(..., code_dim)`, float32, the same for those of the same bits."""
+    """Return a number for each vector `(..., code_dim)`, float32: `(...)`, int64, equal for vectors of equal bits."""
     bits = vectors.contiguous().view(torch.int32).long()
     places = torch.arange(bits.shape[-1], device=bits.device)
     return scrambled((places << 32) + bits).sum(-1)
 
 
 def processes() -> int:
+    """Return the number of processes."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def all_summed(values: torch.Tensor) -> torch.Tensor:
-    """The sum over processes."""
+    """Return the sum over processes."""
     if processes() > 1:
         values = values.clone()
         dist.all_reduce(values)
@@ -339,7 +350,7 @@ def all_summed(values: torch.Tensor) -> torch.Tensor:
 
 
 def all_gathered(values: torch.Tensor) -> torch.Tensor:
-    """Values `(n, ...)` of all processes, one after the other; n is the same in each."""
+    """Return the values `(n, ...)` of all processes, concatenated; n is the same in each."""
     if processes() == 1:
         return values
     parts = [torch.empty_like(values) for _ in range(processes())]
@@ -348,6 +359,7 @@ def all_gathered(values: torch.Tensor) -> torch.Tensor:
 
 
 def code_usage(counts: torch.Tensor) -> tuple[float, float]:
-    """Perplexity of the codes of one stage by their counts `(K,)`, and the share of the codebook that they use."""
+    """Return the perplexity of the codes of one stage from their counts `(K,)`, and the share of the codebook that is
+    used."""
     shares = counts.double() / counts.sum().clamp(min=1)
     return math.exp(torch.special.entr(shares).sum().item()), (shares > 0).double().mean().item()

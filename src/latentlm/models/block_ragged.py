@@ -1,4 +1,4 @@
-"""Ragged rows: the real positions of a batch laid out anew, several short sequences in a row or one in each."""
+"""Ragged rows: the real positions of a batch laid out anew, with several short sequences in a row or one in each."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ import torch
 
 @dataclass
 class RaggedRows:
-    """Where the positions of a batch `(B, T)` lie in R rows of L slots. Both directions are gathers of known size.
+    """The layout of the positions of a batch `(B, T)` in R rows of L slots. Both directions are gathers of known size.
 
     Attributes:
         slot: `(B, T)`, int64: the place of each position in the flattened rows; R * L where it has none.
@@ -19,7 +19,7 @@ class RaggedRows:
 
     @classmethod
     def from_slots(cls, slot: torch.Tensor, num_rows: int, row_length: int) -> "RaggedRows":
-        """The rows of known slots `(B, T)`; R * L stands for none."""
+        """Make the rows for known slots `(B, T)`; a slot of R * L stands for none."""
         size = num_rows * row_length
         places = torch.arange(slot.numel(), device=slot.device)
         source = torch.full((size + 1,), slot.numel(), device=slot.device).scatter(0, slot.flatten(), places)
@@ -27,7 +27,7 @@ class RaggedRows:
 
     @classmethod
     def left_aligned(cls, real: torch.Tensor) -> "RaggedRows":
-        """Each row of a batch by itself, its real positions `(B, T)`, bool, moved to the left."""
+        """Make a row of each row of a batch, with its real positions `(B, T)`, bool, moved to the left."""
         batch, length = real.shape
         row = torch.arange(batch, device=real.device).unsqueeze(1)
         slot = row * length + real.long().cumsum(1) - 1
@@ -35,21 +35,21 @@ class RaggedRows:
 
     @property
     def lengths(self) -> torch.Tensor:
-        """Filled slots of each row, `(R,)`."""
+        """The number of filled slots of each row, `(R,)`."""
         return (self.source < self.slot.numel()).sum(1)
 
     def to_rows(self, values: torch.Tensor, fill: float = 0) -> torch.Tensor:
-        """Values `(B, T, ...)` as `(R, L, ...)`, `fill` where a slot is empty."""
+        """Lay values `(B, T, ...)` out as `(R, L, ...)`, with `fill` where a slot is empty."""
         return take(values, self.source, fill)
 
     def from_rows(self, values: torch.Tensor, fill: float = 0) -> torch.Tensor:
-        """Values `(R, L, ...)` as `(B, T, ...)`, `fill` where a position has no slot."""
+        """Lay values `(R, L, ...)` out as `(B, T, ...)`, with `fill` where a position has no slot."""
         return take(values, self.slot, fill)
 
 
 @dataclass
 class Documents:
-    """The documents of a batch `(B, T)` of which rows hold several, one after the other.
+    """The documents of a batch `(B, T)` whose rows hold several documents each, one after the other.
 
     Attributes:
         total: `()`, int64, how many there are, at least one in each row.
@@ -65,7 +65,8 @@ class Documents:
 
     @classmethod
     def of(cls, real: torch.Tensor, position_ids: torch.Tensor) -> "Documents":
-        """By the real positions `(B, T)`, bool, and `position_ids` `(B or 1, T)`, which are 0 where one begins."""
+        """Find the documents by the real positions `(B, T)`, bool, and `position_ids` `(B or 1, T)`, which are 0 where
+        a document begins."""
         before = real.long().cumsum(1) - real.long()
         begins = real & ((position_ids == 0) | (before == 0))
         count = begins.sum(1).clamp(min=1)
@@ -75,24 +76,25 @@ class Documents:
 
     @property
     def longest(self) -> torch.Tensor:
-        """The length of the longest, `()`."""
+        """The length of the longest document, `()`."""
         return self.offset.where(self.real, -1).amax() + 1
 
     def rows(self, num_rows: int, row_length: int) -> RaggedRows:
-        """Each document in a row of its own; rows that are more than documents stay empty."""
+        """Lay each document out as a row; rows in excess of the documents stay empty."""
         slot = self.number * row_length + self.offset
         return RaggedRows.from_slots(slot.where(self.real, num_rows * row_length), num_rows, row_length)
 
 
 def take(values: torch.Tensor, places: torch.Tensor, fill: float = 0) -> torch.Tensor:
-    """Of values `(M, K, ...)`, flattened, those at `places` `(…)` of the first two dimensions; `fill` at M * K."""
+    """Take from values `(M, K, ...)`, flattened over the first two dimensions, those at `places` `(…)`; `fill` at place
+    M * K."""
     flat = values.flatten(0, 1)
     flat = torch.cat((flat, flat.new_full((1, *flat.shape[1:]), fill)))
     return flat.index_select(0, places.flatten()).unflatten(0, places.shape)
 
 
 def bucket(size: int, limit: int, least: int = 8) -> int:
-    """`size` rounded up to one of few sizes, so that shapes, and what is compiled for them, recur: to a multiple of
-    `least`, and of an eighth of the power of two below it; to `limit` at most."""
+    """Round `size` up to one of few sizes, so that shapes, and what is compiled for them, recur: to a multiple of
+    `least` and of an eighth of the power of two below it, but to `limit` at most."""
     step = max(least, 1 << max(size.bit_length() - 4, 0))
     return min(-(-size // step) * step, limit)

@@ -1,4 +1,5 @@
-"""What is given to a forward by tools that know other models, and cannot work here: refused before it goes wrong."""
+"""Inputs that tools for other models pass to a forward, and that cannot work here: they are refused before they do
+harm."""
 
 from typing import Any
 
@@ -10,7 +11,7 @@ WORKS = "Adapters inside of layers, such as LoRA, work."
 
 
 def refuse_embeddings(kwargs: dict[str, Any], reason: str) -> None:
-    """Take the embeddings out of a forward's keyword arguments, where PEFT passes them as None.
+    """Take embeddings out of a forward's keyword arguments, where PEFT passes them as None.
 
     Raises:
         ValueError: if there are any, as prompt tuning and P-tuning make them.
@@ -25,7 +26,7 @@ def refuse_embeddings(kwargs: dict[str, Any], reason: str) -> None:
 
 
 def check_filled_cache(past_key_values: Cache | None, config: PreTrainedConfig) -> None:
-    """Check, once, a cache that prefix tuning may have filled with keys and values.
+    """Check once a cache that prefix tuning may have filled with keys and values.
 
     Raises:
         ValueError: if a layer is missing or has another number of heads.

@@ -1,6 +1,6 @@
 """The cache of a causal stack whose rows advance at their own pace.
 
-Every step works on all rows. Rows that take no part in it are not `active`: a mask, so that no shape depends on data.
+Every step works on all rows. A mask `active` says which rows take part in it, so that no shape depends on data.
 """
 
 from dataclasses import dataclass, fields
@@ -13,10 +13,10 @@ from .block_attention import Pair
 
 
 class RowState:
-    """Base of dataclasses of tensors whose first dimension are the rows of a batch (or lists of these)."""
+    """Base of dataclasses of tensors whose first dimension is the row of a batch, or of lists of such tensors."""
 
     def select(self, index: torch.Tensor) -> Self:
-        """The rows of `index` `(n,)`, copied: reordered, repeated or left out."""
+        """Return copies of the rows of `index` `(n,)`: reordered, repeated or left out."""
 
         def chosen(value: Any) -> Any:
             if isinstance(value, torch.Tensor):
@@ -28,22 +28,22 @@ class RowState:
         return type(self)(**{name: chosen(value) for name, value in self.parts().items()})
 
     def parts(self) -> dict[str, Any]:
-        """The fields by name."""
+        """Return the fields by name."""
         return {field.name: getattr(self, field.name) for field in fields(self)}  # pyright: ignore[reportArgumentType]
 
 
 def where_active(active: torch.Tensor, new: torch.Tensor, old: torch.Tensor) -> torch.Tensor:
-    """`new` in the active rows `(R,)`, bool, and `old` in the others; both `(R, ...)`."""
+    """Return `new` in the active rows `(R,)`, bool, and `old` in the others; both are `(R, ...)`."""
     return torch.where(active.view(-1, *[1] * (new.ndim - 1)), new, old)
 
 
 def to_items(pair: Pair) -> torch.Tensor:
-    """A pair of each symbol side by side, `(n, T, item)`."""
+    """Put the parts of a pair side by side for each symbol, `(n, T, item)`."""
     return torch.cat([states.transpose(1, 2).flatten(-2) for states in pair], -1)
 
 
 def from_items(items: torch.Tensor, shapes: tuple[tuple[int, int], tuple[int, int]]) -> Pair:
-    """Pairs whose parts have heads of these numbers and sizes."""
+    """Return the pairs of items `(n, T, item)`, whose parts have heads of these numbers and sizes."""
     (heads, size), (others, other_size) = shapes
     first, second = items.split((heads * size, others * other_size), -1)
     return first.unflatten(-1, (heads, size)).transpose(1, 2), second.unflatten(-1, (others, other_size)).transpose(
@@ -76,33 +76,33 @@ class StackCache(RowState):
     single: Any = None
 
     def make_room(self) -> None:
-        """Grow, where it has no window, if a row's next symbol may have no place; once before a step."""
+        """Grow, where there is no window, if the next symbol of a row may have no place. Called once before a step."""
         if self.window is None and self.items and self.longest >= self.capacity:
             self.items = [nn.functional.pad(ring, (0, 0, 0, ring.shape[1])) for ring in self.items]
 
     @property
     def capacity(self) -> int:
-        """C."""
+        """C, the number of places of the ring."""
         return self.items[0].shape[1] if self.items else 1
 
     def places(self) -> torch.Tensor:
-        """Where the next symbol of each row goes, `(R, 1, 1)`. A row that is not active does not advance, so that its
-        next symbol takes the place of this one."""
+        """Return where the next symbol of each row goes, `(R, 1, 1)`. A row that is not active does not advance, so
+        that its next symbol overwrites this one."""
         return (self.lengths % self.capacity).view(-1, 1, 1)
 
     def push(self, layer: int, places: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
-        """Write the items `(R, 1, item)` of the next symbol of every row to its place; returns all items,
+        """Write the items `(R, 1, item)` of every row's next symbol to their places, and return all items,
         `(R, C, item)`, in the order of the ring."""
         ring = self.items[layer]
         return ring.scatter_(1, places.expand_as(items), items.to(ring.dtype))
 
     def visible(self) -> torch.Tensor:
-        """Which places of the ring the next symbol of each row sees, itself included: `(R, 1, 1, C)`."""
+        """Return which places of the ring the next symbol of each row sees, itself included: `(R, 1, 1, C)`, bool."""
         last = self.lengths.view(-1, 1, 1, 1)
         age = (last - torch.arange(self.capacity, device=last.device)) % self.capacity
         return age <= last - self.segment_starts.view(-1, 1, 1, 1)
 
     def advance(self, active: torch.Tensor) -> None:
-        """The symbol that was pushed is one that the active rows `(R,)`, bool, have seen."""
+        """Count the symbol that was pushed as seen in the active rows `(R,)`, bool."""
         self.lengths = self.lengths + active
         self.longest += 1

@@ -1,4 +1,4 @@
-"""Words and characters of encodings, as `BatchEncoding` knows them from fast tokenizers, for tokenizers in Python."""
+"""Words and characters of encodings, as `BatchEncoding` has them from fast tokenizers, for tokenizers in Python."""
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -19,9 +19,9 @@ class Part:
     Attributes:
         ids: of its tokens.
         data: the bytes of plain text; None for an added token.
-        start, end: its characters, counted in the text or the word. None if there was no text, only ids.
-        word: index of the word, where words are apart; None in plain text.
-        word_length: its characters; white space that was put beside it lies outside.
+        start, end: its first and last + 1 character in the text or the word; None if there was no text, only ids.
+        word: index of the word, where a text came in words; None in plain text.
+        word_length: characters of the word, without white space that was put beside it.
     """
 
     ids: list[int]
@@ -32,7 +32,7 @@ class Part:
     word_length: int | None = None
 
     def offsets(self, token_lengths: np.ndarray) -> list[Offset]:
-        """The characters `(start, end)` of each id."""
+        """Return the characters `(start, end)` of each id."""
         assert self.start is not None and self.end is not None  # asked of text alone
         if self.data is None:
             spans = [(self.start, self.end)]
@@ -45,10 +45,10 @@ class Part:
 
 @dataclass(frozen=True)
 class Row:
-    """One encoded text, or pair, before padding.
+    """One encoded text, or pair of texts, before padding.
 
     Attributes:
-        sources: the parts of each text, and which of its ids truncation has left.
+        sources: the parts of each text, and the slice of its ids that truncation left.
         framed: whether tokens are added around the texts.
     """
 
@@ -61,11 +61,13 @@ class Row:
 
 
 def all_ids(parts: list[Part]) -> list[int]:
+    """Return the ids of parts, concatenated."""
     return parts[0].ids if len(parts) == 1 else [index for part in parts for index in part.ids]
 
 
 class Encodings(Sequence[Encoding]):
-    """The rows' encodings, each made when it is first asked for: most are never. Pickled as a plain list."""
+    """The encodings of a batch. Each is made when it is first asked for, since most never are. Pickled as a plain
+    list."""
 
     def __init__(self, make: Iterable[Callable[[], Encoding]]) -> None:
         self._rows: list[Any] = list(make)
@@ -85,14 +87,15 @@ class Encodings(Sequence[Encoding]):
 
 
 def build_encoding(**fields: Any) -> Encoding:
-    """An encoding of the library `tokenizers`, from the fields that it writes when it is pickled."""
+    """Make an encoding of the library `tokenizers` from the fields that it writes when it is pickled."""
     encoding = Encoding()
     encoding.__setstate__(json.dumps(fields).encode())
     return encoding
 
 
 def character_spans(data: bytes, lengths: np.ndarray, start: int) -> Iterator[Offset]:
-    """The span in characters of each token; `lengths` `(N,)` are their bytes, `data` begins at character `start`."""
+    """Return the span in characters of each token; `lengths` `(N,)` are the tokens' bytes, and `data` begins at
+    character `start`."""
     opens_character = (np.frombuffer(data, np.uint8) & 0xC0) != 0x80  # not a continuation byte
     character = np.cumsum(opens_character) - 1 + start  # of each byte
     ends = np.cumsum(lengths)
@@ -100,7 +103,7 @@ def character_spans(data: bytes, lengths: np.ndarray, start: int) -> Iterator[Of
 
 
 def missing_spaces(words: Sequence[str]) -> list[bool]:
-    """Whether a space has to come before each word so that it stays apart from those before it."""
+    """Return whether a space has to come before each word so that it stays apart from the words before it."""
     missing = []
     apart = True
     for word in words:

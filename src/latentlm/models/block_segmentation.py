@@ -13,9 +13,12 @@ DELTA_RANGE = (-2.0, 20.0)
 
 @dataclass(frozen=True)
 class SegmentRule:
-    """Symbol t > 0 opens a segment if its entropy is more than `delta` above that of symbol t - 1, or above
-    `threshold`, or if the open segment has `max_length` symbols; but never while that has fewer than `min_length`.
-    After the end of a text a segment opens in any case."""
+    """The rule that opens segments.
+
+    Symbol t > 0 opens a segment if its entropy is more than `delta` nats above that of symbol t - 1, or above
+    `threshold` nats, or if the open segment has `max_length` symbols; but never while that has fewer than `min_length`.
+    After the end of a text a segment opens in any case.
+    """
 
     delta: float | torch.Tensor
     threshold: float | None
@@ -24,19 +27,19 @@ class SegmentRule:
 
 
 def surprising(entropy: torch.Tensor, before: torch.Tensor, rule: SegmentRule) -> torch.Tensor:
-    """Whether entropies open a segment, in nats: of each symbol and of the one before it, of one shape."""
+    """Return whether entropies, in nats, open a segment: of each symbol and of the one before it, of one shape."""
     rises = entropy > before + rule.delta
     return rises if rule.threshold is None else rises | (entropy > rule.threshold)
 
 
 def find_segments(entropies: torch.Tensor, closes: torch.Tensor, rule: SegmentRule) -> torch.Tensor:
-    """Whether each symbol opens a segment, `(R, T)`, bool; the first does.
+    """Return whether each symbol opens a segment, `(R, T)`, bool; the first does.
 
-    The rule goes from segment to segment. Here the next opening is found for every place where a segment may begin,
-    and then those that are reached from the first, in log T rounds of doubling.
+    The rule goes from segment to segment. Here the next opening is computed for every place where a segment may begin,
+    and then those places that are reached from the first are found in log T rounds of doubling.
 
     Args:
-        entropies: `(R, T)`, float32; what it is at the first symbol does not matter: nothing predicts that one.
+        entropies: `(R, T)`, float32; the value at the first symbol does not matter, since nothing predicts that one.
         closes: `(R, T)`, bool, whether a symbol ends a text.
     """
     length = entropies.shape[1]
@@ -57,7 +60,8 @@ def find_segments(entropies: torch.Tensor, closes: torch.Tensor, rule: SegmentRu
 
 
 def next_true(flags: torch.Tensor) -> torch.Tensor:
-    """The first place of a true value at or after each place of `(R, T)` and behind it: `(R, T + 1)`, T for none."""
+    """Return the first place of a true value at or after each place of `(R, T)`, and after the last one: `(R, T + 1)`,
+    T for none."""
     length = flags.shape[1]
     places = torch.where(flags, torch.arange(length, device=flags.device), length)
     places = torch.nn.functional.pad(places, (0, 1), value=length)
@@ -65,14 +69,14 @@ def next_true(flags: torch.Tensor) -> torch.Tensor:
 
 
 def segment_index(opens: torch.Tensor) -> torch.Tensor:
-    """The segment of each symbol, `(R, T)`, int64, from 0 on."""
+    """Return the segment of each symbol, `(R, T)`, int64, from 0 on."""
     return opens.long().cumsum(1) - 1
 
 
 def opens_segment(
     entropy: torch.Tensor, before: torch.Tensor, length: torch.Tensor, closed: torch.Tensor, rule: SegmentRule
 ) -> torch.Tensor:
-    """The rule for one more symbol of `n` rows: whether it opens a segment `(n,)`.
+    """Apply the rule to one more symbol of `n` rows: return whether it opens a segment `(n,)`, bool.
 
     Args:
         entropy, before: `(n,)` of the symbol and of the one before; infinity where that one was the first.
@@ -84,7 +88,7 @@ def opens_segment(
 
 
 def adapt_delta(delta: torch.Tensor, mean_length: torch.Tensor, target: float, rate: float = 0.1) -> torch.Tensor:
-    """`delta` after one step towards segments of `target` symbols: higher where they are too short. Both are scalars,
-    the mean length float64."""
+    """Return `delta` after one step towards segments of `target` symbols: higher where they are too short. Both are
+    scalars; the mean length is float64."""
     step = rate * torch.log(target / mean_length)
     return (delta + step.to(delta.dtype)).clamp(*DELTA_RANGE)

@@ -11,20 +11,20 @@ from .block_row_cache import from_items
 
 
 class RingViews:
-    """Keys and values `(1, h, C, d)` that lie in the rings `(1, C, item)` of all layers, made anew only for other
-    rings: views of a layer's ring take as long as a third of what a step does beside its products."""
+    """Keys and values `(1, h, C, d)` as views of the rings `(1, C, item)` of all layers. They are made again only for
+    other rings, since that takes a third as long as all of a step beside its products."""
 
     rings: list[torch.Tensor] | None = None
 
     def of(self, rings: list[torch.Tensor], shapes: Any) -> list[Pair]:
-        """A cache that lays its rings anew makes another list of them."""
+        """Return the views of rings. A cache that lays its rings out anew makes another list of them."""
         if rings is not self.rings:
             self.rings, self.pairs = rings, [from_items(ring, shapes) for ring in rings]
         return self.pairs
 
 
 class SingleRow:
-    """The layers of a stack, for one row; [`SingleRow.of`] says which."""
+    """The layers of a stack, for one row. [`SingleRow.of`] tells for which layers it works."""
 
     def __init__(self, layers: Any):
         self.layers = [LayerWeights.of(layer) for layer in layers]
@@ -34,7 +34,7 @@ class SingleRow:
 
     @classmethod
     def of(cls, layers: Any, states: torch.Tensor) -> "SingleRow | None":
-        """Of layers with RMSNorm that read states `(1, D)`, if all are simple."""
+        """Make it for layers with RMSNorm that read states `(1, D)`; None unless all are simple."""
         simple = all(is_simple(layer) and isinstance(layer.mlp_norm, nn.RMSNorm) for layer in layers)
         return cls(layers) if simple and len(layers) and is_plain_step(states) else None
 
@@ -49,7 +49,7 @@ class SingleRow:
         memory_mask: torch.Tensor | None,  # (1, 1, 1, S), bool; None where all is seen
         memory_turns: Rotary | None,
     ) -> torch.Tensor:
-        """The states `(1, D)` after the layers; the symbol's own keys and values go to the rings."""
+        """Return the states `(1, D)` after the layers; the symbol's own keys and values are written to the rings."""
         attention = self.attention
         width, size, capacity = attention.width, attention.head_dim, rings[0].shape[1]
         pairs = self.views.of(rings, attention.pair_shapes)
@@ -72,12 +72,13 @@ class SingleRow:
         return states
 
     def normed(self, states: torch.Tensor) -> torch.Tensor:
-        """RMSNorm of `(1, D)` without its gain, in three operations in place of eight."""
+        """Normalise `(1, D)` as RMSNorm does without its gain, in three operations instead of eight."""
         return states * torch.addmm(self.eps, states, states.t(), alpha=1 / states.shape[1]).rsqrt_()
 
 
 def turns_at(rotary: Any, position: int, states: torch.Tensor) -> Rotary:
-    """Cosines of a position and, with the sign that half of them get, sines, both `(d,)`."""
+    """Return the cosines and sines of a position, both `(d,)`. The sines have the sign with which half of them are
+    used."""
     if rotary.rope_type == "default":
         angles = rotary.inv_freq * position
         cos, sin = angles.cos(), angles.sin()
@@ -88,6 +89,6 @@ def turns_at(rotary: Any, position: int, states: torch.Tensor) -> Rotary:
 
 
 def turn(states: torch.Tensor, turns: Rotary) -> None:
-    """Turn heads `(n, d)` in place, as `rotate` does."""
+    """Rotate heads `(n, d)` in place, as `rotate` does."""
     halves_swapped = states.roll(states.shape[1] // 2, 1)
     states.mul_(turns[0]).addcmul_(halves_swapped, turns[1])

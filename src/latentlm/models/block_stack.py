@@ -19,7 +19,7 @@ from .block_single_row import SingleRow, turns_at
 
 
 class Record:
-    """A store of keys that remembers the pairs of whole rows, for a cache that may be filled with them."""
+    """A store of keys that remembers the pairs of whole rows, so that a cache can be filled with them."""
 
     def __init__(self) -> None:
         self.pairs: dict[int, Pair] = {}
@@ -52,8 +52,8 @@ class StackOutput(NamedTuple):
     Attributes:
         states: `(R, T, D)` after the final norm.
         pairs: of the attentions whose keys a cache keeps.
-        inputs: `(R, T, D)`, what each layer reads.
-        penalties: `(R, T, K)`, float32, what LearnedDropout's mask of each layer costs; None where it has none.
+        inputs: the input of each layer, `(R, T, D)` each.
+        penalties: `(R, T, K)`, float32, the penalties of each layer's LearnedDropout mask; None where it has none.
     """
 
     states: torch.Tensor
@@ -63,13 +63,13 @@ class StackOutput(NamedTuple):
 
 
 class CausalStack(nn.Module):
-    """Layers and a final norm.
+    """Causal transformer layers and a final norm, with or without memory rows to look back at.
 
     Args:
         config: of the model.
-        num_layers: of the stack.
-        window: symbols that self-attention sees, the present one included; None for all.
-        lookback: rows of the past that a symbol sees beside its current one; None where there is no memory.
+        num_layers: number of layers.
+        window: number of symbols that self-attention sees, the present one included; None for all.
+        lookback: number of past rows that a symbol sees beside its current one; None where there is no memory.
     """
 
     def __init__(self, config: Any, num_layers: int, window: int | None, lookback: int | None = None):
@@ -128,17 +128,19 @@ class CausalStack(nn.Module):
         return StackOutput(self.norm(hidden_states), pairs, inputs, penalties)
 
     def read_self(self, embeddings: torch.Tensor) -> torch.Tensor:
-        """What the first layer's self-attention, which no memory changes, makes of embeddings, both `(R, T, D)`."""
+        """Apply the first layer's self-attention, which no memory changes, to embeddings: `(R, T, D)` to
+        `(R, T, D)`."""
         return self.layers[0].read_self(self.dropout(embeddings), **self.self_options(embeddings))
 
     def self_options(self, embeddings: torch.Tensor, segments: torch.Tensor | None = None) -> dict[str, Any]:
-        """Positions and mask of the self-attention of whole rows."""
+        """Return positions and mask of the self-attention of whole rows."""
         positions = torch.arange(embeddings.shape[1], device=embeddings.device).unsqueeze(0)
         mask = sequence_mask(self.config, embeddings, window=self.window, segments=segments)
         return {"rotary": self.rotary(embeddings, positions), "mask": mask}
 
     def decide_masks(self, hidden_states: torch.Tensor, **shared: Any) -> torch.Tensor | None:
-        """What decides the masks of all layers `(R, T, M)`, where one attention does."""
+        """Return the attention output from which the masks of all layers are made, `(R, T, M)`; None where each layer
+        has an attention of its own."""
         return None if self.mask_attention is None else self.mask_attention(hidden_states, **shared)[0]
 
     @property
@@ -153,7 +155,7 @@ class CausalStack(nn.Module):
     # ---- Cached decoding ----
 
     def new_cache(self, num_rows: int, like: torch.Tensor) -> StackCache:
-        """The cache of rows that have seen nothing."""
+        """Make the cache of rows that have seen nothing."""
         zeros = torch.zeros(num_rows, dtype=torch.long, device=like.device)
         capacity = self.window or 64
 
@@ -173,7 +175,7 @@ class CausalStack(nn.Module):
         )
 
     def fill_cache(self, cache: StackCache, pairs: list[Pair], lengths: torch.Tensor) -> None:
-        """Remember the first `lengths` `(R,)` symbols of a forward over `(R, T)`, whose pairs are given."""
+        """Put the first `lengths` `(R,)` symbols of a forward over `(R, T)`, given its pairs, into the cache."""
         items = [to_items(pair) for pair in pairs]
         capacity = self.window or max(64, 2 * items[0].shape[1]) if items else 1
         last = lengths.unsqueeze(1) - 1
@@ -183,8 +185,8 @@ class CausalStack(nn.Module):
         cache.lengths, cache.longest = lengths.clone(), items[0].shape[1] if items else 0
 
     def fill_memory(self, cache: StackCache, past: torch.Tensor, current: torch.Tensor, segments: torch.Tensor) -> None:
-        """Remember the memory rows that the segments `(R,)` to come see: of the past `(R, S, D)` and, at its own
-        place, of the current rows `(R, S + 1, D)`."""
+        """Put the memory rows that the segments `(R,)` to come see into the cache: from the past `(R, S, D)`, and each
+        segment's own from the current rows `(R, S + 1, D)`."""
         last = segments.unsqueeze(1) - 1
         places = torch.arange(self.lookback, device=last.device)
         numbers = (last - (last - places) % max(self.lookback, 1)).clamp(min=0)  # (R, lookback); the rest is not seen
@@ -200,10 +202,10 @@ class CausalStack(nn.Module):
         """Begin the next segment of some rows.
 
         Args:
-            opening: `(R,)`, bool, which.
-            current: `(R, D)`, its row of the memory.
-            past: `(R, D)`, what the segment that ends here leaves to be looked back at; any at the first, which is
-                written where nothing sees it before the next one is.
+            opening: `(R,)`, bool, which rows.
+            current: `(R, D)`, the new segment's memory row.
+            past: `(R, D)`, the row that the segment that ends here leaves to be looked back at. For a first segment it
+                may hold anything: it is written where nothing sees it before the next one is.
         """
         lookback = self.lookback
         number = cache.segments + 1
@@ -220,13 +222,13 @@ class CausalStack(nn.Module):
         cache.segments = where_active(opening, number, cache.segments)
 
     def visible_rows(self, segments: torch.Tensor) -> torch.Tensor:
-        """Which memory rows of the cache are seen from segments `(n,)`: `(n, 1, 1, lookback + 1)`."""
+        """Return which memory rows of the cache are seen from segments `(n,)`: `(n, 1, 1, lookback + 1)`, bool."""
         places = torch.arange(self.lookback + 1, device=segments.device)
         return ((places < segments.unsqueeze(1)) | (places == self.lookback))[:, None, None]
 
     def step(self, cache: StackCache, active: torch.Tensor, embeddings: torch.Tensor) -> torch.Tensor:
-        """The next symbol of the active rows `(R,)`, bool, embedded `(R, D)`: its hidden state `(R, D)` after the final
-        norm. Of other rows the state means nothing, and the cache does not change."""
+        """Take the next symbol of the active rows `(R,)`, bool, embedded as `(R, D)`, and return its hidden state
+        `(R, D)` after the final norm. In other rows the state means nothing, and the cache does not change."""
         if not self.layers:
             cache.advance(active)
             return self.norm(embeddings)
@@ -254,7 +256,7 @@ class CausalStack(nn.Module):
     def step_single(
         self, single: SingleRow, cache: StackCache, active: torch.Tensor, embeddings: torch.Tensor
     ) -> torch.Tensor:
-        """[`step`] of a single row `(1, D)`, whose numbers the host reads: it is a CPU."""
+        """Take a [`step`] of a single row `(1, D)`. The host reads its numbers, since it runs on a CPU."""
         if not active.item():
             return embeddings
         length, mask, memory_mask, memory_turns = int(cache.lengths), None, None, None

@@ -1,4 +1,4 @@
-"""What a type checker cannot see by itself: the type of a list's modules, and what a mixin is mixed into."""
+"""Types that a checker cannot infer: the type of a list's modules, and the class that a mixin is mixed into."""
 
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -11,7 +11,7 @@ M = TypeVar("M", bound=nn.Module)
 
 
 class ModuleList(nn.ModuleList, Generic[M]):
-    """`nn.ModuleList` whose modules have one type, which indexing and iteration give."""
+    """`nn.ModuleList` whose modules have one type, which indexing and iteration return."""
 
     if TYPE_CHECKING:
 

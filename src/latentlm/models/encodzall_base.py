@@ -1,4 +1,4 @@
-"""What the classes of EncodZall share: outputs, flags, and what sentence-transformers reads."""
+"""What the classes of EncodZall share: outputs, flags, and the files of sentence-transformers."""
 
 import json
 from dataclasses import dataclass
@@ -35,7 +35,8 @@ SENTENCE_TRANSFORMERS_FILES: dict[str, Any] = {
 
 
 def sentence_transformers_files(config: EncodzallConfig) -> dict[str, Any]:
-    """These files; with `text_ngrams` the model's `text_embeds` is the embedding, and no module follows."""
+    """Return the files of sentence-transformers by name. With `text_ngrams` the model's `text_embeds` is the embedding,
+    and no module follows."""
     if config.text_ngrams is None:
         return SENTENCE_TRANSFORMERS_FILES
     name = "sentence_bert_config.json"
@@ -48,8 +49,8 @@ def sentence_transformers_files(config: EncodzallConfig) -> dict[str, Any]:
 
 
 class WordMean(nn.Module):
-    """The module of sentence-transformers after the model: the mean over words, which is `pooler_output`. Its own
-    pooling would count by the mask of the ids."""
+    """The module of sentence-transformers after the model: the mean over words, which equals `pooler_output`. The
+    library's own pooling would count by the mask of the ids."""
 
     def forward(self, features: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
         words = features["token_embeddings"]  # (B, S, D), 0 after a text's last word
@@ -62,7 +63,7 @@ class WordMean(nn.Module):
         return cls()
 
     def save(self, output_path: str, **kwargs: Any) -> None:
-        """It has nothing to save."""
+        """Save nothing: there are no weights."""
 
 
 @dataclass
@@ -156,6 +157,8 @@ class EncodzallTokenClassifierOutput(TokenClassifierOutput):
 
 
 class EncodzallPreTrainedModel(TakesCache, PreTrainedModel):
+    """Base class of the models of EncodZall: flags, packing, and what is saved."""
+
     config: EncodzallConfig
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
@@ -173,16 +176,17 @@ class EncodzallPreTrainedModel(TakesCache, PreTrainedModel):
             initialize()
 
     def pack(self, *args: torch.Tensor | None, **kwargs: Any) -> PackedBatch:
-        """What the model gathers with in a batch, as [`pack_batch`] makes it of its ids, masks, words and labels; with
-        `bucketed=True` in few sizes. Each distinct word is encoded once, since its vector depends on its own bytes
-        alone; where training draws dropout, each word is."""
+        """Return the index tensors with which the model gathers in a batch. [`pack_batch`] makes them from its ids,
+        masks, words and labels, with `bucketed=True` in few sizes. Each distinct word is encoded once, since its vector
+        depends on its own bytes alone; where training draws dropout, each word is."""
         config = self.config
         draws = config.hidden_dropout or config.attention_dropout or config.learned_dropout != "none"
         make: Any = pack_batch  # the type that `torch.compiler.disable` gives it says nothing
         return make(config, *args, **kwargs, distinct=not (self.training and draws))
 
     def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
-        """As everywhere, and what `SentenceTransformer(save_directory, trust_remote_code=True)` needs."""
+        """Save as everywhere in transformers, with the files that
+        `SentenceTransformer(save_directory, trust_remote_code=True)` needs."""
         super().save_pretrained(save_directory, *args, **kwargs)
         if kwargs.get("is_main_process", True):
             for name, content in sentence_transformers_files(self.config).items():

@@ -1,4 +1,4 @@
-"""Multiple-negatives ranking over the batch of all processes."""
+"""Multiple-negatives ranking loss over the batch of all processes."""
 
 import torch
 import torch.distributed
@@ -6,8 +6,8 @@ from torch import nn
 
 
 def gather_with_gradient(values: torch.Tensor) -> tuple[torch.Tensor, int]:
-    """`(B, D)` of every process, one after the other, and where this process's rows begin. Gradients come back to the
-    process whose rows they are; all processes must have as many."""
+    """Return `(B, D)` of every process, concatenated, and the index at which this process's rows begin. Gradients
+    return to the process that owns the rows; all processes must have equally many."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return values, 0
     from torch.distributed.nn.functional import all_gather
@@ -16,18 +16,18 @@ def gather_with_gradient(values: torch.Tensor) -> tuple[torch.Tensor, int]:
 
 
 def ranking_loss(noisy: torch.Tensor, clean: torch.Tensor, scale: float, symmetric: bool = False) -> torch.Tensor:
-    """Cross-entropy of finding the clean text of each noisy one among all clean texts (Henderson et al. 2017,
-    arXiv:1705.00652), S_ij = scale cos(noisy_i, clean_j), over the batch of all processes.
+    """Return the cross-entropy of finding the clean text of each noisy one among all clean texts, over the batch of all
+    processes (Henderson et al. 2017, 1705.00652), with S_ij = scale cos(noisy_i, clean_j).
 
     Args:
         noisy, clean: `(B, D)`, row by row the same texts.
-        symmetric: the mean with finding the noisy text of each clean one.
+        symmetric: whether to take the mean with finding the noisy text of each clean one.
 
     Returns:
         `(B,)`, in nats, of this process's texts.
 
     Raises:
-        ValueError: if there is nothing to tell apart: one text in all.
+        ValueError: if there is only one text in all, so that there is nothing to tell apart.
     """
     noisy, clean = (nn.functional.normalize(side.float(), dim=-1) for side in (noisy, clean))
     all_clean, start = gather_with_gradient(clean)

@@ -1,4 +1,4 @@
-"""The decoders of EncodZall: of a text from its memory, of words from one vector each."""
+"""The decoders of EncodZall: one writes a text from its memory, one spells words from one vector each."""
 
 from typing import Any
 
@@ -20,7 +20,8 @@ from .encodzall_base import EncodzallDecoderOutput, EncodzallPreTrainedModel
 
 
 class EncodzallDecoder(EncodzallPreTrainedModel):
-    """A stack of decoder layers: from the memory of a text, or from the one word that each token spells."""
+    """A stack of decoder layers. It reads the memory of a text, or the vector of the one word that each token
+    spells."""
 
     _can_record_outputs = {
         "hidden_states": PreNormLayer,
@@ -53,7 +54,7 @@ class EncodzallDecoder(EncodzallPreTrainedModel):
         self._fsdp_plan = {}  # the configuration's speaks of the encoder
 
     def freeze_queries(self) -> None:
-        """Freeze the queries to the memory, which spelling does not use: a word is the single key there."""
+        """Freeze the queries to the memory, which spelling does not use, since a word is a single key there."""
         for name, parameter in self.named_parameters():
             if ".cross_attn_query_norm." in name or ".cross_attn.q_" in name:
                 parameter.requires_grad_(False)
@@ -115,9 +116,9 @@ class EncodzallDecoder(EncodzallPreTrainedModel):
     def spell(
         self, inputs_embeds: torch.Tensor, words: torch.Tensor, word: torch.Tensor, offset: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Hidden states `(R, L, D)` of embedded rows of words, each slot of which sees its word's vector `(R, L, D)`
-        and the slots before it in there; and what LearnedDropout's masks cost `(R, L, K)`, if there are any. `word` and
-        `offset` `(R, L)` are those of a [`Spelling`]."""
+        """Return the hidden states `(R, L, D)` of embedded rows of words, and the penalties of LearnedDropout's masks
+        `(R, L, K)` if there are any. Each slot sees its word's vector in `words` `(R, L, D)` and the slots before it in
+        its word. `word` and `offset` `(R, L)` are those of a [`Spelling`]."""
         rows = self.dropout(inputs_embeds)
         mask = sequence_mask(self.config, rows, segments=word)
         rotary = self.rotary(rows, offset)

@@ -1,5 +1,5 @@
-"""Embeddings of texts: hashed n-grams of their words, weighted by frequency, beside the whitened mean of the words'
-vectors. What is fitted lies in buffers, which the checkpoint carries."""
+"""Text embeddings: hashed n-grams of the words, weighted by frequency, beside the whitened mean of the words' vectors.
+What is fitted lies in buffers, which a checkpoint carries."""
 
 from typing import Any
 
@@ -16,16 +16,16 @@ RIDGE = 0.01  # of the mean variance, added before its root is divided by
 
 
 class TextEmbedding(nn.Module):
-    """The embedding `(B, D + K)` of a text, of which a share s of every cosine comes from the context:
+    """The embedding `(B, D + K)` of a text, in which a share s of every cosine comes from the context:
 
         [sqrt(s) unit((m - mean) W),  sqrt(1 - s) unit(w sqrt(c))]
 
-    m is the mean `(B, D)` of its words' vectors. c `(B, K)` counts its n-grams in K buckets: lower-case ASCII, inside
-    of words, where a word has a boundary on either side, so that "a" has the one trigram "_a_" (scikit-learn calls
-    these `char_wb`); and the first bytes of its words, which inflected forms share. [`fit`] sets
-    the rest: w = a / (a + frequency of the bucket), the smooth inverse frequency of Arora et al. (2017, "A simple but
-    tough-to-beat baseline for sentence embeddings"); mean and W whiten m (Su et al. 2021, arXiv:2103.15316). Before, w
-    is 1, the mean 0 and W the identity.
+    m is the mean `(B, D)` of the words' vectors. c `(B, K)` counts n-grams in K buckets: of lower-case ASCII, inside
+    words, with a boundary on either side of a word, so that "a" has the one trigram "_a_" (`char_wb` in scikit-learn);
+    and the first bytes of words, which inflected forms share. [`fit`] sets the other values: w = a / (a + frequency of
+    the bucket) is the smooth inverse frequency of Arora et al. (2017, "A simple but tough-to-beat baseline for sentence
+    embeddings"); mean and W whiten m (Su et al. 2021, 2103.15316). Before fitting, w is 1, the mean 0 and W the
+    identity.
     """
 
     weights: torch.Tensor  # (K,), w
@@ -54,14 +54,14 @@ class TextEmbedding(nn.Module):
         ids: torch.Tensor,  # (B, T), int64
         real: torch.Tensor,  # (B, T), bool; other ids are none
     ) -> torch.Tensor:
-        """`(B, D + K)`, of length 1; shorter where a text has no word."""
+        """Return the embedding `(B, D + K)`, of length 1; shorter where a text has no word."""
         context = (pooled.float() - self.mean.float()) @ self.whitening.float()
         ngrams = self.weights.float() * self.count(ids, real).sqrt()
         parts = ((context, self.share), (ngrams, 1 - self.share))
         return torch.cat([nn.functional.normalize(part) * share**0.5 for part, share in parts], 1).to(pooled.dtype)
 
     def count(self, ids: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
-        """How often n-grams of texts `(B, T)` fall into each bucket, `(B, K)`, float32."""
+        """Count the n-grams of texts `(B, T)` in each bucket: `(B, K)`, float32."""
         is_letter = real & (ids < NUM_BYTES) & ~is_space(ids)
         lower = ids + 32 * ((ids >= 65) & (ids <= 90))
         symbols = torch.where(is_letter, lower + 1, 0)  # 0 is a boundary
@@ -84,7 +84,7 @@ class TextEmbedding(nn.Module):
 
     @torch.no_grad()
     def fit(self, pooled: torch.Tensor, counts: torch.Tensor, smoothing: float) -> None:
-        """Sets weights, mean and whitening by means `(N, D)` of N texts and the counts `(K,)` of all together."""
+        """Set weights, mean and whitening from the means `(N, D)` of N texts and the counts `(K,)` of all together."""
         frequencies = counts.double() / counts.sum().clamp(min=1)
         self.weights.copy_(smoothing / (smoothing + frequencies))
         mean = pooled.double().mean(0)
@@ -95,5 +95,5 @@ class TextEmbedding(nn.Module):
 
 
 def make_text_embedding(config: Any) -> TextEmbedding | None:
-    """It, if the configuration asks for it."""
+    """Make the text embedding, if the configuration asks for it."""
     return None if config.text_ngrams is None else TextEmbedding(config)

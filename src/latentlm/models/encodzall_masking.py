@@ -1,4 +1,5 @@
-"""What a masked word of EncodZall may be: a pattern of bytes and masks, and the bytes that can follow a beginning."""
+"""The words that a masked word of EncodZall may be: a pattern of bytes and masks, and the bytes that can follow a
+beginning."""
 
 from collections.abc import Callable, Iterable
 
@@ -26,8 +27,9 @@ States = frozenset[tuple[int, int]]
 
 
 class WordPattern:
-    """The ids of a word: bytes stand for themselves, `<vowel>`, `<consonant>`, `<nonspace>` and `<any>` for a
-    character, `<mask>` for one or more. White space at its end is no part of the pattern."""
+    """The pattern of a word, given by its ids. Bytes stand for themselves; `<vowel>`, `<consonant>`, `<nonspace>` and
+    `<any>` stand for one character, and `<mask>` for one or more. White space at the word's end is no part of the
+    pattern."""
 
     def __init__(self, ids: Iterable[int]):
         self.elements: list[int] = []
@@ -39,7 +41,7 @@ class WordPattern:
         return self._skip({(0, 0)})
 
     def _skip(self, states: Iterable[tuple[int, int]]) -> States:
-        """With the states that follow without a byte: nothing more is a way to go on."""
+        """Add the states that follow without a byte, those of a mask of which nothing more comes."""
         reached = set(states)
         for element, pending in states:
             while not pending and element < len(self.elements) and self.elements[element] == MORE:
@@ -51,7 +53,7 @@ class WordPattern:
         return (len(self.elements), 0) in states
 
     def following(self, states: States) -> set[int]:
-        """The bytes that can come next."""
+        """Return the bytes that can come next."""
         following: set[int] = set()
         for element, pending in states:
             if pending:
@@ -61,7 +63,7 @@ class WordPattern:
         return following
 
     def advance(self, states: States, byte: int) -> States:
-        """The states after one more byte; none if it cannot come."""
+        """Return the states after one more byte; none if it cannot come."""
         states_after: set[tuple[int, int]] = set()
         for element, pending in states:
             if pending:
@@ -83,7 +85,8 @@ def search_words(
     num_beams: int,
     max_bytes: int,
 ) -> list[tuple[bytes, float]]:
-    """Beam search for the likeliest words that fit a pattern, best first, each with its log-probability in nats.
+    """Search with a beam for the likeliest words that fit a pattern. Return them best first, each with its
+    log-probability in nats.
 
     Args:
         closing: the id that ends the word: the white space after it, or the end.

@@ -1,7 +1,7 @@
-"""Packing: the words of a batch laid into dense rows, as index tensors that the CPU makes and the model gathers with.
+"""Packing: the words of a batch laid into dense rows. The CPU makes index tensors, with which the model gathers.
 
-[`pack_batch`] makes them wherever a model was not given any. Who trains gives them: the CPU then works ahead of the
-accelerator, which never waits, and shapes recur, so that compiled graphs do.
+[`pack_batch`] makes them wherever a model was not given any. A trainer gives them: the CPU then works ahead of the
+accelerator, which never waits, and shapes recur, so that compiled graphs are used again.
 """
 
 from typing import TypedDict
@@ -18,16 +18,16 @@ STEPS_OF_AN_OCTAVE = 16
 
 
 class Packing(TypedDict):
-    """Where the words of texts `(B, T)` go: at most S a text, into R rows of L slots. No word crosses an edge.
+    """Where the words of texts `(B, T)`, at most S in a text, lie in R rows of L slots. No word crosses an edge.
 
     Attributes:
         source: `(R, L)`, int64, the position in the flattened texts of each slot's id; B * T where a slot is empty.
         word: `(R, L)`, int64, the place of each slot's word in the flattened `(B, S)`; B * S where a slot is empty.
-        offset: `(R, L)`, int64, its position in its word.
+        offset: `(R, L)`, int64, the slot's position in its word.
         vector: `(B, S)`, int64, the place of the word whose vector each word has: its own, or that of an equal word,
             which alone lies in the rows; B * S after a text's last word.
-        lengths: `(B, S)`, int64, ids of each word; 0 after a text's last word.
-        starts: `(B, S)`, int64, the position of each word's first id, counted from its text's first.
+        lengths: `(B, S)`, int64, number of ids of each word; 0 after a text's last word.
+        starts: `(B, S)`, int64, the position of each word's first id, counted from its text's first id.
         word_ids: `(B, T)`, int64, the word of each id in its text, -1 for padding.
     """
 
@@ -41,16 +41,17 @@ class Packing(TypedDict):
 
 
 class Spelling(TypedDict):
-    """Where the words of labels `(B, T)` are spelled, in R rows of L slots: of each its bytes and its end, N in all.
+    """Where the words of labels `(B, T)` are spelled in R rows of L slots: the bytes and the end of each word, N in
+    all.
 
     Attributes:
         target: `(R, L)`, int64, the position in the flattened labels of the byte that each slot predicts; B * T for the
             end of a word, and where a slot is empty.
         word: `(R, L)`, int64, the place of each slot's word in the flattened memory `(B, S)`; B * S where it is empty.
-        offset: `(R, L)`, int64, its position in its word.
+        offset: `(R, L)`, int64, the slot's position in its word.
         slot: `(1, N)`, int64, the slots of all words in order; R * L after the last.
-        weight: `(1, N)`, float32, ids of a slot's word over its slots, so that a word's end is no byte; 0 after the
-            last.
+        weight: `(1, N)`, float32, ids of a slot's word divided by its slots, so that a word's end does not count as a
+            byte; 0 after the last.
     """
 
     target: torch.Tensor
@@ -61,7 +62,7 @@ class Spelling(TypedDict):
 
 
 class PackedBatch(TypedDict, total=False):
-    """What the models take beside a batch; `changed` is what [`changed_words`] makes."""
+    """What the models take beside a batch; [`changed_words`] makes `changed`."""
 
     packing: Packing
     spelling: Spelling
@@ -70,17 +71,17 @@ class PackedBatch(TypedDict, total=False):
 
 
 def bucket(size: int) -> int:
-    """The next of a few sizes, 16 in an octave: at most 1/16 larger."""
+    """Round up to one of a few sizes, 16 in an octave: at most 1/16 larger."""
     step = 1 << max(0, size.bit_length() - STEPS_OF_AN_OCTAVE.bit_length())
     return -(-size // step) * step
 
 
 def lay_words(lengths: torch.Tensor, row_length: int) -> tuple[torch.Tensor, int, int]:
-    """Lay words of `lengths` `(W,)` one after the other into rows; the next row begins where a word does not fit. With
+    """Lay words of `lengths` `(W,)` one after the other into rows. The next row begins where a word does not fit. With
     words of 6 bytes rows of 128 are 97 % full.
 
     Returns:
-        the slot `(W,)` where each begins, how many rows there are, at least 1, and their length: `row_length`, or that
+        The slot `(W,)` where each word begins, the number of rows, at least 1, and their length: `row_length`, or that
         of the longest word.
     """
     if not len(lengths):
@@ -99,21 +100,21 @@ def lay_words(lengths: torch.Tensor, row_length: int) -> tuple[torch.Tensor, int
 
 
 def members(lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Of words of `lengths` `(W,)` in turn: the word of each id `(N,)`, and its position in there `(N,)`."""
+    """Return the word `(N,)` of each id, and the id's position in it `(N,)`, for words of `lengths` `(W,)` in turn."""
     word = torch.arange(len(lengths)).repeat_interleave(lengths)
     return word, torch.arange(len(word)) - (lengths.cumsum(0) - lengths)[word]
 
 
 def place(indices: torch.Tensor, values: torch.Tensor, shape: tuple[int, int], fill: int) -> torch.Tensor:
-    """A matrix of `fill` with `values` at flattened `indices`."""
+    """Make a matrix of `fill` with `values` at flattened `indices`."""
     matrix = torch.full((shape[0] * shape[1],), fill, dtype=values.dtype)
     matrix[indices] = values
     return matrix.view(shape)
 
 
 def first_of_equals(ids: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Of words `(W,)`, whose ids `(N,)` follow each other: those `(E,)` that no earlier one equals, and for each word
-    which of them it equals."""
+    """Find the words `(E,)` that no earlier word equals, and for each word which of them it equals `(W,)`. The ids
+    `(N,)` of the words follow each other."""
     word, offset = members(lengths)
     spelled = np.full((len(lengths), int(lengths.max())), -1, np.int16)
     spelled[word.numpy(), offset.numpy()] = ids.numpy()
@@ -126,14 +127,14 @@ def first_of_equals(ids: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Ten
 def pack_words(
     word_ids: torch.Tensor, row_length: int, bucketed: bool = False, distinct_ids: torch.Tensor | None = None
 ) -> Packing:
-    """Lay the words of a batch into rows. On the CPU, in O(N) memory, with a Python loop over rows alone.
+    """Lay the words of a batch into rows. It works on the CPU in O(N) memory, with a Python loop over rows alone.
 
     Args:
-        word_ids: `(B, T)`, int64, the index of each id's word in its text, -1 where there is no id. Must not fall along
-            a text.
+        word_ids: `(B, T)`, int64, the index of each id's word in its text, -1 where there is no id. It must not fall
+            along a text.
         row_length: slots in a row; as long as the longest word if that is longer.
-        bucketed: rows and words of the longest text are as many as [`bucket`] says.
-        distinct_ids: `(B, T)`, int64, of the texts: with them, one of equal words lies in the rows.
+        bucketed: whether the numbers of rows, and of words in the longest text, are rounded up by [`bucket`].
+        distinct_ids: `(B, T)`, int64, of the texts: with them, only one of equal words lies in the rows.
     """
     size = bucket if bucketed else int
     texts, length = word_ids.shape
@@ -167,12 +168,13 @@ def pack_words(
 def pack_spelling(
     ids: torch.Tensor, word_ids: torch.Tensor, longest: int, row_length: int, bucketed: bool = False
 ) -> Spelling:
-    """Lay the words of a batch into rows in which each is spelled; the end of a text is the empty word. On the CPU.
+    """Lay the words of a batch into rows in which each is spelled, on the CPU. The end of a text is the empty word.
 
     Args:
         ids: `(B, T)`, int64.
         word_ids: as of [`pack_words`]; all below `longest`.
-        longest: S, the words of a text in the memory.
+        longest: S, the number of words of a text in the memory.
+        row_length, bucketed: as of [`pack_words`].
     """
     size = bucket if bucketed else int
     none = len(ids) * longest
@@ -203,13 +205,13 @@ def pack_spelling(
 def changed_words(
     ids: torch.Tensor, word_ids: torch.Tensor, labels: torch.Tensor, target_word_ids: torch.Tensor, longest: int
 ) -> torch.Tensor:
-    """Whether the bytes of each word differ from those that the clean text has in its place, `(B, S)`, int64: 1, 0, or
-    -100 where there is no word, or no label for it. On the CPU.
+    """Compare each word with the word in its place in the clean text, on the CPU: `(B, S)`, int64, 1 where the bytes
+    differ, 0 where not, and -100 where there is no word, or no label for it.
 
     Args:
-        ids, word_ids: `(B, T_in)`, as the encoder reads them; words of -1 are none.
-        labels, target_word_ids: `(B, T)`, the same of the clean text.
-        longest: S, the words of a text in the memory.
+        ids, word_ids: `(B, T_in)`, as the encoder reads them; a word of -1 is none.
+        labels, target_word_ids: `(B, T)`, the same for the clean text.
+        longest: S, the number of words of a text in the memory.
     """
 
     def spelled(ids: torch.Tensor, words: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -240,14 +242,13 @@ def pack_batch(
     bucketed: bool = False,
     distinct: bool = False,
 ) -> PackedBatch:
-    """What a model gathers with in this batch: `packing`, and of the denoising model `spelling` and `clean_packing`,
-    where `labels` and `clean_input_ids` are given and have a loss; with a gate `changed`, and only these words are
-    spelled. Tensors are copied from an accelerator once, and
-    come back to it.
+    """Make the index tensors of a batch: `packing`, and for the denoising model `spelling` and `clean_packing`, where
+    `labels` and `clean_input_ids` are given and have a loss. With a gate `changed` is added, and only these words are
+    spelled. Tensors are copied from an accelerator once, and results are copied back to it.
 
     Args:
-        bucketed: sizes are few, so that compiled graphs recur.
-        distinct: of equal words only one is encoded, which without dropout is the same.
+        bucketed: whether sizes are few, so that compiled graphs are used again.
+        distinct: whether only one of equal words is encoded, which without dropout gives the same.
 
     Raises:
         ValueError: if a text has no id at all, or if the word decoder has to spell other words than the encoder has
@@ -302,7 +303,7 @@ def pack_batch(
 
 
 def on_cpu(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Tensors of ids and masks on the CPU, int64, for which an accelerator waits once."""
+    """Copy tensors of ids and masks to the CPU as int64, so that an accelerator is waited for once."""
     if all(tensor.device.type == "cpu" for tensor in tensors.values()):
         return tensors
     together = torch.cat([tensor.long().flatten() for tensor in tensors.values()]).cpu()

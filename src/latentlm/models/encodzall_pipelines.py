@@ -1,4 +1,4 @@
-"""The pipelines of transformers whose own form takes an id for a word, or for a part that its offsets tell."""
+"""Pipelines in place of those of transformers, which take an id for a word, or for a part that its offsets tell."""
 
 import math
 import warnings
@@ -13,8 +13,8 @@ from .encodzall_words import WHITE_SPACE
 
 
 class WordTaggingPipeline(TokenClassificationPipeline):
-    """`"token-classification"` in which words are what white space separates. The one of transformers goes by the space
-    before an id's character: there a line break joins words, and a first letter of several bytes falls apart."""
+    """The pipeline `"token-classification"`, in which white space separates words. That of transformers goes by the
+    space before an id's character: there a line break joins words, and a first letter of several bytes falls apart."""
 
     def gather_pre_entities(self, *args: Any, **kwargs: Any) -> list[dict[str, Any]]:
         with warnings.catch_warnings():
@@ -28,11 +28,11 @@ class WordTaggingPipeline(TokenClassificationPipeline):
 
 
 class WordFillingPipeline(Pipeline):
-    """`"fill-mask"`: the words that `fill_mask` finds for each word with masks in it.
+    """The pipeline `"fill-mask"`: the words that `fill_mask` finds for each masked word.
 
-    A text gives `top_k` dictionaries, best first, or, where several words are masked, a list of them for each: `score`,
-    the probability of the word and of its end; `token`, the list of its ids, which are bytes; `token_str`, the word;
-    `sequence`, the text with it.
+    A text gives `top_k` dictionaries, best first, or, where several words are masked, a list of them for each. `score`
+    is the probability of the word and of its end; `token` the list of its ids, which are bytes; `token_str` the word;
+    `sequence` the text with it.
     """
 
     model: Any
@@ -65,7 +65,7 @@ class WordFillingPipeline(Pipeline):
         return propositions[0] if len(propositions) == 1 else propositions
 
     def proposition(self, words: list[list[int]], index: int, word: str, score: float) -> dict[str, Any]:
-        """The masked word at `index` filled with `word`, of log-probability `score`."""
+        """Return the dictionary for the masked word at `index` filled with `word`, of log-probability `score`."""
         token = [*word.encode("utf-8", "surrogatepass")]
         spaces = [*takewhile(WHITE_SPACE.__contains__, reversed(words[index]))][::-1]
         ids = [*chain(*words[:index], token, spaces, *words[index + 1 :])]

@@ -1,4 +1,4 @@
-"""Spelling of EncodZall: the word decoder gives the bytes of words, each from its vector alone."""
+"""Spelling: the word decoder of EncodZall predicts the bytes of words, each from its vector alone."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ from .encodzall_words import BOS, EOS, WHITE_SPACE
 
 
 class EncodzallSpelling:
-    """Goes among the bases of models that have encoders, a word decoder and an output layer."""
+    """Mixin of models that have encoders, a word decoder and an output layer."""
 
     config: EncodzallConfig
     device: Any
@@ -31,8 +31,8 @@ class EncodzallSpelling:
     def spell(
         self, memory: torch.Tensor, ids: torch.Tensor, spelling: Spelling
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        """Logits `(N, V)` and targets `(N,)` of spelling the words of ids `(B, T)`, each from its vector in the memory
-        `(B, S, D)` alone; and what LearnedDropout's masks cost there `(N, K)`, if there are any."""
+        """Return logits `(N, V)` and targets `(N,)` of spelling the words of ids `(B, T)`, each from its vector in the
+        memory `(B, S, D)` alone, and the penalties of LearnedDropout's masks `(N, K)` if there are any."""
         config = self.config
         targets = take(ids, spelling["target"], EOS)  # (R, L)
         before = nn.functional.pad(targets[:, :-1], (1, 0))
@@ -47,10 +47,11 @@ class EncodzallSpelling:
     def spell_words(
         self, words: torch.Tensor, spelled: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Logits `(N, V)` and targets `(N,)` of spelling words, each from its vector alone, and whose they are `(N,)`.
+        """Return logits `(N, V)` and targets `(N,)` of spelling words, each from its vector alone, and the word of each
+        `(N,)`.
 
         Args:
-            words: `(W, D)`, of the memory.
+            words: `(W, D)`, vectors in the memory.
             spelled: `(W, L)`, ids of their bytes, -1 after the last; the end of a text is an empty word.
         """
         ids = nn.functional.pad(spelled.cpu(), (0, 1), value=EOS)
@@ -61,8 +62,8 @@ class EncodzallSpelling:
 
     @torch.no_grad()
     def word_log_probabilities(self, words: torch.Tensor, spelled: torch.Tensor) -> torch.Tensor:
-        """Log-probability in nats `(W,)`, float32, that the word decoder spells `spelled` `(W, L)` (-1 after the last
-        byte) from the vectors `words` `(W, D)`; the end included."""
+        """Return the log-probability `(W,)`, float32, in nats, that the word decoder spells `spelled` `(W, L)` (-1
+        after the last byte) from the vectors `words` `(W, D)`, the end of the word included."""
         logits, targets, word = self.spell_words(words, spelled)
         values = -nn.functional.cross_entropy(logits.float(), targets, reduction="none")
         return values.new_zeros(len(words)).index_add(0, word, values)
@@ -71,11 +72,11 @@ class EncodzallSpelling:
     def fill_mask(
         self, texts: list[str], tokenizer: PreTrainedTokenizerBase, top_k: int = 5, num_beams: int = 20
     ) -> list[list[list[tuple[str, float]]]]:
-        """What the word decoder makes of words with masks in them (`"The <mask> s<vowel>t."`).
+        """Fill the masks of texts (`"The <mask> s<vowel>t."`) with what the word decoder spells.
 
         Returns:
-            of each text, of each of its masked words in order, up to `top_k` words, best first, each with its
-            log-probability in nats, the white space or the end after it included. Characters that are not masked stay.
+            For each text, and each of its masked words in order, up to `top_k` words, best first. Each comes with its
+            log-probability in nats, which includes the white space or the end after it. Characters without a mask stay.
 
         Raises:
             ValueError: if the model has no word decoder.

@@ -1,4 +1,5 @@
-"""Segmentation of a text that comes in parts: the ids of the whole, while only what is undecided is kept."""
+"""Segmentation of a text that comes in parts: the ids are those of the whole text, and only undecided bytes are
+kept."""
 
 import codecs
 from collections.abc import Iterable, Iterator
@@ -10,12 +11,12 @@ from .fsq_vocabulary import Segmenter
 BLOCK = 1 << 16  # bytes looked at together
 LONG_STRETCH = 256  # an open stretch of more bytes is segmented before its end is seen
 SEEN_AGAIN = 3
-"""Bytes at the end of an open stretch that the pattern sees again with what follows. A stretch ends where the pattern
-says so with two bytes behind it; and of an open one the last two bytes say where it will end."""
+"""The number of bytes at the end of an open stretch that the pattern sees again with what follows. The pattern decides
+where a stretch ends by two bytes after it, and where an open one will end by its last two bytes."""
 
 
 def encode_stream(segmenter: Segmenter, chunks: Iterable[str | bytes]) -> Iterator[int]:
-    """The ids of all chunks together, without special tokens: those of `segmenter(data)` for the whole.
+    """Yield the ids of all chunks together, without special tokens: those of `segmenter(data)` for the whole.
 
     Raises:
         ValueError: if bytes are not UTF-8, or the last chunk ends inside a character.
@@ -59,7 +60,7 @@ class Stream:
         self.held = b""  # the end of the data, of which it is not known yet where it is cut
 
     def feed(self, data: bytes) -> list[int]:
-        """The ids that are decided now."""
+        """Return the ids that further bytes decide."""
         stretches = self.segmenter.pattern.findall(self.held + data)
         held = b""
         while stretches and len(held) < 2:
@@ -73,13 +74,13 @@ class Stream:
         return ids
 
     def finish(self) -> list[int]:
-        """The last ids."""
+        """Return the last ids."""
         ids = self.close(self.segmenter.pattern.findall(self.held))
         self.held = b""
         return ids + self.open.finish()
 
     def close(self, stretches: list[bytes]) -> list[int]:
-        """The ids of stretches that are whole; the first is the rest of the open one."""
+        """Return the ids of stretches that are whole; the first of them completes the open stretch."""
         ids: list[int] = []
         if stretches and self.open.lowest:
             ids = self.open.extend(stretches[0]) + self.open.finish()
@@ -91,9 +92,9 @@ class Stream:
 class OpenStretch:
     """The dynamic program over a stretch that comes in parts.
 
-    A future piece begins at one of the last 16 positions: what all of their best segmentations share is decided. They
-    soon share something in writing, but need not in a run of one character, where the length of the whole run says how
-    it begins; two bytes are kept for each that is undecided.
+    A future piece begins at one of the last 16 positions, so that whatever the best segmentations up to all of these
+    share is decided. In written text they soon share something, but need not in a run of one character, where the
+    length of the whole run decides how it begins. Two bytes are kept for each undecided byte.
     """
 
     def __init__(self, segmenter: Segmenter):
@@ -107,7 +108,7 @@ class OpenStretch:
         self.look_at = LONG_STRETCH  # undecided bytes at which to look for a decision
 
     def extend(self, part: bytes) -> list[int]:
-        """The ids that are decided with these further bytes."""
+        """Return the ids that are decided with these further bytes."""
         lowest = self.lowest or [0]
         window = bytes(self.data[1 - len(lowest) :] if len(lowest) > 1 else b"") + part
         self.segmenter.prepare([window])
@@ -121,7 +122,8 @@ class OpenStretch:
         return ids
 
     def decided(self) -> int:
-        """The position that the best segmentations up to each of the last 16 share; at least 16 bytes follow it."""
+        """Return the position that the best segmentations up to each of the last 16 share; at least 16 bytes follow
+        it."""
         size = len(self.data)
         positions = set(range(size - MAX_PIECE_BYTES, size + 1))
         while len(positions) > 1:
@@ -131,13 +133,13 @@ class OpenStretch:
         return positions.pop()
 
     def take(self, end: int) -> list[int]:
-        """The ids of the first `end` bytes, which are dropped."""
+        """Return the ids of the first `end` bytes, and drop these."""
         ids = self.segmenter.read_back(bytes(self.data[:end]), self.sizes)
         del self.data[:end], self.sizes[:end]
         return list(ids)
 
     def finish(self) -> list[int]:
-        """The ids that are left; the stretch ends here."""
+        """Return the remaining ids; the stretch ends here."""
         ids = self.take(len(self.data))
         self.reset()
         return ids

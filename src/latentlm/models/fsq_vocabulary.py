@@ -1,4 +1,5 @@
-"""The vocabulary of an FSQ tokenizer: which strings have tokens, which code each has, and how a text is segmented."""
+"""The vocabulary of an FSQ tokenizer: which strings have tokens, which code each token has, and how a text is
+segmented."""
 
 import hashlib
 import json
@@ -30,19 +31,21 @@ REBUILD = "build the tokenizer again (latentlm tokenizer build), or download it 
 
 @dataclass(frozen=True)
 class FSQVocabulary:
-    """Ids 0 to 255 are the bytes, then come the pieces, and last 4 special tokens, which have neither text nor code.
+    """The vocabulary table. Ids 0 to 255 are the bytes, then come the pieces, and last 4 special tokens without text
+    and code.
 
     Attributes:
         boundary: what pieces stay inside of, `"words"` or `"lines"`.
         levels: of the quantization.
         pieces: 2 to 16 bytes each, distinct.
         codes: code index of every byte and piece, `(256 + len(pieces),)`, int64, distinct.
-        moved: ids whose code is not the encoder's, because another had taken it.
+        moved: ids whose code is not the encoder's, because another id had taken it.
         inexact: ids that the decoder does not spell from their code.
-        version: 1, and one more each time that joint training rebuilds the table, or it is pruned.
+        version: 1, plus 1 each time that joint training rebuilds the table, or it is pruned.
         autoencoder: configuration of the network that the codes come from, if it is kept with the table.
-        weights: of that network, the bytes of a safetensors file: kept with the table, wherever it is saved.
-        costs: of every byte and piece, at least 1: a text is cut where they sum to the least. None: the fewest tokens.
+        weights: the bytes of a safetensors file with that network's weights, kept with the table wherever it is saved.
+        costs: of every byte and piece, int, at least 1: a text is cut where they sum to the least. None: the fewest
+            tokens.
     """
 
     boundary: str
@@ -57,7 +60,11 @@ class FSQVocabulary:
     costs: list[int] | None = None  # integers, so that sums are exact everywhere
 
     def __post_init__(self) -> None:
-        """Raises ValueError where something cannot be right."""
+        """Check the fields.
+
+        Raises:
+            ValueError: if something cannot be right.
+        """
         if self.boundary not in BOUNDARIES:
             raise ValueError(f"boundary is {self.boundary!r}, but must be one of {', '.join(BOUNDARIES)}")
         if not self.levels or min(self.levels) < 2:
@@ -77,27 +84,27 @@ class FSQVocabulary:
             raise ValueError(f"codes must lie between 0 and {math.prod(self.levels) - 1}, as levels {self.levels} say")
 
     def __getstate__(self) -> dict[str, Any]:
-        """The fields alone: what is made from them at first use must change neither copies nor fingerprints."""
+        """Return the fields alone. What is made from them at first use must change neither copies nor fingerprints."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
     @property
     def size(self) -> int:
-        """Number of ids, special tokens included."""
+        """The number of ids, special tokens included."""
         return NUM_BYTES + len(self.pieces) + NUM_SPECIAL_TOKENS
 
     @cached_property
     def spellings(self) -> list[bytes]:
-        """What every id without the special tokens stands for."""
+        """The bytes that every id but the special tokens stands for."""
         return [bytes([byte]) for byte in range(NUM_BYTES)] + self.pieces
 
     @cached_property
     def names(self) -> list[str]:
-        """The spellings in the byte-level alphabet: how tokens are called."""
+        """The names of tokens: their spellings in the byte-level alphabet."""
         return list(map(to_characters, self.spellings))
 
     @cached_property
     def lengths(self) -> np.ndarray:
-        """Bytes of each spelling, int64."""
+        """The number of bytes of each spelling, int64."""
         return np.array([len(spelling) for spelling in self.spellings], dtype=np.int64)
 
     @cached_property
@@ -123,7 +130,7 @@ class FSQVocabulary:
         return model.eval()
 
     def subset(self, ids: list[int]) -> "FSQVocabulary":
-        """The next version of the table, with these ids alone (of bytes, all, and pieces), in this order."""
+        """Return the next version of the table, with these ids alone (all of the bytes, and pieces), in this order."""
         place = {index: new for new, index in enumerate(ids)}
         return replace(
             self,
@@ -184,15 +191,18 @@ class FSQVocabulary:
 
 
 def content_hash(content: dict[str, Any]) -> str:
+    """Return the SHA-256 of a JSON object, in hexadecimal digits."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def bytes_hash(data: bytes) -> str:
+    """Return the SHA-256 of bytes, in hexadecimal digits."""
     return hashlib.sha256(data).hexdigest()
 
 
 class Segmenter:
-    """Bytes to ids: the fewest tokens (or the lowest cost) for each stretch, and among equals the longest last piece.
+    """Segments bytes into ids: into the fewest tokens (or the lowest cost) for each stretch, and among equals into the
+    longest last piece.
 
     Args:
         vocabulary: the table.
@@ -219,34 +229,34 @@ class Segmenter:
         self.cached = lru_cache(cache_size)(self.segment) if cache_size else self.segment
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """What was seen and tried stays behind: it changes speed alone."""
+        """Leave behind what was cached and tried, which only changes speed."""
         return Segmenter, (self.vocabulary, self.cache_size, self.neural, self.autoencoder)
 
     def __call__(self, data: bytes) -> list[int]:
-        """The ids of any byte string."""
+        """Return the ids of any byte string."""
         stretches = self.pattern.findall(data)
         self.prepare(stretches)
         return list(chain.from_iterable(map(self.cached, stretches)))
 
     def prepare(self, stretches: list[bytes]) -> None:
-        """In neural mode: see which pieces inside of the stretches may be used."""
+        """Find out, in neural mode, which pieces inside the stretches may be used."""
         if self.autoencoder is not None:
             self.try_pieces(stretches, self.autoencoder)
 
     def segment(self, stretch: bytes) -> tuple[int, ...]:
-        """The ids of a whole stretch."""
+        """Return the ids of a whole stretch."""
         if self.costs is None and stretch in self.usable:
             return (self.usable[stretch],)
         return self.read_back(stretch, self.extend(stretch, [0]))
 
     def extend(self, stretch: bytes, lowest: list[int]) -> list[int]:
-        """Dynamic programming over the ends of pieces, from the last entry of `lowest` on.
+        """Extend the dynamic program over the ends of pieces, from the last entry of `lowest` on.
 
         Args:
             lowest: tokens (or cost) up to each position so far, from 0 on; further positions are appended.
 
         Returns:
-            Of each further position the size of the last piece.
+            The size of the last piece up to each further position.
         """
         if self.costs is not None:
             return self.extend_by_cost(stretch, lowest, self.costs)
@@ -265,7 +275,7 @@ class Segmenter:
         return sizes
 
     def extend_by_cost(self, stretch: bytes, lowest: list[int], costs: list[int]) -> list[int]:
-        """The same with a cost for each piece, which is slower."""
+        """Extend as [`extend`] does, but with a cost for each piece, which is slower."""
         sizes = []
         for end in range(len(lowest), len(stretch) + 1):
             starts = range(max(0, end - self.longest.get(stretch[end - 2 : end], 1)), end)
@@ -276,7 +286,7 @@ class Segmenter:
         return sizes
 
     def read_back(self, stretch: bytes, sizes: Sequence[int]) -> tuple[int, ...]:
-        """The ids, from the size of the last piece up to the end of each byte."""
+        """Return the ids, given the size of the last piece up to the end of each byte."""
         ids = []
         end = len(stretch)
         while end:
@@ -286,7 +296,7 @@ class Segmenter:
         return tuple(reversed(ids))
 
     def try_pieces(self, stretches: list[bytes], autoencoder: Any) -> None:
-        """Run all pieces that are inside of the stretches through the network, those not tried before, in one batch."""
+        """Run all pieces inside the stretches that were not tried before through the network, in one batch."""
         new = sorted(
             {
                 piece
@@ -312,7 +322,7 @@ class Segmenter:
 
 
 def spelling_table(spellings: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
-    """Spellings as uint8 `(N, 16)`, zeros after the end, and their lengths `(N,)`, int64."""
+    """Return spellings as uint8 `(N, 16)`, zeros after the end, and their lengths `(N,)`, int64."""
     joined = bytearray(b"".join(spelling.ljust(MAX_PIECE_BYTES, b"\0") for spelling in spellings))
     table = np.frombuffer(joined, np.uint8).reshape(-1, MAX_PIECE_BYTES)
     return table, np.array([len(spelling) for spelling in spellings], dtype=np.int64)

@@ -1,4 +1,4 @@
-"""Generating of the Abstractinator: the cache for `generate()`, and `generate_bytes`, which samples codes first."""
+"""Generation with the Abstractinator: the cache for `generate()`, and `generate_bytes`, which samples codes first."""
 
 from collections.abc import Callable
 from typing import Any, NoReturn
@@ -19,7 +19,7 @@ from .block_row_cache import where_active
 
 
 class AbstractinatorGeneration(GenerationMixin):
-    """Goes before `GenerationMixin` among the bases of the model, which has `model`."""
+    """Mixin that goes before `GenerationMixin` among the bases of the model, which has `model`."""
 
     config: Any
     model: Any
@@ -96,7 +96,7 @@ class AbstractinatorGeneration(GenerationMixin):
 
 
 def chooser(temperature: float, top_k: int | None, top_p: float | None) -> Callable[[torch.Tensor], torch.Tensor]:
-    """A function that picks ids `(n,)` by logits `(n, V)`."""
+    """Return a function that picks ids `(n,)` by logits `(n, V)`."""
     if temperature < 0:
         raise ValueError(f"`temperature` is {temperature}, but it must be at least 0.")
     if temperature == 0:
@@ -130,7 +130,7 @@ class CodeSampler:
         self.choose_code, self.choose_symbol = choose_code, choose_symbol
 
     def start(self, ids: torch.Tensor) -> None:
-        """Begin with the first id of each row `(B,)` alone, whose segments' codes are still to be chosen."""
+        """Begin with only the first id of each row `(B,)`; the codes of its segments are still to be chosen."""
         model, everywhere = self.model, torch.ones_like(ids, dtype=torch.bool)
         model.new_cache(self.cache, len(ids), model.levels[0].input_embedding.table.weight.detach())
         self.top_states = model.top.stack.step(self.cache.top, everywhere, model.top.begin(torch.zeros_like(ids)))
@@ -163,10 +163,11 @@ class CodeSampler:
         self.top_states = pyramid.top_states.gather(1, at).squeeze(1)
 
     def next_symbols(self, i: int, active: torch.Tensor, opens: bool | None = None) -> torch.Tensor:
-        """The next symbols `(B, digits)` of level i in the active rows `(B,)`, bool; in others they mean nothing.
+        """Return the next symbols `(B, digits)` of level i in the active rows `(B,)`, bool; in others they mean
+        nothing.
 
         Args:
-            opens: whether one of these rows opens a segment; read where it is not known.
+            opens: whether one of these rows opens a segment; read from the rows if None.
         """
         level, state = self.model.levels[i], self.cache.levels[i]
         opening = active & state.opens
@@ -190,7 +191,7 @@ class CodeSampler:
             self.top_states = where_active(opening, states, self.top_states)
 
     def next_codes(self, i: int, active: torch.Tensor) -> torch.Tensor:
-        """The next codes `(B, digits)` of level i in the active rows, from what is above it."""
+        """Return the next codes `(B, digits)` of level i in the active rows, from the part above it."""
         if i + 1 < len(self.model.levels):
             return self.next_symbols(i + 1, active)
         return self.model.top.head.sample(self.top_states, self.choose_code)

@@ -43,7 +43,7 @@ from .generation_abstractinator import AbstractinatorGeneration
 
 
 class AbstractinatorPreTrainedModel(TransformerPreTrainedModel):
-    """Flags and initialisation."""
+    """Base class with flags and initialisation."""
 
     config: AbstractinatorConfig
     _no_split_modules = ["PreNormLayer"]
@@ -109,12 +109,12 @@ class AbstractinatorModel(AbstractinatorPreTrainedModel):
         return level.input_embedding.table
 
     def freeze(self) -> None:
-        """Leave alone what the configuration says: entropy models, and whole levels."""
+        """Freeze what the configuration says: entropy models, and whole levels."""
         for module in self.frozen_parts():
             module.requires_grad_(False)
 
     def frozen_parts(self) -> Iterator[nn.Module]:
-        """What is not trained."""
+        """Yield the parts that are not trained."""
         yield from self.levels[: self.config.num_left_alone]
         if self.config.freeze_entropy:
             for level in self.levels:
@@ -134,7 +134,7 @@ class AbstractinatorModel(AbstractinatorPreTrainedModel):
             level.update()
 
     def code_parameters(self) -> Iterator[nn.Parameter]:
-        """The parameters that make codes: those of all parts between symbols and quantized vectors."""
+        """Yield the parameters that make codes: those of all parts between symbols and quantized vectors."""
         for level in self.levels:
             for name in ("compressor_embedding", "begin", "compressor", "pooling", "quantizer"):
                 if hasattr(level, name):
@@ -181,8 +181,8 @@ class AbstractinatorModel(AbstractinatorPreTrainedModel):
         document_sizes: DocumentSizes | None = None,
         **options: Any,  # of `read_rows`
     ) -> tuple[Rows, Pyramid, AbstractinatorCache | None]:
-        """What [`read`] gives, and the cache that remembers it, if one is given, or asked for and no documents are
-        packed, which nobody continues."""
+        """Read whole rows: return the result of [`read`], and the cache filled with it. A cache is made if one is asked
+        for and no documents are packed, since nobody continues these."""
         rows = make_rows(input_ids, attention_mask, position_ids, self.config.max_position_embeddings, document_sizes)
         if rows.num_documents > len(input_ids):
             if cache is not None:
@@ -202,7 +202,7 @@ class AbstractinatorModel(AbstractinatorPreTrainedModel):
         attention_mask: torch.Tensor | None,  # (B, T_seen)
         position_ids: torch.Tensor | None,  # (B, T)
     ) -> torch.Tensor:
-        """The states `(B, T, D)` of T more ids of each row."""
+        """Continue from a cache: return the states `(B, T, D)` of T more ids of each row."""
         if packs_documents(position_ids, attention_mask, cache):
             raise ValueError(PACKED_CACHE)
         length = input_ids.shape[1]
@@ -219,12 +219,13 @@ class AbstractinatorModel(AbstractinatorPreTrainedModel):
         position_ids: torch.Tensor | None = None,
         known: bool = False,
     ) -> tuple[Rows, Pyramid]:
-        """The batch as rows, and the pyramid above them; with `known` also what expanders say of true codes."""
+        """Lay the batch out as rows, and compute the pyramid above them; with `known` also the expanders' states given
+        true codes."""
         rows = make_rows(input_ids, attention_mask, position_ids, self.config.max_position_embeddings)
         return rows, self.read_rows(rows, known)
 
     def read_rows(self, rows: Rows, known: bool = False, train_codes: bool = True) -> Pyramid:
-        """The pyramid above rows."""
+        """Compute the pyramid above rows."""
         gathers = self.training and torch.is_grad_enabled() and not in_backward()
         levels = self.compress_rows(rows.ids, rows.lengths, prefix_keys(rows.ids) if gathers else None)
         if not train_codes:
@@ -235,8 +236,8 @@ class AbstractinatorModel(AbstractinatorPreTrainedModel):
     def compress_rows(
         self, ids: torch.Tensor, lengths: torch.Tensor, keys: torch.Tensor | None = None
     ) -> list[Compressed]:
-        """Every level's segments and codes of rows of ids `(R, L)`, from the bytes up; by keys `(R, L)` levels gather
-        what moves their codebooks."""
+        """Compute every level's segments and codes of rows of ids `(R, L)`, from the bytes up. With keys `(R, L)`
+        levels gather the statistics that move their codebooks."""
         symbols, vectors, closes = ids.unsqueeze(-1), None, self.ends_text(ids)
         levels: list[Compressed] = []
         for level in self.levels:
@@ -249,7 +250,7 @@ class AbstractinatorModel(AbstractinatorPreTrainedModel):
         return levels
 
     def ends_text(self, ids: torch.Tensor) -> torch.Tensor:
-        """Whether ids are the end of a text."""
+        """Return whether ids are the end of a text."""
         ends = self.config.eos_token_id
         is_end = torch.zeros_like(ids, dtype=torch.bool)
         for end in [ends] if isinstance(ends, int) else ends or []:
@@ -257,7 +258,7 @@ class AbstractinatorModel(AbstractinatorPreTrainedModel):
         return is_end
 
     def expand_rows(self, levels: list[Compressed], known: bool = False) -> Pyramid:
-        """From the top codes down to the distribution of the bytes."""
+        """Expand from the top codes down to the states that predict the bytes."""
         pasts = [level.code_rows(c.quantized.vectors) for level, c in zip(self.levels, levels, strict=True)]
         top = None if self.top is None else self.top(pasts[-1])
         states, top_items, costs = (None, [], []) if top is None else (top.states, top.pairs, top.penalties)
@@ -286,7 +287,7 @@ class AbstractinatorModel(AbstractinatorPreTrainedModel):
         return pyramid
 
     def current_rows(self, i: int, states: torch.Tensor | None, past: torch.Tensor) -> torch.Tensor:
-        """What is predicted of each segment of level i, `(R, S + 1, D)`, by the states of the part above it."""
+        """Predict the memory row of each segment of level i, `(R, S + 1, D)`, from the states of the part above it."""
         if states is None:
             places = torch.zeros(len(past), past.shape[1] + 1, dtype=torch.long, device=past.device)
             return self.unknown(places).to(past.dtype)
@@ -296,7 +297,7 @@ class AbstractinatorModel(AbstractinatorPreTrainedModel):
     # ---- One symbol at a time ----
 
     def new_cache(self, cache: AbstractinatorCache, num_rows: int, like: torch.Tensor) -> None:
-        """A cache of rows that have seen nothing, of the type and on the device of `like`."""
+        """Fill a cache with rows that have seen nothing, in the dtype and on the device of `like`."""
         cache.levels = [level.new_cache(num_rows, like) for level in self.levels]
         cache.top = None if self.top is None else self.top.stack.new_cache(num_rows, like)
 
@@ -318,7 +319,7 @@ class AbstractinatorModel(AbstractinatorPreTrainedModel):
 
     @torch.no_grad()
     def step(self, cache: AbstractinatorCache, ids: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
-        """The state `(B, D)` after one more id of each row `(B,)`; 0 where the id is padding."""
+        """Return the state `(B, D)` after one more id of each row `(B,)`; 0 where the id is padding."""
         real = real.bool()
         states = self.advance(cache, 0, real, ids.unsqueeze(1), None, self.ends_text(ids))
         return states.where(real.unsqueeze(1), 0)
@@ -332,8 +333,8 @@ class AbstractinatorModel(AbstractinatorPreTrainedModel):
         vectors: torch.Tensor | None,  # (R, D)
         closes: torch.Tensor,  # (R,)
     ) -> torch.Tensor:
-        """Give level i its next symbol in the active rows; the states `(R, D)` from which its head predicts the one
-        after, which mean nothing in the others."""
+        """Give level i its next symbol in the active rows. Return the states `(R, D)` from which its head predicts the
+        symbol after; in other rows they mean nothing."""
         level, state = self.levels[i], cache.levels[i]
         fresh = state.opens
         opens = level.notice(state, active, symbols, closes)
@@ -358,7 +359,7 @@ class AbstractinatorModel(AbstractinatorPreTrainedModel):
         row: torch.Tensor,
         closes: torch.Tensor,
     ) -> torch.Tensor | None:
-        """Give what is above level i the codes of closed segments; its states `(R, D)`."""
+        """Give the part above level i the codes of closed segments, and return its states `(R, D)`."""
         if i + 1 < len(self.levels):
             return self.advance(cache, i + 1, active, quantized.codes.clamp(min=0), pooled, closes)
         if self.top is None or cache.top is None:
@@ -407,7 +408,7 @@ class AbstractinatorForCausalLM(
         return [name for name, is_used in used.items() if is_used] + self.config.mask_losses
 
     def training_statistics(self) -> dict[str, float]:
-        """Values of the model that the trainer logs: the deltas that follow a target length."""
+        """Return values that the trainer logs: the deltas that follow a target length."""
         levels = enumerate(self.model.levels, 1)
         return {f"level_{i}_delta": level.delta.item() for i, level in levels if hasattr(level, "delta")}
 
@@ -418,9 +419,9 @@ class AbstractinatorForCausalLM(
         position_ids: torch.Tensor | None = None,  # (B, T)
         **kwargs: Any,
     ) -> dict[str, Any]:
-        """The sizes of packed documents, which a forward with labels takes as its argument `document_sizes`. They are
-        computed from a batch on the CPU, so that an accelerator need not wait for them. Other parts of the batch are
-        ignored."""
+        """Return the sizes of packed documents, which a forward with labels takes as its argument `document_sizes`.
+        They are computed from a batch on the CPU, so that an accelerator need not wait for them. Other parts of the
+        batch are ignored."""
         if position_ids is None:
             return {}
         mask = self.mask_of_rows(input_ids, attention_mask)
@@ -428,7 +429,7 @@ class AbstractinatorForCausalLM(
         return {"document_sizes": read_sizes(Documents.of(real.bool(), position_ids), position_ids)}
 
     def mask_of_rows(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor | None:
-        """Which ids are not padding: rows of a data set come without a mask, and may be padded."""
+        """Return which ids are not padding: rows of a data set come without a mask, and may be padded."""
         if attention_mask is None and self.config.pad_token_id is not None:
             return input_ids != self.config.pad_token_id
         return attention_mask

@@ -15,6 +15,8 @@ from .configuration_decoder_only import DecoderOnlyConfig
 
 
 class DecoderOnlyPreTrainedModel(CausalPreTrainedModel):
+    """Base class of the decoder-only models: flags and recorded outputs."""
+
     config: DecoderOnlyConfig
     _no_split_modules = ["PreNormLayer"]
     _can_record_outputs = {

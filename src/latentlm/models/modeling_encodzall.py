@@ -5,7 +5,6 @@ almost no arithmetic on padding. The encoder sees the whole text; the decoders a
 original design comes from github.com/dleemiller/Encodzall.
 """
 
-from collections.abc import Callable
 from typing import Any, NoReturn
 
 import torch
@@ -15,21 +14,11 @@ from transformers import GenerationMixin
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import MaskedLMOutput, SequenceClassifierOutput
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
-from transformers.utils.import_utils import is_tracing
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
-from .block_attention import FORMS, Attention, rotary_table
-from .block_layers import PreNormLayer, make_norm
-from .block_learned_dropout import (
-    Part,
-    make_learned_dropout,
-    make_shared_mask_attention,
-    mask_loss_weight,
-    mean_mask_losses,
-    mean_penalties,
-)
-from .block_masks import bidirectional_mask, sequence_mask
-from .block_ngram_embedding import make_ngram_embedding
+from .block_attention import Attention
+from .block_layers import PreNormLayer
+from .block_learned_dropout import Part, mask_loss_weight, mean_mask_losses, mean_penalties
 from .block_positions import check_context
 from .block_ragged import take
 from .block_refusals import WORKS, refuse_embeddings
@@ -43,75 +32,21 @@ from .encodzall_base import (
 )
 from .encodzall_contrastive import ranking_loss
 from .encodzall_decoder import EncodzallDecoder
-from .encodzall_embedding import make_text_embedding
+from .encodzall_encoders import Encoded, EncodzallEncoders, in_groups
 from .encodzall_masking import MASKS, WORD_MASK
 from .encodzall_packing import IGNORED, Packing, Spelling, pack_spelling
 from .encodzall_pipelines import WordFillingPipeline, WordTaggingPipeline
 from .encodzall_repair import EncodzallRepairs
 from .encodzall_spelling import EncodzallSpelling
-from .encodzall_words import NUM_BYTES, PAD, text_ids
+from .encodzall_words import NUM_BYTES, PAD, first_in_words, text_ids
 
 # What a checkpoint of the whole model has besides the encoders, which load without a warning.
 NO_ENCODER = [r"^decoder\.", r"^word_decoder\.", r"^lm_head\.", r"^gate\."]
 NO_EMBEDDINGS = "words are found, packed and compared by their bytes"
-SLOTS_TOGETHER = 2048
-"""Of the rows that a CPU encodes at a time without a gradient: what lies between the layers then stays in its caches,
-and memory is used again instead of asked for."""
-
-Encoded = tuple[torch.Tensor, list[torch.Tensor | None]]
-"""Vectors, and what each layer's masks cost, if they cost anything."""
 
 
-def in_groups(encode: Callable[..., Encoded], order: torch.Tensor, *values: torch.Tensor) -> Encoded:
-    """What `encode` makes of values `(B, T, ...)`, of a few rows at a time, in the given order `(B,)`."""
-    groups = order.split(max(1, SLOTS_TOGETHER // values[0].shape[1]))
-    parts = [encode(*(value[rows] for value in values)) for rows in groups]
-    back = order.argsort()
-    return tree_map(lambda *same: None if same[0] is None else torch.cat(same)[back], *parts)
-
-
-class WordPooling(nn.Module):
-    """The vectors of words' bytes in rows `(R, L, D)` to one of each word `(B, S, D)`."""
-
-    def __init__(self, config: EncodzallConfig):
-        super().__init__()
-        self.kind = config.word_pooling
-        if self.kind == "query":
-            self.query = nn.Linear(config.hidden_size, 1, bias=False)
-
-    def forward(self, hidden_states: torch.Tensor, packing: Packing) -> torch.Tensor:
-        if self.kind == "mean":
-            return means_of_words(hidden_states, packing)
-        lengths, word = packing["lengths"], packing["word"].flatten()
-        num_words = lengths.numel() + 1  # the last one has the empty slots
-        hidden_states = hidden_states.flatten(0, 1)
-
-        def sums(values: torch.Tensor) -> torch.Tensor:
-            return values.new_zeros(num_words, values.shape[-1]).index_add(0, word, values)
-
-        def largest(values: torch.Tensor) -> torch.Tensor:
-            lowest = values.new_full((num_words, values.shape[-1]), -torch.inf)
-            return lowest.scatter_reduce(0, word.unsqueeze(1).expand_as(values), values, "amax")
-
-        if self.kind == "max":
-            pooled = largest(hidden_states)[:-1]
-        else:
-            scores = self.query(hidden_states)  # (R * L, 1)
-            weights = (scores - largest(scores.detach())[word]).exp()
-            pooled = (sums(hidden_states * weights) / sums(weights).clamp(min=1))[:-1]  # the largest weight is 1
-        return take(pooled.unflatten(0, lengths.shape), packing["vector"])
-
-
-def means_of_words(values: torch.Tensor, packing: Packing) -> torch.Tensor:
-    """The means `(B, S, D)` of each word's values in rows `(R, L, D)`; 0 after a text's last word."""
-    lengths, word = packing["lengths"], packing["word"].flatten()
-    sums = values.new_zeros(lengths.numel() + 1, values.shape[-1]).index_add(0, word, values.flatten(0, 1))
-    means = sums[:-1] / lengths.flatten().clamp(min=1).unsqueeze(1)
-    return take(means.unflatten(0, lengths.shape), packing["vector"])
-
-
-class EncodzallModel(EncodzallPreTrainedModel):
-    """The two encoders: bytes to one vector per word and one per text."""
+class EncodzallModel(EncodzallEncoders):
+    """The two encoders, from bytes to one vector per word and one per text."""
 
     _keys_to_ignore_on_load_unexpected = NO_ENCODER
     _can_record_outputs = {
@@ -121,27 +56,6 @@ class EncodzallModel(EncodzallPreTrainedModel):
 
     def __init__(self, config: EncodzallConfig):
         super().__init__(config)
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.embed_ngrams = make_ngram_embedding(config)
-        self.rotary = rotary_table(config)
-        attention = FORMS[config.attention_form]
-
-        def layers(count: int) -> nn.ModuleList:
-            return nn.ModuleList(
-                PreNormLayer(config, attention(config, i), learned_dropout=make_learned_dropout(config, i))
-                for i in range(count)
-            )
-
-        self.word_mask_attention = make_shared_mask_attention(config, 0)
-        self.word_encoder = layers(config.num_word_encoder_layers)
-        self.word_norm = make_norm(config)
-        self.word_pooling = WordPooling(config)
-        self.context_mask_attention = make_shared_mask_attention(config, 0)
-        self.context_encoder = layers(config.num_context_encoder_layers)
-        self.context_norm = make_norm(config)
-        self.text_embedding = make_text_embedding(config)
-        self.dropout = nn.Dropout(config.hidden_dropout)
-        self.gradient_checkpointing = False
         self.post_init()
 
     @merge_with_config_defaults
@@ -227,75 +141,6 @@ class EncodzallModel(EncodzallPreTrainedModel):
         self.text_embedding.fit(torch.cat(pooled), counts, smoothing)
         self.train(was_training)
 
-    def encode_words(self, input_ids: torch.Tensor, packing: Packing) -> Encoded:
-        """Encoder 1 and the pooling, on rows `(R, L, D)` in which no word sees another: vectors `(B, S, D)` of the
-        words of ids `(B, T)`, 0 after a text's last; and what each layer's masks cost `(B, K)`, a mean over the bytes
-        of each text, however often a word of it lies in the rows."""
-        ids, word, offset = take(input_ids, packing["source"]), packing["word"], packing["offset"]
-        if self.encodes_in_groups(offset):
-            rows, costs = in_groups(self.encode_rows, torch.arange(len(offset)), ids, word, offset)
-        else:
-            rows, costs = self.encode_rows(ids, word, offset)
-        penalties = [
-            None if cost is None else mean_of_text(means_of_words(cost, packing), packing["lengths"]) for cost in costs
-        ]
-        return self.word_pooling(rows, packing), penalties
-
-    def encodes_in_groups(self, values: torch.Tensor) -> bool:
-        """Whether rows of values `(B, T, ...)` go through a few at a time, which is faster on a CPU."""
-        # FSDP wants as many calls of a layer in every process.
-        alone = not (torch.distributed.is_available() and torch.distributed.is_initialized())
-        without_gradient = not (torch.is_grad_enabled() or self.training)
-        return without_gradient and alone and values.device.type == "cpu" and not is_tracing(values)
-
-    def encode_rows(self, ids: torch.Tensor, word: torch.Tensor, offset: torch.Tensor) -> Encoded:
-        """Encoder 1 on rows `(R, L)` of a [`Packing`]: `(R, L, D)`, and what each layer's masks cost `(R, L, K)`."""
-        rows = self.dropout(self.embed_in_words(ids, offset))
-        mask = sequence_mask(self.config, rows, is_causal=False, segments=word)
-        rotary = self.rotary(rows, offset)
-        deciding = self.word_mask_attention
-        shared_attention = None if deciding is None else deciding(rows, mask=mask)[0]
-        penalties: list[torch.Tensor | None] = []
-        for layer in self.word_encoder:
-            rows, costs = layer(rows, None, shared_attention, mask=mask, rotary=rotary)
-            penalties.append(costs)
-        return self.word_norm(rows), penalties
-
-    def encode_context(self, memory: torch.Tensor, word_mask: torch.Tensor, **kwargs: Any) -> Encoded:
-        """Encoder 2 on the words of texts `(B, S, D)`, of which `(B, S)` are real: `(B, S, D)`, 0 where none is; and
-        what each layer's masks cost `(B, K)`."""
-        mask = bidirectional_mask(self.config, memory, word_mask)
-        rotary = self.rotary(memory, torch.arange(memory.shape[1], device=memory.device).unsqueeze(0))
-        hidden_states = self.dropout(memory)
-        shared: dict[str, Any] = {"mask": mask, **kwargs}
-        deciding = self.context_mask_attention
-        shared_attention = None if deciding is None else deciding(hidden_states, **shared)[0]
-        penalties: list[torch.Tensor | None] = []
-        for layer in self.context_encoder:
-            hidden_states, costs = layer(hidden_states, None, shared_attention, rotary=rotary, **shared)
-            penalties.append(None if costs is None else mean_of_text(costs, word_mask))
-        return self.context_norm(hidden_states) * word_mask.unsqueeze(-1), penalties
-
-    def embed_in_words(self, ids: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
-        """Embeddings `(R, L, D)` of ids `(R, L)` at known offsets `(R, L)` in their words, and of the n-grams that end
-        with them in there."""
-        embeddings = self.embed_tokens(ids)
-        return embeddings if self.embed_ngrams is None else embeddings + self.embed_ngrams(ids, offset)
-
-
-def first_in_words(which: torch.Tensor, word_ids: torch.Tensor, num_words: int) -> torch.Tensor:
-    """The position `(B, T)` of the first id in each id's word for which `which` `(B, T)` is true; T if there is none.
-    `word_ids` `(B, T)` are -1 for padding and below `num_words`."""
-    positions = torch.arange(word_ids.shape[1], device=word_ids.device).expand_as(word_ids)
-    word = word_ids.where(which & (word_ids >= 0), num_words)
-    first = torch.full_like(word_ids[:, :1], word_ids.shape[1]).expand(-1, num_words + 1)
-    return first.scatter_reduce(1, word, positions, "amin").gather(1, word_ids.clamp(min=0))
-
-
-def mean_of_text(values: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """The mean over each text's words `(B, S, K)`, which count `(B, S)`: `(B, K)`."""
-    return (values * weights.unsqueeze(-1)).sum(1) / weights.sum(1, keepdim=True)
-
 
 class EncodzallForMaskedDenoising(EncodzallPreTrainedModel, EncodzallSpelling, EncodzallRepairs, GenerationMixin):
     """The encoders with both decoders: a masked or noisy text in, the clean text and its words out."""
@@ -313,8 +158,8 @@ class EncodzallForMaskedDenoising(EncodzallPreTrainedModel, EncodzallSpelling, E
         self.train()
 
     def train(self, mode: bool = True) -> "EncodzallForMaskedDenoising":
-        """As everywhere in torch. A decoder without a loss is frozen here, since DDP would wait for its gradient:
-        loading a checkpoint unfreezes everything, but ends with `eval()`."""
+        """Switch between training and evaluation as everywhere in torch. A decoder without a loss is frozen here, since
+        DDP would wait for its gradient: loading a checkpoint unfreezes everything, but ends with `eval()`."""
         if self.config.word_decoder == "own" and not self.config.word_loss_weight:
             self.word_decoder.requires_grad_(False)
         if not self.trains_sequence_decoder:
@@ -342,7 +187,7 @@ class EncodzallForMaskedDenoising(EncodzallPreTrainedModel, EncodzallSpelling, E
         return self.decoder
 
     def prepare_decoder_input_ids_from_labels(self, labels: torch.Tensor) -> torch.Tensor:
-        """Labels `(B, T)` moved right by one, after `decoder_start_token_id` where the text begins."""
+        """Return the labels `(B, T)` shifted right by one, with `decoder_start_token_id` where the text begins."""
         real = labels != IGNORED
         start = self.config.decoder_start_token_id
         assert start is not None
@@ -474,9 +319,10 @@ class EncodzallForMaskedDenoising(EncodzallPreTrainedModel, EncodzallSpelling, E
     def word_loss(
         self, memory: torch.Tensor, labels: torch.Tensor, spelling: Spelling, count: torch.Tensor | int
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        """Focal cross-entropy of every word's bytes and end, their logits `(N, V)`, and what LearnedDropout's masks
-        cost `(N, K)`, if there are any.
+        """Return the focal cross-entropy of every word's bytes and end, their logits `(N, V)`, and the penalties of
+        LearnedDropout's masks `(N, K)` if there are any.
 
+        The focal loss (Lin et al. 2017, 1708.02002) weights a symbol of probability p by (1 - p) ** `word_loss_gamma`.
         The words of the labels are those of the memory by their index, whatever became of their length.
         """
         logits, targets, penalties = self.spell(memory, labels, spelling)
@@ -487,9 +333,12 @@ class EncodzallForMaskedDenoising(EncodzallPreTrainedModel, EncodzallSpelling, E
 
 
 class EncodzallForMaskedLM(EncodzallPreTrainedModel, EncodzallSpelling):
-    """The encoders with the word decoder, for texts with masked characters. Logits `(B, T, V)` are those of each id,
-    given the vector of its word and the bytes before it in there: of `labels` where they have them, of the text
-    elsewhere, and where that has masks the likeliest, one after the other."""
+    """The encoders with the word decoder, for texts with masked characters.
+
+    Logits `(B, T, V)` are those of each id, given the vector of its word and the bytes before it in the word. These
+    bytes are those of `labels` where there are labels, and else those of the text. Masked bytes without a label are
+    filled with the likeliest, one after the other.
+    """
 
     _keys_to_ignore_on_load_unexpected = [r"^decoder\.", r"^gate\."]  # of the checkpoint of a denoising model
 
@@ -506,7 +355,8 @@ class EncodzallForMaskedLM(EncodzallPreTrainedModel, EncodzallSpelling):
         self.train()
 
     def train(self, mode: bool = True) -> "EncodzallForMaskedLM":
-        """As everywhere. What spelling does not use of a shared decoder is frozen, as in the denoising model."""
+        """Switch between training and evaluation as everywhere. What spelling does not use of a shared decoder is
+        frozen, as in the denoising model."""
         if self.config.word_decoder == "shared":
             self.decoder.freeze_queries()
         return super().train(mode)
@@ -561,6 +411,8 @@ class EncodzallForMaskedLM(EncodzallPreTrainedModel, EncodzallSpelling):
 
 
 class ClassificationHead(nn.Module):
+    """Dropout and a linear layer: features `(..., D)` to logits `(..., num_labels)`."""
+
     is_output = True
 
     def __init__(self, config: EncodzallConfig):
@@ -574,7 +426,7 @@ class ClassificationHead(nn.Module):
 
 
 class EncodzallForSequenceClassification(EncodzallPreTrainedModel):
-    """Logits `(B, num_labels)` from the embedding of the text."""
+    """The encoders with a head that classifies texts: logits `(B, num_labels)` from `pooler_output`."""
 
     _keys_to_ignore_on_load_unexpected = NO_ENCODER
 
@@ -607,8 +459,9 @@ class EncodzallForSequenceClassification(EncodzallPreTrainedModel):
 
 
 class EncodzallForTokenClassification(EncodzallPreTrainedModel):
-    """Predicts a label for each word. Logits `(B, T, num_labels)` and labels are per id, as collators, metrics and
-    pipelines expect: an id has the logits of its word. `word_logits` are per word, the end of the text last."""
+    """The encoders with a head that labels each word. Logits `(B, T, num_labels)` and labels are per id, as collators,
+    metrics and pipelines expect: an id has the logits of its word. `word_logits` are per word, the end of the text
+    last."""
 
     _keys_to_ignore_on_load_unexpected = NO_ENCODER
 

@@ -1,7 +1,7 @@
 """The language model on the codes of an FSQ tokenizer: the decoder-only transformer with embeddings of codes."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,7 +53,8 @@ class CodeTable:
         self.built: tuple[torch.Tensor, tuple[Any, ...], Any] | None = None  # codes, their version, what is made
 
     def __call__(self, codes: torch.Tensor, like: torch.Tensor | None = None) -> Any:
-        """What is made of `codes`, in the place of `like`, by default theirs and float32."""
+        """Return what `build` computes for `codes`, on the device and in the dtype of `like`; by default on the codes'
+        device, in float32."""
         place = (codes.device, torch.float32) if like is None else (like.device, like.dtype)
         if is_tracing(codes) or codes.is_inference():  # neither has a version to look at
             return self.build(*place)
@@ -99,7 +100,8 @@ class CodeEmbedding(nn.Module):
             self.register_buffer(name, values)
 
     def default_table(self, size: int, device: torch.device | None = None) -> dict[str, torch.Tensor]:
-        """Without a tokenizer the code of a token is its id, and its text the one byte `id mod 256`."""
+        """Return the table of a model without tokenizer: the code of a token is its id, and its text the one byte
+        `id mod 256`."""
         ids = torch.arange(size, device=device)
         coded = ids < self.num_coded
         first = ids.where(coded, 0) % 256
@@ -133,8 +135,8 @@ class CodeEmbedding(nn.Module):
             buffer[: len(values)] = values.to(buffer)
 
     def check_spellings(self, chunks: torch.Tensor, lengths: torch.Tensor) -> None:
-        """Raise ValueError if there are more tokens than rows, or if a table was taken in before in which ids had other
-        bytes than these."""
+        """Raise ValueError if there are more tokens than rows, or if the model already has a table in which ids have
+        other bytes."""
         size = len(self.lengths)
         if len(lengths) > size:
             raise ValueError(f"the tokenizer has {len(lengths):,} tokens, the model only {size:,} rows")
@@ -159,41 +161,43 @@ class CodeEmbedding(nn.Module):
         self.lengths = nn.functional.pad(self.lengths[:size], (0, added))
 
     def code_values(self, input_ids: torch.Tensor) -> torch.Tensor:
-        """Values `(..., n)`, float32, of the tokens' codes; from the encoder, with a gradient, in joint training."""
+        """Return the values `(..., n)`, float32, of the tokens' codes; in joint training from the encoder, with a
+        gradient."""
         if self.joint:
             return self.network.fsq(self.network.encoder(*self.spelling(input_ids)))[0]
         return self.code_table(self.codes)[input_ids]
 
     def build_value_table(self, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
-        """Values `(V, n)` of all codes; of tokens without one those of code 0."""
+        """Return the values `(V, n)` of all codes; tokens without one have those of code 0."""
         return self.fsq.values(self.fsq.digits(self.codes.clamp(min=0))).to(device, dtype)
 
     def spelling(self, input_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Bytes `(N, C)` and lengths `(N,)` of N tokens."""
+        """Return the bytes `(N, C)` and lengths `(N,)` of N tokens."""
         return self.chunks[input_ids].long(), self.lengths[input_ids]
 
     @torch.no_grad()
     def encode_tokens(self) -> torch.Tensor:
-        """The code index that the encoder gives each token that has a code, `(V - specials,)`, by batches."""
+        """Return the code index that the encoder gives each token that has a code, `(V - specials,)`, computed in
+        batches."""
         batches = (self.codes >= 0).nonzero().squeeze(1).split(4096)
         return torch.cat([self.network.encode(*self.spelling(batch)) for batch in batches])
 
     def forward(self, input_ids: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-        """The embeddings of tokens `(..., D)` plus those of their codes."""
+        """Return the embeddings of tokens `(..., D)` plus those of their codes."""
         if self.code_network is None:
             return rows
         return rows + self.added(input_ids.flatten(), rows.dtype).view_as(rows)
 
     def added(self, tokens: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        """The code embeddings of N tokens, `(N, D)`."""
+        """Return the code embeddings of N tokens, `(N, D)`."""
         assert self.code_network is not None
         embedded = self.code_network(self.code_values(tokens).to(dtype))
         return embedded.masked_fill((self.codes[tokens] < 0).unsqueeze(-1), 0)
 
     @torch.no_grad()
     def added_rows(self) -> torch.Tensor | None:
-        """The code embeddings of all tokens, `(V, D)`, as a lookup table. The table is stored until the codes or the
-        network differ from those it was made from, compared value by value; None where the network is not plain."""
+        """Return the code embeddings of all tokens, `(V, D)`, as a lookup table. The table is stored until the codes or
+        the network differ from those it was made from, compared value by value; None where the network is not plain."""
         device = self.codes.device
         network = None if self.joint else self.code_network
         layers = () if network is None else (network[0], network[2])
@@ -210,19 +214,19 @@ class CodeEmbedding(nn.Module):
         return self.made[1]
 
     def train(self, mode: bool = True) -> "CodeEmbedding":
-        """In training no table is stored, since the network changes."""
+        """Switch between training and evaluation. In training no table is stored, since the network changes."""
         if mode:
             self.made = None
         return super().train(mode)
 
     def spelling_loss(self, vectors: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-        """Nats `(N,)` of spelling N tokens from vectors `(N, D_latent)`; 0 for tokens without bytes."""
+        """Return the nats `(N,)` of spelling N tokens from vectors `(N, D_latent)`; 0 for tokens without bytes."""
         logits = self.network.decoder(vectors).transpose(1, 2).float()
         return nn.functional.cross_entropy(logits, self.targets(tokens), reduction="none").sum(-1)
 
     def targets(self, tokens: torch.Tensor) -> torch.Tensor:
-        """What spells N tokens: `(N, C)`, int64, their bytes, the end (256), then -100; that alone for tokens without
-        bytes."""
+        """Return the targets of spelling N tokens, `(N, C)`, int64: their bytes, the end (256), then -100; only -100
+        for tokens without bytes."""
         chunks, lengths = self.spelling(tokens)
         positions = torch.arange(chunks.shape[1], device=chunks.device)
         targets = chunks.where(positions < lengths.unsqueeze(1), END_CLASS)
@@ -235,7 +239,7 @@ def is_same(one: torch.Tensor, other: torch.Tensor) -> bool:
 
 
 class TokenEmbedding(nn.Embedding):
-    """Rows of tokens; whoever calls it gets them with what codes add, as inputs of the model.
+    """The embedding of tokens. A call returns token embeddings with what codes add, the inputs of the model.
 
     The model asks for `rows_only` and adds the rest itself: PEFT puts layers in place of this one that look rows up
     without calling it.
@@ -274,11 +278,12 @@ class FactorisedHead(nn.Module):
 
     @property
     def weight(self) -> torch.Tensor | None:
-        """`(V, D)`"""
+        """The weight `(V, D)` of the linear layer that gives the same logits."""
         return self.digit_table() @ self.columns
 
     def digit_table(self) -> torch.Tensor:
-        """`(V, sum(levels) + specials)`: which columns add up to a token's logit. Kept until codes change."""
+        """Return the table `(V, sum(levels) + specials)` of which columns add up to a token's logit; 1 or 0. It is kept
+        until the codes change."""
         return self.code_table(self.beside[0].codes, self.columns)
 
     def build_digit_table(self, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
@@ -310,10 +315,10 @@ class HierarchicalHead(FactorisedHead):
 
     @property
     def weight(self) -> None:
-        """Logits are no product with a matrix."""
+        """None: the logits are no product with a matrix."""
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """Logits `(..., V)`, float32, of hidden states `(..., D)`."""
+        """Return logits `(..., V)`, float32, of hidden states `(..., D)`."""
         scores = nn.functional.linear(hidden_states, self.columns)
         log_p = scores.new_zeros(*scores.shape[:-1], 1, dtype=torch.float32)  # of the root
         for digits, parents in self.code_table(self.beside[0].codes, self.columns):
@@ -343,7 +348,8 @@ class HierarchicalHead(FactorisedHead):
 
 
 def log_softmax_by(logits: torch.Tensor, groups: torch.Tensor, count: int) -> torch.Tensor:
-    """Log softmax of logits `(..., N)`, float32, over those of the same group `(N,)`, from 0 to `count` - 1."""
+    """Return the log softmax of logits `(..., N)`, float32, over those of the same group `(N,)`, from 0 to `count` -
+    1."""
     logits = logits.float()
     index = groups.expand_as(logits)
     shape = (*logits.shape[:-1], count)
@@ -372,7 +378,7 @@ class DecoderHead(nn.Module):
         self.code_table = CodeTable(self.build_spelling_table)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """Logits `(..., V)`, float32, of hidden states `(..., D)`."""
+        """Return logits `(..., V)`, float32, of hidden states `(..., D)`."""
         embedding, flat = self.beside[0], hidden_states.flatten(0, -2)
         places, columns, unreachable = self.code_table(embedding.codes)
         spelled = embedding.network.decoder(self.to_vector(flat))  # (N, C, 257)
@@ -399,10 +405,12 @@ HEADS = {"factorised": FactorisedHead, "hierarchical": HierarchicalHead, "decode
 
 
 class FSQPreTrainedModel(DecoderOnlyPreTrainedModel):
+    """Base class of the language model on codes: its configuration, and resizing."""
+
     config: FSQConfig  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def resize_token_embeddings(self, new_num_tokens: int | None = None, *args: Any, **kwargs: Any) -> nn.Embedding:
-        """As everywhere in transformers.
+        """Resize as everywhere in transformers.
 
         Raises:
             ValueError: with a head other than the tied one, whose logits are those of existing codes or spellings.
@@ -455,8 +463,8 @@ class FSQModel(FSQPreTrainedModel, DecoderOnlyModel):
         return super().embed(input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache)
 
     def added_rows(self, input_ids: torch.Tensor, cache: Any) -> torch.Tensor | None:
-        """What codes add to every row, which belongs to the cache: while texts are continued, weights stay what they
-        are. None where it has to be computed."""
+        """Return what codes add to every row of the embedding. The table belongs to the cache: while texts are
+        continued, weights do not change. None where it has to be computed."""
         if torch.is_autocast_enabled(input_ids.device.type):
             return None
         if not hasattr(cache, "added_rows"):
@@ -466,8 +474,12 @@ class FSQModel(FSQPreTrainedModel, DecoderOnlyModel):
         return cache.added_rows
 
     @torch.no_grad()
-    def load_tokenizer(self, tokenizer: Any) -> None:
+    def load_tokenizer(self, tokenizer: Any, missing_keys: Collection[str] | None = None) -> None:
         """Take codes and bytes, and, where the model holds the autoencoder, its weights from an `FSQTokenizer`.
+
+        Args:
+            missing_keys: of a model from a checkpoint, the weights that it lacked (`output_loading_info` of
+                `from_pretrained`): an autoencoder that is not among them may have been trained, and stays.
 
         Raises:
             ValueError: if its codes or its network are not of this configuration; or if the model has the table of a
@@ -477,7 +489,9 @@ class FSQModel(FSQPreTrainedModel, DecoderOnlyModel):
         self.check_network(tokenizer)
         self.code_embedding.check_spellings(chunks, lengths)
         self.code_embedding.set_table(torch.as_tensor(tokenizer.codes), chunks, lengths)
-        if self.config.has_autoencoder:
+        if self.config.has_autoencoder and (
+            missing_keys is None or any(".autoencoder." in key for key in missing_keys)
+        ):
             self.code_embedding.network.load_state_dict(tokenizer.autoencoder.state_dict())
 
     def check_network(self, tokenizer: Any) -> None:
@@ -523,9 +537,9 @@ class FSQForCausalLM(CausalLMHead, FSQPreTrainedModel, GenerationMixin):
             autoencoder.requires_grad_(False)
             autoencoder.decoder.requires_grad_(self.config.train_decoder)
 
-    def load_tokenizer(self, tokenizer: Any) -> None:
-        """Take codes, bytes and autoencoder from an `FSQTokenizer`."""
-        self.model.load_tokenizer(tokenizer)
+    def load_tokenizer(self, tokenizer: Any, missing_keys: Collection[str] | None = None) -> None:
+        """Take codes, bytes and autoencoder from an `FSQTokenizer`: see [`FSQModel.load_tokenizer`]."""
+        self.model.load_tokenizer(tokenizer, missing_keys)
 
     @property
     def further_losses(self) -> list[str]:

@@ -162,6 +162,8 @@ class VectorDecoder(nn.Module):
 
 
 class FSQAutoencoderPreTrainedModel(PreTrainedModel):
+    """Base class of the autoencoder: flags and initialisation."""
+
     config: FSQAutoencoderConfig
     base_model_prefix = "autoencoder"
     main_input_name = "input_ids"

@@ -129,14 +129,15 @@ class Recipe:
 
     def build_model(self, tokenizer: PreTrainedTokenizerBase | None, auto_class: type) -> Any:
         """The model to train: random weights from the current seed, or pretrained ones."""
-        config = self.build_config(tokenizer)
+        config, missing_keys = self.build_config(tokenizer), None
         if self.from_pretrained is None:
             model = auto_class.from_config(config)
         else:
-            model = auto_class.from_pretrained(self.from_pretrained, config=config)
+            model, loaded = auto_class.from_pretrained(self.from_pretrained, config=config, output_loading_info=True)
+            missing_keys = loaded["missing_keys"]
         if hasattr(model, "load_tokenizer"):
             try:
-                model.load_tokenizer(tokenizer)
+                model.load_tokenizer(tokenizer, missing_keys)
             except ValueError as error:
                 raise RecipeError(
                     f"data.tokenizer {self.tokenizer_name!r} is not that of the model: {error}"
