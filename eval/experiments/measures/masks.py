@@ -64,7 +64,8 @@ def measure(model: Any, tokenizer: Any, run: Path) -> dict[str, float]:
     """`mask_between`, and what `watch_gradients` says as `<rounded, scaled or open>_…`, on the first rows of half B:
     with masks as they are, with outputs multiplied by M itself, and with masks of 1. Without masks the three are one,
     `open_…`."""
-    data: Any = yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8"))["data"]
+    recipe: Any = yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8"))
+    data = recipe["data"]
     text = Path(data["validation_dataset"]).parent / "validation-b.jsonl"
     ids = read_rows(text, tokenizer, data["context_length"])[:ROWS].to(next(model.parameters()).device)
     look, measured, modules = watch_gradients(model.model.layers), {}, mask_modules(model)
