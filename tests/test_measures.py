@@ -13,7 +13,7 @@ from conftest import REPOSITORY
 sys.path.insert(0, str(REPOSITORY / "eval" / "experiments"))
 import context_cost
 import measure
-from measures import drafts, probes, realistic, robustness, segments
+from measures import drafts, masks, probes, realistic, robustness, segments
 from records import read_page, write_record
 from test_abstractinator import BYTES, build
 from test_experiments import make_record
@@ -314,3 +314,16 @@ def test_runs_of_either_noise_are_scored_on_the_same_noise(tmp_path):
         ]
         assert same == [noise == "realistic"] * 2
         assert trainer.model.config.word_loss_weight == 0.25
+
+
+def test_gradients_below_masks_of_a_toy_model(model, run):
+    (run / "held_out.jsonl").rename(run / "validation-b.jsonl")
+    config = {**model.config.to_dict(), "learned_dropout": "bernoulli", "learned_dropout_shift": 0.6}
+    masked = DecoderOnlyForCausalLM(DecoderOnlyConfig(**config)).eval()
+    masked.load_state_dict(model.state_dict(), strict=False)
+    metrics = masks.measure(masked, ByteTokenizer(), run)
+    plain = masks.measure(model.requires_grad_(), ByteTokenizer(), run)
+    assert metrics["open_stream_gradient"] == pytest.approx(plain["open_stream_gradient"], rel=1e-4)
+    assert metrics["scaled_stream_gradient"] != pytest.approx(metrics["open_stream_gradient"], rel=1e-3)
+    assert 0 < metrics["mask_between"] < 1 and "mask_between" not in plain
+    assert not any("round" in vars(module) for module in masks.mask_modules(masked))

@@ -19,6 +19,7 @@ from statistics import fmean
 from typing import Any
 
 import torch
+from measures.masks import mask_modules, share_between, watch_gradients
 from records import (
     REPOSITORY,
     RUN,
@@ -34,7 +35,7 @@ from records import (
 from torch import nn
 
 from latentlm import AREncoderDecoderConfig, AREncoderDecoderForCausalLM, DecoderOnlyConfig, DecoderOnlyForCausalLM
-from latentlm.models.block_learned_dropout import LearnedDropout, record_masks
+from latentlm.models.block_learned_dropout import record_masks
 
 PAGE = "inside"
 TEXT = "wikitext2/wiki.train.txt"
@@ -140,43 +141,15 @@ def masks(name: str, steps: int, seed: int) -> tuple[str, Any, dict[str, float]]
     torch.manual_seed(seed)
     model = DecoderOnlyForCausalLM(DecoderOnlyConfig(num_hidden_layers=4, **SIZES, **fields))
     if scales:
-        for module in model.modules():
-            if isinstance(module, LearnedDropout):
-                module.round = lambda probability: probability
-    sizes: dict[str, float] = {}
-    for i, layer in enumerate(model.model.layers):
-        layer.register_forward_hook(gradient_hook(sizes, f"below_{i}", True))
-        layer.mlp.register_forward_hook(gradient_hook(sizes, f"block_{i}", False))
-
-    def look() -> dict[str, float]:
-        top = sizes[f"above_{len(model.model.layers) - 1}"]
-        blocks = [sizes[name] for name in sizes if name.startswith("block")]
-        weights = [layer.mlp.up_proj.weight.grad.norm().item() for layer in model.model.layers]
-        return {
-            "stream_gradient": sizes["below_0"] / top,
-            "block_gradient": fmean(blocks) / top,
-            "weight_gradient": fmean(weights),
-        }
-
+        for module in mask_modules(model):
+            module.round = lambda probability: probability
+    look = watch_gradients(model.model.layers)
     with record_masks(model) as recorded:
         metrics = train(model, steps, look)
         if recorded:
-            values = torch.cat([mask.flatten() for mask in recorded.values()])
-            metrics["mean_mask"] = values.mean().item()
-            metrics["between"] = ((values > 0.1) & (values < 0.9)).float().mean().item()
+            metrics["mean_mask"] = torch.cat([mask.flatten() for mask in recorded.values()]).mean().item()
+            metrics["between"] = share_between(recorded.values())
     return label, model, metrics
-
-
-def gradient_hook(sizes: dict[str, float], name: str, both: bool) -> Callable[[Any, Any, Any], None]:
-    """A forward hook that writes the sizes of the gradients of a module's input and, if asked, output."""
-
-    def hook(_: Any, inputs: Any, output: Any) -> None:
-        inputs[0].register_hook(lambda gradient: sizes.update({name: gradient.norm().item()}))
-        if both:
-            above = name.replace("below", "above")
-            output[0].register_hook(lambda gradient: sizes.update({above: gradient.norm().item()}))
-
-    return hook
 
 
 MEASURES = {"embeddings": (embeddings, EMBEDDINGS), "masks": (masks, MASKS)}
