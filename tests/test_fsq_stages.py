@@ -167,6 +167,14 @@ def test_a_trained_autoencoder_is_continued(stages, tmp_path):
     assert torch.equal(encoder(None), untrained) and torch.equal(encoder(tmp_path), untrained)
 
 
+def test_an_autoencoder_saved_before_a_field_was_there_is_continued(stages):
+    """Its configuration, which a recipe takes over as it is, has the field's default."""
+    tokenizer = FSQTokenizer.from_pretrained(stages / "tokenizer")
+    assert tokenizer.autoencoder_config.pop("num_quantizers") == 1
+    recipe = load_recipe(stages / "language_model.yaml", {"from_pretrained": str(stages / "joint")})
+    assert recipe.build_model(tokenizer, AutoModelForCausalLM).config.has_autoencoder
+
+
 def test_the_rebuilt_table_has_new_codes_and_the_old_ids(stages):
     old, new = (FSQTokenizer.from_pretrained(stages / name) for name in ("joint", "rebuilt"))
     assert (old.vocabulary.version, new.vocabulary.version) == (1, 2)

@@ -498,7 +498,7 @@ class FSQModel(FSQPreTrainedModel, DecoderOnlyModel):
         """Raise ValueError if codes, or the network where the model holds it, are not those of the configuration."""
         own, fields = {"levels": list(self.code_embedding.fsq.levels)}, {"levels": list(tokenizer.levels)}
         if self.config.has_autoencoder and tokenizer.autoencoder_config is not None:
-            own |= self.config.autoencoder or {}
+            own |= own_fields(self.config.autoencoder_config)
             fields |= own_fields(FSQAutoencoderConfig(**tokenizer.autoencoder_config))
         for name, value in fields.items():
             if own[name] != value:
