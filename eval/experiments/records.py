@@ -252,14 +252,15 @@ def versions() -> dict[str, str]:
 
 
 def revision() -> tuple[str | None, bool]:
-    """Of the repository, and whether it has changes in what is tracked."""
+    """Of the repository, and whether it has changes in what is tracked, but for records, which no run reads."""
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(REPOSITORY), *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
 
     try:
-        return git("rev-parse", "HEAD"), bool(git("status", "--porcelain", "--untracked-files=no"))
+        changes = git("status", "--porcelain", "--untracked-files=no", "--", ".", f":!{RECORDS}")
+        return git("rev-parse", "HEAD"), bool(changes)
     except (OSError, subprocess.SubprocessError):
         return None, True
 
