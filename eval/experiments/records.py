@@ -259,7 +259,7 @@ def revision() -> tuple[str | None, bool]:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
 
     try:
-        changes = git("status", "--porcelain", "--untracked-files=no", "--", ".", f":!{RECORDS}")
+        changes = git("status", "--porcelain", "--untracked-files=no", "--", ".", f":(exclude){RECORDS}")
         return git("rev-parse", "HEAD"), bool(changes)
     except (OSError, subprocess.SubprocessError):
         return None, True
