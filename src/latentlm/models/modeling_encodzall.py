@@ -43,6 +43,7 @@ from .encodzall_base import (
 )
 from .encodzall_contrastive import ranking_loss
 from .encodzall_decoder import EncodzallDecoder
+from .encodzall_dictionary import Dictionary
 from .encodzall_embedding import make_text_embedding
 from .encodzall_masking import MASKS, WORD_MASK
 from .encodzall_packing import IGNORED, Packing, Spelling, pack_spelling
@@ -52,7 +53,7 @@ from .encodzall_spelling import EncodzallSpelling
 from .encodzall_words import NUM_BYTES, PAD, text_ids
 
 # What a checkpoint of the whole model has besides the encoders, which load without a warning.
-NO_ENCODER = [r"^decoder\.", r"^word_decoder\.", r"^lm_head\.", r"^gate\."]
+NO_ENCODER = [r"^decoder\.", r"^word_decoder\.", r"^lm_head\.", r"^gate\.", r"^dictionary\."]
 NO_EMBEDDINGS = "words are found, packed and compared by their bytes"
 SLOTS_TOGETHER = 2048
 """Of the rows that a CPU encodes at a time without a gradient: what lies between the layers then stays in its caches,
@@ -308,6 +309,7 @@ class EncodzallForMaskedDenoising(EncodzallPreTrainedModel, EncodzallSpelling, E
             self.word_decoder = EncodzallDecoder(config, one_word=True)
         if config.gate_loss_weight:
             self.gate = nn.Linear(config.hidden_size, 1)
+        self.dictionary = Dictionary(config.dictionary_bytes) if config.dictionary_bytes else None
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
         self.train()
@@ -491,7 +493,8 @@ class EncodzallForMaskedLM(EncodzallPreTrainedModel, EncodzallSpelling):
     given the vector of its word and the bytes before it in there: of `labels` where they have them, of the text
     elsewhere, and where that has masks the likeliest, one after the other."""
 
-    _keys_to_ignore_on_load_unexpected = [r"^decoder\.", r"^gate\."]  # of the checkpoint of a denoising model
+    # Of the checkpoint of a denoising model.
+    _keys_to_ignore_on_load_unexpected = [r"^decoder\.", r"^gate\.", r"^dictionary\."]
 
     def __init__(self, config: EncodzallConfig):
         super().__init__(config)
