@@ -14,6 +14,7 @@ import shutil
 import sys
 from collections import Counter, defaultdict
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from datasets import load_dataset
@@ -38,7 +39,8 @@ def words_of_dictionary(data: Path) -> list[str]:
     wiki = (data / "wikitext2" / "wiki.train.txt").read_text(encoding="utf-8").replace("<unk>", "")
     words = set(LETTERS.findall(wiki.lower()))
     counts: Counter[str] = Counter()
-    for book in load_dataset("parquet", data_files=str(data / "books" / "train-*.parquet"), split="train"):
+    books: Any = load_dataset("parquet", data_files=str(data / "books" / "train-*.parquet"), split="train")
+    for book in books:
         counts.update(LETTERS.findall(book["text"].lower()))
     words |= {word for word, count in counts.items() if count >= COMMON_IN_BOOKS}
     return sorted(word for word in words if len(word) > 1)

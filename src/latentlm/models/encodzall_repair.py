@@ -184,8 +184,8 @@ class EncodzallRepairs:
         Raises:
             ValueError: as [`denoise`]; if there is a dictionary without words.
         """
-        config = self.config
-        if not config.gate_loss_weight or config.edit_cost is None:
+        config, edit_cost = self.config, self.config.edit_cost
+        if not config.gate_loss_weight or edit_cost is None:
             raise ValueError(
                 f"`gate_loss_weight` is {config.gate_loss_weight} and `edit_cost` {config.edit_cost}, but repairs need "
                 "a gate and the noisy channel: set `edit_cost` in the configuration, in nats of an edit."
@@ -218,7 +218,7 @@ class EncodzallRepairs:
             return 0.0 if known is None or not whole[index] or known.knows(word) else unknown_odds
 
         def cost(index: int, new: str) -> float:
-            return config.edit_cost * count_edits(old_texts[index], new) + odds_if_unknown(index, new)
+            return edit_cost * count_edits(old_texts[index], new) + odds_if_unknown(index, new)
 
         def score(words: torch.Tensor, beginnings: torch.Tensor) -> torch.Tensor:
             return self.following_bytes(vectors[words.to(ids.device)], beginnings.to(ids.device)).cpu()
