@@ -3,11 +3,12 @@
 
 python eval/experiments/encodzall/repair.py runs/encodzall-wikitext2
 
-They are chosen on 200 validation sentences with the noise of training and 100 pieces of OCR of documents that were not
-trained on, all of them other texts than those that are scored: the threshold is the lowest at which at most 0.2 % of
-the correct characters of the sentences change and the OCR is no worse than before; first the cost, then the odds are
-those with which most wrong characters of the sentences are mended at that threshold. No misspelled words are chosen
-by. All is saved with the model in the run, and all numbers in `eval/records/encodzall`.
+They are chosen on 200 validation sentences with the noise of training, 100 pieces of OCR of documents that were not
+trained on, and 400 misspelled words by themselves, of the lists that were trained on, all of them other texts than
+those that are scored. The threshold is the lowest at which at most 0.2 % of the correct characters of each kind change.
+The cost is that with which, without a dictionary, most wrong characters of the sentences are mended; the odds those
+with which most are mended in sentences and words, on average. All is saved with the model in the run, and all numbers
+in `eval/records/encodzall`.
 """
 
 import json
@@ -34,6 +35,7 @@ from measures.repair import (
     error_rate,
     noisy_of,
     read_pairs,
+    read_rows,
     read_sentences,
 )
 from one_run import CURVES, FLOPS_METHOD, last_evaluation, last_logged, seen
@@ -48,8 +50,12 @@ from latentlm.runs.run_folder import read_metrics
 FIGURE = Path(__file__).parents[3] / "docs" / "results" / "figures" / "encodzall-repair.png"
 MOST_CHANGED = 0.002  # of the characters that are right
 COSTS = (0.0, 1.0)
-UNKNOWN_WORD_ODDS = (2.0, 4.0, 6.0)  # beside 0
+UNKNOWN_WORD_ODDS = (4.0, 5.0, 6.0)
 VALIDATION_PIECES = 100  # of OCR
+MISSPELLINGS = (
+    ("cer_misspelled_words_by_people", "misspellings_human.jsonl", "correction"),
+    ("cer_misspelled_words_codespell", "misspellings_codespell.jsonl", "corrections"),
+)
 THRESHOLDS = np.arange(0, 8, 0.05)
 BATCH = 32
 
@@ -98,10 +104,6 @@ class Judged:
         edits = self.edits[self.scores > threshold]
         return float(edits[edits > 0].sum() / self.right)
 
-    def gain(self, threshold: float) -> float:
-        """Share of the wrong characters by which there are fewer after these repairs."""
-        return float(-self.edits[self.scores > threshold].sum() / max(self.errors, 1))
-
     def mended_per_broken(self, threshold: float) -> float:
         """Words that come nearer for each that comes further away; as if at least one were broken."""
         edits = self.edits[self.scores > threshold]
@@ -118,31 +120,34 @@ def repairs_of(model: Any, texts: list[str]) -> list[list[Repair]]:
     return [found[i] for i in range(len(texts))]
 
 
-def choose(model: Any, sentences: Pairs, ocr: Pairs) -> dict[str, float]:
-    """Sets the cost of an edit, the odds of unknown words and the threshold; the recall with each that was tried."""
-    config = model.config
-    tried: dict[tuple[float, float], tuple[float, float]] = {}
+def choose(model: Any, sentences: Pairs, *others: Pairs) -> dict[str, float]:
+    """Sets the cost of an edit, the odds of unknown words and the threshold; the recall with each that was tried. The
+    last of the other kinds are words by themselves."""
+    config, tried = model.config, {}
 
-    def attempt(cost: float, odds: float) -> None:
-        config.edit_cost, config.unknown_word_odds = cost, odds
-        of_sentences, of_ocr = (Judged.of(repairs_of(model, noisy), noisy, clean) for noisy, clean in (sentences, ocr))
-        allowed = (t for t in THRESHOLDS if of_sentences.changed(t) <= MOST_CHANGED and of_ocr.gain(t) >= 0)
+    def attempt(*kinds: Pairs) -> tuple[list[float], float]:
+        judged = [Judged.of(repairs_of(model, noisy), noisy, clean) for noisy, clean in kinds]
+        allowed = (t for t in THRESHOLDS if all(one.changed(t) <= MOST_CHANGED for one in judged))
         threshold = float(next(allowed))
-        tried[cost, odds] = (of_sentences.recall(threshold), threshold)
-        print(f"edit_cost {cost}, unknown_word_odds {odds}: recall, threshold {tried[cost, odds]}", flush=True)
+        recalls = [one.recall(threshold) for one in judged]
+        print(f"{config.edit_cost=} {config.unknown_word_odds=} {threshold=:.2f} {recalls=}", flush=True)
+        return recalls, threshold
 
-    for cost in COSTS:
-        attempt(cost, 0.0)
-    best, _ = max(tried, key=lambda one: tried[one])
-    for odds in UNKNOWN_WORD_ODDS:
-        attempt(best, odds)
-    chosen = max(tried, key=lambda one: tried[one])
-    config.edit_cost, config.unknown_word_odds = chosen
-    config.denoise_threshold = round(tried[chosen][1], 2)
-    of_costs = {f"validation_mended_with_edit_cost_{cost:g}": tried[cost, 0.0][0] for cost in COSTS}
-    return of_costs | {
-        f"validation_mended_with_unknown_word_odds_{odds:g}": tried[best, odds][0] for odds in UNKNOWN_WORD_ODDS
-    }
+    config.unknown_word_odds = 0.0
+    for config.edit_cost in COSTS:
+        [recall], _ = attempt(sentences)
+        tried[f"edit_cost_{config.edit_cost:g}"] = recall, config.edit_cost
+    _, config.edit_cost = max(tried.values())
+    by_odds = {}
+    for config.unknown_word_odds in UNKNOWN_WORD_ODDS:
+        recalls, threshold = attempt(sentences, *others)
+        by_odds[f"unknown_word_odds_{config.unknown_word_odds:g}"] = (
+            (recalls[0] + recalls[-1]) / 2,
+            config.unknown_word_odds,
+            round(threshold, 2),
+        )
+    _, config.unknown_word_odds, config.denoise_threshold = max(by_odds.values())
+    return {f"validation_mended_with_{name}": values[0] for name, values in (tried | by_odds).items()}
 
 
 def repairs_of_speller(speller: DictionarySpeller, texts: list[str]) -> list[list[Repair]]:
@@ -165,14 +170,24 @@ def ocr_pieces(data: Path, of_book: bool) -> dict[str, str]:
     return {piece["ocr"]: piece["gt"] for piece in pieces if (piece["doc"] == BOOK) == of_book}
 
 
-def validation(data: Path) -> tuple[Pairs, Pairs]:
-    """Sentences with noise, and OCR of documents that were not trained on; none that is scored."""
+def validation(data: Path) -> list[Pairs]:
+    """Sentences with noise, OCR of documents that were not trained on, and misspelled words of the lists; none that is
+    scored, nor another misspelling of a word that is."""
     sentences = read_sentences(data, 2 * TEXTS)[1::2]
     noisy = [noisy_of(sentence, 10_000 + key) for key, sentence in enumerate(sentences)]
-    scored = {*read_pairs(data, TEXTS)["cer_ocr_english_icdar_2017"][0]}
+    texts = read_pairs(data, TEXTS)
+    scored = {*texts["cer_ocr_english_icdar_2017"][0]}
     pieces = [(ocr, clean) for ocr, clean in ocr_pieces(data, of_book=False).items() if ocr not in scored]
     spread = [pieces[i * len(pieces) // VALIDATION_PIECES] for i in range(VALIDATION_PIECES)]
-    return (noisy, sentences), ([ocr for ocr, _ in spread], [clean for _, clean in spread])
+    goals = {goal.lower() for kind, _, _ in MISSPELLINGS for goal in texts[kind][1]}
+    words: Pairs = [], []
+    for _, name, clean in MISSPELLINGS:
+        rows = zip(*read_rows(data, name, "misspelling", clean, 3 * TEXTS), strict=True)
+        rows = [row for row in rows if row[1].lower() not in goals]
+        for misspelled, goal in (rows[i * len(rows) // TEXTS] for i in range(TEXTS)):
+            words[0].append(misspelled)
+            words[1].append(goal)
+    return [(noisy, sentences), ([ocr for ocr, _ in spread], [clean for _, clean in spread]), words]
 
 
 def seconds(function: Any) -> float:

@@ -44,8 +44,8 @@ class EncodzallConfig(LearnedDropoutConfig, NgramEmbeddingConfig):
         denoise_threshold: nats by which a repair has to be likelier than the word as it is; the default of `denoise`.
         dictionary_bytes: size of the words of the language that a checkpoint carries for `denoise`; 0 for none.
             `set_dictionary` sets it with them.
-        unknown_word_odds: nats by which a repair is likelier that makes a known word of an unknown one, and less likely
-            that makes an unknown word of a known one; 0 without a dictionary.
+        unknown_word_odds: nats by which a repair of a word by itself is likelier that makes a known word of an unknown
+            one, and less likely that does the reverse; among n words, by the root of n less. 0 without a dictionary.
         word_loss_gamma: exponent of the focal loss, (1 - p)^gamma CE; 0 is plain cross-entropy.
         contrastive_scale: factor of the cosines in the contrastive loss.
         contrastive_symmetric: whether clean texts are also ranked against noisy ones.

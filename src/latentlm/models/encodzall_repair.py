@@ -4,11 +4,12 @@
 
 The first two are the gate's, which sees the noisy text as the word decoder does: with the third they are
 log p(new | text) - log p(old | text), where a word that is kept costs nothing to spell. The last is an edit model. With
-a dictionary, which knows words that were seen in far more text, a factor is added,
+a dictionary a factor is added, in a text of n words
 
-    unknown_word_odds * (known(new) - known(old)),
+    unknown_word_odds / sqrt(n) * (known(new) - known(old)),
 
-and the words near an unknown one are candidates beside those of the beam search.
+and the words near an unknown one are candidates beside those of the beam search. The root is measured, not derived: the
+more words stand around one, the better the gate tells by itself whether it is right.
 """
 
 from collections.abc import Callable, Iterable
@@ -179,7 +180,7 @@ class EncodzallRepairs:
         """Of each text, in order, the words for which another spelling is likelier by more than `threshold` nats, with
         the likeliest that a beam search finds, or that the dictionary has near an unknown word: what `denoise` writes.
         Only words whose odds are above the threshold are searched, since no spelling adds to them: the gate's, and
-        `unknown_word_odds` where the dictionary does not know a word.
+        those of a word that the dictionary does not know.
 
         Raises:
             ValueError: as [`denoise`]; if there is a dictionary without words.
@@ -203,7 +204,8 @@ class EncodzallRepairs:
         odds = self.gate(memory).squeeze(-1).float()  # (B, S)
         starts = encoded.word_positions.tolist()
         known: Words | None = None if self.dictionary is None else self.dictionary.read()
-        unknown_odds = 0.0 if known is None else config.unknown_word_odds
+        num_words = encoded.word_mask.sum(1, keepdim=True) - 1  # (B, 1), without the end
+        unknown_odds = num_words.clamp(min=1).float().rsqrt() * (0.0 if known is None else config.unknown_word_odds)
         is_open = (encoded.word_mask & (odds + unknown_odds > threshold)).nonzero().tolist()
         spans = [(b, s, starts[b][s], starts[b][s + 1]) for b, s in is_open if starts[b][s] < len(data[b])]  # no end
         if not spans:
@@ -212,10 +214,10 @@ class EncodzallRepairs:
         old = [data[b][start:end] for b, _, start, end in spans]
         old_texts = [word.decode(errors="replace") for word in old]
         # The parts of a word that is too long are no words that a dictionary has.
-        whole = [is_whole(data[b], start, end) for b, _, start, end in spans]
+        factors = [unknown_odds[b].item() * is_whole(data[b], start, end) for b, _, start, end in spans]
 
         def odds_if_unknown(index: int, word: str) -> float:
-            return 0.0 if known is None or not whole[index] or known.knows(word) else unknown_odds
+            return 0.0 if known is None or known.knows(word) else factors[index]
 
         def cost(index: int, new: str) -> float:
             return edit_cost * count_edits(old_texts[index], new) + odds_if_unknown(index, new)
