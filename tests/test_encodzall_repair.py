@@ -161,7 +161,7 @@ def test_a_dictionary_packs_knows_and_finds_its_words():
 
 def test_the_words_of_a_dictionary_are_scored_as_if_each_was_tried_alone(monkeypatch):
     odds, text = 60.0, "som Brigde to BAAD, whers I read\n"
-    model = with_dictionary(odds=odds)
+    model = with_dictionary(odds=odds * math.sqrt(7))  # its words
     with torch.no_grad():
         encoded = model.model(**encode([text]))
         gate = model.gate(encoded.last_hidden_state)[0, :, 0]
@@ -197,12 +197,16 @@ def test_without_odds_a_dictionary_changes_nothing_and_it_never_touches_what_it_
     texts = [*ODD, "Some words here, bridges", "brigde"]
     assert with_dictionary(odds=0.0).find_repairs(texts) == gated(20.0).find_repairs(texts)
     assert with_dictionary().denoise(texts, threshold=math.inf) == texts
-    model = with_dictionary(bias=-5.0)  # closed, but for unknown words
+    model = with_dictionary(bias=-5.0, odds=60.0)  # closed, but for unknown words
     kept = ["Some words here, BRIDGES", "a 12 x.", "", "  ", "read\nwhere "]
     assert model.denoise(kept, threshold=0.0) == kept
-    high = model.find_repairs(texts, 6.0)
     low = model.find_repairs(texts)
-    assert high == [[r for r in repairs if r.score > 6.0] for repairs in low] and any(high) and high != low
+    scores = sorted(repair.score for repairs in low for repair in repairs)
+    threshold = scores[len(scores) // 2]
+    assert [[r.new for r in repairs] for repairs in model.find_repairs(texts, threshold + 1e-3)] == [
+        [r.new for r in repairs if r.score > threshold + 1e-3] for repairs in low
+    ]
+    assert scores[0] < threshold < scores[-1]
     long = "internationalisation of some"  # cut into parts, which are no words
     assert not any(repair.start < long.index("of") for repair in model.find_repairs([long])[0])
 
