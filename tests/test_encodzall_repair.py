@@ -176,8 +176,13 @@ def test_the_words_of_a_dictionary_are_scored_as_if_each_was_tried_alone(monkeyp
         known = read_words(pack_words(WORDS))
         score = gate[word].item() + odds * (known.knows(new) - known.knows(old)) - 0.5 * count_edits(old, new)
         assert repair.score == pytest.approx(score + log_p(word, new), abs=1e-3)
-    expected = []
-    monkeypatch.setattr(encodzall_repair, "search_repairs", lambda words, odds, best, *others: best)
+    expected, costs = [], []
+
+    def search_nothing(words, odds, best, score, cost, *others):
+        costs.extend(cost(words.index(b"som "), new) for new in ("somme ", "some ", "so "))
+        return best
+
+    monkeypatch.setattr(encodzall_repair, "search_repairs", search_nothing)
     for old, letters, case in (
         ("som ", "som", str),
         ("Brigde ", "Brigde", str.capitalize),
@@ -190,6 +195,7 @@ def test_the_words_of_a_dictionary_are_scored_as_if_each_was_tried_alone(monkeyp
         best = max(range(len(near)), key=scores.__getitem__)
         expected.append((text.index(old), spelled[best].encode(), pytest.approx(scores[best], abs=1e-3)))
     found = [(repair.start, repair.new, repair.score) for repair in model.find_repairs([text])[0]]
+    assert costs == pytest.approx([1.0 + odds, 0.5, 0.5])  # what is not known costs as much as it would gain
     assert found[:3] == expected and [start for start, _, _ in found[3:]] == [text.index("whers")]
 
 

@@ -5,10 +5,10 @@ python eval/experiments/encodzall/repair.py runs/encodzall-wikitext2
 
 They are chosen on 200 validation sentences with the noise of training, 100 pieces of OCR of documents that were not
 trained on, and 400 misspelled words by themselves, of the lists that were trained on, all of them other texts than
-those that are scored. The threshold is the lowest at which at most 0.2 % of the correct characters of each kind change.
-The cost is that with which, without a dictionary, most wrong characters of the sentences are mended; the odds those
-with which most are mended in sentences and words, on average. All is saved with the model in the run, and all numbers
-in `eval/records/encodzall`.
+those that are scored. The threshold is the lowest at which at most 0.2 % of the correct characters of sentences and of
+OCR change and at least five of the words are mended for each that is broken. The cost is that with which, without a
+dictionary, most wrong characters of the sentences are mended; the odds those with which most are mended in sentences
+and words, on average. All is saved with the model in the run, and all numbers in `eval/records/encodzall`.
 """
 
 import json
@@ -48,7 +48,8 @@ from latentlm.runs import load_recipe
 from latentlm.runs.run_folder import read_metrics
 
 FIGURE = Path(__file__).parents[3] / "docs" / "results" / "figures" / "encodzall-repair.png"
-MOST_CHANGED = 0.002  # of the characters that are right
+MOST_CHANGED = 0.002  # of the characters of running text that are right
+LEAST_MENDED = 5  # words by themselves, for each that is broken
 COSTS = (0.0, 1.0)
 UNKNOWN_WORD_ODDS = (4.0, 5.0, 6.0)
 VALIDATION_PIECES = 100  # of OCR
@@ -120,15 +121,19 @@ def repairs_of(model: Any, texts: list[str]) -> list[list[Repair]]:
     return [found[i] for i in range(len(texts))]
 
 
-def choose(model: Any, sentences: Pairs, *others: Pairs) -> dict[str, float]:
-    """Sets the cost of an edit, the odds of unknown words and the threshold; the recall with each that was tried. The
-    last of the other kinds are words by themselves."""
+def choose(model: Any, sentences: Pairs, ocr: Pairs, words: Pairs) -> dict[str, float]:
+    """Sets the cost of an edit, the odds of unknown words and the threshold; the recall with each that was tried."""
     config, tried = model.config, {}
 
     def attempt(*kinds: Pairs) -> tuple[list[float], float]:
         judged = [Judged.of(repairs_of(model, noisy), noisy, clean) for noisy, clean in kinds]
-        allowed = (t for t in THRESHOLDS if all(one.changed(t) <= MOST_CHANGED for one in judged))
-        threshold = float(next(allowed))
+        running, alone = judged[:2], judged[2:]
+        threshold = next(
+            float(t)
+            for t in THRESHOLDS
+            if all(one.changed(t) <= MOST_CHANGED for one in running)
+            and all(one.mended_per_broken(t) >= LEAST_MENDED for one in alone)
+        )
         recalls = [one.recall(threshold) for one in judged]
         print(f"{config.edit_cost=} {config.unknown_word_odds=} {threshold=:.2f} {recalls=}", flush=True)
         return recalls, threshold
@@ -140,7 +145,7 @@ def choose(model: Any, sentences: Pairs, *others: Pairs) -> dict[str, float]:
     _, config.edit_cost = max(tried.values())
     by_odds = {}
     for config.unknown_word_odds in UNKNOWN_WORD_ODDS:
-        recalls, threshold = attempt(sentences, *others)
+        recalls, threshold = attempt(sentences, ocr, words)
         by_odds[f"unknown_word_odds_{config.unknown_word_odds:g}"] = (
             (recalls[0] + recalls[-1]) / 2,
             config.unknown_word_odds,
