@@ -789,6 +789,8 @@ ARCHITECTURES = [
             "gate_loss_weight": "test_encodzall_repair.py: the gate's loss",
             "edit_cost": "test_encodzall_repair.py: scores",
             "denoise_threshold": "test_encodzall_repair.py: thresholds",
+            "dictionary_bytes": "test_encodzall_repair.py: the dictionary",
+            "unknown_word_odds": "test_encodzall_repair.py: the dictionary",
             "text_ngrams": "test_encodzall_embedding.py: beside the other outputs",
             "text_prefixes": "test_encodzall_embedding.py",
             "text_ngram_buckets": "test_encodzall_embedding.py",

@@ -12,7 +12,8 @@ from huggingface_hub.errors import StrictDataclassClassValidationError
 from test_encodzall_training import make_trainer
 from torch import nn
 
-from latentlm.models.encodzall_repair import count_edits
+from latentlm.models import encodzall_repair
+from latentlm.models.encodzall_dictionary import count_edits, pack_words, read_words
 from latentlm.models.encodzall_words import EOS, find_words
 from latentlm.training.noise import NoiseTables, corrupt_texts, default_tables, draw_noise
 from latentlm.training.randomness import row_keys
@@ -127,6 +128,112 @@ def test_repairs_refuse_what_makes_no_sense():
         gated(word_decoder="none")
     with pytest.raises(StrictDataclassClassValidationError, match=r"`denoise_threshold` is -1.0"):
         gated(denoise_threshold=-1.0)
+
+
+# ---- The dictionary ----
+
+WORDS = ["are", "bad", "bride", "bridge", "bridges", "her", "here", "read", "some", "there", "where", "words", "würde"]
+
+
+def with_dictionary(bias: float = 20.0, odds: float = 20.0, **fields):
+    model = gated(bias, **fields)
+    model.set_dictionary(WORDS, odds)
+    return model
+
+
+def test_a_dictionary_packs_knows_and_finds_its_words():
+    generator = np.random.default_rng(0)
+    many = {"".join(generator.choice([*"abcé"], generator.integers(1, 7))) for _ in range(300)} | {"a" * 40, "a" * 60}
+    words = read_words(pack_words(many))
+    assert words.words == sorted(many)
+    for word in [*sorted(many)[::20], "abcd", "zzz"]:
+        for most in (1, 2):
+            assert words.near(word, most) == [other for other in sorted(many) if count_edits(word, other) <= most]
+    words = read_words(pack_words(WORDS))
+    for known in ("Some words", "HERE,", "x2-of 12", "", "würde\n", "bridge's"):
+        assert words.knows(known)
+    for unknown in ("Somme", "words whrds", "wurde"):
+        assert not words.knows(unknown)
+    assert words.respell("(Brigde), ") == ["(Bride), ", "(Bridge), ", "(Bridges), "]
+    assert words.respell("WRDS") == ["WORDS"]
+    assert words.respell("brigde wrods") == words.respell("12") == words.respell("hxxe") == []
+
+
+def test_the_words_of_a_dictionary_are_scored_as_if_each_was_tried_alone(monkeypatch):
+    odds, text = 60.0, "som Brigde to BAAD, whers I read\n"
+    model = with_dictionary(odds=odds * math.sqrt(7))  # its words
+    with torch.no_grad():
+        encoded = model.model(**encode([text]))
+        gate = model.gate(encoded.last_hidden_state)[0, :, 0]
+    starts = encoded.word_positions[0].tolist()
+
+    def log_p(word: int, new: str) -> float:
+        vector = encoded.last_hidden_state[0, word : word + 1]
+        return model.word_log_probabilities(vector, torch.tensor([[*new.encode()]]).long().reshape(1, -1)).item()
+
+    for repair in model.find_repairs([text])[0]:  # with those of the beam search
+        word, old, new = starts.index(repair.start), text[repair.start : repair.end], repair.new.decode()
+        known = read_words(pack_words(WORDS))
+        score = gate[word].item() + odds * (known.knows(new) - known.knows(old)) - 0.5 * count_edits(old, new)
+        assert repair.score == pytest.approx(score + log_p(word, new), abs=1e-3)
+    expected, costs = [], []
+
+    def search_nothing(words, odds, best, score, cost, *others):
+        costs.extend(cost(words.index(b"som "), new) for new in ("somme ", "some ", "so "))
+        return best
+
+    monkeypatch.setattr(encodzall_repair, "search_repairs", search_nothing)
+    for old, letters, case in (
+        ("som ", "som", str),
+        ("Brigde ", "Brigde", str.capitalize),
+        ("BAAD, ", "BAAD", str.upper),
+    ):
+        word = starts.index(text.index(old))
+        near = [new for new in WORDS if count_edits(letters.lower(), new) <= 1 + (len(letters) >= 5)]
+        spelled = [old.replace(letters, case(new)) for new in near]
+        scores = [gate[word].item() + odds + log_p(word, new) - 0.5 * count_edits(old, new) for new in spelled]
+        best = max(range(len(near)), key=scores.__getitem__)
+        expected.append((text.index(old), spelled[best].encode(), pytest.approx(scores[best], abs=1e-3)))
+    found = [(repair.start, repair.new, repair.score) for repair in model.find_repairs([text])[0]]
+    assert costs == pytest.approx([1.0 + odds, 0.5, 0.5])  # what is not known costs as much as it would gain
+    assert found[:3] == expected and [start for start, _, _ in found[3:]] == [text.index("whers")]
+
+
+def test_without_odds_a_dictionary_changes_nothing_and_it_never_touches_what_it_knows():
+    texts = [*ODD, "Some words here, bridges", "brigde"]
+    assert with_dictionary(odds=0.0).find_repairs(texts) == gated(20.0).find_repairs(texts)
+    assert with_dictionary().denoise(texts, threshold=math.inf) == texts
+    model = with_dictionary(bias=-5.0, odds=60.0)  # closed, but for unknown words
+    kept = ["Some words here, BRIDGES", "a 12 x.", "", "  ", "read\nwhere "]
+    assert model.denoise(kept, threshold=0.0) == kept
+    low = model.find_repairs(texts)
+    scores = sorted(repair.score for repairs in low for repair in repairs)
+    threshold = scores[len(scores) // 2]
+    assert [[r.new for r in repairs] for repairs in model.find_repairs(texts, threshold + 1e-3)] == [
+        [r.new for r in repairs if r.score > threshold + 1e-3] for repairs in low
+    ]
+    assert scores[0] < threshold < scores[-1]
+    long = "internationalisation of some"  # cut into parts, which are no words
+    assert not any(repair.start < long.index("of") for repair in model.find_repairs([long])[0])
+
+
+def test_a_dictionary_travels_with_the_checkpoint_and_refuses_other_words(tmp_path):
+    model = with_dictionary()
+    model.save_pretrained(tmp_path)
+    again = type(model).from_pretrained(tmp_path, dtype=torch.bfloat16)
+    assert again.dictionary.read().words == WORDS and again.config.unknown_word_odds == 20.0
+    texts = ["brigde and wrods"]
+    assert type(model).from_pretrained(tmp_path).find_repairs(texts) == model.find_repairs(texts)
+    for words, message in ((["Big"], "`words` have 'Big'"), (["a b"], "letters alone"), ([], "`words` are none")):
+        with pytest.raises(ValueError, match=message):
+            model.set_dictionary(words, 1.0)
+    for odds in (-1.0, math.nan):
+        with pytest.raises(ValueError, match=r"`unknown_word_odds` is .*, but it must be at least 0"):
+            model.set_dictionary(["a"], odds)
+    with pytest.raises(StrictDataclassClassValidationError, match=r"`unknown_word_odds` is -1.0"):
+        gated(unknown_word_odds=-1.0)
+    with pytest.raises(ValueError, match="`dictionary_bytes` has no words"):
+        gated(dictionary_bytes=8).denoise(["a"])
 
 
 REPAIR = """

@@ -1,11 +1,14 @@
-"""How well a run of `hub_configs/encodzall-wikitext2` repairs, and the figure of it; chooses `edit_cost` and
-`denoise_threshold`.
+"""How well a run of `hub_configs/encodzall-wikitext2` repairs, and the figure of it; gives it a dictionary, and chooses
+`edit_cost`, `unknown_word_odds` and `denoise_threshold`.
 
 python eval/experiments/encodzall/repair.py runs/encodzall-wikitext2
 
-Both are chosen on 200 validation sentences (not those that are scored), with the noise of training: the threshold is
-the lowest at which at most 0.2 % of the correct characters change, the cost that with which most wrong ones are mended
-at that threshold. They are written to the model's `config.json`, and all numbers to `eval/records/encodzall`.
+They are chosen on 200 validation sentences with the noise of training, 100 pieces of OCR of documents that were not
+trained on, and 400 misspelled words by themselves, of the lists that were trained on, all of them other texts than
+those that are scored. The threshold is the lowest at which at most 0.2 % of the correct characters of sentences and of
+OCR change and at least five of the words are mended for each that is broken. The cost is that with which, without a
+dictionary, most wrong characters of the sentences are mended; the odds those with which most are mended in sentences
+and words, on average. All is saved with the model in the run, and all numbers in `eval/records/encodzall`.
 """
 
 import json
@@ -32,11 +35,12 @@ from measures.repair import (
     error_rate,
     noisy_of,
     read_pairs,
+    read_rows,
     read_sentences,
 )
 from one_run import CURVES, FLOPS_METHOD, last_evaluation, last_logged, seen
 from records import Record, corpora, count_parameters, curves, machine, portable, revision, versions, write_record
-from repair_data import BOOK
+from repair_data import BOOK, words_of_dictionary
 
 from latentlm import EncodzallForMaskedDenoising
 from latentlm.models.encodzall_repair import Repair, apply_repairs
@@ -44,10 +48,19 @@ from latentlm.runs import load_recipe
 from latentlm.runs.run_folder import read_metrics
 
 FIGURE = Path(__file__).parents[3] / "docs" / "results" / "figures" / "encodzall-repair.png"
-MOST_CHANGED = 0.002  # of the characters that are right
+MOST_CHANGED = 0.002  # of the characters of running text that are right
+LEAST_MENDED = 5  # words by themselves, for each that is broken
 COSTS = (0.0, 1.0)
+UNKNOWN_WORD_ODDS = (4.0, 5.0, 6.0)
+VALIDATION_PIECES = 100  # of OCR
+MISSPELLINGS = (
+    ("cer_misspelled_words_by_people", "misspellings_human.jsonl", "correction"),
+    ("cer_misspelled_words_codespell", "misspellings_codespell.jsonl", "corrections"),
+)
 THRESHOLDS = np.arange(0, 8, 0.05)
 BATCH = 32
+
+Pairs = tuple[list[str], list[str]]  # noisy texts and clean ones
 
 
 @dataclass
@@ -108,17 +121,38 @@ def repairs_of(model: Any, texts: list[str]) -> list[list[Repair]]:
     return [found[i] for i in range(len(texts))]
 
 
-def choose(model: Any, noisy: list[str], clean: list[str]) -> dict[float, float]:
-    """Sets the cost of an edit and the threshold; the recall of each cost that was tried."""
-    tried = {}
-    for cost in COSTS:
-        model.config.edit_cost = cost
-        judged = Judged.of(repairs_of(model, noisy), noisy, clean)
-        threshold = next(float(t) for t in THRESHOLDS if judged.changed(t) <= MOST_CHANGED)
-        tried[cost] = (judged.recall(threshold), threshold)
-    best = max(tried, key=lambda cost: tried[cost][0])
-    model.config.edit_cost, model.config.denoise_threshold = best, round(tried[best][1], 2)
-    return {cost: recall for cost, (recall, _) in tried.items()}
+def choose(model: Any, sentences: Pairs, ocr: Pairs, words: Pairs) -> dict[str, float]:
+    """Sets the cost of an edit, the odds of unknown words and the threshold; the recall with each that was tried."""
+    config, tried = model.config, {}
+
+    def attempt(*kinds: Pairs) -> tuple[list[float], float]:
+        judged = [Judged.of(repairs_of(model, noisy), noisy, clean) for noisy, clean in kinds]
+        running, alone = judged[:2], judged[2:]
+        threshold = next(
+            float(t)
+            for t in THRESHOLDS
+            if all(one.changed(t) <= MOST_CHANGED for one in running)
+            and all(one.mended_per_broken(t) >= LEAST_MENDED for one in alone)
+        )
+        recalls = [one.recall(threshold) for one in judged]
+        print(f"{config.edit_cost=} {config.unknown_word_odds=} {threshold=:.2f} {recalls=}", flush=True)
+        return recalls, threshold
+
+    config.unknown_word_odds = 0.0
+    for config.edit_cost in COSTS:
+        [recall], _ = attempt(sentences)
+        tried[f"edit_cost_{config.edit_cost:g}"] = recall, config.edit_cost
+    _, config.edit_cost = max(tried.values())
+    by_odds = {}
+    for config.unknown_word_odds in UNKNOWN_WORD_ODDS:
+        recalls, threshold = attempt(sentences, ocr, words)
+        by_odds[f"unknown_word_odds_{config.unknown_word_odds:g}"] = (
+            (recalls[0] + recalls[-1]) / 2,
+            config.unknown_word_odds,
+            round(threshold, 2),
+        )
+    _, config.unknown_word_odds, config.denoise_threshold = max(by_odds.values())
+    return {f"validation_mended_with_{name}": values[0] for name, values in (tried | by_odds).items()}
 
 
 def repairs_of_speller(speller: DictionarySpeller, texts: list[str]) -> list[list[Repair]]:
@@ -134,10 +168,31 @@ def repairs_of_speller(speller: DictionarySpeller, texts: list[str]) -> list[lis
     return [words(text) for text in texts]
 
 
-def of_book(data: Path) -> set[str]:
-    """The OCR of the book that others of its pieces were trained on."""
+def ocr_pieces(data: Path, of_book: bool) -> dict[str, str]:
+    """OCR and its clean text: of the book that others of its pieces were trained on, or of all other documents."""
     lines = (data / "noise" / "ocr_icdar2017_en.jsonl").read_bytes().splitlines()
-    return {piece["ocr"] for piece in map(json.loads, lines) if piece["doc"] == BOOK}
+    pieces = map(json.loads, lines)
+    return {piece["ocr"]: piece["gt"] for piece in pieces if (piece["doc"] == BOOK) == of_book}
+
+
+def validation(data: Path) -> list[Pairs]:
+    """Sentences with noise, OCR of documents that were not trained on, and misspelled words of the lists; none that is
+    scored, nor another misspelling of a word that is."""
+    sentences = read_sentences(data, 2 * TEXTS)[1::2]
+    noisy = [noisy_of(sentence, 10_000 + key) for key, sentence in enumerate(sentences)]
+    texts = read_pairs(data, TEXTS)
+    scored = {*texts["cer_ocr_english_icdar_2017"][0]}
+    pieces = [(ocr, clean) for ocr, clean in ocr_pieces(data, of_book=False).items() if ocr not in scored]
+    spread = [pieces[i * len(pieces) // VALIDATION_PIECES] for i in range(VALIDATION_PIECES)]
+    goals = {goal.lower() for kind, _, _ in MISSPELLINGS for goal in texts[kind][1]}
+    words: Pairs = [], []
+    for _, name, clean in MISSPELLINGS:
+        rows = zip(*read_rows(data, name, "misspelling", clean, 3 * TEXTS), strict=True)
+        rows = [row for row in rows if row[1].lower() not in goals]
+        for misspelled, goal in (rows[i * len(rows) // TEXTS] for i in range(TEXTS)):
+            words[0].append(misspelled)
+            words[1].append(goal)
+    return [(noisy, sentences), ([ocr for ocr, _ in spread], [clean for _, clean in spread]), words]
 
 
 def seconds(function: Any) -> float:
@@ -173,13 +228,14 @@ def main() -> None:
     started, run, data = time.perf_counter(), Path(sys.argv[1]), corpora()
     torch.set_num_threads(1)
     model: Any = EncodzallForMaskedDenoising.from_pretrained(run).eval()
-    sentences = read_sentences(data, 2 * TEXTS)[1::2]  # the others are scored
-    noisy = [noisy_of(sentence, 10_000 + key) for key, sentence in enumerate(sentences)]
-    tried = choose(model, noisy, sentences)
-    model.config.save_pretrained(run)
+    words = words_of_dictionary(data)
+    model.set_dictionary(words, 0.0)
+    tried = choose(model, *validation(data))
+    model.save_pretrained(run)
+    names = "edit_cost", "unknown_word_odds", "denoise_threshold", "dictionary_bytes"
     threshold = model.config.denoise_threshold
-    metrics: dict[str, float] = {"edit_cost": model.config.edit_cost, "denoise_threshold": threshold}
-    metrics |= {f"validation_mended_with_edit_cost_{cost:g}": recall for cost, recall in tried.items()}
+    metrics: dict[str, float] = {name: getattr(model.config, name) for name in names} | tried
+    metrics["words_in_dictionary"] = len(words)
 
     pairs = read_pairs(data, TEXTS)
     speller = DictionarySpeller((data / "wikitext2" / "wiki.train.txt").read_text(encoding="utf-8"))
@@ -205,7 +261,8 @@ def main() -> None:
         points = ((t, of_model.precision(t)) for t in THRESHOLDS[::10])
         curve[f"precision_{name}"] = [[round(float(t), 2), round(y, 4)] for t, y in points if y is not None]
         if kind == "cer_ocr_english_icdar_2017":
-            other = [i for i, text in enumerate(texts) if text not in of_book(data)]
+            book = ocr_pieces(data, of_book=True)
+            other = [i for i, text in enumerate(texts) if text not in book]
             goals = [clean[i] for i in other]
             metrics["cer_ocr_of_other_documents"] = error_rate([repaired[i] for i in other], goals)
             metrics["copying_cer_ocr_of_other_documents"] = error_rate([texts[i] for i in other], goals)

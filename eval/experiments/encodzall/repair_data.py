@@ -14,11 +14,14 @@ import shutil
 import sys
 from collections import Counter, defaultdict
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from datasets import load_dataset
 from measures.repair import TEXTS, read_rows
 from records import corpora
 
+from latentlm.models.encodzall_dictionary import LETTERS
 from latentlm.training.noise import WORD, NoiseTables, default_tables
 from latentlm.training.noise_tables import learn, read_pairs
 
@@ -26,6 +29,21 @@ BOOK = "eng_monograph/81"  # two thirds of the OCR pieces; all other documents a
 COPIES_OF_WORDS, COPIES_OF_OCR = 4, 3  # WikiText-2 is far larger
 MOST_STAYS = 9.0  # for one misspelling of a common word
 COMMON = 4  # occurrences of a word that is read by itself as well, with the noise of running text
+
+COMMON_IN_BOOKS = 20  # occurrences of a word of books that the dictionary has
+
+
+def words_of_dictionary(data: Path) -> list[str]:
+    """The words of WikiText-2's training text, and the commoner ones of 100 MB of books: what a text knows that has
+    rarer words than WikiText-2, which has `<unk>` for them."""
+    wiki = (data / "wikitext2" / "wiki.train.txt").read_text(encoding="utf-8").replace("<unk>", "")
+    words = set(LETTERS.findall(wiki.lower()))
+    counts: Counter[str] = Counter()
+    books: Any = load_dataset("parquet", data_files=str(data / "books" / "train-*.parquet"), split="train")
+    for book in books:
+        counts.update(LETTERS.findall(book["text"].lower()))
+    words |= {word for word, count in counts.items() if count >= COMMON_IN_BOOKS}
+    return sorted(word for word in words if len(word) > 1)
 
 
 def detokenise(text: str) -> str:

@@ -42,6 +42,10 @@ class EncodzallConfig(LearnedDropoutConfig, NgramEmbeddingConfig):
         edit_cost: nats that each edit of a character costs in log p(old | new), the noisy channel of `denoise`;
             required with a gate.
         denoise_threshold: nats by which a repair has to be likelier than the word as it is; the default of `denoise`.
+        dictionary_bytes: size of the words of the language that a checkpoint carries for `denoise`; 0 for none.
+            `set_dictionary` sets it with them.
+        unknown_word_odds: nats by which a repair of a word by itself is likelier that makes a known word of an unknown
+            one, and less likely that does the reverse; among n words, by the root of n less. 0 without a dictionary.
         word_loss_gamma: exponent of the focal loss, (1 - p)^gamma CE; 0 is plain cross-entropy.
         contrastive_scale: factor of the cosines in the contrastive loss.
         contrastive_symmetric: whether clean texts are also ranked against noisy ones.
@@ -104,6 +108,8 @@ class EncodzallConfig(LearnedDropoutConfig, NgramEmbeddingConfig):
     gate_loss_weight: float | int = 0.0
     edit_cost: float | int | None = None
     denoise_threshold: float | int = 0.0
+    dictionary_bytes: int = 0
+    unknown_word_odds: float | int = 0.0
     word_loss_gamma: float | int = 1.0
     contrastive_scale: float | int = 20.0
     contrastive_symmetric: bool = False
@@ -184,6 +190,7 @@ class EncodzallConfig(LearnedDropoutConfig, NgramEmbeddingConfig):
             "max_position_embeddings": 2,
             "max_word_bytes": 8,
             "packed_row_length": 1,
+            "dictionary_bytes": 0,
         }.items():
             if getattr(self, name) < least:
                 raise ValueError(f"`{name}` is {getattr(self, name)}, but it must be at least {least}.")
@@ -191,7 +198,7 @@ class EncodzallConfig(LearnedDropoutConfig, NgramEmbeddingConfig):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"`{name}` is {getattr(self, name)}, but a dropout rate lies in [0, 1).")
         weights = [f"{name}_loss_weight" for name in ("sequence", "word", "contrastive", "gate")]
-        for name in (*weights, "word_loss_gamma", "edit_cost", "denoise_threshold"):
+        for name in (*weights, "word_loss_gamma", "edit_cost", "denoise_threshold", "unknown_word_odds"):
             value = getattr(self, name)
             if value is not None and not value >= 0:
                 raise ValueError(f"`{name}` is {value}, but it must be at least 0.")

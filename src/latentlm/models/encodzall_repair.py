@@ -3,10 +3,16 @@
     score(new) = log p(changed) - log p(kept) + log p(new | changed, text) + log p(old | new)
 
 The first two are the gate's, which sees the noisy text as the word decoder does: with the third they are
-log p(new | text) - log p(old | text), where a word that is kept costs nothing to spell. The last is an edit model.
+log p(new | text) - log p(old | text), where a word that is kept costs nothing to spell. The last is an edit model. With
+a dictionary a factor is added, in a text of n words
+
+    unknown_word_odds / sqrt(n) * (known(new) - known(old)),
+
+and the words near an unknown one are candidates beside those of the beam search. The root is measured, not derived: the
+more words stand around one, the better the gate tells by itself whether it is right.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +21,10 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from .configuration_encodzall import EncodzallConfig
-from .encodzall_words import BOS, EOS, NUM_BYTES, text_ids
+from .encodzall_dictionary import Dictionary, Words, count_edits, pack_words
+from .encodzall_words import BOS, EOS, NUM_BYTES, WHITE_SPACE, text_ids
+
+TOGETHER = 512  # candidates of the dictionary, scored at a time
 
 
 @dataclass
@@ -34,37 +43,26 @@ class Repair:
     score: float
 
 
-def count_edits(one: str, other: str) -> int:
-    """The optimal string alignment distance: characters inserted, left out, replaced, or swapped with the next."""
-    before, row = [0] * (len(other) + 1), [*range(len(other) + 1)]
-    for i, letter in enumerate(one, 1):
-        before, last, row = row, before, [i]
-        for j, goal in enumerate(other, 1):
-            costs = [before[j] + 1, row[j - 1] + 1, before[j - 1] + (letter != goal)]
-            if i > 1 and j > 1 and letter == other[j - 2] and one[i - 2] == goal:
-                costs.append(last[j - 2] + 1)
-            row.append(min(costs))
-    return row[-1]
-
-
 def search_repairs(
     words: list[bytes],
     odds: list[float],
+    best: list[tuple[bytes, float]],
     score: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
-    edit_cost: float,
+    cost: Callable[[int, str], float],
     threshold: float,
     num_beams: int,
     max_bytes: int,
 ) -> list[tuple[bytes, float]]:
-    """For each word the best other spelling that a beam search finds, and its score; the word itself and the threshold
-    where none is above that. A higher threshold finds the same or nothing: no score grows with further bytes.
+    """For each word the best other spelling that a beam search finds, and its score, if that is above what is known of
+    it. A higher threshold finds the same or nothing: no score grows with further bytes.
 
     Args:
         odds: of each word the log-odds that it was changed.
+        best: of each word the best spelling that is known, and its score; the word itself and the threshold if none is.
         score: log-probabilities `(n, V)` of the ids that follow beginnings `(n, l)` of words `(n,)`, whose index it is.
-        edit_cost: nats of each edit.
+        cost: nats, at least 0, that a spelling of a word, whose index it is, costs besides.
     """
-    best = [(word, threshold) for word in words]
+    best = [*best]
     open_words = torch.tensor([index for index, odd in enumerate(odds) if odd > threshold], dtype=torch.long)
     ids, totals = torch.empty(len(open_words), 0, dtype=torch.long), torch.tensor(odds, dtype=torch.float64)[open_words]
     for length in range(max_bytes + 1):
@@ -78,7 +76,7 @@ def search_repairs(
                 new = bytes(spelled).decode()
             except UnicodeDecodeError:
                 continue
-            total -= edit_cost * count_edits(words[index].decode(errors="replace"), new)
+            total -= cost(index, new)
             if total > best[index][1]:
                 best[index] = (bytes(spelled), total)
         # The beams of each word that go on: the best `num_beams`, if they are still above its best.
@@ -94,6 +92,11 @@ def search_repairs(
         ids = torch.cat((ids[beam[order]], byte[order, None]), 1)[goes_on]
         open_words, totals = word[goes_on], totals[goes_on]
     return best
+
+
+def is_whole(data: bytes, start: int, end: int) -> bool:
+    """Whether a word is not a part of one that was cut."""
+    return (not start or data[start - 1] in WHITE_SPACE) and (end == len(data) or data[end - 1] in WHITE_SPACE)
 
 
 def apply_repairs(data: bytes, repairs: list[Repair], threshold: float) -> bytes:
@@ -117,6 +120,23 @@ class EncodzallRepairs:
     word_decoder: Any
     lm_head: Any
     generate: Any
+    dictionary: Any
+    word_log_probabilities: Any
+
+    def set_dictionary(self, words: Iterable[str], unknown_word_odds: float) -> None:
+        """Gives the model words of the language, in lower case, which repairs then know, and `unknown_word_odds` of the
+        configuration. `save_pretrained` saves them.
+
+        Raises:
+            ValueError: if a word has other characters than letters in lower case, or there is none; if the odds are
+                below 0.
+        """
+        if not unknown_word_odds >= 0:
+            raise ValueError(f"`unknown_word_odds` is {unknown_word_odds}, but it must be at least 0.")
+        packed = torch.frombuffer(bytearray(pack_words(words)), dtype=torch.uint8)
+        self.config.dictionary_bytes, self.config.unknown_word_odds = len(packed), unknown_word_odds
+        self.dictionary = Dictionary(len(packed)).to(self.device)
+        self.dictionary.packed.copy_(packed)
 
     def denoise(
         self,
@@ -158,14 +178,15 @@ class EncodzallRepairs:
     @torch.no_grad()
     def find_repairs(self, texts: list[str], threshold: float = 0.0, num_beams: int = 4) -> list[list[Repair]]:
         """Of each text, in order, the words for which another spelling is likelier by more than `threshold` nats, with
-        the likeliest that a beam search finds: what `denoise` writes. Only words whose odds in the gate are above the
-        threshold are searched, since no spelling adds to them.
+        the likeliest that a beam search finds, or that the dictionary has near an unknown word: what `denoise` writes.
+        Only words whose odds are above the threshold are searched, since no spelling adds to them: the gate's, and
+        those of a word that the dictionary does not know.
 
         Raises:
-            ValueError: as [`denoise`].
+            ValueError: as [`denoise`]; if there is a dictionary without words.
         """
-        config = self.config
-        if not config.gate_loss_weight or config.edit_cost is None:
+        config, edit_cost = self.config, self.config.edit_cost
+        if not config.gate_loss_weight or edit_cost is None:
             raise ValueError(
                 f"`gate_loss_weight` is {config.gate_loss_weight} and `edit_cost` {config.edit_cost}, but repairs need "
                 "a gate and the noisy channel: set `edit_cost` in the configuration, in nats of an edit."
@@ -182,24 +203,58 @@ class EncodzallRepairs:
         memory = encoded.last_hidden_state
         odds = self.gate(memory).squeeze(-1).float()  # (B, S)
         starts = encoded.word_positions.tolist()
-        is_open = (encoded.word_mask & (odds > threshold)).nonzero().tolist()
-        place = [(b, s) for b, s in is_open if starts[b][s] < len(data[b])]  # not the end of a text, which is a word
-        if not place:
+        known: Words | None = None if self.dictionary is None else self.dictionary.read()
+        num_words = encoded.word_mask.sum(1, keepdim=True) - 1  # (B, 1), without the end
+        unknown_odds = num_words.clamp(min=1).float().rsqrt() * (0.0 if known is None else config.unknown_word_odds)
+        is_open = (encoded.word_mask & (odds + unknown_odds > threshold)).nonzero().tolist()
+        spans = [(b, s, starts[b][s], starts[b][s + 1]) for b, s in is_open if starts[b][s] < len(data[b])]  # no end
+        if not spans:
             return repairs
-        vectors = torch.stack([memory[b, s] for b, s in place])
+        vectors = torch.stack([memory[b, s] for b, s, _, _ in spans])
+        old = [data[b][start:end] for b, _, start, end in spans]
+        old_texts = [word.decode(errors="replace") for word in old]
+        # The parts of a word that is too long are no words that a dictionary has.
+        factors = [unknown_odds[b].item() * is_whole(data[b], start, end) for b, _, start, end in spans]
+
+        def odds_if_unknown(index: int, word: str) -> float:
+            return 0.0 if known is None or known.knows(word) else factors[index]
+
+        def cost(index: int, new: str) -> float:
+            return edit_cost * count_edits(old_texts[index], new) + odds_if_unknown(index, new)
 
         def score(words: torch.Tensor, beginnings: torch.Tensor) -> torch.Tensor:
             return self.following_bytes(vectors[words.to(ids.device)], beginnings.to(ids.device)).cpu()
 
-        spans = [(b, starts[b][s], starts[b][s + 1]) for b, s in place]
-        old = [data[b][start:end] for b, start, end in spans]
-        log_odds = [odds[b, s].item() for b, s in place]
+        added = [odds_if_unknown(index, word) for index, word in enumerate(old_texts)]
+        log_odds = [odds[b, s].item() + added[index] for index, (b, s, _, _) in enumerate(spans)]
+        best = [(word, threshold) for word in old]
+        if known is not None:
+            near = [
+                (index, new, log_odds[index] - cost(index, new))
+                for index, word in enumerate(old_texts)
+                if added[index] and log_odds[index] > threshold and word.encode() == old[index]
+                for new in known.respell(word)
+            ]
+            near = [candidate for candidate in near if candidate[2] > threshold]
+            log_p = self.score_spellings(vectors[[index for index, _, _ in near]], [new.encode() for _, new, _ in near])
+            for (index, new, total), value in zip(near, log_p, strict=True):
+                if total + value > best[index][1]:
+                    best[index] = (new.encode(), total + value)
         limit = 2 * config.max_word_bytes
-        best = search_repairs(old, log_odds, score, config.edit_cost, threshold, num_beams, limit)
-        for (b, start, end), word, (new, total) in zip(spans, old, best, strict=True):
+        best = search_repairs(old, log_odds, best, score, cost, threshold, num_beams, limit)
+        for (b, _, start, end), word, (new, total) in zip(spans, old, best, strict=True):
             if new != word:
                 repairs[rows[b]].append(Repair(start, end, new, total))
         return repairs
+
+    def score_spellings(self, words: torch.Tensor, spelled: list[bytes]) -> list[float]:
+        """Log-probabilities of spellings in the word decoder, each from its vector in the memory `(n, D)`."""
+        scores: list[float] = []
+        for start in range(0, len(spelled), TOGETHER):
+            part = [torch.tensor([*one]) for one in spelled[start : start + TOGETHER]]
+            padded = nn.utils.rnn.pad_sequence(part, batch_first=True, padding_value=-1)
+            scores += self.word_log_probabilities(words[start : start + TOGETHER], padded).tolist()
+        return scores
 
     def following_bytes(self, words: torch.Tensor, beginnings: torch.Tensor) -> torch.Tensor:
         """Log-probabilities `(n, V)`, float32, of the ids that follow beginnings `(n, l)` of the spellings of words, in

@@ -32,6 +32,7 @@ from .encodzall_base import (
 )
 from .encodzall_contrastive import ranking_loss
 from .encodzall_decoder import EncodzallDecoder
+from .encodzall_dictionary import Dictionary
 from .encodzall_encoders import Encoded, EncodzallEncoders, in_groups
 from .encodzall_masking import MASKS, WORD_MASK
 from .encodzall_packing import IGNORED, Packing, Spelling, pack_spelling
@@ -41,7 +42,7 @@ from .encodzall_spelling import EncodzallSpelling
 from .encodzall_words import NUM_BYTES, PAD, first_in_words, text_ids
 
 # What a checkpoint of the whole model has besides the encoders, which load without a warning.
-NO_ENCODER = [r"^decoder\.", r"^word_decoder\.", r"^lm_head\.", r"^gate\."]
+NO_ENCODER = [r"^decoder\.", r"^word_decoder\.", r"^lm_head\.", r"^gate\.", r"^dictionary\."]
 NO_EMBEDDINGS = "words are found, packed and compared by their bytes"
 
 
@@ -153,6 +154,7 @@ class EncodzallForMaskedDenoising(EncodzallPreTrainedModel, EncodzallSpelling, E
             self.word_decoder = EncodzallDecoder(config, one_word=True)
         if config.gate_loss_weight:
             self.gate = nn.Linear(config.hidden_size, 1)
+        self.dictionary = Dictionary(config.dictionary_bytes) if config.dictionary_bytes else None
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
         self.train()
@@ -340,7 +342,8 @@ class EncodzallForMaskedLM(EncodzallPreTrainedModel, EncodzallSpelling):
     filled with the likeliest, one after the other.
     """
 
-    _keys_to_ignore_on_load_unexpected = [r"^decoder\.", r"^gate\."]  # of the checkpoint of a denoising model
+    # Of the checkpoint of a denoising model.
+    _keys_to_ignore_on_load_unexpected = [r"^decoder\.", r"^gate\.", r"^dictionary\."]
 
     def __init__(self, config: EncodzallConfig):
         super().__init__(config)
