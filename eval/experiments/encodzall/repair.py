@@ -51,7 +51,7 @@ FIGURE = Path(__file__).parents[3] / "docs" / "results" / "figures" / "encodzall
 MOST_CHANGED = 0.002  # of the characters of running text that are right
 LEAST_MENDED = 5  # words by themselves, for each that is broken
 COSTS = (0.0, 1.0)
-UNKNOWN_WORD_ODDS = (4.0, 5.0, 6.0)
+UNKNOWN_WORD_ODDS = (4.0, 6.0, 8.0, 10.0)
 VALIDATION_PIECES = 100  # of OCR
 MISSPELLINGS = (
     ("cer_misspelled_words_by_people", "misspellings_human.jsonl", "correction"),
