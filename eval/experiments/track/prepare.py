@@ -35,7 +35,9 @@ def main() -> None:
     parser.add_argument("--text", type=Path, default=corpora())
     parser.add_argument("--runs", type=Path, default=REPOSITORY / "runs" / "experiments")
     kind = parser.add_mutually_exclusive_group()
-    kind.add_argument("--residual", dest="name", action="store_const", const="track-residual", help="coarse, fine codes")
+    kind.add_argument(
+        "--residual", dest="name", action="store_const", const="track-residual", help="coarse, fine codes"
+    )
     kind.add_argument("--large", dest="name", action="store_const", const="track-large", help="of 32,768 tokens")
     parser.set_defaults(name="track")
     parser.add_argument("--max_steps", type=int, default=4000, help="of the autoencoder")
