@@ -19,7 +19,7 @@ from .robustness import bits_per_byte, token_losses, with_noise
 
 BINS = (0, 1, 4, 16, 64, 256)  # the fewest times of each
 RATES = (0, 3, 10)  # percent
-NOISY_CHARACTERS = 100_000
+NOISY_CHARACTERS = 50_000
 
 
 def read_documents(path: str) -> list[str]:
