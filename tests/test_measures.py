@@ -13,8 +13,7 @@ from conftest import REPOSITORY
 sys.path.insert(0, str(REPOSITORY / "eval" / "experiments"))
 import context_cost
 import measure
-from measures import drafts, pieces, probes, realistic, robustness, segments
-from peers import ngram
+from measures import drafts, probes, realistic, robustness, segments
 from records import read_page, write_record
 from test_abstractinator import BYTES, build
 from test_experiments import make_record
@@ -94,53 +93,6 @@ def test_noise_hits_as_many_characters_as_its_rate_says():
     kinds = {"drop": 1.0}  # the kind that always changes what it hits
     few, many = (len(text) - len(robustness.with_noise(text, rate, kinds)) for rate in (3, 30))
     assert few / letters == pytest.approx(0.03, abs=0.01) and many / letters == pytest.approx(0.3, abs=0.03)
-
-
-# ---- Pieces ----
-
-
-def test_bits_by_times_seen_are_those_of_an_obvious_sum(model, run):
-    recipe = yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8"))
-    training = ["ab" * 40 + "The river rose. " * 3, "to the sea"]
-    lines = "".join(json.dumps({"text": text}) + "\n" for text in training)
-    (run / "train.jsonl").write_text(lines, encoding="utf-8")
-    recipe["data"]["dataset"] = str(run / "train.jsonl")
-    (run / "recipe.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
-    [text] = pieces.read_documents(recipe["data"]["validation_dataset"])
-    data, length = text.encode(), recipe["data"]["context_length"]
-    sums = {}  # of each bin: nats and bytes
-    for i in range(1, len(data)):
-        begin = (i - 1) // (length - 1) * (length - 1)
-        with torch.no_grad():
-            nats = -model(torch.tensor([list(data[begin:i])])).logits[0, -1].log_softmax(-1)[data[i]].item()
-        for name, piece in (("piece", data[i]), ("after", data[i - 1])):
-            seen = sum(one.encode().count(piece) for one in training)
-            low = max(least for least in pieces.BINS if least <= seen)
-            total, count = sums.get((name, low), (0.0, 0))
-            sums[name, low] = total + nats, count + 1
-    metrics = pieces.measure(model, ByteTokenizer(), run)
-    assert {name for name in metrics if name.endswith("_bits")} == {f"{name}_{low}_bits" for name, low in sums}
-    assert len(sums) >= 8
-    for (name, low), (total, count) in sums.items():
-        assert metrics[f"{name}_{low}_bits"] == pytest.approx(total / count / math.log(2), rel=1e-4)
-        assert metrics[f"{name}_{low}_share"] == pytest.approx(count / (len(data) - 1))
-    assert metrics["noise_0"] == pytest.approx(robustness.bits_per_byte(model, ByteTokenizer(), [text], length))
-
-
-def test_counts_know_which_piece_is_read_and_which_is_predicted(tmp_path, monkeypatch):
-    monkeypatch.setenv("LATENTLM_CACHE", str(tmp_path / "cache"))
-    for name, text in (("train", "aaaab" * 60), ("held_out", "abz" * 20)):
-        (tmp_path / f"{name}.jsonl").write_text(json.dumps({"text": text}) + "\n", encoding="utf-8")
-    fields = {"dataset": str(tmp_path / "train.jsonl"), "validation_dataset": str(tmp_path / "held_out.jsonl")}
-    recipe = load_recipe(
-        REPOSITORY / "hub_configs" / "decoder-only-tiny" / "recipe.yaml", {**fields, "context_length": 16}
-    )
-    metrics = ngram.fit(recipe)["metrics"]
-    shares = {name: round(60 * value) for name, value in metrics.items() if name.endswith("_share")}
-    # `a` is seen 240 times, `b` 60, `z` never, and no more the beginning, after which the first `a` stands.
-    assert shares == {f"{name}_{low}_share": 20 for name in ("piece", "after") for low in (0, 16, 64)}
-    total = sum(metrics[f"after_{low}_bits"] * metrics[f"after_{low}_share"] for low in (0, 16, 64))
-    assert total == pytest.approx(metrics["eval_bits_per_byte"])
 
 
 # ---- Probes ----
