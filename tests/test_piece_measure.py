@@ -26,8 +26,15 @@ def write(path: Path, texts: list[str]) -> None:
 
 def test_bits_by_times_seen_are_those_of_an_obvious_sum(tmp_path):
     torch.manual_seed(0)
-    sizes = {"hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1, "max_position_embeddings": 32}
-    model = DecoderOnlyForCausalLM(DecoderOnlyConfig(vocab_size=260, initializer_range=0.3, **sizes)).eval()
+    config = DecoderOnlyConfig(
+        vocab_size=260,
+        hidden_size=16,
+        num_attention_heads=2,
+        num_hidden_layers=1,
+        max_position_embeddings=32,
+        initializer_range=0.3,
+    )
+    model = DecoderOnlyForCausalLM(config).eval()
     training = ["ab" * 40 + "The river rose. " * 3, "to the sea"]
     text, length = "The river flows to the sea, and the sea is never full. " * 12, 16
     write(tmp_path / "train.jsonl", training)
@@ -36,7 +43,7 @@ def test_bits_by_times_seen_are_those_of_an_obvious_sum(tmp_path):
     recipe = yaml.safe_dump({"data": {**fields, "context_length": length}})
     (tmp_path / "recipe.yaml").write_text(recipe, encoding="utf-8")
     data = text.encode()
-    sums = {}  # of each bin: nats and bytes
+    sums: dict[tuple[str, int], tuple[float, int]] = {}  # of each bin: nats and bytes
     for i in range(1, len(data)):
         begin = (i - 1) // (length - 1) * (length - 1)
         with torch.no_grad():
