@@ -26,7 +26,7 @@ import report
 import run
 import speedrun
 from entries import ListError, at_edge, extend_grid, load_with_overrides, read_list
-from figures import layer_lines
+from figures import layer_lines, seen_lines
 from records import FORMER, RECORDS, TUNING, Record, RecordError, portable, read_page, read_record, thin, write_record
 from significance import paired, welch
 from tables import Group, difference, results_table
@@ -540,6 +540,13 @@ def test_the_paired_test_is_that_of_scipy_and_matches_seeds():
     assert f"0.020 lower in 3 pairs of runs, p = {comparison.p:.2g}" in difference(*groups.values(), metric)
     columns = [{**metric, "heading": "p", "against": "other"}]
     assert f"| one | {comparison.p:.3f} |" in results_table(groups, {"entries": list(groups), "columns": columns}, "")
+    low, high = stats.ttest_rel(ones, others).confidence_interval()
+    assert (comparison.difference - comparison.margin, comparison.difference + comparison.margin) == pytest.approx(
+        (low, high)
+    )
+    columns = [{**metric, "heading": "change", "less": "other"}]
+    shown = results_table(groups, {"entries": list(groups), "columns": columns}, "")
+    assert f"| one | -0.020 ± {comparison.margin:.3f} |" in shown and "| other | – |" in shown
 
 
 def test_the_parts_of_a_measure_are_rows_of_a_table():
@@ -604,6 +611,27 @@ def test_a_panel_by_layer_has_a_line_for_each_stack():
         ("One: encoder", [0, 1, 10], [0.1, 0.2, 0.4]),
         ("One: decoder", [2], [0.3]),
     ]
+
+
+def test_a_panel_by_times_seen_holds_differences_of_the_same_seeds():
+    groups = {
+        name: Group(
+            [
+                make_record(
+                    label=name, seed=s, metrics={f"piece_{n}_bits": v for n, v in zip((0, 16), values, strict=True)}
+                )
+                for s, values in runs.items()
+            ]
+        )
+        for name, runs in {
+            "one": {0: (5.0, 3.0), 1: (6.0, 3.2)},
+            "none": {1: (6.5, 3.0), 0: (5.25, 3.0), 2: (9.0, 9.0)},
+        }.items()
+    }
+    [line] = seen_lines(groups["one"], groups["none"], "piece")
+    assert (line["x"], line["mean"]) == ([0, 16], [-0.375, 0.1])
+    assert (line["low"], line["high"]) == ([-0.5, 0.0], [-0.25, 0.2])
+    assert seen_lines(groups["one"], groups["none"], "after") == []
 
 
 def test_every_figure_is_shown_by_a_page():

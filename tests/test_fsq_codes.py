@@ -1,11 +1,14 @@
 """Codes of a table: distinct, the encoder's own wherever that is possible, else the nearest free one."""
 
+import runpy
+
 import numpy as np
 import pytest
 import torch
+from conftest import REPOSITORY
 from test_fsq import small
 
-from latentlm.models.fsq_vocabulary import spelling_table
+from latentlm.models.fsq_vocabulary import FSQVocabulary, spelling_table
 from latentlm.training.codes import assign_codes, encode_positions, nearest_free, spelled_exactly
 
 PIECES = [bytes([a, b]) for a in range(97, 109) for b in range(97, 104)]  # 84 pieces for 120 codes
@@ -94,3 +97,12 @@ def test_more_chunks_than_codes_are_an_error(table):
     chunks, lengths, uses = (np.concatenate((part, part)) for part in table)
     with pytest.raises(ValueError, match=r"levels: \[8, 5, 3\] give 120 codes, fewer than the 168"):
         assign_codes(small(), chunks, lengths, uses)
+
+
+def test_random_codes_are_the_same_codes_of_other_pieces():
+    shuffle = runpy.run_path(str(REPOSITORY / "eval" / "experiments" / "fsq-codes" / "shuffle.py"))["shuffle"]
+    codes = np.random.default_rng(1).permutation(500)[: 256 + len(PIECES)]
+    before = FSQVocabulary("words", [10, 10, 5], PIECES, codes, moved=[3], inexact=[5], weights=b"of a network")
+    after = shuffle(before)
+    assert sorted(after.codes.tolist()) == sorted(codes.tolist()) and (after.codes == codes).mean() < 0.05
+    assert after.pieces == PIECES and after.weights is None and shuffle(before).codes.tolist() == after.codes.tolist()

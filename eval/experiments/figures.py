@@ -27,6 +27,7 @@ AXES = {
     "flops": "TFLOP of training",
     "layer": "layers since the input",
     "context": "bytes of context",
+    "seen": "times that the piece is in the training text, at least",
 }
 
 
@@ -83,6 +84,18 @@ def layer_lines(group: Group, name: str) -> list[dict[str, Any]]:
     return lines
 
 
+def seen_lines(group: Group, other: Group, name: str) -> list[dict[str, Any]]:
+    """A line for how many bits per byte more than another entry with the same seed an entry needs, by how often pieces
+    were seen: `<name>_<times>_bits` of `measures/pieces.py`."""
+    bins = sorted(
+        {int(match[1]) for metric in group.records[0].metrics if (match := re.fullmatch(rf"{name}_(\d+)_bits", metric))}
+    )
+    ones, others = ([each.by_seed(f"{name}_{times}_bits") for times in bins] for each in (group, other))
+    seeds = sorted(set[int].intersection(*map(set, (*ones, *others)))) if bins else []
+    changes = [[one[seed] - rival[seed] for one, rival in zip(ones, others, strict=True)] for seed in seeds]
+    return [line_of(group.label, bins, np.array(changes))] if seeds else []
+
+
 def line_of(label: str, x: Sequence[float], ys: np.ndarray) -> dict[str, Any]:
     """One line of a panel: the mean over records, `(records, points)`, with their lowest and highest."""
     return {
@@ -106,6 +119,9 @@ def contents(groups: dict[str, Group], figure: dict[str, Any], where: str) -> di
         for group in chosen:
             if panel.get("x") == "layer":
                 lines += layer_lines(group, panel["value"])
+                continue
+            if panel.get("x") == "seen":
+                lines += seen_lines(group, pick(groups, [panel["less"]], where)[0], panel["value"])
                 continue
             curves = points(group, panel["value"], panel.get("x", "step"), panel.get("bits", False))
             if curves:
@@ -160,6 +176,11 @@ def draw(content: dict[str, Any], path: Path) -> None:
         axis.tick_params(labelsize=8)
         if panel.get("x") == "context":
             axis.set_xscale("log", base=2)
+        if panel.get("x") == "seen":
+            axis.set_xscale("symlog", base=4, linthresh=1)
+            ticks = panel["lines"][0]["x"] if panel["lines"] else []
+            axis.set_xticks(ticks, labels=[f"{times:.0f}" for times in ticks])
+            axis.axhline(0, color="#555555", linewidth=1)
         if panel.get("x") == "layer":
             axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.grid(alpha=0.25, linewidth=0.5)

@@ -105,6 +105,8 @@ class Report:
         ]
         known = {**one, "entries": [name for name in names if name in groups]}
         if "panels" in one:
+            if not {panel["less"] for panel in one["panels"] if "less" in panel} <= groups.keys():
+                known["entries"] = []
             known["panels"] = [
                 {**panel, "yardsticks": [name for name in panel.get("yardsticks", []) if name in groups]}
                 for panel in one["panels"]

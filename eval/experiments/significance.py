@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from scipy import stats
 
-LEVEL = 0.05  # of a two-sided test, for what could have been seen
+LEVEL = 0.05  # of a two-sided test, for what could have been seen, and of what an interval leaves out
 POWER = 0.8
 
 
@@ -20,11 +20,13 @@ class Comparison:
         p: two-sided: the chance of such a difference between equal means.
         detectable: the difference that a test at the level of 5 % sees with a probability of 80 %, were the spreads
             those of these runs.
+        margin: half of the interval around the difference that holds the true one with a probability of 95 %.
     """
 
     difference: float
     p: float
     detectable: float
+    margin: float
 
 
 def welch(ones: Sequence[float], others: Sequence[float]) -> Comparison | None:
@@ -35,7 +37,7 @@ def welch(ones: Sequence[float], others: Sequence[float]) -> Comparison | None:
     difference = statistics.fmean(ones) - statistics.fmean(others)
     shares = [statistics.variance(runs) / len(runs) for runs in (ones, others)]
     if not any(shares):
-        return Comparison(difference, float(difference == 0), 0.0)
+        return Comparison(difference, float(difference == 0), 0.0, 0.0)
     freedom = sum(shares) ** 2 / sum(
         share**2 / (len(runs) - 1) for share, runs in zip(shares, (ones, others), strict=True)
     )
@@ -50,12 +52,13 @@ def paired(ones: Sequence[float], others: Sequence[float]) -> Comparison | None:
         return None
     difference, error = statistics.fmean(changes), statistics.stdev(changes) / math.sqrt(len(changes))
     if not error:
-        return Comparison(difference, float(difference == 0), 0.0)
+        return Comparison(difference, float(difference == 0), 0.0, 0.0)
     return t_test(difference, error, len(changes) - 1)
 
 
 def t_test(difference: float, error: float, freedom: float) -> Comparison:
     """Of a difference with its standard error, by Student's t with so many degrees of freedom."""
     p = 2 * stats.t.sf(abs(difference) / error, freedom)
-    detectable = (stats.t.ppf(1 - LEVEL / 2, freedom) + stats.t.ppf(POWER, freedom)) * error
-    return Comparison(difference, float(p), float(detectable))
+    margin = stats.t.ppf(1 - LEVEL / 2, freedom) * error
+    detectable = margin + stats.t.ppf(POWER, freedom) * error
+    return Comparison(difference, float(p), float(detectable), float(margin))

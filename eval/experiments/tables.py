@@ -149,6 +149,25 @@ def chance(group: Group, other: Group | None, column: dict[str, Any]) -> str:
     return MISSING if comparison is None else number(comparison.p, column)
 
 
+def change(group: Group, other: Group | None, column: dict[str, Any]) -> str:
+    """The difference to another entry, with half of its 95 % interval where there are runs enough."""
+    if other is None or group is other:
+        return MISSING
+    comparison = compare(group, other, column["value"], column.get("paired", False))
+    signed = {**column, "format": f"+{column.get('format', '.3f')}"}
+    if comparison is not None:
+        return f"{number(comparison.difference, signed)} ± {number(comparison.margin, column)}"
+    means = group.mean(column["value"]), other.mean(column["value"])
+    return MISSING if means[0] is None or means[1] is None else number(means[0] - means[1], signed)
+
+
+def column_cell(group: Group, groups: dict[str, Group], column: dict[str, Any]) -> str:
+    """A cell of any column: with `against` the p of the difference to that entry, with `less` the difference."""
+    if "against" in column:
+        return chance(group, groups.get(column["against"]), column)
+    return change(group, groups.get(column["less"]), column) if "less" in column else cell(group, column)
+
+
 def markdown(header: Sequence[str], rows: Iterable[Sequence[str]], numbers_from: int = 1) -> str:
     rule = ["---"] * numbers_from + ["--:"] * (len(header) - numbers_from)
     return "\n".join("| " + " | ".join(line) + " |" for line in (header, rule, *rows))
@@ -156,8 +175,8 @@ def markdown(header: Sequence[str], rows: Iterable[Sequence[str]], numbers_from:
 
 def results_table(groups: dict[str, Group], table: dict[str, Any], where: str) -> str:
     """A table of entries, with a note on those that are one seed; a column of which nothing is known is left out, and
-    one with `against` holds the p of the difference to that entry. With `parts`, labels of prefixes, an entry has a row
-    of each part, whose values are named `<prefix><value>`."""
+    one with `against` holds the p of the difference to that entry, one with `less` the difference. With `parts`, labels
+    of prefixes, an entry has a row of each part, whose values are named `<prefix><value>`."""
     if "parts" in table:
         return parts_table(groups, table, where)
     chosen = pick(groups, table["entries"], where)
@@ -173,10 +192,7 @@ def results_table(groups: dict[str, Group], table: dict[str, Any], where: str) -
     columns = [
         (
             column["heading"],
-            [
-                chance(group, groups.get(column["against"]), column) if "against" in column else cell(group, column)
-                for group in chosen
-            ],
+            [column_cell(group, groups, column) for group in chosen],
         )
         for column in table["columns"]
     ]
@@ -194,7 +210,7 @@ def parts_table(groups: dict[str, Group], table: dict[str, Any], where: str) -> 
     rows = [
         [
             label if len(table["entries"]) == 1 else f"{group.label}: {label}",
-            *(cell(group, {**column, "value": f"{prefix}{column['value']}"}) for column in columns),
+            *(column_cell(group, groups, {**column, "value": f"{prefix}{column['value']}"}) for column in columns),
         ]
         for group in pick(groups, table["entries"], where)
         for prefix, label in table["parts"].items()
@@ -206,7 +222,11 @@ def raw_table(groups: dict[str, Group], table: dict[str, Any], where: str) -> st
     """A table as CSV: of each column the mean over seeds and its standard deviation, neither rounded nor scaled."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    columns = [column for column in table["columns"] if column["value"] != "num_seeds" and "against" not in column]
+    columns = [
+        column
+        for column in table["columns"]
+        if column["value"] != "num_seeds" and not {"against", "less"} & set(column)
+    ]
     names = [f"{column['value']}{' / ' + column['per'] if 'per' in column else ''}" for column in columns]
     tests = [column for column in table["columns"] if "against" in column]
     head = [heading for name in names for heading in (name, f"{name}, sd")]

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import yaml
 from records import corpora
@@ -25,15 +26,12 @@ ROWS = 16
 
 
 @torch.no_grad()
-def bits_per_byte(model: Any, tokenizer: Any, texts: Sequence[str], length: int) -> float:
-    """Of texts in rows of `length` tokens, each of which begins with the last token of the row before. The first token
-    of a text is not predicted, and its bytes do not count."""
-    sizes, device = token_bytes(tokenizer), next(model.parameters()).device
-    rows: list[list[int]] = []
-    for text in texts:
-        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-        rows += [ids[i : i + length] for i in range(0, len(ids) - 1, length - 1)]
-    nats, num_bytes = 0.0, 0.0
+def token_losses(model: Any, texts: Sequence[list[int]], length: int) -> np.ndarray:
+    """Nats, float64, of all tokens of texts but the first of each, in rows of `length` tokens, each of which begins
+    with the last token of the row before."""
+    device = next(model.parameters()).device
+    rows = [ids[i : i + length] for ids in texts for i in range(0, len(ids) - 1, length - 1)]
+    parts = [torch.zeros(0)]
     for i in range(0, len(rows), ROWS):
         part = rows[i : i + ROWS]
         width = max(map(len, part))
@@ -41,9 +39,17 @@ def bits_per_byte(model: Any, tokenizer: Any, texts: Sequence[str], length: int)
         real = torch.tensor([[j < len(row) for j in range(1, width)] for row in part], device=device)
         logits = model(batch, use_cache=False).logits[:, :-1].float()
         losses = torch.nn.functional.cross_entropy(logits.transpose(1, 2), batch[:, 1:], reduction="none")
-        nats += losses[real].sum(dtype=torch.float64).item()
-        num_bytes += float(sum(sizes[row[1:]].sum() for row in part))
-    return nats / math.log(2) / num_bytes
+        parts.append(losses[real].cpu())
+    return torch.cat(parts).double().numpy()
+
+
+def bits_per_byte(model: Any, tokenizer: Any, texts: Sequence[str], length: int) -> float:
+    """Of texts in the rows of `token_losses`: the first token of a text is not predicted, and its bytes do not
+    count."""
+    sizes = token_bytes(tokenizer)
+    ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+    num_bytes = sum(float(sizes[one[1:]].sum()) for one in ids)
+    return float(token_losses(model, ids, length).sum()) / math.log(2) / num_bytes
 
 
 def with_noise(text: str, rate: float, mixture: dict[str, float] = MIXTURE) -> str:

@@ -5,6 +5,7 @@ import time
 from typing import Any
 
 import numpy as np
+from measures.pieces import by_times_seen
 
 from latentlm.data import DataConfig, prepare_data
 from latentlm.evaluation.ngram import NGram, choose_order
@@ -36,13 +37,16 @@ def fit(recipe: Recipe) -> dict[str, Any]:
     order = choose_order(vocab_size, ids, history, tail=max(len(rows) // 10, 1) * recipe.data.context_length)
     model = NGram(vocab_size, order).fit(ids, history)
     held_out, held_out_history, scored = flatten(data.validation)
-    nats = -np.log(model.probabilities(held_out, held_out_history))[scored].sum()
+    nats = -np.log(model.probabilities(held_out, held_out_history))[scored]
     num_bytes = float(data.token_bytes[held_out[scored]].sum())
+    times = np.bincount(ids[predicted], minlength=vocab_size)
+    read = held_out[np.flatnonzero(scored) - 1]
     return {
         "metrics": {
-            "eval_bits_per_byte": float(nats / math.log(2) / num_bytes),
-            "eval_loss": float(nats / scored.sum()),
+            "eval_bits_per_byte": float(nats.sum() / math.log(2) / num_bytes),
+            "eval_loss": float(nats.mean()),
             "order": float(order),
+            **by_times_seen(nats, read, held_out[scored], times, data.token_bytes),
         },
         "steps": 0,
         "seconds": time.perf_counter() - started,
