@@ -27,10 +27,10 @@ from latentlm.models.encodzall_embedding import TextEmbedding
 from latentlm.models.encodzall_words import text_ids
 
 NGRAMS = [2, 3]
-FITTED = 1500  # sentences
+FITTED = 6000  # sentences
 PAIRS = 5749  # of the training set of STS-B, all of it: to choose by
 PREFIXES = (None, [3, 4], [3, 4, 5])
-SMOOTHING = (5e-4, 1e-3, 2e-3)
+SMOOTHING = (5e-4, 1e-3, 2e-3, 4e-3)
 SHARES = (0.0, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4)
 COMPONENTS = 256  # that whitening keeps of counts
 WORD_BUCKETS = 16_384
