@@ -1,10 +1,10 @@
 """Everything that needs a GPU, in stages: correct, fast in training, fast in decoding, and what is learned in minutes.
 
-    python benchmarks/gpu.py [--only correctness training decoding track] [--toy] [--text FOLDER]
+    python benchmarks/gpu.py [--only correctness training decoding streams track] [--toy] [--text FOLDER]
 
 Each stage is a process with a time limit and prints a row as soon as it is measured, the most valuable ones first; what
 was measured stands in `eval/records/gpu/` at once, so that nothing is lost where a stage is cut short. The whole takes
-at most nine minutes on one H100. `--toy` runs every stage at toy size, on a CPU too.
+at most ten minutes on one H100. `--toy` runs every stage at toy size, on a CPU too.
 """
 
 import argparse
@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -31,8 +31,10 @@ sys.path.insert(0, str(REPOSITORY / "eval" / "experiments"))
 from records import MEASURED, Record, revision, versions, write_record  # noqa: E402
 from records import machine as machine_fields  # noqa: E402
 
+from latentlm.models.modeling_parallel_encoder_decoder import ParallelEncoderDecoderModel  # noqa: E402
+
 PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # dense bfloat16, as the makers state them
-SECONDS = {"correctness": 110, "training": 150, "decoding": 70, "track": 200}
+SECONDS = {"correctness": 110, "training": 150, "decoding": 70, "streams": 40, "track": 200}
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 Row = tuple[str, float, str]  # name, value, and what it is or has to be
@@ -91,11 +93,11 @@ def correctness(toy: bool) -> Iterator[Row]:
     backend = "aot_eager" if toy else "inductor"
     variants: dict[str, tuple[str, Callable[[PreTrainedModel], PreTrainedModel], bool]] = {
         "sdpa": ("sdpa", lambda model: model, False),
-        "flex": ("flex_attention", lambda model: model, False),
         "sdpa, bf16": ("sdpa", lambda model: model, True),
+        "flash, bf16": ("flash_attention_2", lambda model: model, True),
         "FSDP2 on one device": ("sdpa", sharded, False),
         "compiled": ("sdpa", lambda model: torch.compile(model, backend=backend), False),
-        "flash, bf16": ("flash_attention_2", lambda model: model, True),
+        "flex": ("flex_attention", lambda model: model, False),
     }
     references: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
     for variant, (attention, change, autocast) in variants.items():
@@ -141,8 +143,8 @@ def training(toy: bool) -> Iterator[Row]:
     if peak is None:
         peak = product_flops(256 if toy else 4096)
     yield "peak, TFLOP/s", peak / 1e12, "as the maker states it, or of a large matrix product in bfloat16"
-    for compiled in (False, True):
-        for size, width, parameters in reversed(sizes):
+    for size, width, parameters in reversed(sizes):
+        for compiled in (False, True):
             for name, subject in SUBJECTS.items():
                 what = f"{name} {size}, {'compiled' if compiled else 'eager'}"
                 model = partial(subject.build, width, subject.depth_of(width, parameters, length), length)
@@ -222,6 +224,99 @@ def generation(what: str, subject: Subject, count: int, static: bool, toy: bool)
     yield f"{what}, bytes/s", written / seconds, f"{parameters:,} parameters, {new} after {prompt}"
 
 
+# ---- Two streams: does the parallel model gain from running them at once? ----
+
+
+class TwoStreams(ParallelEncoderDecoderModel):
+    """The parallel model with its decoder stream on a CUDA stream of its own: a decoder layer runs beside the encoder
+    layers that come after the one it reads."""
+
+    def run_stacks(self, embeddings, positions, shared_attention, memory_rotary, **shared):
+        main, side = torch.cuda.current_stream(), self.second_stream
+        side.wait_stream(main)
+        encoder_states = embeddings
+        with torch.cuda.stream(side):
+            hidden_states = self.cross_bridge(embeddings, positions)
+        for encoder_layer, decoder_layer in zip(self.encoder_layers, self.decoder_layers, strict=True):
+            encoder_states, _ = encoder_layer(encoder_states, None, shared_attention, **shared)
+            ready = main.record_event()
+            with torch.cuda.stream(side):
+                side.wait_event(ready)
+                hidden_states, _ = decoder_layer(
+                    hidden_states, encoder_states, shared_attention, memory_rotary=memory_rotary, **shared
+                )
+        main.wait_stream(side)
+        return encoder_states, hidden_states, []
+
+    @cached_property
+    def second_stream(self) -> torch.cuda.Stream:
+        return torch.cuda.Stream()
+
+
+def streams(toy: bool) -> Iterator[Row]:
+    """A forward and a training step of one row as CUDA graphs, so that no launch is waited for."""
+    width, parameters, length = (32, 60_000, 32) if toy else (384, 16_000_000, 256)
+    for parts in (1, 2, 4):
+        sizes: dict[str, tuple[Subject, int]] = {}
+        for name in ("decoder_only", "ar_encoder_decoder", "parallel_encoder_decoder"):
+            subject = SUBJECTS[name]
+            sizes[name] = (subject, max(1, subject.depth_of(width, parameters, length) * parts // 4))
+        for count in (1, 16):
+            yield from guarded(f"{parts}/4 of the depth, batch {count}", graphed(sizes, width, length, count))
+
+
+def graphed(sizes: dict[str, tuple[Subject, int]], width: int, length: int, count: int) -> Iterator[Row]:
+    """Times of the models of one size, all measured in turns."""
+    forwards: dict[str, Callable[[], object]] = {}
+    steps: dict[str, Callable[[], object]] = {}
+    for name, (subject, depth) in sizes.items():
+        what = f"{name}, depth {depth}, batch {count}"
+        model = subject.build(width, depth, length).to(DEVICE).eval()
+        batch: Batch = dict(send_to_device(subject.batch(model, count, length), DEVICE))
+        forwards[what], steps[what] = graphs(model, batch)
+        if name == "parallel_encoder_decoder" and DEVICE.type == "cuda":
+            what = f"{name} on two streams, depth {depth}, batch {count}"
+            one, _ = outputs(model, batch)
+            model.base_model.__class__ = TwoStreams
+            two, _ = outputs(model, batch)
+            model.zero_grad(set_to_none=True)
+            error = relative_error(two, one)
+            yield f"{what}, change of the logits", error, f"≤ {FLOAT32[0]:g}: {'ok' if error <= FLOAT32[0] else WRONG}"
+            forwards[what], steps[what] = graphs(model, batch)
+    for kind, runs in (("forward", forwards), ("forward and backward", steps)):
+        for what, seconds in median_seconds(runs, 20, 3).items():
+            yield f"{what}, {kind}, ms", 1e3 * seconds, f"T {length}, bf16, one CUDA graph"
+
+
+def graphs(model: PreTrainedModel, batch: Batch) -> tuple[Callable[[], object], Callable[[], object]]:
+    """A forward, and a forward with its backward; on a GPU recorded once and played back."""
+
+    def forward() -> None:
+        with torch.no_grad(), torch.autocast(DEVICE.type, torch.bfloat16, cache_enabled=False):
+            model(**{name: value for name, value in batch.items() if name != "labels"}, use_cache=False)
+
+    def step() -> None:
+        with torch.autocast(DEVICE.type, torch.bfloat16, cache_enabled=False):
+            loss = model(**batch, use_cache=False).loss
+        loss.backward()
+
+    if DEVICE.type != "cuda":
+        return forward, step
+    played: list[Callable[[], object]] = []
+    for work in (forward, step):
+        warming = torch.cuda.Stream()
+        warming.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(warming):
+            for _ in range(3):
+                work()
+        torch.cuda.current_stream().wait_stream(warming)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            work()
+        played.append(graph.replay)
+    return played[0], played[1]
+
+
 # ---- The track: all of its text, as often as the time allows ----
 
 LARGE = {
@@ -257,6 +352,7 @@ STAGES: dict[str, Callable[..., Iterator[Row]]] = {
     "correctness": correctness,
     "training": training,
     "decoding": decoding,
+    "streams": streams,
     "track": track,
 }
 

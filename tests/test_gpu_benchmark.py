@@ -42,6 +42,13 @@ def test_every_architecture_is_timed(stage, last):
 
 
 @pytest.mark.slow
+def test_streams_are_timed_at_three_depths():
+    rows = run_stage("streams")
+    for subject in SUBJECTS[:3]:
+        assert len([what for what in rows if what.startswith(f"{subject}, depth") and what.endswith("forward, ms")]) > 2
+
+
+@pytest.mark.slow
 def test_the_track_is_scored_beside_its_yardsticks():
     rows = run_stage("track")
     assert len(rows) == 3 and all(0 < value < 9 for value, _ in rows.values())
