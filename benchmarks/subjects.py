@@ -23,12 +23,14 @@ class Subject:
         batch: rows of a length, labels included.
         generates: whether `generate` continues a row; a model that repairs texts reads one and writes it.
         static: whether it decodes with a static cache.
+        chooses: whether it picks codes, of which rounding may pick others where two are equally near.
     """
 
     make: Callable[[int, int, int], tuple[PreTrainedConfig, type[PreTrainedModel]]]
     batch: Callable[[PreTrainedModel, int, int], Batch]
     generates: bool = True
     static: bool = True
+    chooses: bool = False
 
     def build(self, width: int, depth: int, length: int, **options: Any) -> PreTrainedModel:
         """A model with random weights of seed 0, and the attention implementation of `options`."""
@@ -156,7 +158,7 @@ SUBJECTS = {
     "ar_encoder_decoder": Subject(ar_encoder_decoder, rows),
     "parallel_encoder_decoder": Subject(parallel_encoder_decoder, rows),
     "encodzall": Subject(encodzall, texts, generates=False),
-    "abstractinator": Subject(abstractinator, rows, static=False),
+    "abstractinator": Subject(abstractinator, rows, static=False, chooses=True),
     "gpt2": Subject(gpt2, rows),
 }
 """By model type; the last is that of transformers, which the others are compared with."""
