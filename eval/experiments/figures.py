@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import re
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 from tables import Group, pick
@@ -22,7 +24,9 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 MARKERS = "os^Dv*PX"
 STYLES = ("-", "--", ":", "-.")
 DIGEST = "Description"  # field of the PNG, or of the SVG, that says what was drawn
-AXES = {
+DRAWING = 2  # of `draw`: figures are drawn anew when it changes
+LABEL_SIZE, LABEL_WIDTH = 8, 24  # points, and characters in a line
+X_NAMES = {
     "bytes": "MB of text seen",
     "flops": "TFLOP of training",
     "layer": "layers since the input",
@@ -135,7 +139,7 @@ def contents(groups: dict[str, Group], figure: dict[str, Any], where: str) -> di
 
 
 def digest(content: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([DRAWING, content], sort_keys=True).encode()).hexdigest()
 
 
 def drawn_digest(path: Path) -> str | None:
@@ -150,28 +154,66 @@ def drawn_digest(path: Path) -> str | None:
         return None
 
 
+def label_ends(axis: Axes, ends: Sequence[tuple[str, float, float, str]]) -> None:
+    """Write names, `(name, x, y, colour)`, to the right of a panel beside the ends of their lines, without overlaps."""
+    axis.figure.canvas.draw()  # places in the panel are known now
+    to_panel = axis.transAxes.inverted()
+    places = [to_panel.transform(axis.transData.transform((x, y))) for _, x, y, _ in ends]
+    names = [textwrap.fill(name, LABEL_WIDTH) for name, *_ in ends]
+    line = 1.25 * LABEL_SIZE / 72 * axis.figure.dpi / axis.bbox.height  # as a share of the panel's height
+    heights = [line * (name.count("\n") + 1.4) for name in names]
+    for i, y in spread_out([float(place[1]) for place in places], heights).items():
+        axis.annotate(
+            names[i],
+            xy=(float(places[i][0]), float(places[i][1])),
+            xycoords="axes fraction",
+            xytext=(1.06, y),
+            textcoords="axes fraction",
+            va="center",
+            fontsize=LABEL_SIZE,
+            color=ends[i][3],
+            arrowprops={"arrowstyle": "-", "color": ends[i][3], "linewidth": 0.6, "alpha": 0.6, "relpos": (0, 0.5)},
+            annotation_clip=False,
+        )
+
+
+def spread_out(wanted: Sequence[float], heights: Sequence[float]) -> dict[int, float]:
+    """By index, middles near those wanted, between 0 and 1 where there is room, of boxes that do not overlap."""
+    order = sorted(range(len(wanted)), key=lambda i: wanted[i])
+    room = max(sum(heights), 1.0)
+    low, places = (1 - room) / 2, {}
+    for i in order:
+        places[i] = max(min(max(wanted[i], 0.0), 1.0), low + heights[i] / 2)
+        low = places[i] + heights[i] / 2
+    high = (1 + room) / 2
+    for i in reversed(order):
+        places[i] = min(places[i], high - heights[i] / 2)
+        high = places[i] - heights[i] / 2
+    return places
+
+
 def draw(content: dict[str, Any], path: Path) -> None:
     """One panel beside the other: the mean over seeds as a line, lowest to highest as a band, yardsticks as grey lines
-    across; or a mark for each entry."""
+    across; or a mark for each entry. Names stand beside the last panel, each where its line ends."""
     panels: Sequence[dict[str, Any]] = content["panels"]
-    width = max(4.2 * len(panels), 6.3)  # two columns of names below
-    figure, axes = plt.subplots(1, len(panels), figsize=(width, 3.9), layout="constrained", squeeze=False)
+    width = 3.3 * len(panels) + 2.4  # and the names
+    figure, axes = plt.subplots(1, len(panels), figsize=(width, 3.4), layout="constrained", squeeze=False)
     for axis, panel in zip(axes[0], panels, strict=True):
+        ends: list[tuple[str, float, float, str]] = []
         for i, line in enumerate(panel["lines"]):
             style = {"color": COLOURS[i % len(COLOURS)], "linestyle": STYLES[i // len(COLOURS) % len(STYLES)]}
-            axis.plot(line["x"], line["mean"], label=line["label"], linewidth=1.5, **style)
+            axis.plot(line["x"], line["mean"], linewidth=1.5, **style)
             axis.fill_between(line["x"], line["low"], line["high"], color=style["color"], alpha=0.2, linewidth=0)
+            ends.append((line["label"], line["x"][-1], line["mean"][-1], style["color"]))
         for mark in panel.get("marks", []):
             i = mark["index"]
             style = {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)], "linestyle": "none"}
-            axis.errorbar(mark["x"], mark["y"], yerr=mark["spread"], label=mark["label"], capsize=2, **style)
+            axis.errorbar(mark["x"], mark["y"], yerr=mark["spread"], capsize=2, **style)
+            ends.append((mark["label"], mark["x"], mark["y"], style["color"]))
         if "over" in panel:
             axis.set_xlim(0, 1.1 * max((mark["x"] for mark in panel["marks"]), default=1))
-        for i, (label, value) in enumerate(panel["yardsticks"].items()):
-            if value is not None:
-                axis.axhline(value, color="#555555", linestyle=STYLES[1 + i % 3], linewidth=1, label=label)
         over = panel.get("over", {}).get("heading")
-        axis.set_xlabel(over or AXES.get(panel.get("x", "step"), "step"), fontsize=9)
+        axis.set_xlabel(over or X_NAMES.get(panel.get("x", "step"), "step"), fontsize=9)
         axis.set_ylabel(panel.get("heading", panel["value"]), fontsize=9)
         axis.tick_params(labelsize=8)
         if panel.get("x") == "context":
@@ -186,8 +228,13 @@ def draw(content: dict[str, Any], path: Path) -> None:
         axis.grid(alpha=0.25, linewidth=0.5)
         if "range" in panel:
             axis.set_ylim(*panel["range"])
-    handles, labels = axes[0][-1].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize=8)
+        axis.margins(x=0.02)
+        for i, (label, value) in enumerate(panel["yardsticks"].items()):
+            if value is not None:
+                axis.axhline(value, color="#555555", linestyle=STYLES[1 + i % 3], linewidth=1)
+                ends.append((label, axis.get_xlim()[1], value, "#555555"))
+        if axis is axes[0][-1]:
+            label_ends(axis, ends)
     path.parent.mkdir(parents=True, exist_ok=True)
     metadata = {DIGEST: digest(content)} | ({"Date": None} if path.suffix == ".svg" else {})
     with plt.rc_context({"svg.fonttype": "none", "svg.hashsalt": "latentlm"}):
