@@ -1,6 +1,7 @@
 """Abstractinator: a training step against the BLT of transformers with as many parameters, and generating.
 
     python benchmarks/abstractinator.py [--config FOLDER] [--repeats 3] [--threads 2] [--only train matmul generate]
+    python benchmarks/abstractinator.py --only evaluation --threads 1
     python benchmarks/abstractinator.py --only drafts --threads 1 --trained FOLDER
 
 The text is the documentation inside Python, 4 rows of 512 bytes. Weights are random; `delta` is set so that segments
@@ -123,6 +124,25 @@ def matmul(options: argparse.Namespace) -> None:
     print(f"{counter.get_total_flops() / ids.numel() / 1e6:.0f} MFLOP a byte, forward and backward")
 
 
+@torch.no_grad()
+def evaluation(options: argparse.Namespace) -> None:
+    """What an evaluation takes, which finds beside the losses what codes are worth; in time of the process."""
+    ids = text(ROWS * LENGTH).view(ROWS, LENGTH)
+    model = build(options.config)
+    batch: dict[str, Any] = {"input_ids": ids, "labels": ids, "use_cache": False}
+    seconds = lowest_cpu_seconds(
+        {
+            "forward": lambda: model(**batch),
+            "evaluation": lambda: model(**batch, **model.pack(ids), code_statistics=True),
+        },
+        options.repeats,
+    )
+    ratio = seconds["evaluation"] / seconds["forward"]
+    print(
+        f"\nevaluation {seconds['evaluation']:.2f} s, forward with labels {seconds['forward']:.2f} s: {ratio:.2f} (≤ 1.5)"
+    )
+
+
 class Clock(list):
     """A streamer that notes when the prompt and each new byte come: in time of the process with one thread, which says
     something on a machine that is not idle, too."""
@@ -203,7 +223,7 @@ def drafts(options: argparse.Namespace) -> None:
         print(f"| {now:.2f} | {then:.2f} | {then / now:.2f} |", flush=True)
 
 
-PARTS = {"train": train, "matmul": matmul, "generate": generate, "drafts": drafts}
+PARTS = {"train": train, "matmul": matmul, "evaluation": evaluation, "generate": generate, "drafts": drafts}
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
