@@ -137,10 +137,8 @@ def evaluation(options: argparse.Namespace) -> None:
         },
         options.repeats,
     )
-    ratio = seconds["evaluation"] / seconds["forward"]
-    print(
-        f"\nevaluation {seconds['evaluation']:.2f} s, forward with labels {seconds['forward']:.2f} s: {ratio:.2f} (≤ 1.5)"
-    )
+    evaluated, forward = seconds["evaluation"], seconds["forward"]
+    print(f"\nevaluation {evaluated:.2f} s, forward with labels {forward:.2f} s: {evaluated / forward:.2f} (≤ 1.5)")
 
 
 class Clock(list):
