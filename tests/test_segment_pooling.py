@@ -85,3 +85,14 @@ def test_large_scores_and_half_precision_stay_finite(pooling, states):
         pooling.queries.weight.mul_(1000)
     with torch.autocast("cpu", torch.bfloat16):
         assert pooling(1e3 * states, SEGMENTS, 4).isfinite().all()
+
+
+def test_norms_of_projected_states_compute_in_float32_under_autocast():
+    torch.manual_seed(0)
+    pooling, states = SegmentPooling(16, 2, 1, 1e-6), torch.randn(2, 5, 16)
+    seen = []
+    for norm in (pooling.key_norm, pooling.norm):
+        norm.register_forward_hook(lambda module, inputs, output: seen.append((inputs[0].dtype, output.dtype)))
+    with torch.autocast("cpu", torch.bfloat16):
+        vectors = pooling(states, torch.tensor([[0, 0, 1, 1, 1]] * 2), 2)
+    assert seen == [(torch.bfloat16, torch.float32)] * 2 and vectors.dtype == torch.float32
