@@ -44,7 +44,7 @@ class AttentionConfig(PreTrainedConfig):
             return self
         config = copy.copy(self)
         config.num_key_value_heads = 1
-        config.head_dim = config.qk_head_dim = self.key_value_latent_size  # the rotated key is narrower
+        config.head_dim = config.qk_head_dim = self.key_value_latent_size  # the rotated key has another size
         return config
 
     def validate_with_attention(self) -> None:  # validators run in the order of their names, this one after the sizes

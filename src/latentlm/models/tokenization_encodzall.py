@@ -94,7 +94,7 @@ class EncodzallTokenizer(LosslessTokenizer):
         return super().truncate_sequences(ids, pair_ids, num_tokens_to_remove, truncation_strategy, stride)
 
     def _pad(self, encoded_inputs: Any, *args: Any, padding_side: str | None = None, **kwargs: Any) -> dict[str, Any]:
-        """Add the word of each id, and pad these with the ids."""
+        """Add `word_ids` to an encoding, and pad them together with its ids."""
         if "word_ids" not in encoded_inputs:
             encoded_inputs["word_ids"] = self.find_words(list(encoded_inputs["input_ids"]))
         padded = super()._pad(encoded_inputs, *args, padding_side=padding_side, **kwargs)

@@ -95,8 +95,8 @@ class FSQTable(PreTrainedTokenizerBase if TYPE_CHECKING else object):
 
     @property
     def saved_framing(self) -> dict[str, Any]:
-        """The two options under a name of their own. transformers ignores the options themselves beside a
-        `tokenizer.json`."""
+        """The options `add_bos_token` and `add_eos_token` in an entry of its own, because transformers ignores them
+        beside a `tokenizer.json`."""
         return {"framing": {"add_bos_token": self.add_bos_token, "add_eos_token": self.add_eos_token}}
 
     def save_vocabulary(self, save_directory: str, filename_prefix: str | None = None) -> tuple[str, ...]:
