@@ -10,41 +10,48 @@ from .configuration_learned_dropout import LearnedDropoutConfig
 from .configuration_ngram_embedding import NgramEmbeddingConfig
 
 NUM_SPECIAL_CODES = 3
-"""Padding, begin and end follow the codes of every alphabet above the first."""
+"""The number of special symbols (padding, begin and end), whose ids follow the codes in every alphabet above the
+first."""
 
 
 @strict
 @dataclass
 class LevelConfig(NgramEmbeddingConfig):
-    """One level of the pyramid, from its symbols (bytes, or codes of the level below) to codes and back.
+    """Fields of one level of the pyramid, which encodes its symbols (bytes, or codes of the level below) and decodes
+    them.
 
-    Arguments are those of [`NgramEmbeddingConfig`], which apply to every part of this level that embeds symbols, each
-    with a table of its own, and:
+    Arguments are those of [`NgramEmbeddingConfig`] and the ones below. The n-gram fields apply to every part of this
+    level that embeds symbols, and each part has its own table.
 
     Args:
-        num_entropy_layers, entropy_window: layers and attention window of the small language model whose next-symbol
-            entropy cuts the sequence.
-        entropy_head: `"categorical"` (cross-entropy of the next symbol), `"gaussian"` (negative log-likelihood of its
-            embedding, detached) or `"both"`, which cuts by the categorical one.
+        num_entropy_layers, entropy_window: number of layers and attention window, in symbols, of the small language
+            model whose next-symbol entropy determines where segments begin.
+        entropy_head: loss of that model: `"categorical"` (cross-entropy of the next symbol), `"gaussian"` (negative
+            log-likelihood of the detached embedding of the next symbol) or `"both"`, where the categorical entropy
+            determines the segments.
         delta: a segment opens where the entropy, in nats, rises by more than this.
-        threshold: a segment also opens where the entropy is above this; None for never.
+        threshold: a segment also opens where the entropy, in nats, is above this; None disables this rule.
         min_segment_length, max_segment_length: limits of the length of a segment, in symbols.
-        target_segment_length: adapt `delta` in training until segments have this mean length; None leaves it as it is.
-        num_compressor_layers, compressor_window: layers before pooling, and their causal attention window.
-        compressor_attention: `"window"`, or `"segment"`, which attends only within the window and the own segment.
-        num_queries: learned queries that pool a segment.
-        quantizer: `"vq"`, `"rvq"` (of `depth` stages), `"fsq"`, or `"none"`, which only the top level may have.
-        num_codes: codes of each vq or rvq stage.
-        code_dim: size of the space in which vectors are quantized and codes are distinguished.
-        depth: number of rvq stages.
-        fsq_levels: levels of each fsq dimension.
+        target_segment_length: mean segment length, in symbols, that training approaches by adapting `delta`; None
+            leaves `delta` unchanged.
+        num_compressor_layers, compressor_window: number of layers before the pooling, and their causal attention window
+            in symbols.
+        compressor_attention: `"window"`, or `"segment"`, which restricts the window to the segment of the symbol.
+        num_queries: number of learned queries that pool a segment.
+        quantizer: `"vq"` (vector quantization), `"rvq"` (residual vector quantization), `"fsq"` (finite scalar
+            quantization), or `"none"`, which only the top level may have.
+        num_codes: number of codes of each stage of `"vq"` and `"rvq"`.
+        code_dim: size of the space of the codebook entries, and of the embedding and output layer of codes.
+        depth: number of stages of `"rvq"`.
+        fsq_levels: number of values of each dimension of `"fsq"`.
         commitment: weight of the commitment loss within `vq_loss`.
-        codebook_decay: decay of the moving averages of the codebook.
-        num_expander_layers, expander_window: layers and attention window of the decoder; with `expander_window` None it
-            sees the whole row.
-        shares_trunk: whether the expander, and the first level's compressor, read the states of the entropy model in
-            place of embeddings of their own.
-        lookback: number of previous segments whose memory vectors a symbol sees beside that of its own segment.
+        codebook_decay: decay of the exponential moving averages that define the codebook.
+        num_expander_layers, expander_window: number of layers and causal attention window, in symbols, of the decoder;
+            None for attention to all earlier symbols.
+        shares_trunk: whether the expander, and the compressor of the first level, read the states of the entropy model
+            instead of embeddings of their own.
+        lookback: number of previous segments whose memory vectors a symbol attends to, in addition to that of its own
+            segment.
     """
 
     num_entropy_layers: int = 12
@@ -73,11 +80,12 @@ class LevelConfig(NgramEmbeddingConfig):
 
     @property
     def num_ids(self) -> int:
-        """Codes of one stage."""
+        """The number of codes of one stage."""
         return math.prod(self.fsq_levels) if self.quantizer == "fsq" else self.num_codes
 
     @property
     def num_digits(self) -> int:
+        """The number of stages, each of which adds one digit to a code."""
         return self.depth if self.quantizer == "rvq" else 1
 
 
@@ -94,36 +102,42 @@ LEAST = {
     "num_expander_layers": 1,
     "lookback": 0,
 }
+"""The smallest valid values of fields of [`LevelConfig`]."""
 
 
 @strict
 class AbstractinatorConfig(LearnedDropoutConfig):
-    """A hierarchical VQ autoencoder over bytes, and a language model on its top codes.
+    """A hierarchical VQ autoencoder over bytes, and a language model on its top-level codes.
 
-    Arguments are those of [`LearnedDropoutConfig`] and the ones below. Memory rows are read by regular attention
-    whatever `attention_form` is; LearnedDropout acts in every part.
+    Arguments are those of [`LearnedDropoutConfig`] and the ones below. Cross-attention to memory vectors is regular
+    attention for every `attention_form`. LearnedDropout acts in every part.
 
     Args:
-        vocab_size: symbols of the first level, special ids included.
+        vocab_size: number of symbols of the first level, special ids included.
         hidden_size: width D of every part.
-        num_attention_heads: heads of every attention; must divide `hidden_size` into heads of an even size.
+        num_attention_heads: number of heads of every attention; must divide `hidden_size` into heads of an even size.
         intermediate_size: width of the SwiGLU layers, `4 * hidden_size` when None.
-        max_position_embeddings: longest text in symbols.
-        byte_code_dim: size of a smaller space for embedding and logits of the first level's symbols; None for none.
+        max_position_embeddings: maximum length of a text in symbols.
+        byte_code_dim: size of a smaller space, through which the embedding and the logits of the first level's symbols
+            are factorised; None for no factorisation.
         levels: one mapping of [`LevelConfig`] fields for each level, from the bytes up.
-        num_top_layers: layers of the language model on the top codes, which sees all of them; 0 for no such model.
-        top_head: `"categorical"`, or `"continuous"`: mean squared error to the next vector, which has no likelihood.
+        num_top_layers: number of layers of the language model on the top-level codes, whose causal attention has no
+            window; 0 for no such model.
+        top_head: `"categorical"` (cross-entropy of the next code), or `"continuous"` (mean squared error of the next
+            vector, which defines no likelihood).
         reconstruction_loss_weight, vq_loss_weight, entropy_loss_weight, top_lm_loss_weight, lm_loss_weight: weights of
-            the losses. [`AbstractinatorTrainer`] raises that of `lm_loss` over the first tenth of a run.
-        freeze_entropy, freeze_base: leave the entropy models, or all but the top model, as they are.
-        num_frozen_levels: leave so many levels, from the first one on, as they are.
-        hidden_dropout, attention_dropout: on what each block adds; on probabilities.
+            the losses. [`AbstractinatorTrainer`] raises the weight of `lm_loss` over the first tenth of a run.
+        freeze_entropy, freeze_base: whether the entropy models, or all parts but the top model, are excluded from
+            training.
+        num_frozen_levels: number of levels, counted from the first one, that are excluded from training.
+        hidden_dropout, attention_dropout: dropout on what each block adds to the residual stream, and on attention
+            probabilities.
 
-    The defaults are the original's small configuration.
+    The defaults are those of the small configuration of the original design.
     """
 
     model_type = "abstractinator"
-    # What `compute_metrics` of a Trainer is not given: it expects the logits alone.
+    # A Trainer does not pass these outputs to `compute_metrics`, which expects the logits alone.
     keys_to_ignore_at_inference = [
         "past_key_values",
         "lm_loss",
@@ -170,7 +184,7 @@ class AbstractinatorConfig(LearnedDropoutConfig):
         for i, level in enumerate(self.levels):
             if unknown := set(level) - names:
                 raise ValueError(f"`levels[{i}]` has no field {sorted(unknown)}; possible: {sorted(names)}.")
-        # Whole levels are kept, so that another version's defaults cannot change a saved model.
+        # All fields of a level are stored, so that the defaults of another version cannot change a saved model.
         self.levels = [asdict(LevelConfig(**level)) for level in self.levels]
         for level in self.levels:
             level["fsq_levels"] = list(level["fsq_levels"])
@@ -187,13 +201,14 @@ class AbstractinatorConfig(LearnedDropoutConfig):
 
     @property
     def num_left_alone(self) -> int:
-        """How many levels, from the first one on, are left as they are."""
+        """The number of levels, counted from the first one, that are excluded from training."""
         return len(self.levels) if self.freeze_base else self.num_frozen_levels
 
     @property
     def base_model_fsdp_plan(self) -> dict[str, str]:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Of layers the feed-forward part alone, which holds most weights: decoding with a cache calls their attention
-        in pieces, and what is sharded is gathered for whole calls."""
+        """The FSDP plan, which shards only the feed-forward block of each layer. This block holds most weights.
+        Attention cannot be sharded, because weights are gathered for the call of a whole module, and decoding with a
+        cache calls parts of an attention."""
         stacks = ["levels.*.entropy_model.stack", "levels.*.expander"]
         if any(level["num_compressor_layers"] for level in self.levels):
             stacks.append("levels.*.compressor")
@@ -203,7 +218,7 @@ class AbstractinatorConfig(LearnedDropoutConfig):
 
     @property
     def num_hidden_layers(self) -> int:
-        """Layers on bytes that predict the next one: those of the first expander."""
+        """The number of layers of the first level's expander, which predicts the next byte."""
         return self.levels[0]["num_expander_layers"]
 
     def validate_sizes(self) -> None:

@@ -9,10 +9,10 @@ from .configuration_encoder_decoder import EncoderDecoderConfig
 
 @strict
 class AREncoderDecoderConfig(EncoderDecoderConfig):
-    """A causal encoder, then a causal decoder that also cross-attends to the encoder output.
+    """A causal encoder followed by a causal decoder that also cross-attends to the encoder output.
 
-    Arguments are those of [`EncoderDecoderConfig`]; the depths of the two stacks may differ freely. The defaults are
-    the original sizes with 13 + 13 layers: 15,762,900 parameters without the position table.
+    Arguments are those of [`EncoderDecoderConfig`]; the depths of the two stacks may differ. The defaults are the
+    original sizes with 13 + 13 layers: 15,762,900 parameters without the position table.
     """
 
     model_type = "ar_encoder_decoder"

@@ -1,5 +1,4 @@
-"""Configuration fields and checks of attention and of the blocks around it, which every transformer of this package
-has."""
+"""Configuration fields and checks of attention, which the configurations of all transformers of this package share."""
 
 import copy
 from typing import Any, Literal, Self
@@ -10,14 +9,16 @@ from transformers.configuration_utils import PreTrainedConfig
 
 @strict
 class AttentionConfig(PreTrainedConfig):
-    """Fields of the blocks that every transformer of this package has; not a model by itself.
+    """Base of the configurations of all transformers of this package; not a model by itself.
 
     Args:
-        num_key_value_heads: number of heads for keys and values (grouped-query attention); that of queries when `None`.
-        attention_form: `"regular"` or `"latent"` (multi-head latent attention, DeepSeek-V2), whose keys and values are
-            computed from a small latent vector, the only thing that a cache stores.
-        query_latent_size, key_value_latent_size, latent_rope_size: widths of the latents of latent attention, and of
-            the part of its queries and keys that rotary positions rotate.
+        num_key_value_heads: number of heads for keys and values (grouped-query attention, Ainslie et al. 2023,
+            arXiv:2305.13245), `num_attention_heads` when None.
+        attention_form: `"regular"` or `"latent"` (multi-head latent attention, DeepSeek-V2, arXiv:2405.04434). Latent
+            attention computes the keys and values of all heads from one small latent vector. A cache stores that vector
+            and one rotated key, which the heads share.
+        query_latent_size, key_value_latent_size, latent_rope_size: widths in latent attention: of the latent vector of
+            queries, of that of keys and values, and of the part of queries and keys that rotary positions rotate.
     """
 
     num_key_value_heads: int | None = None
@@ -33,20 +34,20 @@ class AttentionConfig(PreTrainedConfig):
 
     @property
     def num_key_value_groups(self) -> int:
-        """Heads that share a key and a value."""
-        return max(1, self.num_attention_heads // max(1, self.num_key_value_heads or 1))  # bad values are named later
+        """The number of query heads that share a key and a value."""
+        return max(1, self.num_attention_heads // max(1, self.num_key_value_heads or 1))  # a validator rejects 0
 
     @property
     def cache_config(self) -> Self:
-        """What an attention keeps in a cache, as transformers asks for it."""
+        """The configuration from which transformers allocates the cache of an attention."""
         if self.attention_form == "regular":
             return self
         config = copy.copy(self)
         config.num_key_value_heads = 1
-        config.head_dim = config.qk_head_dim = self.key_value_latent_size  # the other part of a pair has another size
+        config.head_dim = config.qk_head_dim = self.key_value_latent_size  # the rotated key has another size
         return config
 
-    def validate_with_attention(self) -> None:  # validators run in the order of their names: after the sizes
+    def validate_with_attention(self) -> None:  # validators run in the order of their names, this one after the sizes
         heads, shared = self.num_attention_heads, self.num_key_value_heads
         if shared is None or shared < 1 or heads % shared:
             raise ValueError(f"`num_key_value_heads` is {shared}, but must divide `num_attention_heads` {heads}.")
@@ -65,4 +66,5 @@ class AttentionConfig(PreTrainedConfig):
 
 
 def divisors(size: int) -> list[int]:
+    """Return the divisors of a positive integer in ascending order."""
     return [n for n in range(1, size + 1) if size % n == 0]

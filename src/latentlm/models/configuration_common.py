@@ -1,4 +1,4 @@
-"""Configuration fields and checks that the language models of tokens share."""
+"""Configuration fields and checks that the language models on tokens share."""
 
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -19,22 +19,23 @@ class TransformerConfig(LearnedDropoutConfig, NgramEmbeddingConfig):
     Args:
         vocab_size: number of token ids, special tokens included.
         hidden_size: width D of the hidden states.
-        num_attention_heads: heads of each self-attention; must divide `hidden_size`.
-        intermediate_size: width of the feed-forward layers, `4 * hidden_size` when `None`.
-        max_position_embeddings: longest context in tokens; longer inputs are an error.
+        num_attention_heads: number of heads of each self-attention; must divide `hidden_size`.
+        intermediate_size: width of the feed-forward layers, `4 * hidden_size` when None.
+        max_position_embeddings: maximum context length in tokens; longer inputs raise an error.
         position_embedding_type: `"learned"` adds a table to the input, `"rotary"` rotates queries and keys instead.
-        rope_parameters: as everywhere in transformers (`rope_type`, `rope_theta`, ...); used with `"rotary"` only.
-        position_subtraction: what happens to the final hidden state before the output layer: `"none"`, `"plain"`
-            (subtract the embedding of the *next* position) or `"layer_norm"` (the same, then a LayerNorm).
-            With rotary positions the table exists only for this subtraction.
-        hidden_act: activation of the feed-forward layers: `"gelu"`, or `"relu2"`, the square of ReLU (Primer,
-            2109.08668).
+        rope_parameters: rotary parameters in the format of transformers (`rope_type`, `rope_theta`, ...); used with
+            `"rotary"` only.
+        position_subtraction: operation on the final hidden state before the output layer: `"none"`, `"plain"` (subtract
+            the embedding of the *next* position) or `"layer_norm"` (the same, then a LayerNorm). With rotary positions
+            the position table exists only for this subtraction.
+        hidden_act: activation of the feed-forward layers: `"gelu"`, or `"relu2"`, the square of ReLU (Primer, So et al.
+            2021, arXiv:2109.08668).
         use_bias: whether linear layers and LayerNorms have biases.
         hidden_dropout: dropout on the embeddings and on what each block adds to the residual stream.
         attention_dropout: dropout on attention probabilities.
     """
 
-    # What `compute_metrics` of a Trainer is not given: it expects the logits alone.
+    # A Trainer does not pass these outputs to `compute_metrics`, which expects the logits alone.
     keys_to_ignore_at_inference = ["past_key_values", "lm_loss", "mask_entropy_loss", "mask_l1_loss"]
     base_model_fsdp_plan = {
         "embed_tokens": "free_full_weight",
@@ -69,25 +70,27 @@ class TransformerConfig(LearnedDropoutConfig, NgramEmbeddingConfig):
 
     @property
     def num_position_embeddings(self) -> int:
-        """Rows of the learned position table: one more where the next position is used, 0 without a table."""
+        """The number of rows of the learned position table: `max_position_embeddings`, one more where the embedding of
+        the next position is used, and 0 without a table."""
         if self.position_subtraction != "none":
             return self.max_position_embeddings + 1
         return self.max_position_embeddings if self.position_embedding_type == "learned" else 0
 
     @property
     def num_learned_dropouts(self) -> int:
-        """Feed-forward blocks that have a mask, where LearnedDropout is on."""
+        """The number of feed-forward blocks that have a mask if LearnedDropout is on."""
         raise NotImplementedError
 
     @property
     def attention_configs(self) -> Sequence["TransformerConfig"]:
-        """One configuration per self- or cross-attention, in the order of their cache layers."""
+        """One configuration for each self- or cross-attention, in the order of their cache layers."""
         raise NotImplementedError
 
     @property
     def per_layer_config(self) -> list["TransformerConfig"]:
-        """One configuration per *cache* layer, from which transformers allocates caches: the layers' attentions, then
-        those that decide masks, with their own number and size of heads, then one that holds ids for n-grams."""
+        """One configuration for each *cache* layer, from which transformers allocates caches. The first ones belong to
+        the attentions of the layers, then come those that compute masks, whose heads have their own number and size.
+        The last one stores ids for n-grams."""
         masks, ids = 0, [] if self.ngram_embedding is None else [self.id_cache_config]
         if self.learned_dropout != "none":
             masks = 1 if self.learned_dropout_input == "embedding" else self.num_learned_dropouts
@@ -95,11 +98,12 @@ class TransformerConfig(LearnedDropoutConfig, NgramEmbeddingConfig):
 
     @property
     def layer_types(self) -> list[str]:
-        """The kind of every *cache* layer, by which `generate_batch` allocates its cache."""
+        """The type of every *cache* layer, from which `generate_batch` allocates its cache."""
         return ["full_attention"] * len(self.per_layer_config)
 
     def validate_layer_type(self) -> None:
-        """Cache layers are not counted by `num_hidden_layers`."""
+        """Skip the check of transformers for `num_hidden_layers` types, since there is one type for each cache
+        layer."""
 
     @per_layer_config.setter
     def per_layer_config(self, value: None) -> None:
@@ -107,7 +111,7 @@ class TransformerConfig(LearnedDropoutConfig, NgramEmbeddingConfig):
             raise ValueError(f"`per_layer_config` is derived from the other fields and cannot be set, got {value!r}.")
 
     def validate_sizes(self) -> None:
-        """Every size is at least 1, dropouts are probabilities."""
+        """Raise ValueError unless every size is at least 1 and every dropout rate lies in [0, 1)."""
         for name in ("vocab_size", "hidden_size", "intermediate_size", "max_position_embeddings"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` is {getattr(self, name)}, but it must be at least 1.")
@@ -116,12 +120,12 @@ class TransformerConfig(LearnedDropoutConfig, NgramEmbeddingConfig):
                 raise ValueError(f"`{name}` is {getattr(self, name)}, but a dropout rate lies in [0, 1).")
 
     def validate_heads(self) -> None:
-        self.validate_sizes()  # validators run in the order of their names, and this one divides by sizes
+        self.validate_sizes()  # first, because the next check divides by sizes
         self.check_heads("num_attention_heads")
 
     def check_heads(self, name: str) -> None:
-        """Raise unless the number of heads `name` divides the hidden size into heads that the position embedding can
-        use."""
+        """Raise ValueError unless the number of heads `name` divides `hidden_size` into heads that the position
+        embedding can use."""
         num_heads = getattr(self, name)
         if num_heads < 1 or self.hidden_size % num_heads:
             raise ValueError(

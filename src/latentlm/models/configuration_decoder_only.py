@@ -10,14 +10,14 @@ from .configuration_common import TransformerConfig
 
 @strict
 class DecoderOnlyConfig(TransformerConfig):
-    """The plain causal transformer that every architecture of this package is compared with.
+    """A plain causal transformer, the baseline with which every architecture of this package is compared.
 
     Arguments are those of [`TransformerConfig`], and:
 
     Args:
         num_hidden_layers: number of layers.
 
-    The defaults are the original baseline: 16,036,800 parameters without the position table.
+    The defaults are those of the original baseline: 16,036,800 parameters without the position table.
     """
 
     model_type = "decoder_only"

@@ -15,25 +15,26 @@ class EncoderDecoderConfig(TransformerConfig):
     Arguments are those of [`TransformerConfig`], and:
 
     Args:
-        num_encoder_layers, num_decoder_layers: depth of the two stacks.
-        num_cross_attention_heads: heads of the cross-attention, `2 * num_attention_heads` when `None`.
+        num_encoder_layers, num_decoder_layers: number of layers of the two stacks.
+        num_cross_attention_heads: number of heads of the cross-attention, `2 * num_attention_heads` when None.
         decoder_order: `"self_first"` (self-attention, then cross-attention) or `"cross_first"`.
-        bridge_layer_norm: whether a LayerNorm comes before the linear bridge from encoder to decoder.
+        bridge_layer_norm: whether a LayerNorm precedes the linear bridge from encoder to decoder.
         add_next_position: whether the embedding of the next position is added to the decoder input.
-        cross_attention_gate: whether each decoder layer has a learned scalar that multiplies its cross-attention, 1 at
-            the start. Where it goes to 0 the layer is a plain one: a learned split between encoder and decoder.
+        cross_attention_gate: whether each decoder layer multiplies its cross-attention output by a learned scalar with
+            the initial value 1. A layer whose scalar becomes 0 does not use the encoder, so the split between encoder
+            and decoder is learned.
         learned_dropout_stacks: the stacks whose feed-forward blocks LearnedDropout masks: `"both"`, `"encoder"` or
             `"decoder"`.
-        embedding_loss: the affinity between encoder output and an aggregate of the input embeddings: `"none"`,
-            `"mse"`, `"cosine"` or `"log_cosine"`.
+        embedding_loss: measure of the difference between the encoder output and an aggregate of the input embeddings,
+            as an additional loss: `"none"`, `"mse"`, `"cosine"` or `"log_cosine"`.
         embedding_loss_weight: weight of the embedding loss in training.
-        embedding_loss_output_norm: LayerNorm of the encoder output in that loss: `"affine"`, `"plain"` (no gain, no
-            bias: the control for the trivial optimum) or `"none"`.
+        embedding_loss_output_norm: LayerNorm of the encoder output in that loss: `"affine"`, `"plain"` (without gain
+            and bias, which excludes the trivial optimum of a gain of 0) or `"none"`.
         embedding_loss_input_norm: LayerNorm of the embeddings, `"before"` or `"after"` the aggregation, or `"none"`.
         embedding_loss_detach: the side that gets no gradient from this loss: `"encoder"`, `"embeddings"` or `"none"`.
         embedding_loss_aggregation: `"mean"` (cumulative average), `"convolution"` (causal, depthwise) or `"mixing"`
-            (learned causal weights per pair of positions).
-        embedding_loss_kernel_size: taps of the `"convolution"`.
+            (learned causal weights for each pair of positions).
+        embedding_loss_kernel_size: number of taps of the `"convolution"`.
     """
 
     keys_to_ignore_at_inference = [
@@ -71,7 +72,7 @@ class EncoderDecoderConfig(TransformerConfig):
 
     @property
     def num_hidden_layers(self) -> int:
-        """Number of real layers, as `hidden_states` and `attentions` count them."""
+        """The number of layers of both stacks, which `hidden_states` and `attentions` count."""
         return self.num_encoder_layers + self.num_decoder_layers
 
     @property
@@ -82,7 +83,7 @@ class EncoderDecoderConfig(TransformerConfig):
 
     @property
     def masked_stacks(self) -> tuple[str, ...]:
-        """The stacks that have LearnedDropout, where it is on."""
+        """The stacks whose feed-forward blocks have a mask if LearnedDropout is on."""
         return ("encoder", "decoder") if self.learned_dropout_stacks == "both" else (self.learned_dropout_stacks,)
 
     @property
@@ -91,12 +92,13 @@ class EncoderDecoderConfig(TransformerConfig):
 
     @property
     def cross_attention_config(self) -> Self:
-        assert self.num_cross_attention_heads is not None  # since it was made
+        """The configuration of one cross-attention."""
+        assert self.num_cross_attention_heads is not None  # `__post_init__` sets it
         return self.with_heads(self.num_cross_attention_heads, num_key_value_groups=self.num_key_value_groups)
 
     @property
     def decoder_attention_configs(self) -> Sequence["EncoderDecoderConfig"]:
-        """The attentions of one decoder layer: self, then cross."""
+        """The configurations of the attentions of one decoder layer: self-attention, then cross-attention."""
         return [self, self.cross_attention_config]
 
     @property
@@ -112,13 +114,13 @@ class EncoderDecoderConfig(TransformerConfig):
                 )
 
     def validate_heads(self) -> None:
-        super().validate_heads()  # first: the default of the other count follows from it
+        super().validate_heads()  # first, because the other default follows from this number
         self.check_heads("num_cross_attention_heads")
 
     def validate_with_attention(self) -> None:
         super().validate_with_attention()
         groups = self.num_key_value_groups
-        assert self.num_cross_attention_heads is not None  # since it was made
+        assert self.num_cross_attention_heads is not None  # `__post_init__` sets it
         if self.num_cross_attention_heads % groups:
             raise ValueError(
                 f"`num_key_value_heads` is {self.num_key_value_heads}, so {groups} heads share keys and values, but "

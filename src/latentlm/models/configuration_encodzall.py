@@ -8,62 +8,69 @@ from .configuration_learned_dropout import LearnedDropoutConfig
 from .configuration_ngram_embedding import NgramEmbeddingConfig
 
 VOCAB_SIZE = 264
-"""The bytes, then `<pad>`, `<bos>`, `<eos>`, `<mask>` (a whole word) and the masks of one character: `<vowel>`,
-`<consonant>`, `<nonspace>` (anything else) and `<any>`."""
+"""The number of ids: the bytes, then `<pad>`, `<bos>`, `<eos>`, `<mask>` (a whole word) and the masks of one character,
+`<vowel>`, `<consonant>`, `<nonspace>` (any other visible character) and `<any>`."""
 
 
 @strict
 class EncodzallConfig(LearnedDropoutConfig, NgramEmbeddingConfig):
-    """A denoising autoencoder from bytes to words and back: an encoder inside words, one over words, and two decoders.
+    """A denoising autoencoder from bytes to word vectors and back, with two encoders and two decoders.
 
     Arguments are those of [`LearnedDropoutConfig`], which acts in the encoders and decoders, those of
-    [`NgramEmbeddingConfig`], whose n-grams stay inside a word where words are encoded and spelled, and inside the text
-    in the sequence decoder, and:
+    [`NgramEmbeddingConfig`], and the ones below. In the word encoder and the word decoder, n-grams do not cross the
+    border of a word; in the sequence decoder they may.
 
     Args:
         vocab_size: 264, the bytes and eight special ids; fixed.
         hidden_size: width D.
-        num_attention_heads: heads of every attention; must divide `hidden_size` into even sizes.
-        num_word_encoder_layers: layers of Encoder 1, which works inside a word.
-        num_context_encoder_layers: layers of Encoder 2, which works over the words of a text.
-        num_decoder_layers: layers of the sequence decoder, and of the word decoder if it has its own weights.
+        num_attention_heads: number of heads of every attention; must divide `hidden_size` into heads of an even size.
+        num_word_encoder_layers: number of layers of Encoder 1, which encodes the bytes of a word.
+        num_context_encoder_layers: number of layers of Encoder 2, which encodes the words of a text.
+        num_decoder_layers: number of layers of the sequence decoder, and of the word decoder if it has its own weights.
         intermediate_size: width of the SwiGLU layers.
-        max_position_embeddings: longest text in bytes, its end included.
-        max_word_bytes: longer words are cut; at least 8.
+        max_position_embeddings: maximum length of a text in bytes, its end included.
+        max_word_bytes: maximum length of a word in bytes, at least 8; longer words are split.
         word_pooling: how the bytes of a word become its vector: `"mean"`, `"max"` or `"query"` (learned weights).
         word_decoder: `"own"`, `"shared"` (the sequence decoder's weights) or `"none"`.
-        cross_attention_positions: `"bytes"` rotates queries by the position of their byte and keys by that of their
-            word's first byte in the input, so that a decoder finds its place in a long text; `"none"` does not.
-        packed_row_length: slots of the rows that words are packed into.
-        sequence_loss_weight, word_loss_weight, contrastive_loss_weight: weights of the named losses.
+        cross_attention_positions: `"bytes"` rotates queries by the position of their byte and keys by the position of
+            their word's first byte in the input, so that a decoder can align its output with a long text; `"none"`
+            rotates neither.
+        packed_row_length: number of slots of the rows that words are packed into.
+        sequence_loss_weight, word_loss_weight, contrastive_loss_weight: weights of the losses with these names.
         gate_loss_weight: weight of the loss of the gate, which predicts for each word whether noise has changed it; 0
-            for no gate. With a gate, the word decoder spells only changed words; if `sequence_loss_weight` is then 0, a
-            separate sequence decoder is not trained, and the loss of an evaluation is the sum of the others.
-        edit_cost: nats that each edit of a character costs in log p(old | new), the noisy channel of `denoise`;
+            for no gate. With a gate, the word decoder spells only changed words. If `sequence_loss_weight` is also 0, a
+            separate sequence decoder is not trained, and the loss in evaluation is the sum of the other losses.
+        edit_cost: cost in nats of each edit of a character in log p(old | new), the noisy channel of `denoise`;
             required with a gate.
-        denoise_threshold: nats by which a repair has to be likelier than the word as it is; the default of `denoise`.
-        dictionary_bytes: size of the words of the language that a checkpoint carries for `denoise`; 0 for none.
-            `set_dictionary` sets it with them.
-        unknown_word_odds: nats by which a repair of a word by itself is likelier that makes a known word of an unknown
-            one, and less likely that does the reverse; among n words, by the root of n less. 0 without a dictionary.
-        word_loss_gamma: exponent of the focal loss, (1 - p)^gamma CE; 0 is plain cross-entropy.
+        denoise_threshold: difference in log-likelihood, in nats, by which a repair must exceed the unchanged word in
+            `denoise`.
+        dictionary_bytes: size in bytes of the dictionary that a checkpoint stores for `denoise`, 0 for none;
+            `set_dictionary` sets it.
+        unknown_word_odds: nats that the score of a repair gains if it replaces a word outside of the dictionary by one
+            inside, and loses in the opposite case; divided by the square root of the number of words of the text.
+            It has no effect without a dictionary.
+        word_loss_gamma: exponent of the focal loss, (1 - p)^gamma CE (Lin et al. 2017, arXiv:1708.02002); 0 is plain
+            cross-entropy.
         contrastive_scale: factor of the cosines in the contrastive loss.
-        contrastive_symmetric: whether clean texts are also ranked against noisy ones.
-        text_ngrams: lengths n, such as `[2, 3]`: `text_embeds` has weighted counts of the n-grams of a text's words
-            beside their whitened mean, see [`TextEmbedding`]; `fit_text_embedding` fits it. None for no such output.
-        text_prefixes: lengths n, such as `[3, 4]`: the first n bytes of each word are counted too.
+        contrastive_symmetric: whether the contrastive loss also ranks clean texts against noisy ones.
+        text_ngrams: lengths n, such as `[2, 3]`. With them, `text_embeds` contains weighted counts of the n-grams of a
+            text's words, in addition to the whitened mean of the word vectors; see [`TextEmbedding`], which
+            `fit_text_embedding` fits. None for no `text_embeds`.
+        text_prefixes: lengths n, such as `[3, 4]`, of the prefixes of words that are counted as well.
         text_ngram_buckets: number K of buckets to which n-grams are hashed.
-        text_context_share: share of the cosine of two `text_embeds` that comes from the mean; the rest is the counts'.
+        text_context_share: share of the whitened mean in the cosine of two `text_embeds`, in [0, 1]; the counts
+            contribute the rest.
         initializer_range: standard deviation of the initial weights.
-        rope_parameters: as everywhere in transformers.
-        attention_dropout, hidden_dropout: dropout on attention probabilities; on what each block adds.
+        rope_parameters: rotary parameters in the format of transformers.
+        attention_dropout, hidden_dropout: dropout on attention probabilities, and on what each block adds to the
+            residual stream.
         classifier_dropout: dropout before the output layer of the classification heads.
 
-    The defaults are size xs of the original.
+    The defaults are those of size xs of the original design.
     """
 
     model_type = "encodzall"
-    keys_to_ignore_at_inference = [  # all but the logits, so that they alone reach `compute_metrics`
+    keys_to_ignore_at_inference = [  # `compute_metrics` of a Trainer expects the logits alone
         "past_key_values",
         "hidden_states",
         "attentions",
@@ -144,12 +151,13 @@ class EncodzallConfig(LearnedDropoutConfig, NgramEmbeddingConfig):
 
     @property
     def projection_dim(self) -> int:
-        """Size of `text_embeds`, by the name that sentence-transformers reads."""
+        """The size of `text_embeds`, under the name that sentence-transformers reads."""
         return self.hidden_size + self.text_ngram_buckets
 
     @property
     def custom_pipelines(self) -> dict[str, dict[str, Any]]:
-        """What `pipeline(task, folder, trust_remote_code=True)` runs. Made anew: `pipeline` puts classes into it."""
+        """The pipelines that `pipeline(task, folder, trust_remote_code=True)` runs. The mapping is made for each call,
+        because `pipeline` writes classes into it."""
         kinds = {
             "token-classification": ("WordTaggingPipeline", "AutoModelForTokenClassification"),
             "fill-mask": ("WordFillingPipeline", "AutoModelForMaskedLM"),
@@ -161,8 +169,8 @@ class EncodzallConfig(LearnedDropoutConfig, NgramEmbeddingConfig):
 
     @property
     def per_layer_config(self) -> list["EncodzallConfig"]:
-        """One configuration per *cache* layer: those of the sequence decoder, then those that decide its masks, then
-        one that holds ids for n-grams."""
+        """One configuration for each *cache* layer: those of the sequence decoder, then those that compute its masks,
+        then one that stores ids for n-grams."""
         masks, ids = 0, [] if self.ngram_embedding is None else [self.id_cache_config]
         if self.learned_dropout != "none":
             masks = 1 if self.learned_dropout_input == "embedding" else self.num_decoder_layers

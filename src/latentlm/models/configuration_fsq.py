@@ -15,22 +15,24 @@ class FSQConfig(DecoderOnlyConfig):
     Arguments are those of [`DecoderOnlyConfig`], and:
 
     Args:
-        autoencoder: fields of the [`FSQAutoencoderConfig`] of the tokenizer; its `levels` and
-            `num_quantizers` say what a code is.
-        num_special_tokens: tokens without a code, the last ids of the vocabulary.
-        code_embedding_size: width of the small network whose embedding of the code is added to a token's embedding; 0
-            leaves it out.
-        head: `"tied"` (to the token embeddings); `"factorised"`: one logit per digit value, summed over a token's
-            digits; `"hierarchical"`: the codes of a residual quantization one after the other, coarse then fine, each
-            among the codes that tokens have after the earlier ones; or `"decoder"`: the autoencoder's decoder spells
-            the next token from the hidden state (the output path of the original design), and a token's logit is the
-            log-probability of its bytes and their end.
-        byte_loss_weight: weight of `byte_loss`, by which the autoencoder's decoder learns to spell the next token from
-            the hidden state, beside another head; 0 leaves it out.
-        reconstruction_loss_weight: weight of the autoencoder's own loss in joint training.
-        joint: compute codes with the encoder instead of the table, so that the language model's loss trains it too.
-        min_code_entropy: joint training stops where the entropy of codes falls below this share of its first value.
-        train_decoder: train the autoencoder's decoder, by `byte_loss` or as the head, without `joint`.
+        autoencoder: fields of the [`FSQAutoencoderConfig`] of the tokenizer, whose `levels` and `num_quantizers` define
+            the digits of a code.
+        num_special_tokens: number of tokens without a code, which are the last ids of the vocabulary.
+        code_embedding_size: hidden width of the network whose embedding of the code is added to the embedding of a
+            token; 0 for no such network.
+        head: `"tied"` to the token embeddings; `"factorised"`, with one logit per digit value, summed over the digits
+            of a token; `"hierarchical"`, which predicts the codes of a residual quantization from coarse to fine, each
+            among the codes that tokens have after the earlier ones; or `"decoder"`, the output path of the original
+            design. There the decoder of the autoencoder spells the next token from the hidden state, and the logit of a
+            token is the log-probability of its bytes and their end.
+        byte_loss_weight: weight of `byte_loss`, the loss of an additional head through which the decoder of the
+            autoencoder spells the next token from the hidden state; 0 for no such head.
+        reconstruction_loss_weight: weight of the reconstruction loss of the autoencoder in joint training.
+        joint: whether the encoder computes codes instead of the table, so that the loss of the language model also
+            trains the encoder.
+        min_code_entropy: share of the initial entropy of codes, in [0, 1]; joint training stops where the entropy falls
+            below this share.
+        train_decoder: whether the decoder of the autoencoder is trained without `joint`, by `byte_loss` or as the head.
     """
 
     model_type = "fsq"
@@ -53,7 +55,7 @@ class FSQConfig(DecoderOnlyConfig):
     train_decoder: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
-        # The whole configuration is kept, so that another version's defaults cannot change a saved model.
+        # All fields are stored, so that the defaults of another version cannot change a saved model.
         self.autoencoder = own_fields(FSQAutoencoderConfig(**(self.autoencoder or {})))
         if self.head != "tied":
             self.tie_word_embeddings = False
@@ -70,7 +72,7 @@ class FSQConfig(DecoderOnlyConfig):
 
     @property
     def has_autoencoder(self) -> bool:
-        """Whether the autoencoder is a part of the model."""
+        """Whether the model includes the autoencoder."""
         return self.joint or self.byte_loss_weight > 0 or self.head == "decoder"
 
     def validate_codes(self) -> None:
@@ -101,7 +103,7 @@ class FSQConfig(DecoderOnlyConfig):
 
 
 def own_fields(config: FSQAutoencoderConfig) -> dict[str, Any]:
-    """The fields that this configuration declares itself, as JSON has them."""
+    """Return the fields that [`FSQAutoencoderConfig`] declares itself, with tuples as lists, as JSON has them."""
     values = {name: getattr(config, name) for name in FSQAutoencoderConfig.__annotations__ if name != "model_type"}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 

@@ -7,7 +7,7 @@ from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig
 
 END_CLASS = 256
-"""The symbol after the last byte of a chunk that is shorter than the longest."""
+"""The class of the symbol that follows the last byte of a chunk shorter than `max_chunk_bytes`."""
 
 
 @strict
@@ -16,36 +16,37 @@ class FSQAutoencoderConfig(PreTrainedConfig):
 
     Args:
         vocab_size: 257, the bytes and the end class; fixed.
-        max_chunk_bytes: longest chunk; the decoder's strides must multiply to a divisor of it.
+        max_chunk_bytes: maximum length of a chunk in bytes; must be a multiple of the product of `deconv_strides`.
         embedding_size: width of the byte embedding.
-        hidden_size: width of the vector that the decoder starts from.
+        hidden_size: width of the vector that the decoder expands.
         conv_channels, conv_strides: output channels and stride of each convolution of the encoder.
         deconv_channels, deconv_strides: output channels and stride of each transposed convolution of the decoder.
         kernel_size: kernel size of all convolutions; odd.
-        pooling: `"mean"` over the chunk, `"attention"` (a learned weight per position) or `"flatten"` (all positions
-            into one vector).
-        levels: levels of each dimension of the quantization, each at least 2.
-        num_quantizers: stages of residual quantization, each with these levels: the first code is coarse, each further
-            one quantizes the remainder of those before.
+        pooling: `"mean"` over the chunk, `"attention"` (a learned weight for each position) or `"flatten"`
+            (concatenation of all positions).
+        levels: number of values of each dimension of the quantization, at least 2.
+        num_quantizers: number of stages of residual quantization, each with these levels. The first code is the
+            coarsest, and each further stage quantizes the remainder of the stages before it.
         temperature: divides z before the tanh.
         quantization_noise: share of values that get noise instead of rounding in training.
-        margin: distance, in steps, from the border between two digits below which `margin_loss` penalises values; at
+        margin: distance from the border between two digits, in steps, below which `margin_loss` penalises values; at
             most half a step.
-        margin_loss_weight, code_entropy_loss_weight: weights of the optional terms; 0 leaves a term out.
+        margin_loss_weight, code_entropy_loss_weight: weights of the optional losses; a loss with weight 0 is not
+            computed.
         hidden_act: activation after each convolution.
 
     The defaults are the original sizes: 0.94 M parameters.
     """
 
     model_type = "fsq_autoencoder"
-    keys_to_ignore_at_inference = [  # all but the logits, so that they alone reach `compute_metrics`
+    keys_to_ignore_at_inference = [  # `compute_metrics` of a Trainer expects the logits alone
         "code_index",
         "code_values",
         "reconstruction_loss",
         "margin_loss",
         "code_entropy_loss",
     ]
-    base_model_fsdp_plan = {}  # it is small
+    base_model_fsdp_plan = {}  # the model is too small to be sharded
 
     vocab_size: int = END_CLASS + 1
     max_chunk_bytes: int = 16
@@ -78,11 +79,13 @@ class FSQAutoencoderConfig(PreTrainedConfig):
 
     @property
     def num_codes(self) -> int:
+        """The number of codes, over all stages."""
         return math.prod(self.levels) ** self.num_quantizers
 
     @property
     def num_start_positions(self) -> int:
-        """Positions that the decoder starts with, before its strides multiply them to `max_chunk_bytes`."""
+        """The number of positions with which the decoder starts, and which its strides multiply to
+        `max_chunk_bytes`."""
         return self.max_chunk_bytes // math.prod(self.deconv_strides)
 
     def validate_vocabulary(self) -> None:

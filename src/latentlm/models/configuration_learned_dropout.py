@@ -1,4 +1,4 @@
-"""Configuration fields and checks of LearnedDropout, for every architecture that can switch it on."""
+"""Configuration fields and checks of LearnedDropout, which most architectures of this package can switch on."""
 
 import copy
 import dataclasses
@@ -17,20 +17,24 @@ class LearnedDropoutConfig(AttentionConfig):
     Arguments are those of [`AttentionConfig`], and:
 
     Args:
-        learned_dropout: `"none"`, or how masks are rounded: `"bernoulli"` (drawn in training, M >= 0.5 in evaluation),
-            `"sigmoid"` or `"sigmoid_detached"` (the same value, gradient of M).
-        learned_dropout_input: what masks are computed from: the `"hidden_state"` that each is applied to, or the input
-            `"embedding"`, through one attention pass that all layers share (all layers of a stack, where a model has
-            several stacks with inputs of their own).
-        learned_dropout_detach: with `"embedding"`, stop the gradient of the masks through that pass.
-        learned_dropout_shift: initial value of the learned shift, in [0, pi]: at 0 all masks start at 1, at pi at 0.
-        learned_dropout_heads: heads of the attention that computes masks, `num_attention_heads` when `None`; must
-            divide its width.
-        mask_entropy_loss_weight, mask_l1_loss_weight: weights of the two penalties; one with weight 0 is not computed.
-        mask_entropy_loss_rate, mask_l1_loss_rate: `None` for a constant weight. With a number the weight rises with the
+        learned_dropout: `"none"`, or how a mask M in [0, 1] is rounded: `"bernoulli"` (1 with probability M in
+            training, M >= 0.5 in evaluation, with the gradient of M), `"sigmoid"` (sigmoid(60 (M - 0.5))) or
+            `"sigmoid_detached"` (the same value with the gradient of M).
+        learned_dropout_input: the input from which masks are computed. With `"hidden_state"` each mask is computed from
+            the hidden state that it masks. With `"embedding"` one attention over the input embeddings of a stack serves
+            all layers of this stack.
+        learned_dropout_detach: with `"embedding"`, whether the gradient of the masks stops at that attention, so that
+            only the shifts are trained.
+        learned_dropout_shift: initial value of the learned shift, in [0, pi]; all masks start at 1 for 0, and at 0 for
+            pi.
+        learned_dropout_heads: number of heads of the attention that computes masks, `num_attention_heads` when None;
+            must divide its width.
+        mask_entropy_loss_weight, mask_l1_loss_weight: weights of the two penalties; a penalty with weight 0 is not
+            computed.
+        mask_entropy_loss_rate, mask_l1_loss_rate: None for a constant weight. With a rate, the weight rises with the
             training step as `min(exp(rate * step) - 1 + weight_min, weight)`.
         mask_entropy_loss_weight_min, mask_l1_loss_weight_min: initial value of a weight that rises.
-        mask_l1_loss: mean of M^2 / 2 (`"squared"`) or of M (`"absolute"`).
+        mask_l1_loss: the penalty, mean of M^2 / 2 (`"squared"`) or of M (`"absolute"`).
     """
 
     learned_dropout: Literal["none", "bernoulli", "sigmoid", "sigmoid_detached"] = "none"
@@ -48,21 +52,23 @@ class LearnedDropoutConfig(AttentionConfig):
 
     @property
     def num_mask_heads(self) -> int:
+        """The number of heads of an attention that computes masks."""
         return self.num_attention_heads if self.learned_dropout_heads is None else self.learned_dropout_heads
 
     @property
     def mask_losses(self) -> list[str]:
-        """Names of the penalties that are computed."""
+        """The names of the penalties that are computed."""
         names = ("mask_entropy_loss", "mask_l1_loss") if self.learned_dropout != "none" else ()
         return [name for name in names if getattr(self, f"{name}_weight")]
 
     @property
     def mask_cache_config(self) -> Self:
-        """What an attention that decides masks keeps in a cache, with its own number and size of heads."""
+        """The configuration from which transformers allocates the cache of an attention that computes masks."""
         return self.with_heads(self.num_mask_heads)
 
     def with_heads(self, num_heads: int, num_key_value_groups: int = 1) -> Self:
-        """A copy that describes an attention of `num_heads` heads, of which so many share a key and a value."""
+        """Return a copy that describes an attention with `num_heads` heads, of which `num_key_value_groups` share a key
+        and a value."""
         config = copy.copy(self)
         config.num_attention_heads = num_heads
         config.num_key_value_heads = num_heads // num_key_value_groups
@@ -70,7 +76,7 @@ class LearnedDropoutConfig(AttentionConfig):
 
     def validate_learned_dropout(self) -> None:
         self.validate_sizes()  # validators run in the order of their names
-        if (groups := getattr(self, "learned_dropout_groups", None)) is not None:  # of a configuration from before
+        if (groups := getattr(self, "learned_dropout_groups", None)) is not None:  # of latentlm 0.2.0
             raise ValueError(
                 f"`learned_dropout_groups` is {groups}, but masks of groups are gone: they saved time only where "
                 "nearly all were off. Leave the field out for a mask value per channel; latentlm 0.2.0 has such models."
@@ -127,7 +133,7 @@ class LearnedDropoutConfig(AttentionConfig):
                 )
 
     def mask_loss_steps(self, name: str) -> int:
-        """Training steps after which the weight of the loss `name` has reached its maximum."""
+        """Return the number of training steps after which the weight of the loss `name` has reached its maximum."""
         rate = getattr(self, f"{name}_rate")
         if rate is None:
             return 0

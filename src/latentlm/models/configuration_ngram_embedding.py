@@ -1,4 +1,5 @@
-"""Configuration fields and checks of hashed n-gram embeddings, for every architecture that can switch them on."""
+"""Configuration fields and checks of hashed n-gram embeddings, which most architectures of this package can switch
+on."""
 
 import copy
 from dataclasses import dataclass
@@ -7,21 +8,23 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 
 MODULUS = 2**31 - 1
-"""Prime: hashes are polynomials modulo this number, so that no product of two leaves int64."""
+"""The prime modulus of the polynomial hashes, which is small enough for products of two hashes to fit into int64."""
 
 
 @strict
 @dataclass
 class NgramEmbeddingConfig:
-    """Fields of hashed n-gram embeddings (BLT, arXiv 2412.09871, section 3.2.1); not a model by itself.
+    """Fields of hashed n-gram embeddings (BLT, Pagnoni et al. 2024, arXiv:2412.09871, section 3.2.1); not a model by
+    itself.
 
     Args:
-        ngram_embedding: lengths n, such as `[2, 3, 4]`: the last n ids of each position are hashed to a row of a table,
-            which is added to the embedding. None for no such table.
-        ngram_embedding_size: width of the rows of the table, if it is not that of the model: the rows of all n are then
-            concatenated and projected to the model's width. A small one makes small tables of many rows.
-        ngram_buckets: rows of the table for each n; several n-grams may share one.
-        ngram_multiplier: base of the rolling hash, see [`NgramEmbedding`]. A trained model depends on its value.
+        ngram_embedding: lengths n, such as `[2, 3, 4]`. For each n, the last n ids of a position are hashed to a row of
+            a table, which is added to the embedding. None for no such table.
+        ngram_embedding_size: width of the rows of the table, None for the width of the model. With another width, the
+            rows of all n are concatenated and projected to the width of the model, so that a table can have many narrow
+            rows.
+        ngram_buckets: number of rows of the table for each n; several n-grams may share a row.
+        ngram_multiplier: base of the rolling hash, see [`NgramEmbedding`]. It must not change after training.
     """
 
     ngram_embedding: list[int] | None = None
@@ -31,18 +34,18 @@ class NgramEmbeddingConfig:
 
     @property
     def ngram_reach(self) -> int:
-        """How many ids before its own the embedding of a position looks at."""
+        """The number of ids before its own that the embedding of a position depends on."""
         return max(self.ngram_embedding or [1]) - 1
 
     @property
     def num_id_digits(self) -> int:
-        """Digits to base 256 of the largest id plus 1."""
-        config: Any = self  # of a class that has a vocabulary
+        """The number of base-256 digits of the largest id plus 1."""
+        config: Any = self  # subclasses have a vocabulary
         return (config.vocab_size.bit_length() + 7) // 8
 
     @property
     def id_cache_config(self) -> Any:
-        """A cache layer that holds ids, as transformers asks for it; see [`previous_ids`]."""
+        """The configuration from which transformers allocates the cache layer that stores ids; see [`previous_ids`]."""
         config: Any = copy.copy(self)
         config.num_attention_heads = config.num_key_value_heads = 1
         config.head_dim = self.num_id_digits

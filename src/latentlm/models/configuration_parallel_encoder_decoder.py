@@ -15,9 +15,9 @@ class ParallelEncoderDecoderConfig(EncoderDecoderConfig):
     Arguments are those of [`EncoderDecoderConfig`], and:
 
     Args:
-        num_decoder_layers: layers of the decoder, at most `num_encoder_layers`. With fewer, the decoder starts deeper:
-            layer `num_encoder_layers - num_decoder_layers` of the encoder is the first that has a decoder layer beside
-            it, and the bridge reads the output of the encoder layers below it.
+        num_decoder_layers: number of layers of the decoder, at most `num_encoder_layers`. With fewer, the decoder
+            starts deeper: layer `num_encoder_layers - num_decoder_layers` of the encoder is the first one with a
+            decoder layer beside it, and the bridge reads the output of the encoder layers below.
         decoder_self_attention: whether decoder layers also attend to the decoder's own stream.
 
     The defaults are the published sizes with 5 + 5 layers: 15,697,600 parameters without the position table, and

@@ -1,5 +1,5 @@
-"""Segmentation of a text that comes in parts: the ids are those of the whole text, and only undecided bytes are
-kept."""
+"""Segmentation of a text that comes in chunks. The ids are those of the whole text, and only undecided bytes are
+buffered."""
 
 import codecs
 from collections.abc import Iterable, Iterator
@@ -8,15 +8,16 @@ from itertools import chain
 from .block_byte_pieces import MAX_PIECE_BYTES
 from .fsq_vocabulary import Segmenter
 
-BLOCK = 1 << 16  # bytes looked at together
+BLOCK = 1 << 16  # number of bytes that are segmented together
 LONG_STRETCH = 256  # an open stretch of more bytes is segmented before its end is seen
 SEEN_AGAIN = 3
-"""The number of bytes at the end of an open stretch that the pattern sees again with what follows. The pattern decides
-where a stretch ends by two bytes after it, and where an open one will end by its last two bytes."""
+"""The number of bytes at the end of an open stretch that the pattern reads again together with the bytes that follow.
+The end of a stretch depends on the two bytes after it, and the end of an open stretch on its last two bytes."""
 
 
 def encode_stream(segmenter: Segmenter, chunks: Iterable[str | bytes]) -> Iterator[int]:
-    """Yield the ids of all chunks together, without special tokens: those of `segmenter(data)` for the whole.
+    """Yield the ids of all chunks together, without special tokens. They are those of `segmenter(data)` for the whole
+    text.
 
     Raises:
         ValueError: if bytes are not UTF-8, or the last chunk ends inside a character.
@@ -31,7 +32,7 @@ def encode_stream(segmenter: Segmenter, chunks: Iterable[str | bytes]) -> Iterat
         data = chunk.encode("utf-8", "surrogatepass") if isinstance(chunk, str) else bytes(chunk)
         for start in range(0, len(data), BLOCK):
             block = data[start : start + BLOCK]
-            before = len(check.getstate()[0])  # bytes of an open character, which the error counts too
+            before = len(check.getstate()[0])  # incomplete character, which `error.start` counts too
             try:
                 check.decode(block)
             except UnicodeDecodeError as error:
@@ -48,16 +49,16 @@ def encode_stream(segmenter: Segmenter, chunks: Iterable[str | bytes]) -> Iterat
 
 
 class Stream:
-    """Cuts bytes into stretches as they come.
+    """Segmentation of bytes that come in blocks.
 
     Args:
-        segmenter: whose ids the whole would have.
+        segmenter: the segmentation whose ids the whole text would have.
     """
 
     def __init__(self, segmenter: Segmenter):
         self.segmenter = segmenter
         self.open = OpenStretch(segmenter)
-        self.held = b""  # the end of the data, of which it is not known yet where it is cut
+        self.held = b""  # the last bytes, whose cuts depend on the bytes that follow
 
     def feed(self, data: bytes) -> list[int]:
         """Return the ids that further bytes decide."""
@@ -74,13 +75,13 @@ class Stream:
         return ids
 
     def finish(self) -> list[int]:
-        """Return the last ids."""
+        """Return the remaining ids at the end of the text."""
         ids = self.close(self.segmenter.pattern.findall(self.held))
         self.held = b""
         return ids + self.open.finish()
 
     def close(self, stretches: list[bytes]) -> list[int]:
-        """Return the ids of stretches that are whole; the first of them completes the open stretch."""
+        """Return the ids of complete stretches, of which the first one completes the open stretch if there is one."""
         ids: list[int] = []
         if stretches and self.open.lowest:
             ids = self.open.extend(stretches[0]) + self.open.finish()
@@ -92,9 +93,9 @@ class Stream:
 class OpenStretch:
     """The dynamic program over a stretch that comes in parts.
 
-    A future piece begins at one of the last 16 positions, so that whatever the best segmentations up to all of these
-    share is decided. In written text they soon share something, but need not in a run of one character, where the
-    length of the whole run decides how it begins. Two bytes are kept for each undecided byte.
+    A future piece begins at one of the last 16 positions. Hence the part that the best segmentations up to all of these
+    positions share is decided. In written text they share a part after a few bytes. In a run of one character they need
+    not, because the length of the whole run determines how it begins. Two bytes are stored for each undecided byte.
     """
 
     def __init__(self, segmenter: Segmenter):
@@ -103,12 +104,12 @@ class OpenStretch:
 
     def reset(self) -> None:
         self.data = bytearray()  # undecided bytes
-        self.sizes = bytearray()  # of the last piece up to the end of each
-        self.lowest: list[int] = []  # cost up to each of the last positions; empty where no stretch is open
-        self.look_at = LONG_STRETCH  # undecided bytes at which to look for a decision
+        self.sizes = bytearray()  # size of the last piece up to the end of each of them
+        self.lowest: list[int] = []  # cost up to each of the last positions; empty if no stretch is open
+        self.look_at = LONG_STRETCH  # number of undecided bytes at which a decision is tried
 
     def extend(self, part: bytes) -> list[int]:
-        """Return the ids that are decided with these further bytes."""
+        """Return the ids that a further part of the stretch decides."""
         lowest = self.lowest or [0]
         window = bytes(self.data[1 - len(lowest) :] if len(lowest) > 1 else b"") + part
         self.segmenter.prepare([window])
@@ -122,8 +123,8 @@ class OpenStretch:
         return ids
 
     def decided(self) -> int:
-        """Return the position that the best segmentations up to each of the last 16 share; at least 16 bytes follow
-        it."""
+        """Return the last position that the best segmentations up to each of the last 16 positions share. At least 16
+        bytes follow it."""
         size = len(self.data)
         positions = set(range(size - MAX_PIECE_BYTES, size + 1))
         while len(positions) > 1:
@@ -133,13 +134,13 @@ class OpenStretch:
         return positions.pop()
 
     def take(self, end: int) -> list[int]:
-        """Return the ids of the first `end` bytes, and drop these."""
+        """Return the ids of the first `end` bytes, and remove these bytes."""
         ids = self.segmenter.read_back(bytes(self.data[:end]), self.sizes)
         del self.data[:end], self.sizes[:end]
         return list(ids)
 
     def finish(self) -> list[int]:
-        """Return the remaining ids; the stretch ends here."""
+        """Return the remaining ids, and close the stretch."""
         ids = self.take(len(self.data))
         self.reset()
         return ids

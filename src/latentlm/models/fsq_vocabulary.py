@@ -1,5 +1,5 @@
-"""The vocabulary of an FSQ tokenizer: which strings have tokens, which code each token has, and how a text is
-segmented."""
+"""The vocabulary of an FSQ tokenizer: the strings that have tokens, the code of each token, and the segmentation of
+text."""
 
 import hashlib
 import json
@@ -31,21 +31,22 @@ REBUILD = "build the tokenizer again (latentlm tokenizer build), or download it 
 
 @dataclass(frozen=True)
 class FSQVocabulary:
-    """The vocabulary table. Ids 0 to 255 are the bytes, then come the pieces, and last 4 special tokens without text
-    and code.
+    """The vocabulary table of an FSQ tokenizer. Ids 0 to 255 are the bytes, then come the pieces, and the last 4 ids
+    are special tokens without text and code.
 
     Attributes:
-        boundary: what pieces stay inside of, `"words"` or `"lines"`.
-        levels: of the quantization.
-        pieces: 2 to 16 bytes each, distinct.
+        boundary: the rule that cuts a text into stretches, `"words"` or `"lines"`; no piece crosses a cut.
+        levels: the number of values of each digit of a code.
+        pieces: distinct strings of 2 to 16 bytes.
         codes: code index of every byte and piece, `(256 + len(pieces),)`, int64, distinct.
-        moved: ids whose code is not the encoder's, because another id had taken it.
-        inexact: ids that the decoder does not spell from their code.
-        version: 1, plus 1 each time that joint training rebuilds the table, or it is pruned.
-        autoencoder: configuration of the network that the codes come from, if it is kept with the table.
-        weights: the bytes of a safetensors file with that network's weights, kept with the table wherever it is saved.
-        costs: of every byte and piece, int, at least 1: a text is cut where they sum to the least. None: the fewest
-            tokens.
+        moved: ids whose code is not the encoder's, because another id has that code.
+        inexact: ids whose bytes the decoder does not reconstruct from their code.
+        version: 1 for a new table; each rebuild after joint training and each pruning adds 1.
+        autoencoder: configuration of the network that computed the codes; None if the network is not stored with the
+            table.
+        weights: content of a safetensors file with the weights of that network, which is saved with the table.
+        costs: cost of every byte and piece, at least 1; a text is segmented at the lowest total cost. None stands for
+            the fewest tokens.
     """
 
     boundary: str
@@ -63,7 +64,7 @@ class FSQVocabulary:
         """Check the fields.
 
         Raises:
-            ValueError: if something cannot be right.
+            ValueError: if a field is invalid, or does not match the others.
         """
         if self.boundary not in BOUNDARIES:
             raise ValueError(f"boundary is {self.boundary!r}, but must be one of {', '.join(BOUNDARIES)}")
@@ -84,7 +85,7 @@ class FSQVocabulary:
             raise ValueError(f"codes must lie between 0 and {math.prod(self.levels) - 1}, as levels {self.levels} say")
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return the fields alone. What is made from them at first use must change neither copies nor fingerprints."""
+        """Return the fields alone, because values computed at first use must change neither copies nor fingerprints."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
     @property
@@ -94,12 +95,12 @@ class FSQVocabulary:
 
     @cached_property
     def spellings(self) -> list[bytes]:
-        """The bytes that every id but the special tokens stands for."""
+        """The bytes of every id, without the special tokens."""
         return [bytes([byte]) for byte in range(NUM_BYTES)] + self.pieces
 
     @cached_property
     def names(self) -> list[str]:
-        """The names of tokens: their spellings in the byte-level alphabet."""
+        """The names of tokens, which are their spellings in the byte-level alphabet."""
         return list(map(to_characters, self.spellings))
 
     @cached_property
@@ -109,14 +110,15 @@ class FSQVocabulary:
 
     @cached_property
     def segmenter(self) -> "Segmenter":
+        """The segmentation into the pieces of this table, with a cache of 65,536 stretches."""
         return Segmenter(self, cache_size=1 << 16)
 
     @cached_property
     def network(self) -> Any:
-        """The [`FSQAutoencoderModel`] that gave the codes, in evaluation mode.
+        """The [`FSQAutoencoderModel`] that computed the codes, in evaluation mode.
 
         Raises:
-            ValueError: if the table has no weights of it.
+            ValueError: if the weights of the network are not stored with the table.
         """
         if self.weights is None:
             raise ValueError(f"this tokenizer has no {AUTOENCODER_FILE}: only mode='table' works")
@@ -130,7 +132,11 @@ class FSQVocabulary:
         return model.eval()
 
     def subset(self, ids: list[int]) -> "FSQVocabulary":
-        """Return the next version of the table, with these ids alone (all of the bytes, and pieces), in this order."""
+        """Return the next version of the table, which has only some of the ids, in the order of `ids`.
+
+        Args:
+            ids: the 256 ids of bytes first, then ids of pieces.
+        """
         place = {index: new for new, index in enumerate(ids)}
         return replace(
             self,
@@ -143,6 +149,8 @@ class FSQVocabulary:
         )
 
     def to_json(self) -> str:
+        """Return the content of the vocabulary file, which includes its own SHA-256 and that of the network's
+        weights."""
         content = {
             "format": FORMAT,
             "version": self.version,
@@ -161,10 +169,10 @@ class FSQVocabulary:
 
     @classmethod
     def load(cls, path: str | Path, autoencoder_path: str | Path | None = None) -> "FSQVocabulary":
-        """Read a vocabulary file, and check that the network's weights beside it are those it was made with.
+        """Read a vocabulary file, and check that the weights of the network are those with which the table was made.
 
         Raises:
-            ValueError: if the file is cut, changed or impossible, or the weights are others.
+            ValueError: if the file is incomplete, modified or invalid, or if the weights are not those of the table.
         """
         try:
             content = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -201,14 +209,14 @@ def bytes_hash(data: bytes) -> str:
 
 
 class Segmenter:
-    """Segments bytes into ids: into the fewest tokens (or the lowest cost) for each stretch, and among equals into the
-    longest last piece.
+    """Segmentation of bytes into ids. Each stretch gets the fewest tokens, or the lowest cost if the vocabulary has
+    costs; among equals, the longest last piece is taken.
 
     Args:
         vocabulary: the table.
-        cache_size: how many stretches to remember the ids of; 0 for none.
-        neural: use only those pieces that the network itself encodes to their code and spells from it again.
-        autoencoder: for `neural`: the network.
+        cache_size: number of stretches whose ids are cached; 0 for none.
+        neural: whether only those pieces are used that the network encodes to their code and reconstructs from it.
+        autoencoder: the network, for `neural`.
     """
 
     def __init__(self, vocabulary: FSQVocabulary, cache_size: int, neural: bool = False, autoencoder: Any = None):
@@ -219,17 +227,17 @@ class Segmenter:
         self.pattern = bytes_pattern(vocabulary.boundary)
         self.ids = {spelling: index for index, spelling in enumerate(vocabulary.spellings)}
         self.costs = vocabulary.costs
-        # Of the pieces that end with the same two bytes, the size of the longest: no longer ones are looked for.
+        # The size of the longest piece with these last two bytes, which limits the search for pieces.
         self.longest: dict[bytes, int] = {}
         for spelling in vocabulary.spellings:
             self.longest[spelling[-2:]] = max(len(spelling), self.longest.get(spelling[-2:], 1))
-        # What may be used: in neural mode it grows with what the network was seen to get right.
+        # The pieces that may be used. In neural mode, `try_pieces` adds those that the network reconstructs.
         self.usable = dict(list(self.ids.items())[:NUM_BYTES]) if neural else self.ids
         self.tried: set[bytes] = set()
         self.cached = lru_cache(cache_size)(self.segment) if cache_size else self.segment
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Leave behind what was cached and tried, which only changes speed."""
+        """Return the arguments alone, without cached ids and tried pieces, which affect only the speed."""
         return Segmenter, (self.vocabulary, self.cache_size, self.neural, self.autoencoder)
 
     def __call__(self, data: bytes) -> list[int]:
@@ -239,12 +247,12 @@ class Segmenter:
         return list(chain.from_iterable(map(self.cached, stretches)))
 
     def prepare(self, stretches: list[bytes]) -> None:
-        """Find out, in neural mode, which pieces inside the stretches may be used."""
+        """Determine, in neural mode, which pieces inside the stretches may be used."""
         if self.autoencoder is not None:
             self.try_pieces(stretches, self.autoencoder)
 
     def segment(self, stretch: bytes) -> tuple[int, ...]:
-        """Return the ids of a whole stretch."""
+        """Return the ids of a complete stretch."""
         if self.costs is None and stretch in self.usable:
             return (self.usable[stretch],)
         return self.read_back(stretch, self.extend(stretch, [0]))
@@ -253,7 +261,9 @@ class Segmenter:
         """Extend the dynamic program over the ends of pieces, from the last entry of `lowest` on.
 
         Args:
-            lowest: tokens (or cost) up to each position so far, from 0 on; further positions are appended.
+            stretch: all bytes from position 0 on.
+            lowest: lowest number of tokens (or cost) up to each position, from 0 on; those of further positions are
+                appended.
 
         Returns:
             The size of the last piece up to each further position.
@@ -263,9 +273,9 @@ class Segmenter:
         usable, longest = self.usable, self.longest
         sizes = []
         for end in range(len(lowest), len(stretch) + 1):
-            best, origin = lowest[end - 1] + 1, end - 1  # a single byte always goes
+            best, origin = lowest[end - 1] + 1, end - 1  # a single byte is always possible
             for start in range(max(0, end - longest.get(stretch[end - 2 : end], 1)), end - 1):
-                # The earliest start of equals wins, a single byte comes last.
+                # Among equals, the earliest start is taken, and a single byte last.
                 tokens = lowest[start] + 1
                 is_better = tokens < best or (tokens == best and origin == end - 1)
                 if is_better and stretch[start:end] in usable:
@@ -275,7 +285,7 @@ class Segmenter:
         return sizes
 
     def extend_by_cost(self, stretch: bytes, lowest: list[int], costs: list[int]) -> list[int]:
-        """Extend as [`extend`] does, but with a cost for each piece, which is slower."""
+        """Extend as [`extend`] does, with a cost for each piece, which is slower than counting tokens."""
         sizes = []
         for end in range(len(lowest), len(stretch) + 1):
             starts = range(max(0, end - self.longest.get(stretch[end - 2 : end], 1)), end)
@@ -286,7 +296,7 @@ class Segmenter:
         return sizes
 
     def read_back(self, stretch: bytes, sizes: Sequence[int]) -> tuple[int, ...]:
-        """Return the ids, given the size of the last piece up to the end of each byte."""
+        """Return the ids of a stretch from the size of the last piece up to the end of each byte."""
         ids = []
         end = len(stretch)
         while end:
@@ -296,7 +306,7 @@ class Segmenter:
         return tuple(reversed(ids))
 
     def try_pieces(self, stretches: list[bytes], autoencoder: Any) -> None:
-        """Run all pieces inside the stretches that were not tried before through the network, in one batch."""
+        """Run the network, in one batch, on all pieces inside the stretches that have not been tried yet."""
         new = sorted(
             {
                 piece
@@ -318,11 +328,11 @@ class Segmenter:
         ):
             if code == self.vocabulary.codes[self.ids[piece]] and bytes(spelled[:length]) == piece:
                 self.usable[piece] = self.ids[piece]
-        self.tried.update(new)  # only now: another thread takes what was tried for settled
+        self.tried.update(new)  # last, because another thread treats tried pieces as decided
 
 
 def spelling_table(spellings: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
-    """Return spellings as uint8 `(N, 16)`, zeros after the end, and their lengths `(N,)`, int64."""
+    """Return spellings as a table `(N, 16)`, uint8, with zeros after their end, and their lengths `(N,)`, int64."""
     joined = bytearray(b"".join(spelling.ljust(MAX_PIECE_BYTES, b"\0") for spelling in spellings))
     table = np.frombuffer(joined, np.uint8).reshape(-1, MAX_PIECE_BYTES)
     return table, np.array([len(spelling) for spelling in spellings], dtype=np.int64)

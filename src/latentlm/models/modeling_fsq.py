@@ -1,4 +1,5 @@
-"""The language model on the codes of an FSQ tokenizer: the decoder-only transformer with embeddings of codes."""
+"""The language model on the codes of an FSQ tokenizer: a decoder-only transformer with embeddings, heads and losses of
+codes."""
 
 import math
 from collections.abc import Callable, Collection
@@ -23,17 +24,18 @@ from .configuration_fsq_autoencoder import END_CLASS, FSQAutoencoderConfig
 from .modeling_decoder_only import DecoderOnlyModel, DecoderOnlyPreTrainedModel
 from .modeling_fsq_autoencoder import FSQAutoencoderModel
 
-NUM_SYMBOLS = END_CLASS + 1  # of a position: the bytes and the end
+NUM_SYMBOLS = END_CLASS + 1  # classes of a position: the bytes and the end
 
 
 @dataclass
 class FSQCausalLMOutput(CausalLMOutput):
-    """[`CausalLMOutput`] of the language model on codes.
+    """Output of the language model on codes, which adds two losses to [`CausalLMOutput`].
 
     Args:
-        byte_loss: scalar, unweighted: cross-entropy in nats *per token* of the next token's bytes and their end,
-            spelled from the hidden state by the autoencoder's decoder.
-        reconstruction_loss: scalar, unweighted: the same, of each token's own bytes, spelled from its code.
+        byte_loss: scalar, unweighted: cross-entropy in nats *per token* of the bytes and the end of the next token,
+            which the autoencoder's decoder predicts from the hidden state.
+        reconstruction_loss: scalar, unweighted: the same cross-entropy for each token's own bytes, predicted from its
+            code.
     """
 
     byte_loss: torch.Tensor | None = None
@@ -41,22 +43,22 @@ class FSQCausalLMOutput(CausalLMOutput):
 
 
 class CodeTable:
-    """A tensor computed from the codes of tokens, and stored until these change, so that it is not recomputed for every
-    generated token.
+    """A tensor that is computed from the codes of tokens, and stored until the codes change, so that it is not
+    recomputed for every generated token.
 
     Args:
-        build: computes it, from the device and the dtype that are wanted.
+        build: computes the tensor for a device and a dtype.
     """
 
     def __init__(self, build: Callable[[torch.device, torch.dtype], Any]):
         self.build = build
-        self.built: tuple[torch.Tensor, tuple[Any, ...], Any] | None = None  # codes, their version, what is made
+        self.built: tuple[torch.Tensor, tuple[Any, ...], Any] | None = None  # codes, version and place, result
 
     def __call__(self, codes: torch.Tensor, like: torch.Tensor | None = None) -> Any:
-        """Return what `build` computes for `codes`, on the device and in the dtype of `like`; by default on the codes'
-        device, in float32."""
+        """Return the result of `build` for `codes`, on the device and in the dtype of `like`. Without `like`, these are
+        the device of `codes` and float32."""
         place = (codes.device, torch.float32) if like is None else (like.device, like.dtype)
-        if is_tracing(codes) or codes.is_inference():  # neither has a version to look at
+        if is_tracing(codes) or codes.is_inference():  # such tensors have no version
             return self.build(*place)
         version = (codes._version, *place)
         if self.built is None or self.built[0] is not codes or self.built[1] != version:
@@ -66,12 +68,16 @@ class CodeTable:
 
 
 class CodeEmbedding(nn.Module):
-    """Embeddings of the codes of tokens: a small network of the code's values, added to the token embeddings so that
-    neighbouring codes (similar spellings) start near each other. V is the size of the vocabulary, n the number of
-    dimensions of a code, C the number of bytes of a chunk.
+    """Embedding of the codes of tokens. A small network maps the values of a code to a vector that is added to the
+    token embedding, so that tokens with neighbouring codes (similar spellings) start with similar embeddings.
 
-    Buffers, all parts of a checkpoint: `codes` `(V,)`, code index of each token, -1 without one; `chunks` `(V, C)`,
-    uint8, and `lengths` `(V,)`, the bytes that it stands for.
+    V is the size of the vocabulary, n the number of dimensions of a code, and C the number of bytes of a chunk. The
+    buffers are parts of a checkpoint.
+
+    Attributes:
+        codes: buffer `(V,)`, int64, the code index of each token; -1 for a token without a code.
+        chunks: buffer `(V, C)`, uint8, the bytes of each token, with zeros after their end.
+        lengths: buffer `(V,)`, int64, the number of bytes of each token; 0 for a token without bytes.
     """
 
     codes: torch.Tensor
@@ -95,13 +101,13 @@ class CodeEmbedding(nn.Module):
             )
         else:
             self.code_network = None
-        self.made: tuple[list[torch.Tensor], torch.Tensor] | None = None  # what `added_rows` keeps
+        self.made: tuple[list[torch.Tensor], torch.Tensor] | None = None  # sources and table of `added_rows`
         for name, values in self.default_table(config.vocab_size).items():
             self.register_buffer(name, values)
 
     def default_table(self, size: int, device: torch.device | None = None) -> dict[str, torch.Tensor]:
-        """Return the table of a model without tokenizer: the code of a token is its id, and its text the one byte
-        `id mod 256`."""
+        """Return the buffers of a model without a tokenizer. The code of a token is its id, and its text is the one
+        byte `id mod 256`."""
         ids = torch.arange(size, device=device)
         coded = ids < self.num_coded
         first = ids.where(coded, 0) % 256
@@ -114,20 +120,21 @@ class CodeEmbedding(nn.Module):
     def initialize_parameters(self) -> None:
         for name, values in self.default_table(len(self.codes), self.codes.device).items():
             init.copy_(getattr(self, name), values)
-        if self.code_network is not None:  # keeps the variance of the values
+        if self.code_network is not None:  # preserves the variance of the values
             first = self.code_network[0]
             assert isinstance(first, nn.Linear)
             init.normal_(first.weight, std=first.in_features**-0.5)
 
     @property
     def network(self) -> FSQAutoencoderModel:
-        """The autoencoder, where the configuration has made it a part of the model."""
+        """The autoencoder of a model that includes it."""
         assert self.autoencoder is not None
         return self.autoencoder
 
     @torch.no_grad()
     def set_table(self, codes: torch.Tensor, chunks: torch.Tensor, lengths: torch.Tensor) -> None:
-        """Take the codes and bytes of a tokenizer; ids beyond it get neither."""
+        """Copy the codes `(N,)`, bytes `(N, C)` and lengths `(N,)` of the N <= V tokens of a tokenizer. Ids beyond N
+        get neither codes nor bytes."""
         self.codes.fill_(-1)
         self.chunks.zero_()
         self.lengths.zero_()
@@ -135,8 +142,8 @@ class CodeEmbedding(nn.Module):
             buffer[: len(values)] = values.to(buffer)
 
     def check_spellings(self, chunks: torch.Tensor, lengths: torch.Tensor) -> None:
-        """Raise ValueError if there are more tokens than rows, or if the model already has a table in which ids have
-        other bytes."""
+        """Raise ValueError if a tokenizer has more tokens than the model has rows, or if the model already has the
+        table of a tokenizer in which ids have other bytes."""
         size = len(self.lengths)
         if len(lengths) > size:
             raise ValueError(f"the tokenizer has {len(lengths):,} tokens, the model only {size:,} rows")
@@ -154,50 +161,51 @@ class CodeEmbedding(nn.Module):
             )
 
     def resize_table(self, size: int) -> None:
-        """Follow a change of the vocabulary's size: tokens that are added have neither code nor text."""
+        """Resize the buffers to a vocabulary of `size` tokens. Added tokens have neither code nor text."""
         added = max(size - len(self.codes), 0)
         self.codes = nn.functional.pad(self.codes[:size], (0, added), value=-1)
         self.chunks = nn.functional.pad(self.chunks[:size], (0, 0, 0, added))
         self.lengths = nn.functional.pad(self.lengths[:size], (0, added))
 
     def code_values(self, input_ids: torch.Tensor) -> torch.Tensor:
-        """Return the values `(..., n)`, float32, of the tokens' codes; in joint training from the encoder, with a
-        gradient."""
+        """Return the values `(..., n)`, float32, of the codes of tokens `(...)`. In joint training the encoder computes
+        them, with a gradient."""
         if self.joint:
             return self.network.fsq(self.network.encoder(*self.spelling(input_ids)))[0]
         return self.code_table(self.codes)[input_ids]
 
     def build_value_table(self, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
-        """Return the values `(V, n)` of all codes; tokens without one have those of code 0."""
+        """Return the values `(V, n)` of the codes of all tokens. Tokens without a code have the values of code 0."""
         return self.fsq.values(self.fsq.digits(self.codes.clamp(min=0))).to(device, dtype)
 
     def spelling(self, input_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the bytes `(N, C)` and lengths `(N,)` of N tokens."""
+        """Return the bytes `(N, C)`, int64, and lengths `(N,)` of N tokens."""
         return self.chunks[input_ids].long(), self.lengths[input_ids]
 
     @torch.no_grad()
     def encode_tokens(self) -> torch.Tensor:
-        """Return the code index that the encoder gives each token that has a code, `(V - specials,)`, computed in
-        batches."""
+        """Return the code indices `(V - specials,)` that the encoder computes, in batches, for all tokens with a
+        code."""
         batches = (self.codes >= 0).nonzero().squeeze(1).split(4096)
         return torch.cat([self.network.encode(*self.spelling(batch)) for batch in batches])
 
     def forward(self, input_ids: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-        """Return the embeddings of tokens `(..., D)` plus those of their codes."""
+        """Return `rows` `(..., D)`, the embeddings of tokens `(...)`, plus the embeddings of their codes."""
         if self.code_network is None:
             return rows
         return rows + self.added(input_ids.flatten(), rows.dtype).view_as(rows)
 
     def added(self, tokens: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        """Return the code embeddings of N tokens, `(N, D)`."""
+        """Return the code embeddings `(N, D)` of N tokens, which are 0 for tokens without a code."""
         assert self.code_network is not None
         embedded = self.code_network(self.code_values(tokens).to(dtype))
         return embedded.masked_fill((self.codes[tokens] < 0).unsqueeze(-1), 0)
 
     @torch.no_grad()
     def added_rows(self) -> torch.Tensor | None:
-        """Return the code embeddings of all tokens, `(V, D)`, as a lookup table. The table is stored until the codes or
-        the network differ from those it was made from, compared value by value; None where the network is not plain."""
+        """Return the code embeddings of all tokens, `(V, D)`, as a lookup table. It is stored until the codes or the
+        weights of the network differ in value from those it was computed from. None is returned in joint training,
+        without a network, and where hooks or replaced layers prevent the use of the weights."""
         device = self.codes.device
         network = None if self.joint else self.code_network
         layers = () if network is None else (network[0], network[2])
@@ -214,19 +222,20 @@ class CodeEmbedding(nn.Module):
         return self.made[1]
 
     def train(self, mode: bool = True) -> "CodeEmbedding":
-        """Switch between training and evaluation. In training no table is stored, since the network changes."""
+        """Switch between training and evaluation. No table is stored in training, because the network changes."""
         if mode:
             self.made = None
         return super().train(mode)
 
     def spelling_loss(self, vectors: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-        """Return the nats `(N,)` of spelling N tokens from vectors `(N, D_latent)`; 0 for tokens without bytes."""
+        """Return the cross-entropy `(N,)`, in nats, of the bytes and end of N tokens, which the decoder predicts from
+        vectors `(N, D_latent)`. It is 0 for tokens without bytes."""
         logits = self.network.decoder(vectors).transpose(1, 2).float()
         return nn.functional.cross_entropy(logits, self.targets(tokens), reduction="none").sum(-1)
 
     def targets(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Return the targets of spelling N tokens, `(N, C)`, int64: their bytes, the end (256), then -100; only -100
-        for tokens without bytes."""
+        """Return the targets `(N, C)`, int64, of the decoder for N tokens: their bytes, then the end (256), then -100.
+        Tokens without bytes have -100 alone."""
         chunks, lengths = self.spelling(tokens)
         positions = torch.arange(chunks.shape[1], device=chunks.device)
         targets = chunks.where(positions < lengths.unsqueeze(1), END_CLASS)
@@ -234,20 +243,21 @@ class CodeEmbedding(nn.Module):
 
 
 def is_same(one: torch.Tensor, other: torch.Tensor) -> bool:
-    """Whether two tensors have the same values, in the same place and dtype."""
+    """Return whether two tensors have the same values, device and dtype."""
     return one.device == other.device and one.dtype == other.dtype and torch.equal(one, other)
 
 
 class TokenEmbedding(nn.Embedding):
-    """The embedding of tokens. A call returns token embeddings with what codes add, the inputs of the model.
+    """The embedding of tokens. A call returns the token embeddings plus those of the codes, which are the inputs of the
+    model.
 
-    The model asks for `rows_only` and adds the rest itself: PEFT puts layers in place of this one that look rows up
-    without calling it.
+    The model itself passes `rows_only` and adds the code embeddings, because layers of PEFT that replace this one look
+    up rows without calling it.
     """
 
     def __init__(self, config: FSQConfig, code_embedding: CodeEmbedding):
         super().__init__(config.vocab_size, config.hidden_size)
-        self.beside = (code_embedding,)  # a tuple: it is a module of the model, not of this one
+        self.beside = (code_embedding,)  # a tuple, so that it is a module of the model alone
 
     def forward(self, input: torch.Tensor, rows_only: bool = False) -> torch.Tensor:
         rows = super().forward(input)
@@ -255,16 +265,17 @@ class TokenEmbedding(nn.Embedding):
 
 
 class FactorisedHead(nn.Module):
-    """One logit for each value of each digit and for each special token; a token's logit is the sum over its digits.
+    """Output head with one logit for each value of each digit and for each special token. The logit of a token is the
+    sum over its digits.
 
-    `weight` is that of the linear layer that would give the same logits, for tools that multiply by it themselves.
+    `weight` is that of the linear layer with the same logits, for tools that multiply by it themselves.
     """
 
     bias = None
 
     def __init__(self, config: FSQConfig, code_embedding: CodeEmbedding):
         super().__init__()
-        self.beside = (code_embedding,)  # a tuple: it is a module of the model, not of this one
+        self.beside = (code_embedding,)  # a tuple, so that it is a module of the model alone
         self.std = config.initializer_range
         width = sum(code_embedding.fsq.levels) + config.num_special_tokens
         self.columns = nn.Parameter(torch.empty(width, config.hidden_size))
@@ -282,11 +293,12 @@ class FactorisedHead(nn.Module):
         return self.digit_table() @ self.columns
 
     def digit_table(self) -> torch.Tensor:
-        """Return the table `(V, sum(levels) + specials)` of which columns add up to a token's logit; 1 or 0. It is kept
-        until the codes change."""
+        """Return the table `(V, sum(levels) + specials)` of 1 and 0 that marks the columns whose sum is the logit of a
+        token. It is stored until the codes change."""
         return self.code_table(self.beside[0].codes, self.columns)
 
     def build_digit_table(self, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+        """Compute the table that [`digit_table`] returns."""
         codes, fsq = self.beside[0].codes, self.beside[0].fsq
         offsets = fsq.level_counts.cumsum(0) - fsq.level_counts
         columns = fsq.digits(codes.clamp(min=0)) + offsets  # (V, n)
@@ -299,14 +311,15 @@ class FactorisedHead(nn.Module):
 
 
 class HierarchicalHead(FactorisedHead):
-    """Predicts the codes of a residual quantization one after the other: first among the coarse codes that tokens have,
-    then among the finer ones that tokens have after that. A code's logit is the sum over its digits, as in
-    [`FactorisedHead`], and the softmax is over the codes that follow the same earlier ones, so that
+    """Output head that predicts the codes of a residual quantization one after the other, from coarse to fine.
+
+    Each code is predicted among the codes that tokens have after the same earlier codes. The logit of a code is the sum
+    over its digits, as in [`FactorisedHead`], and the softmax is over the codes after the same earlier codes. Therefore
 
         p(token | h) = prod_i p(i-th code | earlier codes, h)
 
-    sums to 1 over the tokens. A token's logit is the logarithm of that. Special tokens are alternatives to the coarse
-    codes.
+    sums to 1 over the tokens. The logit of a token is the logarithm of this probability. Special tokens are
+    alternatives to the coarse codes.
     """
 
     def __init__(self, config: FSQConfig, code_embedding: CodeEmbedding):
@@ -315,41 +328,45 @@ class HierarchicalHead(FactorisedHead):
 
     @property
     def weight(self) -> None:
-        """None: the logits are no product with a matrix."""
+        """None, because the logits are not a product with a matrix."""
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """Return logits `(..., V)`, float32, of hidden states `(..., D)`."""
         scores = nn.functional.linear(hidden_states, self.columns)
-        log_p = scores.new_zeros(*scores.shape[:-1], 1, dtype=torch.float32)  # of the root
+        log_p = scores.new_zeros(*scores.shape[:-1], 1, dtype=torch.float32)  # log-probability of the root
         for digits, parents in self.code_table(self.beside[0].codes, self.columns):
             log_p = log_p[..., parents] + log_softmax_by(nn.functional.linear(scores, digits), parents, log_p.shape[-1])
         return log_p
 
     def build_tree(self, device: torch.device, dtype: torch.dtype) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """The tree of codes, a level for each quantizer: which columns add up to a node's logit `(nodes, columns)`, and
-        its parent on the level before `(nodes,)`. The last level's nodes are the tokens; one without a code is a node
-        of its own on each."""
+        """Compute the tree of codes, whose last level has the tokens as its nodes. A token without a code is a node of
+        its own on every level.
+
+        Returns:
+            For each quantizer, a table `(nodes, columns)` of 1 and 0 that marks the columns whose sum is the logit of a
+            node, and the parents of the nodes on the level before, `(nodes,)`, int64.
+        """
         codes, fsq = self.beside[0].codes, self.beside[0].fsq
         whole, tokens = self.build_digit_table(codes.device, dtype), torch.arange(len(codes), device=codes.device)
         tree, parents = [], torch.zeros_like(codes)
         for start in range(0, len(fsq.levels), fsq.num_dimensions):
             end = start + fsq.num_dimensions
             nodes = tokens
-            if end < len(fsq.levels):  # the first digits of an index are its remainder
+            if end < len(fsq.levels):  # the remainder of an index has its first digits
                 prefix = (codes % math.prod(fsq.levels[:end])).where(codes >= 0, -1 - tokens)
                 nodes = prefix.unique(return_inverse=True)[1]
-            token = nodes.new_zeros(int(nodes.max()) + 1).scatter(0, nodes, tokens)  # one of each node
+            token = nodes.new_zeros(int(nodes.max()) + 1).scatter(0, nodes, tokens)  # one token of each node
             own = torch.zeros_like(whole[0])
             own[sum(fsq.levels[:start]) : sum(fsq.levels[:end])] = 1
-            own[sum(fsq.levels) :] = start == 0  # special tokens stand beside the coarse codes
+            own[sum(fsq.levels) :] = start == 0  # special tokens are alternatives to the coarse codes
             tree.append(((whole[token] * own).to(device), parents[token].to(device)))
             parents = nodes
         return tree
 
 
 def log_softmax_by(logits: torch.Tensor, groups: torch.Tensor, count: int) -> torch.Tensor:
-    """Return the log softmax of logits `(..., N)`, float32, over those of the same group `(N,)`, from 0 to `count` -
-    1."""
+    """Return the log-softmax of logits `(..., N)`, float32, over the logits of the same group. `groups` `(N,)` are
+    integers from 0 to `count` - 1."""
     logits = logits.float()
     index = groups.expand_as(logits)
     shape = (*logits.shape[:-1], count)
@@ -359,19 +376,23 @@ def log_softmax_by(logits: torch.Tensor, groups: torch.Tensor, count: int) -> to
 
 
 class DecoderHead(nn.Module):
-    """The output path of the original design: the autoencoder's decoder spells the next token from the hidden state.
+    """The output head of the original design, in which the autoencoder's decoder spells the next token from the hidden
+    state.
 
     A linear layer and the decoder give each position t of a chunk a distribution p_t over the 256 bytes and the end.
-    These are independent, so a byte string s of up to C bytes has the probability prod_t p_t(s_t) · p_|s|(end), and the
-    probabilities of all strings sum to 1. A token's logit is the log-probability of its spelling; the softmax then
-    normalises over the vocabulary. Special tokens, which have no spelling, have a logit of their own.
+    These distributions are independent. A byte string s of up to C bytes therefore has the probability
+
+        prod_t p_t(s_t) · p_|s|(end)
+
+    and the probabilities of all strings sum to 1. The logit of a token is the log-probability of its spelling, and the
+    softmax normalises over the vocabulary. Special tokens, which have no spelling, have logits of a linear layer.
     """
 
-    weight = bias = None  # logits are no product with a matrix
+    weight = bias = None  # the logits are not a product with a matrix
 
     def __init__(self, config: FSQConfig, code_embedding: CodeEmbedding):
         super().__init__()
-        self.beside = (code_embedding,)  # a tuple: it is a module of the model, not of this one
+        self.beside = (code_embedding,)  # a tuple, so that it is a module of the model alone
         self.to_vector = nn.Linear(config.hidden_size, config.autoencoder_config.hidden_size)
         self.special = nn.Linear(config.hidden_size, config.num_special_tokens)
         self.special.is_output = True  # pyright: ignore[reportArgumentType]
@@ -389,8 +410,14 @@ class DecoderHead(nn.Module):
         return logits.unflatten(0, hidden_states.shape[:-1])
 
     def build_spelling_table(self, device: torch.device, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
-        """Of each token the places of its bytes and end among C * 257 symbols `(V, C)`, 256, an end before the first
-        byte, where there is none; which token has which special logit `(specials, V)`; and which has neither `(V,)`."""
+        """Compute how the log-probabilities of symbols and the special logits become the logits of tokens.
+
+        Returns:
+            The places `(V, C)`, int64, of each token's bytes and end among the C * 257 symbols. Unused places are 256,
+            which is the end before the first byte.
+            The columns `(specials, V)` of 1 and 0, which assign special logits to tokens.
+            The tokens that have neither bytes nor a special logit, `(V,)`, bool.
+        """
         embedding = self.beside[0]
         targets = embedding.targets(torch.arange(len(embedding.lengths), device=embedding.lengths.device))
         offsets = torch.arange(targets.shape[1], device=targets.device) * NUM_SYMBOLS
@@ -405,15 +432,16 @@ HEADS = {"factorised": FactorisedHead, "hierarchical": HierarchicalHead, "decode
 
 
 class FSQPreTrainedModel(DecoderOnlyPreTrainedModel):
-    """Base class of the language model on codes: its configuration, and resizing."""
+    """Base class of the language model on codes, with its configuration and the resizing of embeddings."""
 
     config: FSQConfig  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def resize_token_embeddings(self, new_num_tokens: int | None = None, *args: Any, **kwargs: Any) -> nn.Embedding:
-        """Resize as everywhere in transformers.
+        """Resize the embeddings as everywhere in transformers, and the table of codes.
 
         Raises:
-            ValueError: with a head other than the tied one, whose logits are those of existing codes or spellings.
+            ValueError: if the size changes and `head` is not `"tied"`, because the logits of other heads are those of
+                existing codes or spellings.
         """
         if self.config.head != "tied" and new_num_tokens not in (None, self.config.vocab_size):
             raise ValueError(
@@ -431,13 +459,13 @@ class FSQPreTrainedModel(DecoderOnlyPreTrainedModel):
 
 
 class FSQModel(FSQPreTrainedModel, DecoderOnlyModel):
-    """The decoder-only transformer without head, on codes."""
+    """The decoder-only transformer on codes, without a head."""
 
     config: FSQConfig  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def build_embedding(self, config: DecoderOnlyConfig) -> nn.Embedding:
         code_embedding = CodeEmbedding(self.config)
-        # The rows first: PEFT takes the first parameter with a row per token for the embedding.
+        # This order matters: PEFT takes the first parameter with a row per token as the embedding.
         self.embed_tokens = TokenEmbedding(self.config, code_embedding)
         self.code_embedding = code_embedding
         return self.embed_tokens
@@ -463,8 +491,8 @@ class FSQModel(FSQPreTrainedModel, DecoderOnlyModel):
         return super().embed(input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache)
 
     def added_rows(self, input_ids: torch.Tensor, cache: Any) -> torch.Tensor | None:
-        """Return what codes add to every row of the embedding. The table belongs to the cache: while texts are
-        continued, weights do not change. None where it has to be computed."""
+        """Return the code embeddings of all tokens, `(V, D)`, or None if they have to be computed for each token. The
+        table belongs to the cache, because weights do not change while a text is continued."""
         if torch.is_autocast_enabled(input_ids.device.type):
             return None
         if not hasattr(cache, "added_rows"):
@@ -475,15 +503,18 @@ class FSQModel(FSQPreTrainedModel, DecoderOnlyModel):
 
     @torch.no_grad()
     def load_tokenizer(self, tokenizer: Any, missing_keys: Collection[str] | None = None) -> None:
-        """Take codes and bytes, and, where the model holds the autoencoder, its weights from an `FSQTokenizer`.
+        """Copy the codes and bytes of an `FSQTokenizer`, and the weights of its network if the model includes the
+        autoencoder.
 
         Args:
-            missing_keys: of a model from a checkpoint, the weights that it lacked (`output_loading_info` of
-                `from_pretrained`): an autoencoder that is not among them may have been trained, and stays.
+            tokenizer: the tokenizer.
+            missing_keys: names of the weights that a checkpoint lacked (`output_loading_info` of `from_pretrained`),
+                None for a new model. An autoencoder that the checkpoint has may have been trained, so its weights are
+                not replaced.
 
         Raises:
-            ValueError: if its codes or its network are not of this configuration; or if the model has the table of a
-                tokenizer already, and that had other pieces: rows and heads are those of their ids.
+            ValueError: if codes or network of the tokenizer do not match the configuration, or if the model already has
+                the table of a tokenizer with other pieces, to which its rows and heads belong.
         """
         chunks, lengths = (torch.as_tensor(part) for part in tokenizer.piece_table())
         self.check_network(tokenizer)
@@ -495,7 +526,8 @@ class FSQModel(FSQPreTrainedModel, DecoderOnlyModel):
             self.code_embedding.network.load_state_dict(tokenizer.autoencoder.state_dict())
 
     def check_network(self, tokenizer: Any) -> None:
-        """Raise ValueError if codes, or the network where the model holds it, are not those of the configuration."""
+        """Raise ValueError if the codes of a tokenizer, or its network if the model includes the autoencoder, do not
+        match the configuration."""
         own, fields = {"levels": list(self.code_embedding.fsq.levels)}, {"levels": list(tokenizer.levels)}
         if self.config.has_autoencoder and tokenizer.autoencoder_config is not None:
             own |= own_fields(self.config.autoencoder_config)
@@ -509,7 +541,7 @@ class FSQModel(FSQPreTrainedModel, DecoderOnlyModel):
 
 
 class FSQForCausalLM(CausalLMHead, FSQPreTrainedModel, GenerationMixin):
-    """[`FSQModel`] with a head that predicts the next token, tied to the embeddings, of code digits or of bytes."""
+    """[`FSQModel`] with a head that predicts the next token by its id, by the digits of its code or by its bytes."""
 
     output_class = FSQCausalLMOutput
 
@@ -531,14 +563,14 @@ class FSQForCausalLM(CausalLMHead, FSQPreTrainedModel, GenerationMixin):
         return self.model.code_embedding
 
     def freeze(self) -> None:
-        """Freeze those parts of the autoencoder that this configuration does not train."""
+        """Freeze the parts of the autoencoder that the configuration does not train."""
         autoencoder = self.embedding.autoencoder
         if autoencoder is not None and not self.config.joint:
             autoencoder.requires_grad_(False)
             autoencoder.decoder.requires_grad_(self.config.train_decoder)
 
     def load_tokenizer(self, tokenizer: Any, missing_keys: Collection[str] | None = None) -> None:
-        """Take codes, bytes and autoencoder from an `FSQTokenizer`: see [`FSQModel.load_tokenizer`]."""
+        """Copy codes, bytes and network from an `FSQTokenizer`, as [`FSQModel.load_tokenizer`] does."""
         self.model.load_tokenizer(tokenizer, missing_keys)
 
     @property

@@ -1,4 +1,4 @@
-"""The FSQ autoencoder: the bytes of a chunk to one code, and the code back to bytes."""
+"""The FSQ autoencoder, which maps the bytes of a chunk to one code, and the code back to bytes."""
 
 import math
 from dataclasses import dataclass
@@ -19,19 +19,19 @@ from .configuration_fsq_autoencoder import END_CLASS, FSQAutoencoderConfig
 
 @dataclass
 class FSQAutoencoderOutput(ModelOutput):
-    """Output of the autoencoder. C is `max_chunk_bytes`, n the number of quantized values.
+    """Output of the autoencoder. C is `max_chunk_bytes`, and n is the number of quantized values.
 
     Args:
-        loss: scalar; in training the weighted sum of all terms, in evaluation `reconstruction_loss` alone.
-        logits: `(B, C, 257)` of the bytes, and of the end (256) after the last one.
+        loss: scalar; in training the weighted sum of all losses, in evaluation `reconstruction_loss` alone.
+        logits: `(B, C, 257)` of the bytes, and of the end class (256), which follows the last byte.
         code_index: `(B,)`, int64.
         code_values: `(B, n)` in [-1, 1], with the straight-through gradient.
-        reconstruction_loss: scalar, cross-entropy in nats of the bytes and of the end. Like every term: a mean over
-            these symbols, or, where `num_items_in_batch` is given, their sum divided by it.
-        margin_loss: scalar, unweighted: how far values are inside `margin` before a border between two digits, as a
-            fraction of it. A chunk is weighted by its number of symbols.
-        code_entropy_loss: scalar, unweighted: 1 - H / log L of the (soft) digits of one micro-batch, averaged over the
-            dimensions; 0 where all digits are used equally often.
+        reconstruction_loss: scalar, cross-entropy in nats of the bytes and of the end. Every loss is a mean over these
+            symbols, or, with `num_items_in_batch`, their sum divided by it.
+        margin_loss: scalar, unweighted: the mean distance by which positions are inside `margin` of a border between
+            two digits, as a fraction of `margin`. A chunk is weighted by its number of symbols.
+        code_entropy_loss: scalar, unweighted: 1 - H / log L, where H is the entropy of the soft digits of one
+            micro-batch, averaged over the dimensions. It is 0 if all digits are used equally often.
     """
 
     loss: torch.Tensor | None = None
@@ -44,18 +44,19 @@ class FSQAutoencoderOutput(ModelOutput):
 
 
 FEW = 8
-"""Most inputs whose convolutions are written as matrix products: as kernels a few take twice the time, many less."""
+"""The largest number of inputs whose convolutions are computed as matrix products. For so few inputs, the kernels of
+convolutions take twice the time of the products; for many inputs they take less."""
 
 
 def are_few(inputs: torch.Tensor) -> bool:
-    """Whether these are few inputs on a CPU that need no gradient and are not traced."""
-    if torch.is_grad_enabled() or is_tracing(inputs):  # first: what is traced must not depend on the number
+    """Return whether there are at most [`FEW`] inputs, on a CPU, that need no gradient and are not traced."""
+    if torch.is_grad_enabled() or is_tracing(inputs):  # a traced graph must not depend on the number
         return False
     return inputs.device.type == "cpu" and len(inputs) <= FEW
 
 
 class Convolution(nn.Conv1d):
-    """`nn.Conv1d` with half a kernel of padding; a few inputs `(B, D, C)` take half its time."""
+    """`nn.Conv1d` with padding by half the kernel size, which takes half the time for a few inputs `(B, D, C)`."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         if not are_few(input):
@@ -67,7 +68,8 @@ class Convolution(nn.Conv1d):
 
 
 class TransposedConvolution(nn.ConvTranspose1d):
-    """`nn.ConvTranspose1d` from C positions to C * stride; a few inputs `(B, D, C)` take two thirds of its time."""
+    """`nn.ConvTranspose1d` from C positions to C * stride, which takes two thirds of the time for a few inputs `(B, D,
+    C)`."""
 
     def forward(self, input: torch.Tensor, output_size: list[int] | None = None) -> torch.Tensor:
         if not are_few(input):
@@ -80,12 +82,12 @@ class TransposedConvolution(nn.ConvTranspose1d):
 
 
 class ChunkEncoder(nn.Module):
-    """Bytes `(B, C)` to z `(B, n)`: embedding, convolutions, pooling, LayerNorm, projection.
+    """Encoder from bytes `(B, C)` to z `(B, n)`: embedding, convolutions, pooling, LayerNorm and projection.
 
-    Without the LayerNorm, and with a projection of the usual small standard deviation, all chunks get one code.
+    Without the LayerNorm, and with a projection of the usual small standard deviation, all chunks get the same code.
     """
 
-    embed_bytes: nn.Module  # an embedding, or what tools put in its place
+    embed_bytes: nn.Module  # an embedding, or the module that a tool puts in its place
 
     def __init__(self, config: FSQAutoencoderConfig):
         super().__init__()
@@ -115,7 +117,7 @@ class ChunkEncoder(nn.Module):
         for conv in self.convs:
             hidden = self.activation(conv(hidden))
             real = real[:, :: conv.stride[0]]
-            hidden = hidden * real.unsqueeze(1)  # positions after the chunk stay 0, whatever the biases
+            hidden = hidden * real.unsqueeze(1)  # despite the biases, positions after the chunk stay 0
         if self.pooling == "mean":
             pooled = hidden.sum(-1) / real.sum(-1, keepdim=True).clamp(min=1)
         elif self.pooling == "attention":
@@ -128,9 +130,10 @@ class ChunkEncoder(nn.Module):
 
 
 class VectorDecoder(nn.Module):
-    """A vector `(B, D)` to logits `(B, C, 257)`: transposed convolutions double the positions where they have stride 2.
+    """Decoder from a vector `(B, D)` to logits `(B, C, 257)`. Transposed convolutions multiply the number of positions
+    by their strides.
 
-    Also the byte head of a language model, whose hidden states it turns into the bytes of the next token.
+    It is also the byte head of a language model, where it maps hidden states to the bytes of the next token.
     """
 
     def __init__(self, config: FSQAutoencoderConfig):
@@ -153,7 +156,7 @@ class VectorDecoder(nn.Module):
         return self.spell(self.expand(vectors))
 
     def spell(self, expanded: torch.Tensor) -> torch.Tensor:
-        """Logits of what `expand` gives."""
+        """Return the logits `(B, C, 257)` for the output of `expand`."""
         hidden = self.activation(expanded)
         hidden = hidden.unflatten(-1, (-1, self.num_start_positions))  # (B, D, C / strides)
         for deconv in self.deconvs:
@@ -162,7 +165,7 @@ class VectorDecoder(nn.Module):
 
 
 class FSQAutoencoderPreTrainedModel(PreTrainedModel):
-    """Base class of the autoencoder: flags and initialisation."""
+    """Base class of the autoencoder, with flags and the initialisation of weights."""
 
     config: FSQAutoencoderConfig
     base_model_prefix = "autoencoder"
@@ -171,7 +174,7 @@ class FSQAutoencoderPreTrainedModel(PreTrainedModel):
 
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, nn.Conv1d | nn.ConvTranspose1d | nn.Linear):
-            # The variance of activations is kept through the stack, which has no norms.
+            # This preserves the variance of activations (He et al. 2015, arXiv:1502.01852); the stack has no norms.
             init.kaiming_normal_(module.weight, nonlinearity="relu", mode="fan_in")
             assert module.bias is not None
             init.zeros_(module.bias)
@@ -182,7 +185,7 @@ class FSQAutoencoderPreTrainedModel(PreTrainedModel):
 
 
 class FSQAutoencoderModel(FSQAutoencoderPreTrainedModel):
-    """The autoencoder: it maps a chunk of at most `max_chunk_bytes` bytes to one code and back."""
+    """The autoencoder, which maps a chunk of at most `max_chunk_bytes` bytes to one code and back."""
 
     def __init__(self, config: FSQAutoencoderConfig):
         super().__init__(config)
@@ -243,7 +246,8 @@ class FSQAutoencoderModel(FSQAutoencoderPreTrainedModel):
         return {"loss": loss, **losses}
 
     def _unused_entropy(self, positions: torch.Tensor) -> torch.Tensor:
-        """1 - H / log L of the digits, each value counting for the two digits it lies between; mean over dimensions."""
+        """Return 1 - H / log L of the digits, averaged over the dimensions. Each of the positions `(B, N)` counts for
+        the two digits around it, by linear interpolation."""
         missing = []
         for values, levels in zip(positions.unbind(-1), self.fsq.levels, strict=True):
             digits = torch.arange(levels, device=values.device)
@@ -253,20 +257,23 @@ class FSQAutoencoderModel(FSQAutoencoderPreTrainedModel):
 
     @torch.no_grad()
     def encode(self, chunks: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-        """Code indices `(B,)` of chunks `(B, C)`, uint8 or int64, of which the first `lengths` `(B,)` bytes count."""
+        """Return the code indices `(B,)`, int64, of chunks `(B, C)`, uint8 or int64, whose first `lengths` `(B,)` bytes
+        count."""
         return self.fsq(self.encoder(chunks.long(), lengths))[1]
 
     @torch.no_grad()
     def decode(self, code_index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The bytes `(B, C)`, uint8, 0 after the end, and lengths `(B,)` that code indices `(B,)` stand for."""
+        """Return the bytes of code indices `(B,)`: `(B, C)`, uint8, 0 after the end, and their numbers `(B,)`,
+        int64."""
         values = self.fsq.values(self.fsq.digits(code_index)).to(self.from_code.weight.dtype)
         symbols = self.decoder.spell(self._expand(values)).argmax(-1)  # (B, C)
         inside = (symbols != END_CLASS).cumprod(-1)
         return (symbols * inside).to(torch.uint8), inside.sum(-1)
 
     def _expand(self, values: torch.Tensor) -> torch.Tensor:
-        """`decoder.expand(from_code(values))`. Nothing lies between these two: for many values `(B, n)` they are one
-        map of n numbers, known from what becomes of 0 and of each axis. This saves a tenth of decoding."""
+        """Return `decoder.expand(from_code(values))` for values `(B, n)`. These two layers are one affine map of n
+        numbers. For many values, the map is computed from its results for 0 and for each unit vector, which saves a
+        tenth of the time of decoding."""
         count, size = values.shape
         if count <= size:
             return self.decoder.expand(self.from_code(values))

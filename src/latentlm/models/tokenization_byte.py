@@ -1,7 +1,7 @@
-"""`ByteTokenizer`: text as its UTF-8 bytes, one token per byte.
+"""The `ByteTokenizer`, which encodes text as its UTF-8 bytes, one token per byte.
 
-Token ids 0–255 are the bytes themselves, 256 `<pad>`, 257 `<bos>`, 258 `<eos>`; extra special or added tokens follow.
-There is no vocabulary file: everything is in `tokenizer_config.json`.
+Token ids 0–255 are the bytes themselves, 256 is `<pad>`, 257 `<bos>` and 258 `<eos>`; extra special or added tokens
+follow. There is no vocabulary file, because `tokenizer_config.json` holds everything.
 """
 
 from typing import Any
@@ -13,17 +13,17 @@ from .block_byte_pieces import bytes_pattern
 from .block_lossless_tokenizer import LosslessTokenizer
 
 NUM_BYTES = 256
-BYTE_TOKENS = [f"<0x{byte:02X}>" for byte in range(NUM_BYTES)]  # the names that `tokenizers` gives to bytes
+BYTE_TOKENS = [f"<0x{byte:02X}>" for byte in range(NUM_BYTES)]  # the names of bytes in `tokenizers`
 
 
 class ByteTokenizer(LosslessTokenizer):
     """A byte-level tokenizer without a vocabulary file; see [`LosslessTokenizer`] for its guarantees.
 
     Args:
-        add_bos_token: begin every encoded sequence with `<bos>`, as documents begin in training.
-        add_eos_token: end every encoded sequence with `<eos>`.
+        add_bos_token: whether every encoded sequence begins with `<bos>`, as documents do in training.
+        add_eos_token: whether every encoded sequence ends with `<eos>`.
         pad_token, bos_token, eos_token: the texts of tokens 256, 257 and 258.
-        **kwargs: those of `PreTrainedTokenizer` (`model_max_length`, `padding_side`, `extra_special_tokens`, …).
+        **kwargs: arguments of `PreTrainedTokenizer` (`model_max_length`, `padding_side`, `extra_special_tokens`, …).
     """
 
     vocab_files_names: dict[str, str] = {}
@@ -49,7 +49,7 @@ class ByteTokenizer(LosslessTokenizer):
         return ids.astype(np.uint8).tobytes()
 
     def save_vocabulary(self, save_directory: str, filename_prefix: str | None = None) -> tuple[str, ...]:
-        return ()  # the vocabulary is the 256 bytes
+        return ()  # the 256 bytes need no file
 
 
 __all__ = ["ByteTokenizer"]

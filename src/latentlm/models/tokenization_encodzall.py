@@ -1,7 +1,7 @@
-"""`EncodzallTokenizer`: a text as its bytes and the end, and the word that each belongs to.
+"""The `EncodzallTokenizer`, which encodes a text as its bytes and an end token, each with the index of its word.
 
-Ids 0-255 are the bytes, 256 `<pad>`, 257 `<bos>`, 258 `<eos>`, 259 `<mask>` (a whole word), and the masks of a
-character: 260 `<vowel>`, 261 `<consonant>`, 262 `<nonspace>` (anything else) and 263 `<any>`.
+Ids 0–255 are the bytes, 256 is `<pad>`, 257 `<bos>`, 258 `<eos>` and 259 `<mask>`, which masks a whole word. Four ids
+mask one character: 260 `<vowel>`, 261 `<consonant>`, 262 `<nonspace>` (any other visible character) and 263 `<any>`.
 """
 
 from typing import Any
@@ -29,17 +29,22 @@ logger = logging.get_logger(__name__)
 
 
 class EncodzallTokenizer(LosslessTokenizer):
-    """A tokenizer of bytes that also finds their words; see [`LosslessTokenizer`] for its guarantees.
+    """A byte-level tokenizer that also determines the word of each byte; see [`LosslessTokenizer`] for its guarantees.
 
-    Encoding gives `input_ids`, `attention_mask` and `word_ids` (from 0 on; -1 for padding). The end of the text is a
-    word of its own, so that the empty text has one too. The method `word_ids()` of an encoding counts only the words of
-    the text, or those given with `is_split_into_words=True`, as everywhere in transformers. Truncation removes whole
-    words at the end, and reports how many.
+    Encoding returns `input_ids`, `attention_mask` and `word_ids`, which start at 0 and are -1 for padding. The end of
+    the text is a word of its own, so the empty text also has one. The method `word_ids()` of an encoding counts only
+    the words of the text, or those passed with `is_split_into_words=True`, as everywhere in transformers. Truncation
+    removes whole words at the end, and logs their number.
 
     Args:
-        max_word_bytes: longer words are cut, but not inside a character.
-        add_bos_token, add_eos_token: whether these are added around every text; the model expects only the end.
-        **kwargs: those of `PreTrainedTokenizer`, also the texts of the special tokens.
+        max_word_bytes: maximum length of a word in bytes, at least 8. Longer words are split, but not inside a
+            character.
+        add_bos_token, add_eos_token: whether every encoded text begins with `<bos>` and ends with `<eos>`; the model
+            expects only the end.
+        **kwargs: arguments of `PreTrainedTokenizer`, and the texts of the special tokens.
+
+    Raises:
+        ValueError: if `max_word_bytes` is below 8.
     """
 
     vocab_files_names: dict[str, str] = {}
@@ -63,7 +68,7 @@ class EncodzallTokenizer(LosslessTokenizer):
         return ids.astype(np.uint8).tobytes()
 
     def find_words(self, ids: list[int]) -> list[int]:
-        """The word of each id."""
+        """Return the word index of each id."""
         return find_words(torch.tensor([ids], dtype=torch.long), self.max_word_bytes)[0].tolist() if ids else []
 
     def truncate_sequences(
@@ -74,11 +79,12 @@ class EncodzallTokenizer(LosslessTokenizer):
         truncation_strategy: Any = "longest_first",
         stride: int = 0,
     ) -> tuple[list[int], list[int], list[int]]:
-        """Leaves out whole words of a single text, at least `num_tokens_to_remove` ids; pairs are cut as usual."""
+        """Remove whole words at the end of a single text, in total at least `num_tokens_to_remove` ids. Pairs, and
+        texts that are truncated on the left, are truncated as in transformers."""
         if pair_ids is None and num_tokens_to_remove > 0 and self.truncation_side == "right" and ids:
             words = self.find_words(ids)
             room = max(len(ids) - num_tokens_to_remove, 0)
-            # A first word that does not fit is cut all the same: an empty text would say nothing.
+            # If the first word does not fit, it is cut, because an empty text would carry no information.
             end = next((n for n in range(room, 0, -1) if words[n] != words[n - 1]), room)
             logger.warning(
                 f"A text of {words[-1] + 1:,} words is longer than the model holds: "
@@ -88,7 +94,7 @@ class EncodzallTokenizer(LosslessTokenizer):
         return super().truncate_sequences(ids, pair_ids, num_tokens_to_remove, truncation_strategy, stride)
 
     def _pad(self, encoded_inputs: Any, *args: Any, padding_side: str | None = None, **kwargs: Any) -> dict[str, Any]:
-        """Adds the words of each id, and pads them along."""
+        """Add `word_ids` to an encoding, and pad them together with its ids."""
         if "word_ids" not in encoded_inputs:
             encoded_inputs["word_ids"] = self.find_words(list(encoded_inputs["input_ids"]))
         padded = super()._pad(encoded_inputs, *args, padding_side=padding_side, **kwargs)
@@ -101,15 +107,15 @@ class EncodzallTokenizer(LosslessTokenizer):
     def get_special_tokens_mask(
         self, token_ids_0: list[int], token_ids_1: list[int] | None = None, already_has_special_tokens: bool = False
     ) -> list[int]:
-        """As everywhere, and 1 for white space: it belongs to the word before, so that a pipeline must not show it as a
-        word of its own, and is never masked."""
+        """Return 1 for special tokens, as everywhere in transformers, and for white space. White space belongs to the
+        word before it, so pipelines must neither return it as a word of its own nor mask it."""
         mask = super().get_special_tokens_mask(token_ids_0, token_ids_1, already_has_special_tokens)
         framed = already_has_special_tokens
         ids = token_ids_0 if framed else self.build_inputs_with_special_tokens(token_ids_0, token_ids_1)
         return [int(flag or id_ in WHITE_SPACE) for flag, id_ in zip(mask, ids, strict=True)]
 
     def save_vocabulary(self, save_directory: str, filename_prefix: str | None = None) -> tuple[str, ...]:
-        return ()  # the vocabulary is the 256 bytes
+        return ()  # the 256 bytes need no file
 
     @property
     def saved_framing(self) -> dict[str, Any]:

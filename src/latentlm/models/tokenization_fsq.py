@@ -1,4 +1,4 @@
-"""`FSQTokenizer`: text as pieces that have codes of finite scalar quantization, in Python."""
+"""The `FSQTokenizer`, which segments text into pieces with codes of finite scalar quantization, in Python."""
 
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -17,15 +17,20 @@ SPECIAL_TOKENS = {"pad_token": "<pad>", "bos_token": "<bos>", "eos_token": "<eos
 
 
 class FSQTable(PreTrainedTokenizerBase if TYPE_CHECKING else object):
-    """What both FSQ tokenizers know beside their ids: goes first among the bases. The class sets `vocabulary` and
-    `segmenter`."""
+    """Mixin with the table of an FSQ tokenizer: spellings, codes and network. It precedes the base class of
+    transformers.
+
+    Attributes:
+        vocabulary: the table, which the subclass sets.
+        segmenter: the segmentation of bytes into ids, which the subclass sets.
+    """
 
     vocabulary: FSQVocabulary
     segmenter: Segmenter
 
     @classmethod
     def from_vocabulary(cls, vocabulary: FSQVocabulary, **kwargs: Any) -> Any:
-        """The tokenizer of a table that is not in a file yet; `kwargs` as for the constructor."""
+        """Make the tokenizer of a table that is not saved in a file yet. `kwargs` are those of the constructor."""
         with tempfile.TemporaryDirectory() as folder:
             path, weights = Path(folder) / VOCABULARY_FILE, None
             path.write_text(vocabulary.to_json(), encoding="utf-8")
@@ -36,26 +41,28 @@ class FSQTable(PreTrainedTokenizerBase if TYPE_CHECKING else object):
 
     @property
     def codes(self) -> np.ndarray:
-        """Code index of every id, `(V,)`, int64; -1 for special tokens."""
+        """The code index of every id, `(V,)`, int64; -1 for special tokens."""
         return np.pad(self.vocabulary.codes, (0, len(SPECIAL_TOKENS)), constant_values=-1)
 
     @property
     def levels(self) -> list[int]:
-        """The levels of the quantization: the number of values of each dimension of a code."""
+        """The levels of the quantization: the number of values of each digit of a code."""
         return list(self.vocabulary.levels)
 
     def piece_table(self) -> tuple[np.ndarray, np.ndarray]:
-        """The bytes of every id, `(V, 16)`, uint8, and their number, `(V,)`, int64; 0 for special tokens."""
+        """Return the bytes of every id, `(V, 16)`, uint8, and their number, `(V,)`, int64, which is 0 for special
+        tokens."""
         return spelling_table(self.vocabulary.spellings + [b""] * len(SPECIAL_TOKENS))
 
     @property
     def autoencoder_config(self) -> dict[str, Any] | None:
-        """Fields of the network's [`FSQAutoencoderConfig`]; None if the table was made without one."""
+        """The fields of the [`FSQAutoencoderConfig`] of the network; None if the table was made without one."""
         return self.vocabulary.autoencoder
 
     @property
     def autoencoder(self) -> Any:
-        """The network that gave the codes, an [`FSQAutoencoderModel`] in evaluation mode; loaded at first use.
+        """The network that computed the codes, an [`FSQAutoencoderModel`] in evaluation mode. It is loaded at first
+        use.
 
         Raises:
             ValueError: if the tokenizer was saved without it.
@@ -63,12 +70,12 @@ class FSQTable(PreTrainedTokenizerBase if TYPE_CHECKING else object):
         return self.vocabulary.network
 
     def encode_bytes(self, data: bytes) -> list[int]:
-        """The ids of any byte string, without special tokens: `decode_bytes` gives exactly `data` back."""
+        """Return the ids of any byte string, without special tokens. `decode_bytes` restores exactly `data`."""
         return self.segmenter(data)
 
     def encode_stream(self, chunks: Iterable[str | bytes]) -> Iterator[int]:
-        """The ids of a text that comes in chunks of any size: exactly those of `encode_bytes` on the whole, yielded as
-        soon as they are decided. Special tokens are neither added nor recognised.
+        """Yield the ids of a text that comes in chunks of any size. They are exactly those of `encode_bytes` for the
+        whole text, and each is yielded as soon as it is decided. Special tokens are neither added nor recognised.
 
         Only the undecided part of the text is buffered: a part of a word, or a run of one character, whose ids depend
         on its length.
@@ -78,6 +85,7 @@ class FSQTable(PreTrainedTokenizerBase if TYPE_CHECKING else object):
 
         Raises:
             ValueError: if the bytes are not UTF-8, or end inside a character.
+            TypeError: if a chunk is neither text nor bytes.
         """
         return encode_stream(self.segmenter, chunks)
 
@@ -87,11 +95,13 @@ class FSQTable(PreTrainedTokenizerBase if TYPE_CHECKING else object):
 
     @property
     def saved_framing(self) -> dict[str, Any]:
-        """Under a name of its own: beside a `tokenizer.json` transformers passes over the two options."""
+        """The options `add_bos_token` and `add_eos_token` in an entry of its own, because transformers ignores them
+        beside a `tokenizer.json`."""
         return {"framing": {"add_bos_token": self.add_bos_token, "add_eos_token": self.add_eos_token}}
 
     def save_vocabulary(self, save_directory: str, filename_prefix: str | None = None) -> tuple[str, ...]:
-        """Writes the table, and the network if there is one, under their own names."""
+        """Write the table, and the network if there is one, to files with their standard names, and return the
+        paths."""
         prefix = f"{filename_prefix}-" if filename_prefix else ""
         path = Path(save_directory) / f"{prefix}{VOCABULARY_FILE}"
         path.write_text(self.vocabulary.to_json(), encoding="utf-8")
@@ -103,23 +113,27 @@ class FSQTable(PreTrainedTokenizerBase if TYPE_CHECKING else object):
 
 
 class FSQTokenizer(FSQTable, LosslessTokenizer):
-    """The reference implementation, in Python: a text is cut by `boundary`, and each stretch takes the fewest tokens
-    (among equally few, the longest last piece). See [`LosslessTokenizer`] for its guarantees; there is no unknown
-    token.
+    """The reference implementation of the FSQ tokenizer, in Python.
+
+    A text is cut into stretches by the `boundary` of the vocabulary. Each stretch is segmented into the fewest tokens,
+    or at the lowest cost if the vocabulary has costs; among equals, the longest last piece is taken. There is no
+    unknown token. See [`LosslessTokenizer`] for its guarantees.
 
     Args:
         vocab_file: `fsq_vocabulary.json`, see [`FSQVocabulary`].
-        autoencoder_file: `fsq_autoencoder.safetensors`, the network that the codes come from.
-        mode: `"table"`, or `"neural"`: run the network, and use only pieces that it encodes to their code and
-            reconstructs from it. Both are lossless, and decoding reads the table.
+        autoencoder_file: `fsq_autoencoder.safetensors`, the weights of the network that computed the codes.
+        mode: `"table"`, or `"neural"`, which runs the network and uses only pieces that the network encodes to their
+            code and reconstructs from it. Both are lossless, and decoding reads the table.
         cache_size: number of stretches whose ids are cached; 0 for none.
-        add_bos_token, add_eos_token: frame every encoded sequence; by default with `<bos>` alone.
+        add_bos_token, add_eos_token: whether every encoded sequence begins with `<bos>` and ends with `<eos>`; by
+            default with `<bos>` alone.
         pad_token, bos_token, eos_token, mask_token: the texts of the last four ids.
-        framing: what `add_bos_token` and `add_eos_token` were when the tokenizer was saved.
-        **kwargs: those of `PreTrainedTokenizer`.
+        framing: the values of `add_bos_token` and `add_eos_token` when the tokenizer was saved.
+        **kwargs: arguments of `PreTrainedTokenizer`.
 
     Raises:
-        ValueError: if a file is damaged, or table and network do not belong together.
+        ValueError: if `mode` or `cache_size` is invalid, a file is damaged, or table and network do not belong
+            together.
     """
 
     vocab_files_names = {"vocab_file": VOCABULARY_FILE, "autoencoder_file": AUTOENCODER_FILE}
@@ -164,7 +178,8 @@ class FSQTokenizer(FSQTable, LosslessTokenizer):
 def resolve_framing(
     add_bos_token: bool | None, add_eos_token: bool | None, framing: dict[str, bool] | None
 ) -> tuple[bool, bool]:
-    """What is asked for, else what was saved, else the default."""
+    """Return `add_bos_token` and `add_eos_token`. For each, an argument precedes the saved value, and this the
+    default."""
     saved = {"add_bos_token": True, "add_eos_token": False, **(framing or {})}
     return (
         saved["add_bos_token"] if add_bos_token is None else add_bos_token,
@@ -175,10 +190,11 @@ def resolve_framing(
 def load_vocabulary(
     vocab_file: str, autoencoder_file: str | None, special_tokens: dict[str, str | AddedToken]
 ) -> FSQVocabulary:
-    """The table, checked against the network and the special tokens.
+    """Load a table, and check it against the network and the special tokens.
 
     Raises:
-        ValueError: also if a piece is the text of a special token.
+        ValueError: if a file is damaged, if the network is not that of the table, or if a piece is the text of a
+            special token.
     """
     vocabulary = FSQVocabulary.load(vocab_file, autoencoder_file)
     for name, token in special_tokens.items():

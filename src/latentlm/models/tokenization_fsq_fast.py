@@ -1,4 +1,4 @@
-"""`FSQTokenizerFast`: the same ids as [`FSQTokenizer`], from a `tokenizer.json`."""
+"""The `FSQTokenizerFast`, which gives the ids of [`FSQTokenizer`] from a `tokenizer.json`."""
 
 import json
 import threading
@@ -19,16 +19,21 @@ from .fsq_vocabulary import AUTOENCODER_FILE, NUM_BYTES, VOCABULARY_FILE, FSQVoc
 from .tokenization_fsq import SPECIAL_TOKENS, FSQTable, FSQTokenizer, load_vocabulary, resolve_framing
 
 _BACKEND_IN_USE = threading.RLock()
-"""A call of a fast tokenizer first sets its backend's truncation and padding: no other call may come in between."""
+"""A lock for calls of fast tokenizers. A call sets the truncation and padding of its backend before it encodes, and no
+other call may come in between."""
 
 
 class FSQTokenizerFast(FSQTable, LosslessDecoding, PreTrainedTokenizerFast):  # pyright: ignore[reportIncompatibleMethodOverride]
-    """The fast FSQ tokenizer: a Unigram model of `tokenizers`. With equal scores it finds the fewest tokens, by the
-    same rule among equals as [`FSQTokenizer`]; a table with costs gives it scores.
+    """The fast FSQ tokenizer, a Unigram model of `tokenizers`. With equal scores the model finds the fewest tokens,
+    with the rule of [`FSQTokenizer`] among equals; a table with costs defines other scores.
 
-    It gives the ids of [`FSQTokenizer`] for every text that is valid Unicode; a lone surrogate, which Rust's strings
-    cannot hold, is an error of `tokenizers`. `encode_bytes` and `decode_bytes` take any bytes. Arguments are those of
-    [`FSQTokenizer`] without `mode` and `cache_size`.
+    The ids are those of [`FSQTokenizer`] for every text that is valid Unicode. A lone surrogate, which the strings of
+    Rust cannot hold, raises an error in `tokenizers`. `encode_bytes` and `decode_bytes` take any bytes.
+
+    Arguments are those of [`FSQTokenizer`] without `mode` and `cache_size`, and:
+
+    Args:
+        tokenizer_file: `tokenizer.json`; without it, the backend is built from the table.
     """
 
     vocab_files_names = {
@@ -38,7 +43,7 @@ class FSQTokenizerFast(FSQTable, LosslessDecoding, PreTrainedTokenizerFast):  # 
     }
     slow_tokenizer_class = FSQTokenizer
     model_input_names = ["input_ids", "attention_mask"]
-    decoding_errors = "replace"  # as Rust, whose strings hold no surrogates
+    decoding_errors = "replace"  # as in Rust, whose strings hold no surrogates
 
     def __init__(
         self,
@@ -59,7 +64,7 @@ class FSQTokenizerFast(FSQTable, LosslessDecoding, PreTrainedTokenizerFast):  # 
         self.segmenter = self.vocabulary.segmenter
         self.token_lengths = self.vocabulary.lengths
         self._set_names(self.vocabulary.names)
-        # Not as `tokenizer_object`, of which transformers makes a copy by way of its JSON: see `_load_backend`.
+        # transformers would copy a `tokenizer_object` through JSON, which is not exact: see `_load_backend`.
         if tokenizer_file is None:
             self._tokenizer = build_backend(self.vocabulary, special_tokens)
         else:
@@ -76,13 +81,13 @@ class FSQTokenizerFast(FSQTable, LosslessDecoding, PreTrainedTokenizerFast):  # 
 
     @classmethod
     def convert_to_native_format(cls, trust_remote_code: bool = False, **kwargs: Any) -> dict[str, Any]:
-        """Nothing to convert: the constructor reads the files themselves."""
+        """Return the arguments unchanged, because the constructor reads the files itself."""
         return kwargs
 
     def _save_pretrained(
         self, save_directory: str, file_names: tuple[str, ...], *args: Any, **kwargs: Any
     ) -> tuple[str, ...]:
-        """Beside `tokenizer.json` the files that the slow class, and this one's codes, are made from."""
+        """Save `tokenizer.json`, and the files from which the slow class and the codes of this class are loaded."""
         add_to_config(file_names, self.saved_framing)
         files = super()._save_pretrained(save_directory, file_names, *args, **kwargs)
         return files + self.save_vocabulary(save_directory)
@@ -100,8 +105,8 @@ class FSQTokenizerFast(FSQTable, LosslessDecoding, PreTrainedTokenizerFast):  # 
 
     @contextmanager
     def _own_names(self, backend: Tokenizer) -> Iterator[None]:
-        """The backend gives a new token the id that its model has for this name: show it our names, not the alphabet,
-        which it needs for encoding."""
+        """Show the backend the names of the tokenizer in this context. The backend gives a new token the id that its
+        model has for the name. For encoding, its model needs the names in the byte-level alphabet."""
         if self.token_names == self.vocabulary.names:
             yield
             return
@@ -113,8 +118,8 @@ class FSQTokenizerFast(FSQTable, LosslessDecoding, PreTrainedTokenizerFast):  # 
             backend.model = model
 
     def _load_backend(self, text: str) -> Tokenizer:
-        """The backend that wrote `text`. Its added tokens are added anew: by itself it would take some for bytes that
-        are called the same."""
+        """Return the backend that was saved as `text`. Its added tokens are added again, because the backend itself
+        would take some for bytes with the same name."""
         content = json.loads(text)
         saved = sorted(content["added_tokens"], key=lambda token: token.pop("id"))
         backend = Tokenizer.from_str(json.dumps(content | {"added_tokens": []}))
@@ -133,8 +138,8 @@ class FSQTokenizerFast(FSQTable, LosslessDecoding, PreTrainedTokenizerFast):  # 
 
     def _convert_token_to_id_with_added_voc(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, token: str
-    ) -> int | None:  # None for what is no token: nothing is unknown
-        index = self.token_ids.get(token)  # bytes that had to be renamed are here alone
+    ) -> int | None:  # None where there is no such token
+        index = self.token_ids.get(token)  # the backend does not have the names of renamed bytes
         return super()._convert_token_to_id_with_added_voc(token) if index is None else index
 
     # --- text to ids and back ---------------------------------------------------------------------------------------
@@ -154,7 +159,8 @@ class FSQTokenizerFast(FSQTable, LosslessDecoding, PreTrainedTokenizerFast):  # 
         return_tensors: Any = None,
         **kwargs: Any,
     ) -> BatchEncoding:
-        """Of one call at a time. A space goes between words that are given apart, as in [`LosslessTokenizer`]."""
+        """Encode as in transformers, one call at a time. A space separates pre-split words, as in
+        [`LosslessTokenizer`]."""
         if not is_split_into_words:
             with _BACKEND_IN_USE:
                 return super()._encode_plus(text, text_pair, return_tensors=return_tensors, **kwargs)
@@ -182,7 +188,8 @@ class FSQTokenizerFast(FSQTable, LosslessDecoding, PreTrainedTokenizerFast):  # 
 
 
 def without_spaces(encoding: Encoding, spaces: list[list[bool]]) -> Encoding:
-    """Offsets relative to the words as they were given; `spaces` says for each text which had a space put before."""
+    """Return an encoding whose offsets are relative to the words that the caller passed. `spaces` says for each text
+    which words had a space put before them."""
     fields = json.loads(encoding.__getstate__())
     for i, (sequence, word) in enumerate(zip(encoding.sequence_ids, encoding.word_ids, strict=True)):
         if word is not None and sequence is not None and spaces[sequence][word]:
@@ -191,8 +198,8 @@ def without_spaces(encoding: Encoding, spaces: list[list[bool]]) -> Encoding:
 
 
 def build_pre_tokenizer(boundary: str) -> pre_tokenizers.PreTokenizer:
-    """Shows the bytes of a text in the byte-level alphabet, and cuts it into stretches: in this order, because showing
-    those of each stretch by themselves takes longer."""
+    """Make the pre-tokenizer, which maps the bytes of a text to the byte-level alphabet, and then cuts it into
+    stretches. The opposite order is slower, because each stretch is mapped by itself."""
     return pre_tokenizers.Sequence(
         [
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False, trim_offsets=False),
@@ -202,7 +209,7 @@ def build_pre_tokenizer(boundary: str) -> pre_tokenizers.PreTokenizer:
 
 
 def build_backend(vocabulary: FSQVocabulary, special_tokens: dict[str, str | AddedToken]) -> Tokenizer:
-    """The `tokenizers.Tokenizer` of a table."""
+    """Make the `tokenizers.Tokenizer` of a table."""
     costs = vocabulary.costs or [1] * len(vocabulary.names)
     pairs = zip(vocabulary.names, costs, strict=True)
     backend = Tokenizer(models.Unigram([(name, -float(cost)) for name, cost in pairs]))
