@@ -27,6 +27,7 @@ import run
 import speedrun
 from entries import ListError, at_edge, extend_grid, load_with_overrides, read_list
 from figures import layer_lines, seen_lines
+from one_run import last_evaluation, last_logged
 from records import FORMER, RECORDS, TUNING, Record, RecordError, portable, read_page, read_record, thin, write_record
 from significance import paired, welch
 from tables import Group, difference, results_table
@@ -251,6 +252,24 @@ def test_the_best_checkpoint_of_many_passes_on_half_a_is_scored_on_half_b(make_r
         trial = make_record(purpose=TUNING, learning_rate=rate, metrics=metrics)
         write_record(dataclasses.replace(trial, page="tiny", entry="many"), tmp_path / "records")
     assert runner.tune(runner.entries[0]) == (0.1, False)
+
+
+def test_a_trial_that_diverges_is_not_chosen(make_runner, tmp_path):
+    logged: list[dict[str, Any]] = [
+        {"loss": 2.0},
+        {"eval_loss": 1.5, "eval_bits_per_byte": 2.0},
+        {"loss": float("nan"), "lm_loss": float("nan")},
+        {"eval_loss": float("nan"), "eval_bits_per_byte": float("nan")},
+    ]
+    assert last_logged(logged, []) == {"diverged": 1.0} and last_evaluation(logged) == {"lowest_bits_per_byte": 2.0}
+    assert last_logged(logged[:2], []) == {"train_loss": 2.0}
+    rates = [1e-3, 2e-3, 4e-3]
+    runner = make_runner({"one": {"learning_rates": rates}})
+    for rate in rates:
+        metrics = {"diverged": 1.0, "lowest_bits_per_byte": 1.0} if rate == 4e-3 else {"eval_bits_per_byte": 2.0 - rate}
+        trial = make_record(purpose=TUNING, learning_rate=rate, metrics=metrics)
+        write_record(dataclasses.replace(trial, page="tiny", entry="one"), tmp_path / "records")
+    assert runner.tune(runner.entries[0]) == (2e-3, False)
 
 
 def test_the_plan_trains_nothing(make_runner, in_this_process, capsys):

@@ -44,7 +44,7 @@ def seen(metrics: list[dict[str, Any]], unit: str) -> int:
 
 
 def last_evaluation(metrics: list[dict[str, Any]]) -> dict[str, float]:
-    """The values of the last evaluation, and the lowest bits per byte of all of them."""
+    """The finite values of the last evaluation, and the lowest bits per byte of all of them."""
     evaluations = [line for line in metrics if "eval_loss" in line]
     numbers = {
         name: value
@@ -52,15 +52,19 @@ def last_evaluation(metrics: list[dict[str, Any]]) -> dict[str, float]:
         if name.startswith("eval_") and isinstance(value, int | float) and math.isfinite(value)
     }
     timing = {"eval_runtime", "eval_samples_per_second", "eval_steps_per_second"}
-    bits = [line["eval_bits_per_byte"] for line in evaluations if "eval_bits_per_byte" in line]
+    bits = [line.get("eval_bits_per_byte", math.nan) for line in evaluations]
+    bits = [value for value in bits if math.isfinite(value)]
     lowest = {"lowest_bits_per_byte": min(bits)} if bits else {}
     return {name: float(value) for name, value in numbers.items() if name not in timing} | lowest
 
 
 def last_logged(metrics: list[dict[str, Any]], names: list[str]) -> dict[str, float]:
-    """The training loss of the last log, and the last values of the curves that an entry names."""
-    losses = [line.get("lm_loss", line["loss"]) for line in metrics if "loss" in line]
-    train_loss = {"train_loss": float(losses[-1])} if losses else {}
+    """The training loss of the last log, or that the run has diverged, and the last values of the curves that an entry
+    names."""
+    losses = [float(line.get("lm_loss", line["loss"])) for line in metrics if "loss" in line]
+    train_loss = {"train_loss": losses[-1]} if losses else {}
+    if losses and not math.isfinite(losses[-1]):
+        train_loss = {"diverged": 1.0}
     return train_loss | {name: float(points[-1][1]) for name, points in curves(metrics, names).items()}
 
 
@@ -70,7 +74,7 @@ def score_best(trainer: LatentTrainer, recipe: Recipe, text: str) -> dict[str, f
     data = load_data(dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, validation_dataset=text)))
     scores = trainer.evaluate(data.validation, metric_key_prefix="held_out")  # in the log apart from the run's own
     results = last_evaluation([{name.replace("held_out_", "eval_", 1): value for name, value in scores.items()}])
-    del results["lowest_bits_per_byte"]  # that of the run is of the text that chose the checkpoint
+    results.pop("lowest_bits_per_byte", None)  # that of the run is of the text that chose the checkpoint
     return results | {"best_step": float(trainer.state.best_global_step)}
 
 

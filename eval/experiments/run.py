@@ -133,10 +133,21 @@ class Runner:
             rates.append(added)
 
     def best_rate(self, jobs: list[Job]) -> float:
-        """The learning rate whose trial ended lowest, or came lowest where the best checkpoint counts."""
+        """The learning rate whose trial ended lowest, or came lowest where the best checkpoint counts; not one that
+        diverged.
+
+        Raises:
+            RunFailed: if all of them did.
+        """
         score = BEST_SCORE if jobs[0].entry.best_checkpoint else SCORE
-        scores = {job.learning_rate: read_record(self.record_path(job)).metrics[score] for job in jobs}
-        return min((rate for rate in scores if rate is not None), key=lambda rate: scores[rate])
+        scores: dict[float, float] = {}
+        for job in jobs:
+            metrics = read_record(self.record_path(job)).metrics
+            if job.learning_rate is not None and "diverged" not in metrics:
+                scores[job.learning_rate] = metrics[score]
+        if not scores:
+            raise RunFailed(f"{jobs[0].entry.name}: all trials diverged; list lower learning rates")
+        return min(scores, key=lambda rate: scores[rate])
 
     def tuned(self, entry: Entry) -> Entry | None:
         """The entry whose trials decide the learning rate."""

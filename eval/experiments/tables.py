@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import io
+import math
 import statistics
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -288,10 +289,11 @@ def tuning_table(records: Iterable[Record], table: dict[str, Any]) -> str:
     rows = []
     for entry in dict.fromkeys(one.entry for one in trials):
         mine = [one for one in trials if one.entry == entry]
-        best = min(mine, key=lambda one: one.metrics[columns[0]["value"]])
+        best = min(mine, key=lambda one: math.inf if "diverged" in one.metrics else one.metrics[columns[0]["value"]])
         for one in mine:
             rate = f"{one.learning_rate:g}" if one.learning_rate else MISSING
             edge = " (optimum at the edge)" if one in (mine[0], mine[-1]) else ""
+            rate += " (diverged)" if "diverged" in one.metrics else ""
             label = table.get("labels", {}).get(entry, one.label)
             values = [Group([one]).mean(column["value"]) for column in columns]
             cells = [
