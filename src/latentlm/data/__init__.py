@@ -1,5 +1,5 @@
-"""From text anywhere to packed rows of tokens: `prepare_data(DataConfig(...))`;
-to chunks of bytes: `prepare_chunks(ChunkConfig(...))`; to rows of words: `prepare_texts(TextConfig(...))`."""
+"""Preparation of training data from text: packed rows of tokens (`prepare_data(DataConfig(...))`), chunks of bytes
+(`prepare_chunks(ChunkConfig(...))`), or rows of words (`prepare_texts(TextConfig(...))`)."""
 
 from .chunks import ChunkDataset, prepare_chunks
 from .config import ChunkConfig, DataConfig, TextConfig

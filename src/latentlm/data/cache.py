@@ -1,4 +1,4 @@
-"""A folder that is made once, whole or not at all, whatever processes ask for it and whenever they are killed."""
+"""Atomic creation of a cache folder by exactly one of several processes."""
 
 import os
 import shutil
@@ -9,19 +9,20 @@ from filelock import FileLock
 
 
 def build_once(folder: Path, build: Callable[[Path], object]) -> None:
-    """Return once `folder` exists; if it does not, let exactly one process fill it.
+    """Create `folder` if it does not exist, in exactly one process.
 
-    `build` writes into a temporary folder, which then gets its name in one step. Other processes on this machine (the
-    ranks of one run, or another run) wait at the lock, which needs no process group and has no time limit.
+    `build` writes into a temporary folder, which is then renamed, so an incomplete folder never has the final name.
+    Other processes on this machine (the ranks of one run, or another run) wait for a file lock, which needs no process
+    group and has no timeout.
     """
     if folder.exists():
         return
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
-        if folder.exists():  # made while this process waited
+        if folder.exists():  # another process made it while this one waited
             return
         unfinished = folder.with_name(folder.name + ".tmp")
-        shutil.rmtree(unfinished, ignore_errors=True)  # left by a process that was killed
+        shutil.rmtree(unfinished, ignore_errors=True)  # a killed process may have left it
         unfinished.mkdir()
         try:
             build(unfinished)

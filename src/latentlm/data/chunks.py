@@ -1,4 +1,4 @@
-"""Rows for the FSQ autoencoder: chunks of at most 16 bytes."""
+"""Training data for the FSQ autoencoder, whose rows are chunks of at most 16 bytes."""
 
 import hashlib
 import json
@@ -19,25 +19,26 @@ from .pieces import Pieces, choose_pieces, load_pieces, save_pieces
 from .prepare import PreparedData, count_repeats, hash_identity, open_sources, progress, split_corpus
 from .sources import Source
 
-FORMAT = 2  # of cached chunks; part of their name
+FORMAT = 2  # version of the format of cached chunks, a part of their identity
 PIECES_FILE = "pieces.json"
 INFO_FILE = "info.json"
-NOT_HOW = ("dataset", "cache_dir", "drop_repeated_paragraphs")  # a fingerprint says it, or it changes no row
-DRAWS = 1 << 20  # training chunks in an epoch, drawn once
-RANDOM_CHUNKS = 1 << 16
+NOT_HOW = ("dataset", "cache_dir", "drop_repeated_paragraphs")  # fingerprints include these, or they change no row
+DRAWS = 1 << 20  # number of training rows, which are drawn once
+RANDOM_CHUNKS = 1 << 16  # number of random strings to draw from
 Documents = Callable[[], Iterator[str]]
 END = 256  # the symbol after the last byte of a chunk
 IGNORED = -100
 
 
 class ChunkDataset(Dataset[dict[str, torch.Tensor]]):
-    """Rows `input_ids` `(16,)` (bytes, then 256), `labels` `(16,)` (bytes, one 256, then -100), both int64, and `use`.
+    """A dataset of chunks of C bytes. A row has `input_ids` `(C,)` (bytes, then 256), `labels` `(C,)` (bytes, one 256,
+    then -100), both int64, and `use`, a float32 scalar.
 
     Args:
-        chunks: `(N, 16)`, uint8.
-        lengths: `(N,)`, bytes of each that count.
-        uses: `(N,)`, how often the text uses each; weights what an evaluation reports "by use".
-        order: which chunk each row is, `(rows,)`; None for each once.
+        chunks: `(N, C)`, uint8.
+        lengths: `(N,)`, number of bytes of each chunk.
+        uses: `(N,)`, number of uses of each chunk in the text, which are the weights of the metrics "by use".
+        order: `(rows,)`, the chunk of each row; None if each chunk is one row.
     """
 
     def __init__(self, chunks: np.ndarray, lengths: np.ndarray, uses: np.ndarray, order: np.ndarray | None = None):
@@ -61,12 +62,13 @@ class ChunkDataset(Dataset[dict[str, torch.Tensor]]):
 
 
 def prepare_chunks(config: ChunkConfig) -> PreparedData:
-    """Read and split the text that `config` describes, and cut it; from the cache where that was done before.
+    """Read the text that `config` describes, split it into training and validation, and cut it into chunks. The result
+    is cached.
 
-    May be called by every process of a run at once: one does the work, the others wait.
+    All processes of a run may call this at the same time. One does the work, and the others wait.
 
     Raises:
-        ValueError: if the text cannot be found or read, or is too little.
+        ValueError: if the text cannot be found or read, or is too short.
     """
     train_source, validation_source = open_sources(config)
     identity = {
@@ -110,8 +112,8 @@ def _digest(rows: ChunkDataset) -> str:
 
 
 def _write_chunks(folder: Path, config: ChunkConfig, train_source: Source, validation_source: Source | None) -> None:
-    """Fill a cache folder: `info.json`, and `pieces.json`, or the fixed chunks `{train,validation}.npy` with their
-    lengths last."""
+    """Write the files of a cache folder: `info.json`, and either `pieces.json` or the fixed chunks of `train.npy` and
+    `validation.npy`, whose last column are the lengths."""
     train, validation = split_corpus(config, train_source, validation_source)
     _write_rows(folder, config, train, validation)
     (folder / INFO_FILE).write_text(json.dumps(count_repeats(train_source)) + "\n", encoding="utf-8")
@@ -143,7 +145,7 @@ def _fixed_rows(path: Path) -> ChunkDataset:
 
 
 def _piece_rows(pieces: Pieces, config: ChunkConfig) -> tuple[ChunkDataset, ChunkDataset]:
-    """Draws for training, and every byte and piece once for evaluation."""
+    """Return the random draws for training, and every byte and piece once for evaluation."""
     chunks, lengths = spelling_table([bytes([byte]) for byte in range(256)] + pieces.pieces)
     uses = np.concatenate((pieces.byte_counts, pieces.counts))
     generator = np.random.default_rng(0)
@@ -164,7 +166,8 @@ def _piece_rows(pieces: Pieces, config: ChunkConfig) -> tuple[ChunkDataset, Chun
 def _random_chunks(
     chunks: np.ndarray, lengths: np.ndarray, uses: np.ndarray, generator: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Strings of 2 to 16 bytes, drawn one by one as often as the text has them."""
+    """Return random strings `(N, 16)`, uint8, and their lengths `(N,)`, from 2 to 16. Their bytes are independent, with
+    the frequencies of the text."""
     inside = np.arange(MAX_PIECE_BYTES) < lengths[:, None]
     frequency = np.bincount(chunks[inside], np.broadcast_to(uses[:, None], chunks.shape)[inside], minlength=256) + 1.0
     drawn = generator.choice(256, (RANDOM_CHUNKS, MAX_PIECE_BYTES), p=frequency / frequency.sum()).astype(np.uint8)
@@ -172,10 +175,10 @@ def _random_chunks(
 
 
 def load_run_pieces(folder: Path) -> Pieces:
-    """The pieces that a run trained its autoencoder on.
+    """Return the pieces on which a run trained its autoencoder.
 
     Raises:
-        ValueError: if the folder holds none.
+        ValueError: if the folder has no pieces.
     """
     path = folder / PIECES_FILE
     if not path.is_file():

@@ -1,5 +1,5 @@
-"""The `data:` part of a recipe: `DataConfig` of a language model, `ChunkConfig` of the FSQ autoencoder, `TextConfig`
-of EncodZall."""
+"""The `data` section of a recipe, which is a `DataConfig` for a language model, a `ChunkConfig` for the FSQ
+autoencoder, or a `TextConfig` for EncodZall."""
 
 import os
 import re
@@ -16,37 +16,37 @@ MIN_FSQ_VOCAB_SIZE = 256 + 4  # the bytes and <pad>, <bos>, <eos>, <mask>
 
 @dataclass
 class SourceConfig:
-    """Which text to read, and how to split it.
+    """The source of the text, and its split into training and validation.
 
     Raises:
-        ValueError: naming the field, its value and what would be right.
+        ValueError: if a value is invalid, with a message that names the field, the value and valid ones.
     """
 
-    # "python_docs" (the documentation that comes with Python, nothing to download); a path or glob of .txt, .jsonl,
-    # .json or .parquet files; or what `datasets.load_dataset` takes: a name on the Hub, a local dataset folder.
+    # "python_docs" (the documentation that comes with Python, without a download), a path or glob of .txt, .jsonl,
+    # .json or .parquet files, or an argument of `datasets.load_dataset` (a name on the Hub or a local dataset folder).
     dataset: str = "python_docs"
-    # For Hub datasets: which configuration ("wikitext-2-raw-v1"), and which split to train on.
+    # The configuration of a Hub dataset (such as "wikitext-2-raw-v1"), and the split to train on.
     dataset_config: str | None = None
     train_split: str = "train"
-    # Where validation text comes from. A split of `dataset`; or another dataset or other files (then `validation_split`
-    # says which of its splits, by default "train"). With neither, `validation_fraction` of `dataset` is held out.
+    # The source of validation text: a split of `dataset`, or another dataset or other files, whose split is then
+    # `validation_split`, by default "train". With neither, `validation_fraction` of `dataset` is held out.
     validation_split: str | None = None
     validation_dataset: str | None = None
-    # Share of the UTF-8 bytes held out. Whole documents, chosen by the hash of their text: the same ones in every run,
-    # whatever the tokenizer, and never a copy of a training document.
+    # Share of the UTF-8 bytes that is held out. Whole documents are chosen by the hash of their text. They are the same
+    # in every run and with every tokenizer, and never copies of training documents.
     validation_fraction: float = 0.05
-    # Evaluate on the first rows only. Streaming without a validation source holds out this many rows.
+    # Number of first rows to evaluate on. Streaming without a validation source holds out as many rows.
     max_validation_rows: int | None = None
-    # Column that holds the text (all formats but .txt).
+    # The column with the text, in all formats except .txt.
     text_column: str = "text"
-    # A regular expression. A line of a text file (or a row of any other dataset) in which it is found opens a new
-    # document; WikiText: '^ = [^=].* = $'. Without it, a text file or a row is one document. In python_docs,
-    # whose pages are documents without it, the expression may go on over the lines below.
+    # A regular expression. A line of a text file (or a row of any other dataset) that it matches begins a new document;
+    # for WikiText it is '^ = [^=].* = $'. Without it, a text file, a row or a page of python_docs is one document. In
+    # python_docs a match may extend over several lines.
     document_start: str | None = None
-    # Use repeated paragraphs (text between blank lines) only where they occur first, before anything is held out; with
-    # a validation source, also drop training paragraphs that it contains. null: do this for python_docs only.
+    # Whether repeated paragraphs (text between blank lines) are dropped, except for their first occurrence, before text
+    # is held out. Training paragraphs that a validation source contains are dropped too. null is true for python_docs.
     drop_repeated_paragraphs: bool | None = None
-    # Where tokenized corpora and trained tokenizers are kept; default $LATENTLM_CACHE, else ~/.cache/latentlm.
+    # The folder for tokenized corpora and trained tokenizers, by default $LATENTLM_CACHE, else ~/.cache/latentlm.
     cache_dir: str | None = None
 
     def __post_init__(self) -> None:
@@ -79,32 +79,33 @@ class SourceConfig:
 
     @property
     def drops_repeats(self) -> bool:
-        """Whether repeated paragraphs are left out."""
+        """Whether repeated paragraphs are dropped."""
         chosen = self.drop_repeated_paragraphs
         return self.dataset == PYTHON_DOCS if chosen is None else chosen
 
     def cache_path(self) -> Path:
-        """The cache folder, not necessarily there yet."""
+        """Return the cache folder, which may not exist yet."""
         return Path(self.cache_dir or os.environ.get("LATENTLM_CACHE") or "~/.cache/latentlm").expanduser()
 
 
 @dataclass
 class DataConfig(SourceConfig):
-    """Text as rows of tokens, for a language model.
+    """The data of a language model, whose rows are tokens.
 
     Raises:
-        ValueError: naming the field, its value and what would be right.
+        ValueError: if a value is invalid, with a message that names the field, the value and valid ones.
     """
 
-    # Train on the first rows only (repeatedly, if `max_steps` asks for more), to study overfitting.
+    # Number of first rows to train on, in several epochs if `max_steps` needs more. It serves to study overfitting.
     max_train_rows: int | None = None
-    # Read and tokenize while training, without a cache on disk; for corpora that do not fit there. Needs `max_steps`.
+    # Whether text is read and tokenized during training, without a cache, for corpora that are too large for the disk.
+    # This needs `max_steps`.
     streaming: bool = False
-    # "bytes"; "bpe" (a byte-level BPE trained on the training text); or a tokenizer to load, by path or Hub name.
+    # "bytes", "bpe" (a byte-level BPE that is trained on the training text), or the path or Hub name of a tokenizer.
     tokenizer: str = "bytes"
-    # For "bpe": its size, special tokens included. A small corpus may yield fewer.
+    # Number of tokens of "bpe", including special tokens. A small corpus may yield fewer.
     tokenizer_vocab_size: int = 8192
-    # Tokens in a row, at most the model's `max_position_embeddings`.
+    # Number of tokens of a row, at most `max_position_embeddings` of the model.
     context_length: int = 256
 
     def __post_init__(self) -> None:
@@ -134,24 +135,24 @@ class DataConfig(SourceConfig):
 
 @dataclass
 class ChunkConfig(SourceConfig):
-    """Text as chunks of bytes, for the FSQ autoencoder: the pieces of a tokenizer's vocabulary, each as often as the
-    text uses it, or all chunks of one length.
+    """The data of the FSQ autoencoder, whose rows are chunks of bytes: the pieces of a vocabulary, weighted by their
+    use in the text, or the text in chunks of one length.
 
     Raises:
-        ValueError: naming the field, its value and what would be right.
+        ValueError: if a value is invalid, with a message that names the field, the value and valid ones.
     """
 
-    # "pieces" (chosen from the text; training and validation see the same, weighted by their use) or "fixed".
+    # "pieces" (chosen from the text, and the same for training and validation) or "fixed" (chunks of one length).
     chunks: str = "pieces"
-    # For "pieces": tokens of the tokenizer to come, of which 256 are single bytes and 4 special.
+    # For "pieces": number of tokens of the future tokenizer, of which 256 are single bytes and 4 are special.
     tokenizer_vocab_size: int = 32768
-    # For "pieces": they lie inside "words", or inside "lines", across spaces.
+    # For "pieces": whether they lie inside "words", or inside "lines" and may contain spaces.
     boundary: str = "words"
-    # For "pieces": how much their use counts in training, from 0 (all alike) to 1 (as often as in the text).
+    # For "pieces": exponent, in [0, 1], of the uses in the text, to which the sampling probability is proportional.
     sampling_exponent: float = 0.5
-    # For "pieces": share of random strings among the training chunks, so that unseen strings get sensible codes too.
+    # For "pieces": share of random strings among the training chunks, so that unseen strings get useful codes too.
     random_share: float = 0.05
-    # For "fixed": bytes in a chunk.
+    # For "fixed": number of bytes of a chunk.
     chunk_bytes: int = 16
 
     def __post_init__(self) -> None:
@@ -171,21 +172,21 @@ class ChunkConfig(SourceConfig):
 
 @dataclass
 class TextConfig(SourceConfig):
-    """Text as rows of whole words in bytes, for EncodZall.
+    """The data of EncodZall, whose rows are whole words in bytes.
 
     Raises:
-        ValueError: naming the field, its value and what would be right.
+        ValueError: if a value is invalid, with a message that names the field, the value and valid ones.
     """
 
-    # Train on the first rows only (over and over, where `max_steps` says so): to see a model overfit.
+    # Number of first rows to train on, in several epochs if `max_steps` needs more. It serves to study overfitting.
     max_train_rows: int | None = None
-    # Bytes in a row and the end of the text, at most the model's `max_position_embeddings`.
+    # Number of bytes of a row, including the end of the text, at most `max_position_embeddings` of the model.
     context_length: int = 400
-    # Words in a row, the end among them.
+    # Largest number of words of a row, including the end.
     max_words: int = 320
-    # Longer words are cut; the model's `max_word_bytes`.
+    # Number of bytes above which a word is split. It must be `max_word_bytes` of the model.
     max_word_bytes: int = 16
-    # Share of rows of one to eight words only: without them, a single word is unlike anything that was trained on.
+    # Share of rows with only one to eight words, so that the model is also trained on short texts.
     short_rows: float = 0.0
 
     def __post_init__(self) -> None:

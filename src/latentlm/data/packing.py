@@ -1,10 +1,10 @@
-"""Rows of `context_length` tokens out of a stream of documents, with the borders between documents kept.
+"""Packing of documents into rows of T = `context_length` tokens, which preserves the boundaries between documents.
 
-Row i is `tokens[i * (T - 1) : i * (T - 1) + T]`: neighbours share one token, the last of a row being the first of the
-next, so that every token is predicted exactly once. `position_ids` restart at 0 where a row or a document begins (this
-is how a model tells documents apart: rows come without `attention_mask`). `labels` are the input ids, with -100 for
-tokens that nothing of the same document and row comes before. [`stack_rows`] makes batches; a collator that pads would
-add an attention mask and join the documents.
+Row i is `tokens[i * (T - 1) : i * (T - 1) + T]`. The last token of a row is the first of the next row, so every token
+is predicted exactly once. `position_ids` restart at 0 at the beginning of a row or document. From them a model
+distinguishes documents, because rows have no `attention_mask`. `labels` are the input ids, with -100 for the first
+token of each row and document. [`stack_rows`] makes batches. A collator that pads would add an attention mask, with
+which the documents of a row would be joined.
 """
 
 from collections.abc import Callable, Iterator
@@ -23,11 +23,13 @@ IGNORED = -100  # label of a token that is not predicted
 def pack_row(
     tokens: np.ndarray, starts: np.ndarray, context_length: int, pad_token_id: int = 0
 ) -> dict[str, torch.Tensor]:
-    """One row: `input_ids`, `position_ids` and `labels`, int64 of shape `(context_length,)`.
+    """Return one row: `input_ids`, `position_ids` and `labels`, each `(context_length,)`, int64.
 
     Args:
-        tokens: at most `context_length` ids; fewer are padded, the padding being one more document without labels.
-        starts: indices into `tokens` where documents begin.
+        tokens: at most `context_length` ids. A shorter row is padded; the padding is a document without labels.
+        starts: indices of `tokens` at which documents begin.
+        context_length: number of tokens of the row.
+        pad_token_id: id of the padding.
     """
     input_ids = np.full(context_length, pad_token_id, dtype=np.int64)
     input_ids[: len(tokens)] = tokens
@@ -49,8 +51,8 @@ def pack_row(
 
 
 def stack_rows(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """A batch of rows, without `position_ids` where no row has several documents: models in training keep documents
-    apart wherever there are positions, since to look would make an accelerator wait."""
+    """Return a batch of rows, without `position_ids` if each row is one document. Models in training treat all batches
+    with positions as packed, because a test of the values would synchronize with the accelerator."""
     batch = default_data_collator(rows)
     positions = batch.get("position_ids")
     if positions is not None and bool((positions == torch.arange(positions.shape[-1])).all()):
@@ -59,14 +61,14 @@ def stack_rows(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 class PackedDataset(Dataset[dict[str, torch.Tensor]]):
-    """Rows of a tokenized corpus that lies in memory or on disk.
+    """A dataset of the packed rows of a tokenized corpus in memory or on disk.
 
     Args:
-        tokens: ids of all documents, one after another; a memory map stays one, in worker processes too.
-        starts: index of each document's first token, ascending, int64.
-        context_length: tokens in a row.
-        pad_token_id: fills up the last row; None leaves out what does not fill a row.
-        max_rows: use only the first.
+        tokens: ids of all documents, concatenated. A memory map is not copied, also not in worker processes.
+        starts: index of the first token of each document, ascending, int64.
+        context_length: number of tokens of a row.
+        pad_token_id: id that pads the last row. If it is None, an incomplete last row is left out.
+        max_rows: largest number of rows, of which the first are used.
     """
 
     def __init__(
@@ -99,7 +101,8 @@ class PackedDataset(Dataset[dict[str, torch.Tensor]]):
         return pack_row(tokens, self.starts[first:last] - begin, self.context_length, self.pad_token_id or 0)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Pickling (for spawned workers) would copy a memory map's content; its file name is enough."""
+        """Return the state with the file name of a memory map, so that pickling for worker processes does not copy its
+        content."""
         state = self.__dict__.copy()
         if isinstance(self.tokens, np.memmap):
             state["tokens"] = (self.tokens.filename, self.tokens.dtype)
@@ -113,13 +116,18 @@ class PackedDataset(Dataset[dict[str, torch.Tensor]]):
 
 
 class PackedStream(IterableDataset[dict[str, torch.Tensor]]):
-    """Rows packed while documents are read; the same rows in the same order in every pass.
+    """A stream of rows that are packed while documents are read, in the same order in every pass.
 
-    In a run of several processes Accelerate hands out the rows. Resuming reads and skips what was seen already (the
-    Trainer's way), so `ignore_data_skip` must stay off. The tokens after the last full row are left out.
+    In a run of several processes Accelerate distributes the rows. A resumed run reads and skips the rows that were
+    used, so `ignore_data_skip` must be off. The tokens after the last full row are left out.
+
+    Args:
+        documents: returns an iterator over all documents.
+        tokenizer: the tokenizer of the documents.
+        context_length: number of tokens of a row.
 
     Raises:
-        ValueError: on iterating, if a second DataLoader worker reads the same stream, or it holds less than one row.
+        ValueError: during iteration, if there are several DataLoader workers, or the text is shorter than one row.
     """
 
     def __init__(
@@ -134,7 +142,7 @@ class PackedStream(IterableDataset[dict[str, torch.Tensor]]):
         if worker is not None and worker.num_workers > 1:
             raise ValueError(f"dataloader_num_workers: {worker.num_workers} would repeat a stream; must be 0 or 1")
         tokens = np.empty(0, dtype=np.int64)
-        starts = np.empty(0, dtype=np.int64)  # into `tokens`
+        starts = np.empty(0, dtype=np.int64)  # indices of `tokens`
         is_empty = True
         for documents, _ in encode_documents(self.documents(), self.tokenizer):
             lengths = [len(tokens)] + [len(document) for document in documents]

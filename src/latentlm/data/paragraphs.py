@@ -1,4 +1,5 @@
-"""A text without its repeated paragraphs: what is held out is then not trained on, and nothing is trained on twice."""
+"""Removal of repeated paragraphs from a text, so that no held-out paragraph is trained on, and none is trained on
+twice."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -11,13 +12,15 @@ BLANK_LINES = re.compile(r"((?:\A|\n)(?:[^\S\n]*\n)+)")
 
 
 def without_repeats(source: Source, held_out: Source | None = None) -> Source:
-    """The documents of a source with every paragraph once, where it occurs first; `repeats` counts what is left out.
+    """Return a source without repeated paragraphs, of which only the first occurrence remains. Its `repeats` counts the
+    dropped paragraphs.
 
-    A paragraph is text between blank lines; white space at its end makes no difference. A document of which nothing is
-    left is left out. Reading needs some 100 bytes of memory for each paragraph.
+    A paragraph is text between blank lines. White space at its end is ignored in comparisons. A document without
+    remaining paragraphs is dropped. Reading needs about 100 bytes of memory for each paragraph.
 
     Args:
-        held_out: documents whose paragraphs are left out as well, all of them.
+        source: the documents.
+        held_out: documents whose paragraphs are all dropped as well.
     """
     repeats = Repeats()
 

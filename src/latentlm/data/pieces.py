@@ -1,4 +1,4 @@
-"""Choosing the pieces of an FSQ tokenizer from a corpus: the strings with which it takes the fewest tokens."""
+"""Choice of the pieces of an FSQ tokenizer, which are strings with which a corpus needs few tokens."""
 
 import json
 from collections import Counter
@@ -19,21 +19,21 @@ from ..models.block_byte_pieces import (
     to_characters,
 )
 
-BATCH = 20_000  # stretches segmented at a time
-FIRST_GROWTH = 256  # pieces added at once while the vocabulary is small; later it doubles
-# Share of the pieces that one round may exchange: once the vocabulary is full, less and less.
+BATCH = 20_000  # number of stretches that are segmented together
+FIRST_GROWTH = 256  # least number of pieces that a round may add; a larger vocabulary may double
+# Share of the pieces that each round may exchange. It decreases in the last rounds.
 EXCHANGED = [0.3] * 9 + [0.25, 0.2, 0.15, 0.12, 0.1, 0.08, 0.06, 0.05, 0.04, 0.03, 0.02, 0.01]
 
 
 @dataclass(frozen=True)
 class Pieces:
-    """What `choose_pieces` chose.
+    """The pieces that `choose_pieces` has chosen.
 
     Attributes:
-        boundary: what pieces stay inside of, `"words"` or `"lines"`.
-        pieces: distinct, 2 to 16 bytes each, the most used first.
-        counts: `(len(pieces),)`, int64: how often each is a token when the corpus is segmented with all of them.
-        byte_counts: `(256,)`, int64: the same of the single bytes.
+        boundary: `"words"` or `"lines"`, whose boundaries no piece crosses.
+        pieces: distinct strings of 2 to 16 bytes, the most used first.
+        counts: `(len(pieces),)`, int64, number of tokens of each piece in the segmentation of the corpus.
+        byte_counts: `(256,)`, int64, number of tokens of each single byte.
     """
 
     boundary: str
@@ -45,20 +45,21 @@ class Pieces:
 def choose_pieces(
     documents: Iterable[str], vocab_size: int, boundary: str = "words", forbidden: Collection[bytes] = ()
 ) -> Pieces:
-    """Choose `vocab_size - 260` pieces, beside the 256 bytes and 4 special tokens, for the fewest tokens.
+    """Choose `vocab_size - 260` pieces, in addition to the 256 bytes and 4 special tokens, so that the corpus has few
+    tokens.
 
-    Rounds of expectation (segment the corpus into the fewest tokens, count) and maximisation: pieces that save the
-    fewest tokens make room for neighbours that would save more as one piece. The same documents, in any order, give
-    the same pieces.
+    This is a local search. Each round segments the corpus into the fewest tokens and counts these. Then it replaces the
+    pieces that save the fewest tokens by pairs of neighbouring tokens that would save more as one piece. The order of
+    the documents does not matter.
 
     Args:
-        documents: the corpus; read once.
-        vocab_size: of the tokenizer, special tokens included.
-        boundary: see `latentlm.models.block_byte_pieces`.
+        documents: the corpus, which is read once.
+        vocab_size: number of tokens of the tokenizer, including special tokens.
+        boundary: a boundary of `latentlm.models.block_byte_pieces`.
         forbidden: strings that must not become pieces, such as special tokens.
 
     Raises:
-        ValueError: for a vocabulary below 260, an unknown boundary, or a corpus with too few repeated strings.
+        ValueError: if `vocab_size` is below 260, the boundary is unknown, or the corpus has too few repeated strings.
     """
     wanted = vocab_size - 256 - NUM_SPECIAL_TOKENS
     if wanted < 0:
@@ -68,7 +69,7 @@ def choose_pieces(
         )
     if boundary not in BOUNDARIES:
         raise ValueError(f"boundary: {boundary!r} must be one of {', '.join(BOUNDARIES)}")
-    # Across spaces the search starts from what is best inside words: faster, and it ends with fewer tokens.
+    # The search inside lines starts from the best pieces inside words. This is faster and results in fewer tokens.
     boundaries = ["words"] if boundary == "words" else ["words", boundary]
     counted: dict[str, Counter[bytes]] = {name: Counter() for name in boundaries}
     for text in documents:
@@ -93,10 +94,17 @@ def choose_pieces(
 def improve(
     pieces: list[bytes], counted: Counter[bytes], wanted: int, forbidden: Collection[bytes], what: str
 ) -> tuple[list[bytes], np.ndarray]:
-    """Exchange pieces, and add some while there are too few, until none would save tokens or the rounds are over.
+    """Exchange pieces, and add some while there are too few, until no exchange saves tokens or the rounds are over.
+
+    Args:
+        pieces: the pieces to start from.
+        counted: the stretches of the corpus, with their counts.
+        wanted: number of pieces to choose.
+        forbidden: strings that must not become pieces.
+        what: label of the progress bar.
 
     Returns:
-        The pieces, and how often each byte and piece is a token when the stretches are segmented with them, int64.
+        The pieces, and the number of tokens of each byte and piece in the segmentation, `(256 + len(pieces),)`, int64.
     """
     stretches = sorted(counted)
     characters = list(map(to_characters, stretches))
@@ -115,8 +123,8 @@ def improve(
 
 
 def frequent_characters(counted: Counter[bytes]) -> list[bytes]:
-    """Characters of several bytes that occur more than once, the most frequent first: a round joins neighbours that are
-    whole characters, and would never find them."""
+    """Return the characters of several bytes that occur more than once, the most frequent first. The search starts with
+    them, because it joins only tokens that together are valid text, and so cannot build a character from its bytes."""
     occurrences: Counter[str] = Counter()
     for stretch, count in counted.items():
         if not stretch.isascii():
@@ -128,14 +136,19 @@ def frequent_characters(counted: Counter[bytes]) -> list[bytes]:
 
 
 def segment(pieces: list[bytes], stretches: list[str], weights: np.ndarray) -> tuple[np.ndarray, dict[bytes, float]]:
-    """Segment stretches (in the byte-level alphabet, each counting `weights` times) into the fewest tokens.
+    """Segment stretches into the fewest tokens.
+
+    Args:
+        pieces: the pieces.
+        stretches: N stretches, in the ByteLevel alphabet.
+        weights: `(N,)`, count of each stretch.
 
     Returns:
-        How often each byte and piece is a token, `(256 + len(pieces),)`, float64; and for what two neighbouring tokens
-        spell together, if a piece may be that, how often they stand there.
+        The number of tokens of each byte and piece, `(256 + len(pieces),)`, float64.
+        The counts of the strings that two neighbouring tokens spell together, if these may be pieces.
     """
     spellings = [bytes([byte]) for byte in range(256)] + pieces
-    # Equal scores: the most likely segmentation is the one with the fewest tokens.
+    # With equal scores, the most likely segmentation is the one with the fewest tokens.
     segmenter = Tokenizer(models.Unigram([(to_characters(spelling), -1.0) for spelling in spellings]))
     size = len(spellings)
     uses = np.zeros(size)
@@ -161,6 +174,7 @@ def segment(pieces: list[bytes], stretches: list[str], weights: np.ndarray) -> t
 
 
 def is_text(data: bytes) -> bool:
+    """Return whether bytes are valid UTF-8 (with surrogates)."""
     try:
         data.decode("utf-8", "surrogatepass")
     except UnicodeDecodeError:
@@ -171,12 +185,20 @@ def is_text(data: bytes) -> bool:
 def exchange(
     pieces: list[bytes], uses: np.ndarray, joins: dict[bytes, float], wanted: int, share: float
 ) -> list[bytes]:
-    """The pieces of the next round: as many joins as there is room for, and then those that would save more tokens
-    than the pieces they replace, at most `share` of them."""
+    """Return the pieces of the next round. The most frequent joins are added while there are too few pieces. Further
+    ones replace pieces, at most `share` of them, that save fewer tokens.
+
+    Args:
+        pieces: the pieces of this round.
+        uses: `(len(pieces),)`, number of tokens of each.
+        joins: counts of the strings that may become pieces.
+        wanted: number of pieces to choose.
+        share: in [0, 1].
+    """
     best = sorted(joins, key=lambda joined: (-joins[joined], joined))
     room = min(wanted - len(pieces), max(FIRST_GROWTH, len(pieces)))
     added, rivals = best[:room], best[room:]
-    # What each piece saves: the tokens that its bytes would take without it, two if two others spell it, less one.
+    # Per use, a piece saves one token if two others spell it, and else at least two, which are counted as two.
     known = {*pieces, *(bytes([byte]) for byte in range(256))}
     saved = [
         use * (1 if any(piece[:cut] in known and piece[cut:] in known for cut in range(1, len(piece))) else 2)
@@ -193,7 +215,7 @@ def exchange(
 
 
 def save_pieces(pieces: Pieces, path: Path) -> None:
-    """Write JSON, spellings in the byte-level alphabet of GPT-2."""
+    """Write pieces as JSON, with spellings in the ByteLevel alphabet of GPT-2."""
     content = {
         "boundary": pieces.boundary,
         "pieces": list(map(to_characters, pieces.pieces)),
@@ -204,7 +226,7 @@ def save_pieces(pieces: Pieces, path: Path) -> None:
 
 
 def load_pieces(path: Path) -> Pieces:
-    """What `save_pieces` wrote.
+    """Read the pieces that [`save_pieces`] has written.
 
     Raises:
         ValueError: if the file is damaged.

@@ -1,4 +1,4 @@
-"""`prepare_data`: a `DataConfig` becomes a tokenizer, training rows and validation rows."""
+"""Preparation of the data of a language model: the tokenizer, training rows and validation rows."""
 
 import hashlib
 import json
@@ -32,25 +32,26 @@ from .tokenizers import (
     train_bpe,
 )
 
-FORMAT = 1  # of a cached corpus; part of its name
-STREAM_BPE_DOCUMENTS = 20_000  # a BPE for a stream is trained on its first documents
+FORMAT = 1  # version of the format of a cached corpus, a part of its identity
+STREAM_BPE_DOCUMENTS = 20_000  # number of first documents of a stream on which its BPE is trained
 
 
 @dataclass(frozen=True)
 class PreparedData:
-    """What a trainer is given: rows, and where they came from.
+    """The data of a trainer, and their description.
+
+    The rows of the autoencoder (`prepare_chunks`) are those of [`ChunkDataset`], without a tokenizer. The rows of
+    EncodZall (`prepare_texts`) are those of [`TextDataset`].
 
     Attributes:
-        tokenizer: with `model_max_length` set; its `len()` is the model's `vocab_size`.
-        train, validation: rows of int64 tensors `input_ids`, `position_ids`, `labels`, each `(context_length,)`; see
-            `latentlm.data.packing`. To be stacked (`stack_rows`), not padded. When streaming, `train` is an
-            `IterableDataset` without length.
-        token_bytes: UTF-8 bytes per token id, float32 `(len(tokenizer),)`; divides nats into bits per byte.
-        info: documents, bytes, tokens, rows and hash of the tokens of both splits, paragraphs that were left out
-            (None where a stream does not know), and where they came from; can be written as JSON.
-        files: further files that belong into the run folder, by name.
-
-    For the autoencoder (`prepare_chunks`) rows are those of [`ChunkDataset`], and there is no tokenizer.
+        tokenizer: the tokenizer, with `model_max_length`. Its length is the least `vocab_size` of the model.
+        train, validation: rows of int64 tensors `input_ids`, `position_ids` and `labels`, each `(context_length,)` (see
+            `latentlm.data.packing`), to be stacked by `stack_rows`. A `train` that is streamed is an `IterableDataset`
+            without a length.
+        token_bytes: `(len(tokenizer),)`, float32, number of UTF-8 bytes of each token id, for bits per byte.
+        info: source, documents, bytes, tokens, rows and hash of the tokens of both splits, and the dropped paragraphs
+            (None where a number is not known for a stream). It can be written as JSON.
+        files: further files for the run folder, by name.
     """
 
     tokenizer: PreTrainedTokenizerBase | None
@@ -63,22 +64,23 @@ class PreparedData:
 
 @dataclass(frozen=True)
 class PreparedText(PreparedData):
-    """[`PreparedData`] that a tokenizer has made."""
+    """[`PreparedData`] with a tokenizer."""
 
     tokenizer: PreTrainedTokenizerBase
     token_bytes: np.ndarray
 
 
 def prepare_data(config: DataConfig, max_position_embeddings: int | None = None) -> PreparedText:
-    """Read, split, tokenize and pack the text that `config` describes; from the cache where that was done before.
+    """Read, split, tokenize and pack the text that `config` describes. The tokens are cached, except in streaming.
 
-    May be called by every process of a run at once: one does the work, the others wait.
+    All processes of a run may call this at the same time. One does the work, and the others wait.
 
     Args:
-        max_position_embeddings: what the model can hold; None checks nothing.
+        config: the data section of a recipe.
+        max_position_embeddings: longest context of the model, or None without a limit.
 
     Raises:
-        ValueError: if the text cannot be found or read, is too little, or does not fit the model.
+        ValueError: if the text cannot be found or read, is too short, or does not fit the model.
     """
     check_fits(config.context_length, max_position_embeddings)
     train_source, validation_source = open_sources(config, config.streaming)
@@ -90,7 +92,7 @@ def prepare_data(config: DataConfig, max_position_embeddings: int | None = None)
 
 
 def check_fits(context_length: int, max_position_embeddings: int | None) -> None:
-    """Raise a ValueError unless rows fit what the model can hold (None: not known)."""
+    """Raise ValueError if rows are longer than the context of the model (None without a limit)."""
     if max_position_embeddings is not None and context_length > max_position_embeddings:
         raise ValueError(
             f"context_length: {context_length} is longer than the model's max_position_embeddings"
@@ -99,7 +101,7 @@ def check_fits(context_length: int, max_position_embeddings: int | None) -> None
 
 
 def open_sources(config: SourceConfig, streaming: bool = False) -> tuple[Source, Source | None]:
-    """Where training text comes from, and validation text if it has a source of its own."""
+    """Return the source of training text, and that of validation text if there is another one, else None."""
 
     def open_(dataset: str, split: str, dataset_config: str | None) -> Source:
         return open_source(
@@ -121,14 +123,15 @@ def open_sources(config: SourceConfig, streaming: bool = False) -> tuple[Source,
 
 
 def count_repeats(source: Source) -> dict[str, dict[str, int] | None]:
-    """What was left out of training text that has been read, for the `info` of prepared data; said on the console."""
+    """Return the numbers of dropped paragraphs and bytes of a source that has been read, for the `info` of prepared
+    data, and print them."""
     if source.repeats is None:
         return {"repeated_paragraphs": None}
     tqdm.write(f"Left out {source.repeats.paragraphs:,} repeated paragraphs ({source.repeats.bytes:,} bytes).")
     return {"repeated_paragraphs": asdict(source.repeats)}
 
 
-# --- a corpus that is tokenized once and kept on disk ---------------------------------------------------------------
+# --- a corpus that is tokenized once and cached on disk -------------------------------------------------------------
 
 
 def _prepare_corpus(
@@ -172,6 +175,7 @@ def _tokenizer_identity(config: DataConfig, tokenizer: PreTrainedTokenizerBase |
 
 
 def hash_identity(identity: dict[str, Any]) -> str:
+    """Return a hash of 16 hexadecimal digits of values that JSON can represent."""
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -182,7 +186,8 @@ def _write_corpus(
     validation_source: Source | None,
     tokenizer: PreTrainedTokenizerBase | None,
 ) -> None:
-    """Fill a cache folder: `tokenizer/` (a BPE), `{train,validation}.tokens` and `.starts.npy`, `info.json`."""
+    """Write the files of a cache folder: `tokenizer/` (of a BPE), `{train,validation}.tokens` and `.starts.npy`, and
+    `info.json`."""
     train, validation = split_corpus(config, train_source, validation_source)
     if tokenizer is None:
         tokenizer = train_bpe(train(), config.tokenizer_vocab_size)
@@ -199,7 +204,8 @@ def _write_corpus(
 def split_corpus(
     config: SourceConfig, train_source: Source, validation_source: Source | None
 ) -> tuple[Callable[[], Iterator[str]], Callable[[], Iterator[str]]]:
-    """Training and validation documents, each to be read as often as called for; no document is in both."""
+    """Return two functions that return iterators over the training and the validation documents. No document is in
+    both."""
     if validation_source is None:
         split = split_by_hash(progress(train_source.documents(), "Reading"), config.validation_fraction)
         return lambda: split.train(train_source.documents()), lambda: split.validation(train_source.documents())
@@ -231,6 +237,7 @@ def _write_tokens(
 
 
 def progress(documents: Iterator[str], what: str) -> Iterator[str]:
+    """Yield documents, and show the number of characters in a progress bar with the label `what`."""
     with tqdm(desc=what, unit=" characters", unit_scale=True) as bar:
         for text in documents:
             yield text
@@ -246,7 +253,8 @@ def _prepare_stream(
     validation_source: Source | None,
     tokenizer: PreTrainedTokenizerBase | None,
 ) -> PreparedText:
-    """Only the validation rows are made now; without a source of their own they are the stream's first documents."""
+    """Prepare a stream, of which only the validation rows are read now. Without a validation source these are the first
+    documents of the stream, which are left out of training."""
     if tokenizer is None:
         identity = asdict(config) | {"train": train_source.fingerprint()}
         folder = config.cache_path() / f"tokenizer-{hash_identity(identity)}"

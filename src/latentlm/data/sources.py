@@ -1,4 +1,4 @@
-"""Where text comes from: the Python documentation, local files, or anything `datasets` loads."""
+"""Sources of text: the Python documentation, local files, or datasets of the library `datasets`."""
 
 import codecs
 import glob
@@ -15,25 +15,25 @@ import datasets
 from datasets.exceptions import DatasetGenerationError
 
 PYTHON_DOCS = "python_docs"
-FORMATS = {".txt": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}  # suffix: builder of `datasets`
+FORMATS = {".txt": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}  # builders of `datasets`
 
 
 @dataclass
 class Repeats:
-    """How much was left out when the documents were last read to their end."""
+    """The numbers of paragraphs and bytes that were dropped when the documents were last read to their end."""
 
     paragraphs: int = 0
-    bytes: int = 0  # of UTF-8, the blank lines after each paragraph included
+    bytes: int = 0  # number of UTF-8 bytes, including the blank lines after each paragraph
 
 
 @dataclass(frozen=True)
 class Source:
-    """Documents that can be read again and again, in the same order."""
+    """Documents that can be read several times, in the same order."""
 
     name: str
     documents: Callable[[], Iterator[str]]  # yields no empty document
     fingerprint: Callable[[], str]  # changes with the content
-    repeats: Repeats | None = None  # paragraphs that `without_repeats` has left out
+    repeats: Repeats | None = None  # paragraphs that `without_repeats` has dropped
 
 
 def open_source(
@@ -45,10 +45,11 @@ def open_source(
     document_start: str | None = None,
     streaming: bool = False,
 ) -> Source:
-    """Find `dataset` (see `DataConfig.dataset`); nothing but a non-streaming Hub dataset is read before it is iterated.
+    """Return the source of a dataset. Its documents are read during iteration, except for a Hub dataset without
+    streaming, which is loaded now. The arguments are fields of [`latentlm.data.DataConfig`].
 
     Raises:
-        ValueError: if there is no such dataset, or (then while iterating) it cannot be read as asked.
+        ValueError: if the dataset does not exist, or, during iteration, if it cannot be read.
     """
     pattern = re.compile(document_start, re.MULTILINE) if document_start is not None else None
     paths = None if dataset == PYTHON_DOCS else _local_files(dataset)
@@ -69,8 +70,8 @@ def open_source(
 
 
 def _python_docs(pattern: re.Pattern[str] | None = None) -> Iterator[str]:
-    """The reference pages behind Python's `help("topics")`: 79 documents, 466 kB in Python 3.11; cut before each line
-    at which a pattern begins to match, which may look at the lines below."""
+    """Yield the reference pages of Python's `help("topics")`, which are 79 documents with 466 kB in Python 3.11. A page
+    is cut before each line in which a match of the pattern begins. A match may extend over several lines."""
     try:
         from pydoc_data.topics import topics
     except ImportError as error:
@@ -82,7 +83,7 @@ def _python_docs(pattern: re.Pattern[str] | None = None) -> Iterator[str]:
 
 
 def _local_files(dataset: str) -> list[Path] | None:
-    """The files that a path or glob stands for; None if `dataset` is meant for `datasets.load_dataset`."""
+    """Return the files of a path or glob, or None if `dataset` is a name or folder for `datasets.load_dataset`."""
     path = Path(dataset).expanduser()
     if path.is_dir():
         return None
@@ -122,7 +123,7 @@ def _text_documents(paths: list[Path], pattern: re.Pattern[str] | None) -> Itera
 
 
 def _lines(path: Path) -> Iterator[str]:
-    """Lines with their ends as they are, decoded one by one so that an error knows its place."""
+    """Yield lines with their line ends. They are decoded one by one, so that an error has its offset in the file."""
     offset = 0
     with open(path, "rb") as file:
         for line in file:
@@ -141,7 +142,8 @@ def _not_utf8(path: Path, offset: int) -> ValueError:
 
 
 def _group_lines(lines: Iterable[str], pattern: re.Pattern[str]) -> Iterator[str]:
-    """Join lines up to the next one that matches; blank lines ahead of a document's first line belong to it."""
+    """Yield documents, each of which ends before the next line that matches. Blank lines at the beginning of a file
+    belong to the first document."""
     document: list[str] = []
     has_text = False
     for line in lines:
@@ -158,8 +160,8 @@ def _file_row_documents(paths: list[Path], name: str, column: str, pattern: re.P
     builder = FORMATS[paths[0].suffix]
     if builder == "json":
         for path in paths:
-            _check_utf8(path)  # what `datasets` says about it names neither file nor place
-    # Streaming reads the files where they lie, instead of copying them into the cache of `datasets` first.
+            _check_utf8(path)  # the error of `datasets` names neither the file nor the offset
+    # Streaming reads the files themselves, instead of first copying them into the cache of `datasets`.
     rows = datasets.load_dataset(builder, data_files=[str(path) for path in paths], split="train", streaming=True)
     yield from _row_documents(rows, name, column, pattern)
 
@@ -170,7 +172,7 @@ def _check_utf8(path: Path) -> None:
     with open(path, "rb") as file:
         while True:
             chunk = file.read(1 << 20)
-            waiting = len(decoder.getstate()[0])  # bytes of a character that the previous chunk left incomplete
+            waiting = len(decoder.getstate()[0])  # bytes of an incomplete character at the end of the previous chunk
             try:
                 decoder.decode(chunk, final=not chunk)
             except UnicodeDecodeError as error:
@@ -190,7 +192,7 @@ def _row_documents(
 
 
 def _row_texts(rows: datasets.Dataset | datasets.IterableDataset, name: str, column: str) -> Iterator[str]:
-    """The text of each row; rows that hold none (null) are passed over."""
+    """Yield the text of each row. Rows whose text is null are skipped."""
     try:
         columns = rows.column_names or list(next(iter(rows), {}))
         if columns and column not in columns:
@@ -203,7 +205,7 @@ def _row_texts(rows: datasets.Dataset | datasets.IterableDataset, name: str, col
                 if not isinstance(text, str):
                     raise ValueError(f"text_column: {column!r} holds {type(text).__name__}, not text")
                 yield text
-    except (ValueError, DatasetGenerationError) as error:  # ours, and those of broken files
+    except (ValueError, DatasetGenerationError) as error:  # the errors above, and those of damaged files
         raise ValueError(f"dataset: {name!r} cannot be read: {error}") from error
 
 
@@ -213,7 +215,7 @@ def _file_digest(path: Path) -> str:
 
 
 def _digest(parts: Iterable[str]) -> str:
-    """One hash over several texts, each with its length so that they cannot run into each other."""
+    """Return one hash of several texts. The length of each is hashed too, so that their boundaries matter."""
     digest = hashlib.sha256()
     for part in parts:
         data = part.encode()

@@ -1,4 +1,5 @@
-"""A train/validation split that cannot overlap: by the hash of a document's text."""
+"""Split into training and validation documents by the hash of their text, so that identical documents are never in
+both."""
 
 import hashlib
 from array import array
@@ -9,19 +10,19 @@ import numpy as np
 
 
 def document_key(text: str) -> int:
-    """64 bits of a hash of the text: equal for identical documents, the same on every machine."""
+    """Return 64 bits of a hash of a text, which are the same on every machine."""
     digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
     return int.from_bytes(digest, "little")
 
 
 @dataclass(frozen=True)
 class Split:
-    """Which documents are held out for validation.
+    """The choice of the documents that are held out for validation.
 
     Attributes:
         held_out: keys of the validation documents.
-        cut: key of the one document whose end is held out (where every document is larger than the share), else None.
-        fraction: of its characters that are held out, up to a line boundary.
+        cut: key of the document whose end is held out, if every document is larger than the share, else None.
+        fraction: share of the characters of that document that are held out, rounded to a line boundary.
     """
 
     held_out: frozenset[int]
@@ -29,6 +30,7 @@ class Split:
     fraction: float = 0.0
 
     def train(self, documents: Iterable[str]) -> Iterator[str]:
+        """Yield the training documents among all documents."""
         for text in documents:
             key = document_key(text)
             if key == self.cut:
@@ -37,6 +39,7 @@ class Split:
                 yield text
 
     def validation(self, documents: Iterable[str]) -> Iterator[str]:
+        """Yield the validation documents among all documents."""
         for text in documents:
             key = document_key(text)
             if key == self.cut:
@@ -46,9 +49,9 @@ class Split:
 
 
 def split_by_hash(documents: Iterable[str], fraction: float) -> Split:
-    """Hold out `fraction` of the bytes: documents in the order of their hash, as many as fit.
+    """Hold out at most `fraction` of the bytes. Documents are chosen in the order of their hash, as many as fit.
 
-    Where not even one fits (one document, or a few large ones), the largest is cut at a line boundary.
+    If no document fits (one document, or a few large ones), the largest one is cut at a line boundary.
 
     Raises:
         ValueError: if there is no text, or the document to be cut has no line boundary.
@@ -62,7 +65,7 @@ def split_by_hash(documents: Iterable[str], fraction: float) -> Split:
             largest = text
     if not keys:
         raise ValueError("dataset: there is no text in it")
-    unique_keys, index = np.unique(np.frombuffer(keys, np.uint64), return_inverse=True)  # sorted: the order of the hash
+    unique_keys, index = np.unique(np.frombuffer(keys, np.uint64), return_inverse=True)  # sorted by the hash
     all_copies = np.bincount(index, weights=np.frombuffer(sizes, np.int64))
     share = fraction * all_copies.sum()
     fits = all_copies <= share
@@ -78,7 +81,8 @@ def split_by_hash(documents: Iterable[str], fraction: float) -> Split:
 
 
 def _cut_position(text: str, fraction: float) -> int:
-    """Start of the line nearest to where `fraction` of `text` remains; 0 if it has only one line."""
+    """Return the start of the line that is nearest to the position from which `fraction` of a text remains, or 0 if the
+    text has only one line."""
     limit = int(len(text) * (1 - fraction))
     boundaries = (text.rfind("\n", 0, limit) + 1, text.find("\n", limit, len(text) - 1) + 1)
     return min(filter(None, boundaries), key=lambda boundary: abs(boundary - limit), default=0)

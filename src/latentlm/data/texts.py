@@ -1,4 +1,4 @@
-"""Rows for EncodZall: whole words of one document, their bytes and an end."""
+"""Training data for EncodZall, whose rows are the bytes of whole words of one document, followed by an end."""
 
 import hashlib
 import json
@@ -17,18 +17,19 @@ from .config import TextConfig
 from .prepare import PreparedData, check_fits, count_repeats, hash_identity, open_sources, progress, split_corpus
 from .tokenizers import token_bytes
 
-FORMAT = 2  # of a cached corpus; part of its name
+FORMAT = 2  # version of the format of a cached corpus, a part of its identity
 IGNORED = -100
-SHORT = 8  # words of a short row, at most
+SHORT = 8  # largest number of words of a short row
 
 
 class TextDataset(Dataset):
-    """Rows `input_ids` `(context_length,)`, bytes, an end and padding, and `labels`, the same with -100 for padding.
+    """A dataset of texts in bytes. A row has `input_ids` `(context_length,)`, int64, which are bytes, an end and
+    padding, and `labels`, the same with -100 for padding.
 
     Args:
-        data: `(N,)`, uint8, all texts one after the other.
+        data: `(N,)`, uint8, all texts, concatenated.
         rows: `(R, 2)`, first and last + 1 byte of each row.
-        context_length: ids in a row, the end included.
+        context_length: number of ids of a row, including the end.
     """
 
     def __init__(self, data: np.ndarray, rows: np.ndarray, context_length: int):
@@ -46,12 +47,17 @@ class TextDataset(Dataset):
 
 
 def prepare_texts(config: TextConfig, max_position_embeddings: int | None = None) -> PreparedData:
-    """Read and split the text that `config` describes, and cut it into rows; from the cache where that was done before.
+    """Read the text that `config` describes, split it into training and validation, and cut it into rows. The result is
+    cached.
 
-    May be called by every process of a run at once: one does the work, the others wait.
+    All processes of a run may call this at the same time. One does the work, and the others wait.
+
+    Args:
+        config: the data section of a recipe.
+        max_position_embeddings: longest context of the model, or None without a limit.
 
     Raises:
-        ValueError: if the text cannot be found or read, is too little, or does not fit the model.
+        ValueError: if the text cannot be found or read, is too short, or does not fit the model.
     """
     check_fits(config.context_length, max_position_embeddings)
     train_source, validation_source = open_sources(config)
@@ -102,7 +108,7 @@ def prepare_texts(config: TextConfig, max_position_embeddings: int | None = None
 def _write_rows(folder: Path, split: str, documents: Iterator[str], config: TextConfig) -> dict[str, int | str]:
     rows: list[np.ndarray] = []
     size = count = 0
-    generator = np.random.default_rng(0)  # of the lengths of short rows: part of the corpus, not of a run
+    generator = np.random.default_rng(0)  # for the lengths of short rows, which do not depend on the seed of a run
     digest = hashlib.sha256()
     with open(folder / f"{split}.bytes", "wb") as file:
         for text in documents:
@@ -124,8 +130,16 @@ def _write_rows(folder: Path, split: str, documents: Iterator[str], config: Text
 def cut_rows(
     data: bytes, max_bytes: int, max_words: int, max_word_bytes: int, short: float, generator: np.random.Generator
 ) -> np.ndarray:
-    """Begin and end `(R, 2)` of rows of whole words that cover all bytes of a document; a share `short` of the rows has
-    at most `SHORT` words."""
+    """Return the first and last + 1 byte `(R, 2)` of rows of whole words that cover all bytes of a document.
+
+    Args:
+        data: the bytes of the document.
+        max_bytes: largest number of bytes of a row.
+        max_words: largest number of words of a row.
+        max_word_bytes: longer words are split.
+        short: share of the rows that have at most `SHORT` words.
+        generator: the source of the random lengths of these rows.
+    """
     ids = torch.frombuffer(bytearray(data), dtype=torch.uint8).long()[None]
     words = find_words(ids, max_word_bytes)[0].numpy()
     starts = np.flatnonzero(np.diff(words, prepend=-1))  # the first byte of each word

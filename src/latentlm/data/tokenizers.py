@@ -1,4 +1,5 @@
-"""Tokenizers for a corpus: bytes, a byte-level BPE trained on it, or a pretrained one; and what their tokens weigh."""
+"""Tokenizers for a corpus (bytes, a byte-level BPE trained on it, or a pretrained one), and the bytes of their
+tokens."""
 
 import copy
 import hashlib
@@ -16,21 +17,22 @@ from ..models.block_lossless_decoding import LosslessDecoding
 from ..models.tokenization_byte import ByteTokenizer
 from ..models.tokenization_fsq_fast import FSQTokenizerFast
 
-# By the name that a saved one has for its class.
+# Tokenizers of latentlm, by the name of the class in a saved tokenizer.
 OWN_TOKENIZERS: dict[str, Any] = {"ByteTokenizer": ByteTokenizer, "FSQTokenizer": FSQTokenizerFast}
-BATCH_CHARACTERS = 1 << 20  # documents are encoded this much at a time
+BATCH_CHARACTERS = 1 << 20  # number of characters from which on a batch of documents is encoded
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    """`"bytes"`, or a tokenizer by path or Hub name; given a padding token if it has none.
+    """Load a tokenizer by path or Hub name, or return that of `"bytes"`. If it has no padding token, its end token
+    becomes the padding token.
 
     Raises:
-        ValueError: if it cannot be loaded, or has no token that can end a document.
+        ValueError: if the tokenizer cannot be loaded, or has no end token.
     """
     if name == "bytes":
         return ByteTokenizer()
     try:
-        # A saved tokenizer of ours names its code file in `auto_map`: load our own class, not that code.
+        # `auto_map` of a saved tokenizer of latentlm names a code file. The class of this package is loaded instead.
         kind = get_tokenizer_config(name).get("tokenizer_class") or ""
         tokenizer = OWN_TOKENIZERS.get(kind, AutoTokenizer).from_pretrained(name)
     except (OSError, ValueError) as error:
@@ -45,9 +47,9 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
 
 
 def train_bpe(documents: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """A byte-level BPE (GPT-2's kind) of at most `vocab_size` tokens; the same documents give the same tokenizer.
+    """Train a byte-level BPE, as that of GPT-2, with at most `vocab_size` tokens. The result is deterministic.
 
-    Like `ByteTokenizer` it begins an encoded text with `<bos>`, and any text survives it unchanged.
+    Like `ByteTokenizer`, it is lossless and begins an encoded text with `<bos>`.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -69,20 +71,20 @@ def train_bpe(documents: Iterable[str], vocab_size: int) -> PreTrainedTokenizerF
 
 
 def load_bpe(folder: Path) -> PreTrainedTokenizerFast:
-    """What `train_bpe` made, from where `save_pretrained` put it."""
+    """Load a tokenizer of [`train_bpe`] from the folder of `save_pretrained`."""
     return PreTrainedTokenizerFast.from_pretrained(folder)
 
 
 def special_id(tokenizer: PreTrainedTokenizerBase, name: str) -> int | None:
-    """The id of a special token by its name (`"pad_token"`); None where the tokenizer has none."""
+    """Return the id of a special token by its name (`"pad_token"`), or None if the tokenizer has none."""
     return getattr(tokenizer, f"{name}_id")
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Changes with anything that changes the ids of a text."""
+    """Return a hash that changes if the ids of a text may change."""
     if isinstance(tokenizer, PreTrainedTokenizerFast):
         backend = copy.deepcopy(tokenizer.backend_tokenizer)
-        backend.no_truncation()  # what the last call asked for
+        backend.no_truncation()  # truncation and padding are those of the last call
         backend.no_padding()
         description = backend.to_str()
     else:
@@ -94,13 +96,13 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
 def encode_documents(
     documents: Iterable[str], tokenizer: PreTrainedTokenizerBase
 ) -> Iterator[tuple[list[np.ndarray], int]]:
-    """Batches of documents as integer arrays `[<bos>, …, <eos>]`, with the batch's size in UTF-8 bytes.
+    """Yield batches of documents as integer arrays `[<bos>, …, <eos>]`, with the number of UTF-8 bytes of each batch.
 
-    A tokenizer without `<bos>` begins documents with its `<eos>`. Special tokens written out in a document are text:
-    what a corpus says must not end documents.
+    If the tokenizer has no `<bos>`, documents begin with its `<eos>`. The texts of special tokens in a document are
+    encoded as plain text, because they must not end the document.
     """
     bos, eos = special_id(tokenizer, "bos_token"), special_id(tokenizer, "eos_token")
-    assert eos is not None  # as `load_tokenizer` sees to
+    assert eos is not None  # `load_tokenizer` checks this
     bos = eos if bos is None else bos
     for texts in _batches(documents):
         data = [text.encode("utf-8", "surrogatepass") for text in texts]
@@ -121,7 +123,7 @@ def encode_documents(
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
-    """uint16 where every id fits into it, else uint32."""
+    """Return the dtype of cached ids, which is uint16 if every id fits into it, else uint32."""
     return np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.uint32)
 
 
@@ -139,11 +141,11 @@ def _batches(documents: Iterable[str]) -> Iterator[list[str]]:
 
 
 def token_bytes(tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
-    """UTF-8 bytes that each token id stands for, float32 of shape `(len(tokenizer),)`; 0 for special tokens.
+    """Return the number of UTF-8 bytes of each token id, `(len(tokenizer),)`, float32, which is 0 for special tokens.
 
-    Exact for the tokenizers of this package and for every byte-level BPE: summed over the tokens of a text they give
-    its bytes. With SentencePiece-like tokenizers (`▁` for a space, `<0x41>` for bytes) exact up to the space put before
-    a text. With any other kind, a token counts as many bytes as it decodes to by itself.
+    The sum over the tokens of a text is the exact number of its bytes for the tokenizers of this package and for every
+    byte-level BPE. For tokenizers like SentencePiece (`▁` for a space, `<0x41>` for a byte) it is exact except for the
+    space that is added before a text. For any other tokenizer, a token has the bytes to which it decodes alone.
     """
     special = set(tokenizer.all_special_ids)
     added = tokenizer.added_tokens_decoder
@@ -160,7 +162,7 @@ def token_bytes(tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
         elif kind == "spaces" and token.startswith("<0x") and token.endswith(">"):
             sizes[index] = 1
         elif kind == "byte_level":
-            sizes[index] = len(token)  # an alphabet of 256 characters, one for each byte
+            sizes[index] = len(token)  # in the ByteLevel alphabet, each character is a byte
         elif kind == "spaces":
             sizes[index] = len(token.replace("▁", " ").encode())
         else:

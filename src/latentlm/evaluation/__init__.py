@@ -1,6 +1,6 @@
-"""Evaluation through lm-eval and `evaluate`: task files, metrics, and the adapters of architectures that need one.
+"""Evaluation with lm-eval and `evaluate`: task files, metrics, and adapters for architectures that need one.
 
-`latentlm evaluate …` takes the flags of `lm_eval run`; see `eval/README.md`.
+`latentlm evaluate` takes the flags of `lm_eval run`, which `eval/README.md` describes.
 """
 
 from pathlib import Path
@@ -9,12 +9,13 @@ __all__ = ["task_folder"]
 
 
 def task_folder() -> Path:
-    """The folder with latentlm's lm-eval task files.
+    """Return the folder with latentlm's lm-eval task files.
 
-    An installed wheel carries them beside this file, in a source checkout (`pip install -e`) they are in `eval/tasks`.
+    In an installed wheel it is in the folder of this file, and in a source checkout (`pip install -e`) it is
+    `eval/tasks`.
 
     Raises:
-        FileNotFoundError: neither folder is there.
+        FileNotFoundError: if neither folder exists.
     """
     candidates = [Path(__file__).parent / "tasks", Path(__file__).parents[3] / "eval" / "tasks"]
     for folder in candidates:

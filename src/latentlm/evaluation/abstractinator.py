@@ -1,4 +1,5 @@
-"""`--model abstractinator`: scores by two-part code lengths. Next-byte likelihoods need no adapter: `--model hf`."""
+"""The adapter `--model abstractinator`, which scores texts by two-part code lengths. Next-byte likelihoods need no
+adapter (`--model hf`)."""
 
 from functools import reduce
 
@@ -9,13 +10,14 @@ from .causal import OneBeginLM
 
 
 class AbstractinatorLM(OneBeginLM):
-    """An Abstractinator with a categorical top model.
+    """The lm-eval model of an Abstractinator with a categorical top model.
 
-    The score of a continuation is the two-part code length of the context, less that of context and continuation, in
-    nats. A continuation is never called greedy: there is no one distribution whose mode it could be.
+    The score of a continuation, in nats, is the two-part code length of the context minus that of context and
+    continuation. No continuation is reported as greedy, because there is no single distribution whose mode it could be.
 
     Args:
-        kwargs: those of lm-eval's `hf` model; texts longer than the model's context lose their beginning.
+        kwargs: arguments of lm-eval's `hf` model. Texts that are longer than the context of the model lose their
+            beginning.
     """
 
     @torch.no_grad()
@@ -23,7 +25,7 @@ class AbstractinatorLM(OneBeginLM):
         texts = []
         for _, context, continuation in requests:
             whole = (context + continuation)[-self.max_length :]
-            # The receiver knows the first id; without a context that is the first of the continuation.
+            # The first id has no cost. Without a context it is the first id of the continuation.
             texts += [whole, whole[: max(len(whole) - len(continuation), 1)]]
         order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
         size = override_bs or (self.batch_size if isinstance(self.batch_size, int) else 16)
@@ -36,7 +38,7 @@ class AbstractinatorLM(OneBeginLM):
             mask = torch.arange(ids.shape[1], device=self.device) < lengths.unsqueeze(1)
             lengths_in_nats: torch.Tensor = reduce(torch.add, self.model.code_lengths(ids, mask).values())
             for i, value in zip(chosen, lengths_in_nats.tolist(), strict=True):
-                nats[i] = value if len(texts[i]) > 1 else 0.0  # the first id by itself is known: nothing is sent
+                nats[i] = value if len(texts[i]) > 1 else 0.0  # the first id alone has no cost
         scores = [(nats[i + 1] - nats[i], False) for i in range(0, len(nats), 2)]
         for (key, _, _), score in zip(requests, scores, strict=True):
             if key is not None:

@@ -1,9 +1,9 @@
-"""lm-eval models of our own; importing this module registers them, since lm-eval discovers no plug-ins.
+"""Registration of latentlm's lm-eval models on import, because lm-eval does not discover plug-ins.
 
-An architecture needs an adapter only when lm-eval's `hf` model cannot score it: when it is no causal language model
-over its own tokens, say because it scores words or codes. Its row of the table names one, a subclass of
-`lm_eval.api.model.TemplateLM` or `lm_eval.models.huggingface.HFLM`, and `--model <model type>` finds it. Every causal
-model runs as `--model hf`, for which our command takes `hf-one-begin`.
+An architecture needs an adapter only if lm-eval's `hf` model cannot score it, because it is not a causal language model
+over its own tokens and scores, for example, words or codes. `ARCHITECTURES` names the adapter, which is a subclass of
+`lm_eval.api.model.LM`, and `--model <model type>` selects it. All causal models run as `--model hf`, for which
+`latentlm evaluate` uses `hf-one-begin`.
 """
 
 from lm_eval.api.registry import register_model

@@ -1,4 +1,4 @@
-"""`--model hf-one-begin`: lm-eval's `hf` model with one begin token before every text."""
+"""The model `--model hf-one-begin`, which is lm-eval's `hf` model with exactly one begin token before every text."""
 
 from typing import Any
 
@@ -7,17 +7,17 @@ from lm_eval.models.huggingface import HFLM
 
 
 class OneBeginLM(HFLM):
-    """Whole texts are scored as log P(text | begin), in nats.
+    """The lm-eval model of a causal language model, which scores a whole text as log P(text | begin), in nats.
 
-    lm-eval puts a begin token before the text of `loglikelihood_rolling`, and scores as text the one that the tokenizer
-    put there (EleutherAI/lm-evaluation-harness#3333). With its own `add_bos_token=False` the tokenizer would put none,
-    but then contexts of `loglikelihood` begin with none either: so it is set for whole texts alone.
+    In `loglikelihood_rolling`, lm-eval adds a begin token before the text, and scores the one of the tokenizer as a
+    part of the text (EleutherAI/lm-evaluation-harness#3333). With `add_bos_token=False` the tokenizer adds none, but
+    then the contexts of `loglikelihood` have none either. Therefore this option is set for whole texts only.
 
     Args:
-        kwargs: those of lm-eval's `hf` model.
+        kwargs: arguments of lm-eval's `hf` model.
     """
 
-    # HFLM's decorator hides them from type checkers.
+    # A decorator of HFLM hides these attributes from type checkers.
     model: Any
     max_length: int
     batch_size: int | str

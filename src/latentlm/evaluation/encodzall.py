@@ -1,5 +1,5 @@
-"""`--model encodzall`: texts scored by pseudo-log-likelihood, each word masked in turn (Salazar et al. 2020,
-arXiv:1910.14659, with words in place of tokens)."""
+"""The adapter `--model encodzall`, which scores texts by pseudo-log-likelihood with each word masked in turn
+(Salazar et al. 2020, arXiv:1910.14659, with words instead of tokens)."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -16,12 +16,13 @@ from latentlm.models.modeling_encodzall import EncodzallForMaskedDenoising
 
 @dataclass
 class MaskedWord:
-    """A text `ids`, with the word `word` masked.
+    """A text in which one word is masked.
 
     Attributes:
-        ids, word_ids: of the text with `<mask>` in place of the word's characters.
-        spelled: the bytes of the word, white space included.
-        request: which request it is part of.
+        ids, word_ids: inputs of the model for the text with `<mask>` instead of the characters of the word.
+        word: index of the word.
+        spelled: the bytes of the word, including its white space.
+        request: index of the request that the text is a part of.
     """
 
     ids: list[int]
@@ -32,17 +33,21 @@ class MaskedWord:
 
 
 class EncodzallLM(LM):
-    """An EncodZall with a word decoder, for tasks that compare log-likelihoods.
+    """The lm-eval model of an EncodZall with a word decoder, for tasks that compare log-likelihoods.
 
-    The score of a continuation is the sum over its words of log P(the word's bytes | all other words), in nats; a word
-    counts if a character of it that is no white space lies in the continuation.
+    The score of a continuation is the sum over its words of log P(bytes of the word | all other words), in nats. A word
+    belongs to the continuation if one of its characters does that is not white space.
 
     Args:
         pretrained: run folder or Hub repository, or a loaded model.
-        tokenizer: loaded tokenizer; by default that of `pretrained`.
-        batch_size: masked texts at a time.
-        device: "cpu", "cuda", ...
-        dtype: of the weights.
+        tokenizer: the tokenizer of a loaded model.
+        batch_size: number of masked texts in a batch.
+        device: device of the model, such as "cpu".
+        dtype: dtype of the weights.
+        trust_remote_code: whether the code of a repository may run.
+
+    Raises:
+        ValueError: if there are other arguments, or the model has no word decoder.
     """
 
     model: EncodzallForMaskedDenoising
@@ -70,7 +75,7 @@ class EncodzallLM(LM):
         if model.config.word_decoder == "none":
             raise ValueError("This model has no word decoder (`word_decoder` is 'none'), so it cannot score words.")
         if not torch.cuda.is_available() and str(device).startswith("cuda"):
-            device = None  # lm-eval asks for a GPU by default
+            device = None  # the default of lm-eval is a GPU
         self.model = model.to(device or "cpu").eval()  # pyright: ignore[reportArgumentType]  transformers wraps `to`
         self.tokenizer = tokenizer
         self.batch_size = 64 if str(batch_size).startswith("auto") else int(batch_size)
@@ -93,17 +98,18 @@ class EncodzallLM(LM):
         raise NotImplementedError("EncodZall repairs texts and continues none: tasks that generate do not fit it.")
 
     def mask_words(self, text: str, start: int, request: int) -> list[MaskedWord]:
-        """The words of `text` from byte `start` on, each masked in turn; a long text is cut between words."""
+        """Return a masked text for each word of `text` from byte `start` on. A text that is longer than the context of
+        the model is cut between words."""
         config = self.model.config
         data = torch.tensor([*text.encode("utf-8", "surrogatepass")], dtype=torch.long)
         if not len(data):
             return []
         words = find_words(data[None], config.max_word_bytes)[0]
-        room = config.max_position_embeddings - 1  # the end is one more
+        room = config.max_position_embeddings - 1  # one position is that of the end
         masked, begin = [], 0
         while begin < len(data):
             end = len(data)
-            if end - begin > room:  # the end of the last word that fits
+            if end - begin > room:  # cut after the last word that fits
                 end = begin + int((words[begin : begin + room + 1].diff() != 0).nonzero().max()) + 1
             part, part_words = data[begin:end].tolist(), (words[begin:end] - words[begin]).tolist()
             masked += self._mask_part(part, part_words, start - begin, request)
@@ -129,8 +135,8 @@ class EncodzallLM(LM):
 
     @torch.no_grad()
     def score(self, masked: list[MaskedWord], count: int) -> list[tuple[float, bool]]:
-        """For each of `count` requests the sum of its words' log-probabilities, and whether each word is the likeliest
-        byte by byte."""
+        """Return, for each of `count` requests, the sum of the log-probabilities of its words, in nats, and whether
+        every byte of them is the most likely one."""
         totals, greedy = [0.0] * count, [True] * count
         order = sorted(masked, key=lambda item: len(item.ids))
         pad, device = self.tokenizer.pad_token_id, self.model.device

@@ -1,11 +1,10 @@
-"""The yardstick: interpolated n-gram counts (Witten & Bell 1991). A model that does not beat them has learned less than
-counting does.
+"""An n-gram model with Witten-Bell interpolation (Witten & Bell 1991), as a baseline for language models.
 
-For a context h with the counts c, T distinct continuations and the shorter context h':
+For a context h, which occurs c(h) times with T(h) distinct continuations, and the context h' without its first token:
 
     p(w | h) = (c(h w) + T(h) p(w | h')) / (c(h) + T(h))
 
-down to the uniform distribution over the vocabulary.
+The recursion ends with the uniform distribution over the vocabulary.
 """
 
 import math
@@ -18,22 +17,22 @@ import numpy as np
 from latentlm.data import PackedDataset, PreparedData
 
 MAX_ORDER = 7
-MOST_SCORED = 1 << 19  # places of the tail that chooses an order
+MOST_SCORED = 1 << 19  # largest number of tokens on which an order is chosen
 
 
 class NGram:
-    """Counts of all n-grams up to an order, as one sorted array.
+    """An n-gram model, whose counts of all orders are one sorted array.
 
-    Each place of the text gives one number: its token and the `order - 1` that follow, the first one highest, 0 for
-    what lies outside of its document. Once they are sorted, every n-gram of every order is a range, and so is every
-    context.
+    For each position of the text, the array has a number that consists of its token and the `order - 1` tokens after
+    it, the first in the highest bits. A token is stored as its id + 1, and a place outside of the document as 0. In the
+    sorted array, all occurrences of an n-gram of any order are a range, and so are those of a context.
 
     Args:
-        vocab_size: V; `order` numbers up to V must fit into 64 bits.
-        order: longest n-gram, its last token included.
+        vocab_size: V. `order` numbers from 0 to V must fit into 64 bits.
+        order: number of tokens of the longest n-grams.
 
     Raises:
-        ValueError: if they do not fit.
+        ValueError: if `order` is below 1 or above [`longest_order`].
     """
 
     def __init__(self, vocab_size: int, order: int):
@@ -46,10 +45,14 @@ class NGram:
         self.windows = np.empty(0, dtype=np.uint64)
 
     def fit(self, ids: np.ndarray, history: np.ndarray) -> "NGram":
-        """Count every n-gram of a text `ids` `(N,)`.
+        """Count the n-grams of a text.
 
         Args:
-            history: `(N,)` tokens of its own document before each place, which begins again at 0.
+            ids: `(N,)`, the tokens.
+            history: `(N,)`, number of tokens of the same document before each token.
+
+        Returns:
+            This model.
         """
         windows = np.zeros(len(ids), dtype=np.uint64)
         for ahead in range(self.order):
@@ -62,19 +65,20 @@ class NGram:
         return self
 
     def probabilities(self, ids: np.ndarray, history: np.ndarray) -> np.ndarray:
-        """Of each token of `ids` `(N,)` after those before it, float64."""
+        """Return the probability of each token given those before it, `(N,)`, float64. The arguments are those of
+        [`fit`]."""
         *_, result = self.by_order(ids, history)
         return result
 
     def by_order(self, ids: np.ndarray, history: np.ndarray) -> Iterator[np.ndarray]:
-        """[`probabilities`] with n-grams of at most 1, 2, ... tokens."""
+        """Yield the [`probabilities`] of the models with n-grams of at most 1, 2, ... tokens."""
         result = np.full(len(ids), 1 / self.vocab_size)
         for order in range(1, self.order + 1):
             places = np.flatnonzero(history >= order - 1)
             grams = np.zeros(len(places), dtype=np.uint64)
             for back in range(order - 1, -1, -1):
                 grams = (grams << np.uint64(self.bits)) | (ids[places - back].astype(np.uint64) + np.uint64(1))
-            # Sorted, n-grams and their contexts are looked up in one pass over the counts.
+            # In sorted order, n-grams and their contexts are looked up in one pass over the counts.
             grams, inverse = np.unique(grams, return_inverse=True)
             count, total, kinds = (values[inverse] for values in self.look_up(grams, order))
             known = total > 0
@@ -83,11 +87,12 @@ class NGram:
             yield result.copy()
 
     def look_up(self, grams: np.ndarray, order: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Of each n-gram: how often it is there, and how often and with how many continuations its context is."""
+        """Return, for N n-grams of `order` tokens, their counts, the counts of their contexts, and the numbers of
+        distinct continuations of these, `(N,)` each."""
         if not len(self.windows):
             none = np.zeros(len(grams), dtype=np.int64)
             return none, none, none
-        rest = np.uint64((1 << self.bits * (self.order - order)) - 1)  # the bits of what comes after the n-gram
+        rest = np.uint64((1 << self.bits * (self.order - order)) - 1)  # the bits of the tokens after the n-gram
         last = np.uint64((1 << self.bits) - 1)
         first = grams << np.uint64(self.bits * (self.order - order))
         count = np.searchsorted(self.windows, first | rest, "right") - np.searchsorted(self.windows, first)
@@ -98,11 +103,12 @@ class NGram:
         return count, high - low, np.searchsorted(starts, high) - np.searchsorted(starts, low)
 
     def starts(self, rest: np.uint64) -> np.ndarray:
-        """Where in the sorted windows another n-gram begins; `rest` are the bits after the n-gram."""
+        """Return the indices of the sorted windows at which a new n-gram begins. `rest` is the mask of the bits after
+        the n-gram."""
         return np.flatnonzero(np.append(True, (self.windows[1:] ^ self.windows[:-1]) > rest))
 
     def distribution(self, context: np.ndarray) -> np.ndarray:
-        """`(V,)` probabilities of what follows `context`."""
+        """Return the probabilities of the next token after `context`, `(V,)`, float64."""
         context = context[max(len(context) - self.order + 1, 0) :]
         texts = [np.append(context, token) for token in range(self.vocab_size)]
         history = np.tile(np.arange(len(context) + 1), self.vocab_size)
@@ -110,7 +116,7 @@ class NGram:
 
     @property
     def num_counts(self) -> int:
-        """Distinct n-grams of all orders."""
+        """The number of distinct n-grams of all orders."""
         total = 0
         for order in range(1, self.order + 1):
             shift = self.bits * (self.order - order)
@@ -120,15 +126,17 @@ class NGram:
 
 
 def longest_order(vocab_size: int) -> int:
-    """The longest n-grams that are counted for so many tokens."""
+    """Return the largest order for a vocabulary size."""
     return min(MAX_ORDER, 64 // vocab_size.bit_length())
 
 
 def choose_order(vocab_size: int, ids: np.ndarray, history: np.ndarray, tail: int | None = None) -> int:
-    """The order that is best for the end of a text, counted on what comes before.
+    """Return the order that is best for the end of a text if the rest is counted.
 
     Args:
-        tail: places at the end; by default a tenth, half a million at most.
+        vocab_size: V.
+        ids, history: those of [`NGram.fit`].
+        tail: number of tokens at the end, by default a tenth of the text, and at most 2**19.
     """
     tail = tail or min(max(len(ids) // 10, 1), MOST_SCORED)
     model = NGram(vocab_size, longest_order(vocab_size)).fit(ids[:-tail], history[:-tail])
@@ -139,13 +147,13 @@ def choose_order(vocab_size: int, ids: np.ndarray, history: np.ndarray, tail: in
 
 @dataclass(frozen=True)
 class NGramScore:
-    """The score of a training text's counts on its held-out text.
+    """The score of an n-gram model of a training text on the held-out text.
 
     Attributes:
-        bits_per_byte: of the held-out text, the ends of its documents included.
-        nats_per_token: the same as a model's `eval_lm_loss`.
-        order: of the longest n-grams.
-        num_counts: distinct n-grams.
+        bits_per_byte: bits per byte of the held-out text, including the ends of its documents.
+        nats_per_token: nats per token, to compare with `eval_lm_loss` of a model.
+        order: number of tokens of the longest n-grams.
+        num_counts: number of distinct n-grams.
     """
 
     bits_per_byte: float
@@ -155,10 +163,10 @@ class NGramScore:
 
 
 def score_ngram(data: PreparedData) -> NGramScore:
-    """Count the training text once and score the held-out text, in whole documents.
+    """Count the training text once and score the held-out text, with contexts that extend over rows of a document.
 
     Raises:
-        ValueError: for a stream, which cannot be counted, and data without tokens.
+        ValueError: if the data are a stream or have no tokens.
     """
     if data.tokenizer is None or data.token_bytes is None:
         raise ValueError("n-grams are counted of tokens, and these data have none")
@@ -174,7 +182,11 @@ def score_ngram(data: PreparedData) -> NGramScore:
 
 
 def documents(rows: Any) -> tuple[np.ndarray, np.ndarray]:
-    """The tokens `(N,)` of all rows, and how many of its document stand before each."""
+    """Return the tokens `(N,)` of all rows, and the number of tokens of the same document before each, `(N,)`, int64.
+
+    Raises:
+        ValueError: if the rows are a stream.
+    """
     if not isinstance(rows, PackedDataset):
         raise ValueError("streaming: n-grams are counted of text that is there as a whole, not of a stream")
     ids = np.asarray(rows.tokens[: len(rows) * (rows.context_length - 1) + 1])

@@ -1,4 +1,4 @@
-"""Pictures of an Abstractinator's segments: in colours, with the entropy above them and the codes of every level."""
+"""Pictures of the segments of an Abstractinator, with the entropy of each byte and the codes of every level."""
 
 import html
 from collections import Counter, defaultdict
@@ -10,18 +10,18 @@ import torch
 from latentlm.models.modeling_abstractinator import AbstractinatorForCausalLM
 
 COLOURS = ("#bcd9f2", "#f7d9b0", "#c9e7c3", "#ead0e6")
-ROW = 96  # bytes of a line of the picture
+ROW = 96  # number of bytes of a line of the picture
 
 
 @dataclass
 class Inspection:
-    """The segments, entropies and codes of a text.
+    """The segments, entropies and codes of a text of n bytes.
 
     Attributes:
         data: the bytes, without the begin.
-        entropies: `(n,)` nats of the distribution that predicts each byte.
-        segments: of each level, the segment of each byte.
-        codes: of each level, the digits of each segment.
+        entropies: n values, the entropy in nats of the distribution that predicts each byte.
+        segments: for each level, n values, the segment of each byte.
+        codes: for each level, the digits of the code of each segment.
     """
 
     data: bytes
@@ -30,7 +30,7 @@ class Inspection:
     codes: list[list[list[int]]]
 
     def pieces(self, level: int) -> list[tuple[bytes, list[int]]]:
-        """Bytes and code of each segment."""
+        """Return the bytes and the code of each segment of a level, from 0 on."""
         segments: dict[int, bytearray] = {}
         for byte, segment in zip(self.data, self.segments[level], strict=True):
             segments.setdefault(segment, bytearray()).append(byte)
@@ -39,10 +39,10 @@ class Inspection:
 
 @torch.no_grad()
 def inspect(model: AbstractinatorForCausalLM, data: bytes) -> Inspection:
-    """Cut a text.
+    """Return the segments, entropies and codes of a text.
 
     Raises:
-        ValueError: if it has no byte, or more than the model can hold.
+        ValueError: if the text is empty, or longer than the context of the model.
     """
     if not data:
         raise ValueError("The text is empty: there is nothing to show.")
@@ -52,7 +52,7 @@ def inspect(model: AbstractinatorForCausalLM, data: bytes) -> Inspection:
     segments, codes = [], []
     for i, compressed in enumerate(pyramid.levels):
         index = compressed.segments.index[0]
-        # A byte's segment at a level: the one of its segment below, after the begin that this level's symbols have.
+        # The segment of a byte is that of its segment on the level below, whose index is shifted by the begin symbol.
         inside = index[inside if i == 0 else inside + 1]
         segments.append(inside.tolist())
         codes.append(compressed.quantized.codes[0, : compressed.segments.count[0]].tolist())
@@ -63,12 +63,14 @@ def inspect(model: AbstractinatorForCausalLM, data: bytes) -> Inspection:
 def segments_of_codes(
     model: AbstractinatorForCausalLM, data: bytes, level: int
 ) -> dict[tuple[int, ...], Counter[bytes]]:
-    """What the codes of a level stand for: how often each segment of a text got each code, by the code's digits.
+    """Return, for each code of a level, by its digits, the byte strings of its segments with their counts in a text.
 
     Args:
-        data: a text of any length, read in rows that fill the model's context; a segment ends where its row ends.
+        model: the model.
+        data: a text of any length, which is read in rows that fill the context. A segment also ends with its row.
+        level: the level, from 0 on.
     """
-    row = model.config.max_position_embeddings - 1  # and the begin
+    row = model.config.max_position_embeddings - 1  # one position is that of the begin
     segments: dict[tuple[int, ...], Counter[bytes]] = defaultdict(Counter)
     for begin in range(0, len(data), row):
         for piece, code in inspect(model, data[begin : begin + row]).pieces(level):
@@ -77,12 +79,12 @@ def segments_of_codes(
 
 
 def letter(byte: int) -> str:
-    """What stands for a byte in the picture."""
+    """Return the text that represents a byte in the picture."""
     return chr(byte) if 32 < byte < 127 else "·" if byte == 32 else "↵" if byte == 10 else f"{byte:02x}"
 
 
 def draw(inspection: Inspection, path: Path) -> None:
-    """The picture: lines of text with the entropy above and a coloured band for each level."""
+    """Save a picture of lines of text, with the entropy above each line and a coloured band for each level."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -132,7 +134,7 @@ def draw(inspection: Inspection, path: Path) -> None:
 
 
 def write_html(inspection: Inspection, path: Path) -> None:
-    """A page with the segments of every level in colours; a code shows where the pointer rests."""
+    """Write an HTML page with the segments of every level in colours. The tooltip of a segment is its code."""
     parts = ["<!doctype html><meta charset='utf-8'><title>Segments</title>", "<style>span{padding:2px 0}</style>"]
     for level in range(len(inspection.segments)):
         parts.append(f"<h3>level {level + 1}</h3><p style='font-family:monospace;line-height:1.9'>")

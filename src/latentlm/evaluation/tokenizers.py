@@ -1,4 +1,4 @@
-"""Checks that a tokenizer is lossless, and analyses the use of its vocabulary and codes."""
+"""Checks that an FSQ tokenizer is lossless, and analyses of the use of its vocabulary and codes."""
 
 import math
 import random
@@ -21,23 +21,23 @@ from latentlm.models.tokenization_fsq_fast import FSQTokenizerFast
 SURROGATES = range(0xD800, 0xE000)
 RANDOM_STRINGS = 10_000
 NEIGHBOURS = 8
-NEIGHBOURHOODS = 256  # pieces whose neighbours' spellings are compared
+NEIGHBOURHOODS = 256  # number of pieces that are compared with their neighbours
 RANKS_PER_OCTAVE = 4
-ZIPF_RANKS = (16, 1024)  # where the exponent is measured
+ZIPF_RANKS = (16, 1024)  # first and last + 1 rank of the fit of the exponent
 SAMPLES = (b" the", b"ing", b" 19", b",", b" government", b"\xc3\xa9")
 
 
 def load_pair(folder: Path) -> tuple[FSQTokenizer, FSQTokenizerFast]:
-    """Slow and fast tokenizer of one repository."""
+    """Return the slow and the fast tokenizer of a repository."""
     return FSQTokenizer.from_pretrained(folder), FSQTokenizerFast.from_pretrained(folder)
 
 
 def check_tokenizer(folder: Path, texts: Iterable[Path] = ()) -> None:
-    """Encode and decode every Unicode scalar, random bytes and the given text files with both classes, and print what
-    came out.
+    """Encode and decode every Unicode scalar value, random bytes and text files with both classes, and print the
+    results.
 
     Raises:
-        ValueError: if anything is lost, or the two classes disagree.
+        ValueError: if decoding does not restore an input, or the two classes differ.
     """
     console = Console(soft_wrap=True)
     slow, fast = load_pair(folder)
@@ -57,11 +57,17 @@ def check_tokenizer(folder: Path, texts: Iterable[Path] = ()) -> None:
 
 
 def every_scalar() -> str:
+    """Return a text of all Unicode scalar values."""
     return "".join(map(chr, (code for code in range(0x110000) if code not in SURROGATES)))
 
 
 def compare(slow: FSQTokenizer, fast: FSQTokenizerFast, name: str, text: str) -> Iterator[str]:
-    """The cells of one row; the text's special tokens are read as text."""
+    """Yield the cells of a row of the table: bytes, tokens, bytes per token, and the speeds of both classes in MB/s.
+    Special tokens in the text are read as plain text.
+
+    Raises:
+        ValueError: if decoding does not restore the text, or the two classes differ.
+    """
     encoded, speeds = [], []
     size = len(text.encode())
     for tokenizer in (slow, fast):
@@ -79,17 +85,18 @@ def compare(slow: FSQTokenizer, fast: FSQTokenizerFast, name: str, text: str) ->
 
 @dataclass(frozen=True)
 class Analysis:
-    """How a text uses the vocabulary and the codes of a tokenizer, as numbers that JSON can hold.
+    """The use of the vocabulary and the codes of a tokenizer in a text, in values that JSON can represent.
 
     Attributes:
-        numbers: `bytes`, `tokens`, `vocabulary` (bytes and pieces); shares of the vocabulary: `vocabulary_used`,
-            `moved`, `exact`; shares of the tokens: `single_bytes`, `exact_by_use`, `kept_K` (the K most used alone);
-            `zipf_exponent`, and `edits_of_neighbours` and `edits_at_random` (see [`mean_edits`]). Of residual codes
-            also `coarse_codes`, how many first codes there are, and `edits_in_families`, of pieces that share one.
-        use: `(rank, times used)` of bytes and pieces, from the most used on.
-        digits: of each dimension, over the vocabulary and over the text, the share of each digit.
-        neighbours: of some pieces those whose codes are nearest, all as `show` writes them.
-        families: of residual codes: of the same pieces the most used others with the same first code.
+        numbers: the counts `bytes`, `tokens` and `vocabulary` (bytes and pieces). Shares of the vocabulary:
+            `vocabulary_used`, `moved`, `exact`. Shares of the tokens: `single_bytes`, `exact_by_use`, and `kept_K` of
+            the K most used bytes and pieces. `zipf_exponent`. `edits_of_neighbours` and `edits_at_random` (see
+            [`mean_edits`]). With residual codes, also `coarse_codes`, the number of distinct coarse codes, and
+            `edits_in_families`, between pieces with the same coarse code.
+        use: pairs (rank, number of uses) of bytes and pieces, by rank.
+        digits: share of each digit value in each dimension, over the vocabulary and over the text.
+        neighbours: for some pieces, the pieces with the nearest codes, all in the form of [`show`].
+        families: with residual codes, for the same pieces, the most used others with the same coarse code.
     """
 
     numbers: dict[str, float | int]
@@ -100,7 +107,7 @@ class Analysis:
 
     @property
     def use_table(self) -> str:
-        """How the text uses the vocabulary, in Markdown."""
+        """The use of the vocabulary in the text, as Markdown."""
         one = self.numbers
         lines = [
             f"- {one['bytes']:,} bytes, {one['tokens']:,} tokens: {one['bytes'] / one['tokens']:.3f} bytes per token",
@@ -119,7 +126,7 @@ class Analysis:
 
     @property
     def code_table(self) -> str:
-        """What the codes are like, in Markdown."""
+        """The properties of the codes, as Markdown."""
         one = self.numbers
         lines = [
             f"- codes moved to a free place: {one['moved']:.2%}; spelled exactly by the network: {one['exact']:.2%}, "
@@ -148,7 +155,7 @@ class Analysis:
 
 
 def analyse_tokenizer(folder: Path, text: Path, out: Path) -> None:
-    """Write `analysis.md` and its figures to `out`: use of vocabulary and codes on `text`, pruning, neighbours."""
+    """Write `analysis.md` and its figures to `out`, with the analysis of a tokenizer on a text file."""
     analysis = analyse(*load_pair(folder), text.read_text(encoding="utf-8"))
     out.mkdir(parents=True, exist_ok=True)
     plot_use(analysis.use, analysis.numbers["tokens"], out / "use.png")
@@ -160,7 +167,7 @@ def analyse_tokenizer(folder: Path, text: Path, out: Path) -> None:
 
 
 def analyse(slow: FSQTokenizer, fast: FSQTokenizerFast, text: str) -> Analysis:
-    """Slow and fast tokenizer are of one table."""
+    """Analyse the use of a vocabulary and its codes in a text. Both tokenizers must have the same vocabulary."""
     ids = np.array(fast(text, add_special_tokens=False, split_special_tokens=True, verbose=False).input_ids)
     counts = np.bincount(ids, minlength=len(fast))[slow.codes >= 0]
     table, total = slow.vocabulary, max(len(ids), 1)
@@ -208,44 +215,46 @@ def analyse(slow: FSQTokenizer, fast: FSQTokenizerFast, text: str) -> Analysis:
 
 
 def code_space(tokenizer: FSQTokenizer) -> FSQ:
-    """The quantization that a tokenizer's codes are of."""
+    """Return the quantization of the codes of a tokenizer."""
     count = (tokenizer.autoencoder_config or {}).get("num_quantizers", 1)
     return FSQ(tokenizer.levels[: len(tokenizer.levels) // count], num_quantizers=count)
 
 
 def zipf_exponent(ordered: np.ndarray) -> float:
-    """s of the line log(use) = c - s log(rank), fitted by least squares between `ZIPF_RANKS`; `ordered` is the use by
-    rank. 0 where too little is used."""
+    """Return the exponent s of Zipf's law, log(use) = c - s log(rank), by least squares over the ranks `ZIPF_RANKS`.
+    `ordered` are the uses by rank. The result is 0 if fewer than two of these ranks are used."""
     ranks = np.arange(*ZIPF_RANKS)
     ranks = ranks[ranks <= np.count_nonzero(ordered)]
     return -float(np.polyfit(np.log(ranks), np.log(ordered[ranks - 1]), 1)[0]) if len(ranks) > 1 else 0.0
 
 
 def nearest(values: torch.Tensor, index: int) -> list[int]:
-    """Of values `(V, n)` the rows nearest to one of them, without itself; ties by index."""
+    """Return the indices of the values `(V, n)` that are nearest to the one at `index`, without itself."""
     order = (values - values[index]).norm(dim=-1).argsort(stable=True)
     return order[order != index][:NEIGHBOURS].tolist()
 
 
 def family(coarse: np.ndarray, counts: np.ndarray, index: int) -> list[int]:
-    """The other tokens with the same coarse code `(V,)`, the most used first."""
+    """Return the indices of the other tokens with the same one of coarse codes `(V,)`, by decreasing `counts`
+    `(V,)`."""
     members = np.flatnonzero((coarse == coarse[index]) & (np.arange(len(coarse)) != index))
     return members[np.argsort(-counts[members], kind="stable")].tolist()
 
 
 def shown(spellings: Sequence[bytes], others: dict[int, list[int]]) -> dict[str, list[str]]:
-    """Pieces, and others of each, as a page shows them."""
+    """Return the pieces and, for each, the others, in the form of [`show`]."""
     return {show(spellings[i]): [show(spellings[j]) for j in ones] for i, ones in others.items()}
 
 
 def digit_shares(digits: np.ndarray, levels: Sequence[int], uses: np.ndarray | None) -> list[list[float]]:
-    """Of each column of digits `(V, n)` how often each value occurs, a code counting as often as it is used."""
+    """Return the share of each value in each column of digits `(V, n)`, weighted by `uses` `(V,)` if there are any."""
     counts = [np.bincount(column, uses, minlength=n).astype(float) for column, n in zip(digits.T, levels, strict=True)]
     return [(count / max(count.sum(), 1)).round(6).tolist() for count in counts]
 
 
 def mean_edits(spellings: Sequence[bytes], others: dict[int, list[int]]) -> float:
-    """Edits between pieces and others, divided by the length of the longer; mean over all pairs."""
+    """Return the mean, over pairs of a piece and one of its others, of the number of edits between them divided by the
+    number of bytes of the longer one."""
     ratios = [
         edits(spellings[piece], spellings[other]) / max(len(spellings[piece]), len(spellings[other]))
         for piece, ones in others.items()
@@ -255,7 +264,7 @@ def mean_edits(spellings: Sequence[bytes], others: dict[int, list[int]]) -> floa
 
 
 def edits(one: bytes, other: bytes) -> int:
-    """Fewest insertions, deletions and replacements of bytes between two strings (Levenshtein)."""
+    """Return the Levenshtein distance of two byte strings."""
     above = list(range(len(other) + 1))
     for i, byte in enumerate(one, 1):
         line = [i]
@@ -266,6 +275,7 @@ def edits(one: bytes, other: bytes) -> int:
 
 
 def show(piece: bytes) -> str:
+    """Return a piece as Markdown code, with visible spaces and control characters."""
     characters = piece.decode("utf-8", "backslashreplace")
     text = "".join(one if one.isprintable() else repr(one)[1:-1] for one in characters)
     text = text.replace(" ", "␣").replace("|", "¦")
@@ -273,7 +283,7 @@ def show(piece: bytes) -> str:
 
 
 def new_figure(columns: int, width: float, height: float) -> tuple[Any, Any]:
-    """A figure without a screen, and its axes side by side."""
+    """Return a figure that needs no display, and its axes side by side `(1, columns)`, of a size in inches."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -283,6 +293,7 @@ def new_figure(columns: int, width: float, height: float) -> tuple[Any, Any]:
 
 
 def save_figure(figure: Any, path: Path) -> None:
+    """Save a figure and close it."""
     import matplotlib.pyplot as plt
 
     figure.savefig(path, dpi=120)
@@ -290,7 +301,7 @@ def save_figure(figure: Any, path: Path) -> None:
 
 
 def plot_use(use: Sequence[Sequence[int]], tokens: float, path: Path) -> None:
-    """Use by rank, and a line of Zipf's law through the same number of tokens."""
+    """Plot the use by rank, and Zipf's law for the same number of tokens."""
     figure, axes = new_figure(1, 6, 4)
     rank, times = np.array(use).T
     axes[0, 0].loglog(rank, np.maximum(times, 0.5), marker=".", label="bytes and pieces")
@@ -301,7 +312,7 @@ def plot_use(use: Sequence[Sequence[int]], tokens: float, path: Path) -> None:
 
 
 def plot_digits(digits: dict[str, list[list[float]]], path: Path) -> None:
-    """How often each digit value occurs in each dimension: over the vocabulary, and over the text."""
+    """Plot the share of each digit value in each dimension, over the vocabulary and over the text."""
     dimensions = len(next(iter(digits.values())))
     figure, axes = new_figure(dimensions, 1.8 * dimensions, 3)
     for shift, (label, shares) in zip((-0.2, 0.2), digits.items(), strict=True):

@@ -1,5 +1,5 @@
-"""The rule by which a text is cut before it is segmented into pieces: no piece, which one token stands for, crosses a
-cut."""
+"""The pre-tokenization rule, which cuts a text into stretches before each stretch is segmented into pieces. A piece is
+the byte string of one token, and no piece crosses a cut."""
 
 import re
 
@@ -7,30 +7,31 @@ MAX_PIECE_BYTES = 16
 NUM_SPECIAL_TOKENS = 4
 """The tokens `<pad>`, `<bos>`, `<eos>` and `<mask>`."""
 
-# Only ASCII is told apart: every other character counts as a letter, so that the rule does not change with the version
-# of Unicode, and says the same of text and of its UTF-8 bytes. Together the alternatives of a pattern cover all bytes;
-# what the alphabet below shows as another character stands in brackets.
+# The rule distinguishes only ASCII characters, and every other character counts as a letter. Therefore it does not
+# depend on the version of Unicode, and is the same for a text and for its UTF-8 bytes. The alternatives of a pattern
+# together cover all bytes. Bytes that the alphabet below writes as another character are in brackets.
 _SPACE = r"[\t-\r ]"
 _LETTERS = r"[^\x00-@\[-`{-\x7f]+"
 _OTHERS = r"[^\t-\r 0-9A-Za-z\x80-\xff]+"
 _PATTERNS = {
-    # Inside words: a word with the space before it, a number, a run of punctuation, a run of white space.
+    # Stretches are a word with the space before it, a number, a run of punctuation, or a run of white space.
     "words": rf"[ ]?'?{_LETTERS}|[ ]?[0-9]+|[ ]?{_OTHERS}|{_SPACE}+(?![^\t-\r ])|{_SPACE}+",
-    # Across spaces: a line with the line ends after it.
+    # A stretch is a line with the line ends after it, so pieces may contain spaces.
     "lines": r"[^\n]*[\n]+|[^\n]+",
 }
 BOUNDARIES = tuple(_PATTERNS)
 
 
 def bytes_pattern(boundary: str) -> re.Pattern[bytes]:
-    """Compile the regular expression that finds one stretch of a text's UTF-8 bytes after the other. It also cuts bytes
-    that are no text, and loses none."""
+    """Compile the regular expression whose successive matches are the stretches of a text in UTF-8. The matches cover
+    every byte string without gaps, also invalid UTF-8."""
     return re.compile(_PATTERNS[boundary].encode("latin-1"))
 
 
 def byte_characters() -> list[str]:
-    """Return a printable character for each byte: the alphabet of GPT-2, which `tokenizers` calls ByteLevel."""
-    shown = [*range(33, 127), *range(161, 173), *range(174, 256)]  # these stand for themselves
+    """Return a printable character for each of the 256 bytes. This is the alphabet of GPT-2, which the library
+    `tokenizers` calls ByteLevel."""
+    shown = [*range(33, 127), *range(161, 173), *range(174, 256)]  # these bytes map to themselves
     hidden = [byte for byte in range(256) if byte not in shown]
     return [chr(byte if byte in shown else 256 + hidden.index(byte)) for byte in range(256)]
 
@@ -40,8 +41,8 @@ _FROM_CHARACTERS = {character: byte for byte, character in _TO_CHARACTERS.items(
 
 
 def characters_pattern(boundary: str) -> str:
-    """Return the pattern of [`bytes_pattern`] for bytes in this alphabet, in the regular expressions of
-    `tokenizers`."""
+    """Return the pattern of [`bytes_pattern`] for bytes in the ByteLevel alphabet, in the syntax of regular expressions
+    of the library `tokenizers`."""
 
     def show(match: re.Match[str]) -> str:
         one = re.compile(match[0].encode("latin-1"))
@@ -52,15 +53,15 @@ def characters_pattern(boundary: str) -> str:
 
 
 def to_characters(data: bytes) -> str:
-    """Write bytes in that alphabet."""
+    """Return bytes as text in the ByteLevel alphabet."""
     return data.decode("latin-1").translate(_TO_CHARACTERS)
 
 
 def from_characters(text: str) -> bytes:
-    """Return the bytes that `to_characters` wrote.
+    """Return the bytes of a text in the ByteLevel alphabet, the inverse of [`to_characters`].
 
     Raises:
-        ValueError: for a character outside of the alphabet.
+        ValueError: if a character is not in the alphabet.
     """
     try:
         return bytes(_FROM_CHARACTERS[character] for character in text)

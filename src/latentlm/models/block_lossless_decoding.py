@@ -1,4 +1,4 @@
-"""From ids back to bytes and text, and the names of tokens, for tokenizers whose tokens stand for bytes."""
+"""Decoding of ids to bytes and text, and the names of tokens, for tokenizers whose tokens represent bytes."""
 
 import codecs
 import re
@@ -12,7 +12,8 @@ BYTE_NAMES = re.compile("(?:<0x[0-9A-F]{2}>)+")
 
 
 def _keep_surrogates_or_replace(error: UnicodeError) -> tuple[str | bytes, int]:
-    """Codec error handler: an encoded lone surrogate comes back as it was, any other invalid byte becomes U+FFFD."""
+    """Handle a codec error: decode an encoded lone surrogate to that surrogate, and any other invalid byte to
+    U+FFFD."""
     try:
         return codecs.lookup_error("surrogatepass")(error)
     except UnicodeError:
@@ -23,16 +24,17 @@ codecs.register_error("latentlm.surrogates_or_replace", _keep_surrogates_or_repl
 
 
 class LosslessDecoding(PreTrainedTokenizerBase if TYPE_CHECKING else object):
-    """Mixin that goes before the tokenizer class of transformers, Python's or that of `tokenizers`.
+    """Mixin for the decoding of lossless tokenizers. It precedes the tokenizer class of transformers, slow or fast,
+    among the bases.
 
-    An added token always stands for its own text. If other bytes already have that name ("é" is the byte 0xE9 in the
-    alphabet of GPT-2), the token still gets an id of its own, and the bytes another name, `"<0xE9>"`.
+    An added token always represents its own text. If other bytes already have that name ("é" is the byte 0xE9 in the
+    alphabet of GPT-2), the token gets a new id, and the bytes are renamed, here to `"<0xE9>"`.
 
     Attributes:
-        token_names: the names of the ids from 0 on; special and added tokens follow.
-        token_ids: the ids by name.
-        token_lengths: the number of bytes of each of them, int64.
-        pad_token_id, bos_token_id, eos_token_id: each of these tokenizers has the three.
+        token_names: the names of the N plain ids, from 0 on. Special and added tokens follow them.
+        token_ids: the plain ids by name.
+        token_lengths: the number of bytes of each plain id, `(N,)`, int64.
+        pad_token_id, bos_token_id, eos_token_id: ids that every one of these tokenizers has.
     """
 
     token_names: list[str]
@@ -49,16 +51,16 @@ class LosslessDecoding(PreTrainedTokenizerBase if TYPE_CHECKING else object):
         def added_tokens_encoder(self) -> dict[str, int]: ...
 
     def spell(self, ids: np.ndarray) -> bytes:
-        """Return the bytes of ids `(N,)`, int64, none of them special or added."""
+        """Return the joined bytes of plain ids `(N,)`, int64."""
         raise NotImplementedError
 
     @classmethod
     def _from_pretrained(cls, resolved_vocab_files: dict[str, str | None], name: str, *args: Any, **kwargs: Any) -> Any:
-        """Load as everywhere in transformers.
+        """Load a tokenizer as transformers does.
 
         Raises:
-            OSError: for a folder without a tokenizer, where bytes would otherwise be taken for whatever the model was
-                trained on.
+            OSError: if the folder has no tokenizer. Byte ids would otherwise be used for a model that was trained on
+                others.
         """
         if resolved_vocab_files.get("tokenizer_config_file") is None:
             raise OSError(f"{name} holds no tokenizer: tokenizer_config.json is missing; a run saves it with its model")
@@ -69,10 +71,10 @@ class LosslessDecoding(PreTrainedTokenizerBase if TYPE_CHECKING else object):
         self.token_ids = {name: index for index, name in enumerate(token_names)}
 
     def _make_room(self, new_tokens: Iterable[str | AddedToken] | None, special: bool = False) -> None:
-        """Rename those bytes and pieces that have the name of a new token, but are not the same.
+        """Rename the plain ids that have the name of a new token but represent other bytes.
 
         Raises:
-            ValueError: for a text that is itself such another name.
+            ValueError: if the text of a new token has the form of such a new name, `"<0xE9>"`.
         """
         for token in new_tokens or ():
             text = str(token)
@@ -82,7 +84,7 @@ class LosslessDecoding(PreTrainedTokenizerBase if TYPE_CHECKING else object):
             if index is None:
                 continue
             spelled = self.spell(np.array([index]))
-            # A special token is never plain text, which decoding must not skip.
+            # Plain text must not have the id of a special token, because decoding skips special tokens.
             if special or getattr(token, "special", False) or spelled != text.encode("utf-8", "surrogatepass"):
                 name = "".join(f"<0x{byte:02X}>" for byte in spelled)
                 del self.token_ids[text]
@@ -99,10 +101,10 @@ class LosslessDecoding(PreTrainedTokenizerBase if TYPE_CHECKING else object):
     def convert_ids_to_tokens(self, ids: list[int], skip_special_tokens: bool = False) -> list[str]: ...
 
     def convert_ids_to_tokens(self, ids: Any, skip_special_tokens: bool = False) -> str | list[str]:
-        """Return the names of `ids`; `""` for an id beyond the vocabulary.
+        """Return the names of `ids`, or `""` for an id beyond the vocabulary.
 
         Raises:
-            ValueError: for a negative id.
+            ValueError: if an id is negative.
         """
         rows = check_ids(ids)
         added = self.added_tokens_decoder
@@ -118,8 +120,8 @@ class LosslessDecoding(PreTrainedTokenizerBase if TYPE_CHECKING else object):
         return names if rows.ndim else names[0]
 
     def convert_tokens_to_string(self, tokens: list[str]) -> str:
-        """Join tokens, given by name, to text. What is no token's name is taken as text, as where pipelines join
-        words."""
+        """Return the text of tokens, which are given by name. A string that is not the name of a token is taken as
+        text, because pipelines also join words with this method."""
         pieces = []
         for token in tokens:
             index: Any = self.convert_tokens_to_ids(token)
@@ -128,12 +130,13 @@ class LosslessDecoding(PreTrainedTokenizerBase if TYPE_CHECKING else object):
         return b"".join(pieces).decode("utf-8", self.decoding_errors)
 
     def decode_bytes(self, token_ids: Iterable[int], skip_special_tokens: bool = True) -> bytes:
-        """Return the exact bytes that `token_ids` stand for, valid UTF-8 or not.
+        """Return the exact bytes that `token_ids` represent, which need not be valid UTF-8.
 
-        Special tokens are left out, or written as their text with `skip_special_tokens=False`.
+        Args:
+            skip_special_tokens: if False, special tokens are decoded to their text.
 
         Raises:
-            ValueError: for a negative id, such as the -100 of ignored labels.
+            ValueError: if an id is negative, such as the -100 of ignored labels.
         """
         ids = check_ids(token_ids)
         is_plain = ids < len(self.token_names)
@@ -159,13 +162,14 @@ class LosslessDecoding(PreTrainedTokenizerBase if TYPE_CHECKING else object):
         errors: str | None = None,
         **kwargs: Any,
     ) -> str:
-        """Return the text of `token_ids`; `errors` names the codec's error handler. Spaces are never cleaned up."""
+        """Return the text of `token_ids`. `errors` names the error handler of the codec. Spaces are never cleaned
+        up."""
         data = self.decode_bytes(np.atleast_1d(check_ids(token_ids)), skip_special_tokens)
         return data.decode("utf-8", errors or self.decoding_errors)
 
     def apply_chat_template(self, *args: Any, **kwargs: Any) -> Any:
-        """Apply the template as everywhere in transformers. The mask of the assistant's tokens also covers all bytes of
-        its last character."""
+        """Apply the chat template as transformers does. The mask of the assistant's tokens also covers all tokens of
+        the last character of an answer."""
         encoded: Any = super().apply_chat_template(*args, **kwargs)
         if kwargs.get("return_assistant_tokens_mask"):
             masks = encoded["assistant_masks"]
@@ -180,10 +184,10 @@ class LosslessDecoding(PreTrainedTokenizerBase if TYPE_CHECKING else object):
 
 
 def check_ids(token_ids: Any) -> np.ndarray:
-    """Return ids as int64.
+    """Return ids, in the shape that they have, as int64.
 
     Raises:
-        ValueError: if one is negative.
+        ValueError: if an id is negative.
     """
     if hasattr(token_ids, "tolist"):
         token_ids = token_ids.tolist()

@@ -1,4 +1,4 @@
-"""What the lossless tokenizers share: every text goes through its bytes."""
+"""The base class of the lossless tokenizers in Python, which encode the UTF-8 bytes of a text."""
 
 import json
 import re
@@ -23,37 +23,38 @@ T = TypeVar("T")
 
 
 class LosslessTokenizer(LosslessDecoding, PreTrainedTokenizer):
-    """Base of the lossless tokenizers in Python; not a tokenizer by itself.
+    """Abstract base class of the lossless tokenizers in Python.
 
-    - `decode(encode(text))` restores every `str`, lone surrogates included (encoded as three bytes each, Python's
-      "surrogatepass"); `decode_bytes(encode_bytes(data))` restores every byte string.
-    - `decode` shows bytes that are not valid UTF-8 as U+FFFD. Where a model writes an encoded surrogate, that text
-      cannot be printed; `decode(ids, errors="replace")` always can.
-    - Special tokens written out in a text (`"<eos>"`) become that token, as everywhere in transformers;
-      `split_special_tokens=True` (in a call or in the constructor) reads them as plain text.
-    - Encodings know words and characters as those of fast tokenizers do (`word_ids()`, `char_to_token()`, …), and
-      `return_offsets_mapping=True` gives each token's `(start, end)` in characters; the tokens that share a character
-      all have its span.
-    - Pre-split words (`is_split_into_words=True`) stay separate: a space goes between two of them unless there is white
-      space already. Offsets are then relative to each word, and do not cover that space.
-    - Ids beyond the vocabulary (of a model whose embedding is rounded up) decode to nothing.
+    - `decode(encode(text))` restores every `str`, including lone surrogates, which are encoded as three bytes each
+      (Python's "surrogatepass"). `decode_bytes(encode_bytes(data))` restores every byte string.
+    - `decode` writes bytes that are not valid UTF-8 as U+FFFD. If a model generates an encoded surrogate, that text
+      cannot be printed; the text of `decode(ids, errors="replace")` always can.
+    - The text of a special token (`"<eos>"`) in an input is encoded as that token, as in transformers. With
+      `split_special_tokens=True`, in a call or in the constructor, it is read as plain text.
+    - Encodings have words and characters as those of fast tokenizers do (`word_ids()`, `char_to_token()` and others).
+      `return_offsets_mapping=True` returns the `(start, end)` of each token in characters. All tokens that share a
+      character have its span.
+    - Between two pre-split words (`is_split_into_words=True`) a space is inserted, unless there is white space already.
+      Offsets are then relative to each word, and do not cover that space.
+    - Ids beyond the vocabulary, which a model with a padded embedding may generate, decode to nothing.
 
     Args:
-        token_names: how the ids from 0 on are called.
-        token_lengths: bytes of each, int64.
-        special_tokens: by name (`pad_token`, ...), in the order of their ids, which follow.
-        add_bos_token: begin every encoded sequence with `<bos>`, as documents begin in training.
-        add_eos_token: end every encoded sequence with `<eos>`.
-        **kwargs: those of `PreTrainedTokenizer` (`model_max_length`, `padding_side`, `extra_special_tokens`, …).
+        token_names: the names of the N plain ids, from 0 on.
+        token_lengths: the number of bytes of each plain id, `(N,)`, int64.
+        special_tokens: the special tokens by the name of their attribute (such as `pad_token`), in the order of their
+            ids, which follow the plain ids.
+        add_bos_token: whether every encoded sequence begins with `<bos>`, as documents do in training.
+        add_eos_token: whether every encoded sequence ends with `<eos>`.
+        **kwargs: arguments of `PreTrainedTokenizer`, such as `model_max_length` and `extra_special_tokens`.
     """
 
     model_input_names = ["input_ids", "attention_mask"]
     word_pattern: re.Pattern[bytes]
-    """Finds the words of plain text, one after the other, for `find_words`."""
+    """The pattern whose successive matches are the words of plain text, for `find_words`."""
     space_ends_word = False
-    """Whether the space between two given words belongs to the first of them, not to the second."""
+    """Whether the space between two pre-split words belongs to the first of them, instead of the second."""
     name_decoder: Any = decoders.ByteFallback()
-    """Of the library `tokenizers`: what names of tokens mean. Here `"<0x61>"` is a byte."""
+    """The decoder, of the library `tokenizers`, that maps names of tokens to bytes. Here `"<0x61>"` is a byte."""
 
     def __init__(
         self,
@@ -80,17 +81,18 @@ class LosslessTokenizer(LosslessDecoding, PreTrainedTokenizer):
 
     @property
     def vocab_size(self) -> int:
-        """Number of ids without tokens that were added later, which `len(tokenizer)` counts too."""
+        """The number of ids without added tokens, which `len(tokenizer)` counts too."""
         return len(self.token_names) + len(self.special_names)
 
     @property
     def is_fast(self) -> bool:
-        """Always True: pipelines and collators read it as whether encodings know words and characters."""
+        """True, because pipelines and collators test this to learn whether encodings have words and characters."""
         return True
 
     @property
     def backend_tokenizer(self) -> SimpleNamespace:
-        """An object with what `generate(stop_strings=…)` reads, so that it compares bytes instead of characters."""
+        """An object with the attributes that `generate(stop_strings=…)` reads, with which it compares bytes instead of
+        characters."""
         return SimpleNamespace(decoder=self.name_decoder, normalizer=None)
 
     def _convert_token_to_id(self, token: str) -> int | None:
@@ -104,8 +106,8 @@ class LosslessTokenizer(LosslessDecoding, PreTrainedTokenizer):
         return super()._add_tokens(new_tokens, special_tokens)
 
     def _update_trie(self, unique_no_split_tokens: list[str] | None = None) -> None:
-        """Compile the pattern that finds added tokens in a text, the longest first. It is called whenever tokens were
-        added."""
+        """Compile the pattern that matches added tokens in a text, the longest first. transformers calls this whenever
+        tokens are added."""
         super()._update_trie(unique_no_split_tokens)
         patterns = []
         for token in sorted(self._added_tokens_decoder.values(), key=lambda token: -len(token.content)):
@@ -118,11 +120,11 @@ class LosslessTokenizer(LosslessDecoding, PreTrainedTokenizer):
     # --- text to ids ------------------------------------------------------------------------------------------------
 
     def encode_bytes(self, data: bytes) -> list[int]:
-        """Return the ids of any byte string, without special tokens: `decode_bytes` gives exactly `data` back."""
+        """Return the ids of any byte string, without special tokens. `decode_bytes` is the inverse."""
         raise NotImplementedError
 
     def _encode_text(self, text: str, split_special_tokens: bool) -> list[Part]:
-        """Cut `text` into parts; special and added tokens in it are recognised unless split."""
+        """Return the parts of `text`. Special and added tokens in it are parts of their own, unless they are split."""
         parts = []
 
         def add_plain(start: int, end: int) -> None:
@@ -134,14 +136,14 @@ class LosslessTokenizer(LosslessDecoding, PreTrainedTokenizer):
         for match in () if split_special_tokens else self._added_tokens_pattern.finditer(text):
             add_plain(position, match.start())
             group = match.lastindex
-            assert group is not None  # each alternative is one
+            assert group is not None  # each alternative is a group
             parts.append(Part([self._added_tokens_encoder[match[group]]], None, *match.span(group)))
             position = match.end()
         add_plain(position, len(text))
         return parts
 
     def _encode_words(self, words: Sequence[str], split_special_tokens: bool) -> list[Part]:
-        """Return the parts of each word in turn, with spaces between words."""
+        """Return the parts of all words in order, with spaces between words."""
         before = missing_spaces(words)
         after = [False] * len(words)
         if self.space_ends_word:
@@ -152,13 +154,13 @@ class LosslessTokenizer(LosslessDecoding, PreTrainedTokenizer):
         for index, word in enumerate(words):
             spaced = " " * before[index] + word + " " * after[index]
             for part in self._encode_text(spaced, split_special_tokens):
-                assert part.start is not None and part.end is not None  # it comes from text
+                assert part.start is not None and part.end is not None  # parts of text have a place
                 start, end = part.start - before[index], part.end - before[index]
                 parts.append(replace(part, start=start, end=end, word=index, word_length=len(word)))
         return parts
 
     def _encode_input(self, text: Any, split_special_tokens: bool) -> list[Part]:
-        """Return the parts of a text, of words, or of ids."""
+        """Return the parts of an input, which is a text, a list of words, or a list of ids."""
         if isinstance(text, str):
             return self._encode_text(text, split_special_tokens)
         if isinstance(text, (list, tuple)):
@@ -169,8 +171,8 @@ class LosslessTokenizer(LosslessDecoding, PreTrainedTokenizer):
         raise ValueError(f"expected a string, a list of strings or a list of ids, got {type(text).__name__}")
 
     def find_words(self, ids: list[int]) -> list[int]:
-        """Return the word of each id, none of them added around a text; a special or added token is a word by
-        itself."""
+        """Return the index of the word of each id. The ids contain no special tokens around the text. A special or
+        added token in the text is a word of its own."""
         words: list[int] = []
         count = 0
         for is_plain, run in groupby(ids, lambda index: index < len(self.token_names)):
@@ -192,7 +194,7 @@ class LosslessTokenizer(LosslessDecoding, PreTrainedTokenizer):
         split_special_tokens: bool | None = None,
         **kwargs: Any,
     ) -> list[str]:
-        """Return the names of the tokens of `text` (`"<0x61>"` for `"a"`), without those added around it."""
+        """Return the names of the tokens of `text` (`"<0x61>"` for `"a"`), without special tokens around it."""
         split = self.split_special_tokens if split_special_tokens is None else split_special_tokens
         parts = self._encode_text(text, split)
         return self.convert_ids_to_tokens(all_ids(parts))
@@ -212,7 +214,11 @@ class LosslessTokenizer(LosslessDecoding, PreTrainedTokenizer):
         return_length: bool = False,
         **kwargs: Any,
     ) -> BatchEncoding:
-        """Encode one text or many, or pairs, through buffers instead of one Python string per token."""
+        """Encode one or many texts or pairs of texts, without one Python string per token.
+
+        Raises:
+            ValueError: if overflowing tokens are to be returned as tensors.
+        """
         if kwargs.get("sanitize_control_tokens"):
             return super()._encode_plus(
                 text,
@@ -266,7 +272,12 @@ class LosslessTokenizer(LosslessDecoding, PreTrainedTokenizer):
         return_offsets_mapping: bool = False,
         **kwargs: Any,
     ) -> tuple[Row, dict[str, Any]]:
-        """Encode one text or pair without padding: return where its ids come from, and the fields of the encoding."""
+        """Encode one text or pair without padding. Return the sources of its ids, and the fields of the encoding.
+
+        Raises:
+            ValueError: if overflowing tokens of a pair are requested with truncation 'longest_first', or offsets of
+                ids.
+        """
         split = self.split_special_tokens if split_special_tokens is None else split_special_tokens
         is_pair = text_pair is not None
         texts = [text, text_pair] if is_pair else [text]
@@ -306,7 +317,7 @@ class LosslessTokenizer(LosslessDecoding, PreTrainedTokenizer):
         return row, prepared
 
     def _places(self, row: Row) -> np.ndarray:
-        """Return which text each id comes from, 0 or 1; -1 for ids around the texts."""
+        """Return the text of each of the n ids, 0 or 1, or -1 for special tokens around the texts: `(n,)`, int64."""
         texts = [[number] * len(all_ids(parts)[cut]) for number, (parts, cut) in enumerate(row.sources)]
         bos, eos = (
             -1 if row.framed and token is not None else None for token in (self.bos_token_id, self.eos_token_id)
@@ -314,7 +325,7 @@ class LosslessTokenizer(LosslessDecoding, PreTrainedTokenizer):
         return np.array(self._frame(*pair_of(texts), bos, eos), dtype=np.int64)
 
     def _offsets(self, row: Row) -> list[Offset]:
-        """Return the characters of each id, `(0, 0)` for ids around the text."""
+        """Return the `(start, end)` of each id in characters, `(0, 0)` for special tokens around the text."""
         places = self._places(row)
         offsets = np.zeros((len(places), 2), dtype=np.int64)
         for number, (parts, cut) in enumerate(row.sources):
@@ -323,7 +334,7 @@ class LosslessTokenizer(LosslessDecoding, PreTrainedTokenizer):
         return [(start, end) for start, end in offsets.tolist()]
 
     def _make_encoding(self, row: Row, length: int, padding_side: str) -> Encoding:
-        """Make the encoding of a sequence that was padded to `length`, as a fast tokenizer has it."""
+        """Return the encoding of a sequence, padded to `length`, in the form that fast tokenizers return."""
         texts = [all_ids(parts)[cut] for parts, cut in row.sources]
         around = (self.bos_token_id, self.eos_token_id) if row.framed else (None, None)
         ids = self._frame(*pair_of(texts), *around)
@@ -333,7 +344,7 @@ class LosslessTokenizer(LosslessDecoding, PreTrainedTokenizer):
         for number, (parts, cut) in enumerate(row.sources):
             inside = np.flatnonzero(places == number).tolist()
             word_of_ids = [part.word for part in parts for _ in part.ids]
-            if None in word_of_ids:  # plain text
+            if None in word_of_ids:  # parts of unsplit text have no word
                 word_of_ids = self.find_words(all_ids(parts))
             for place, word in zip(inside, word_of_ids[cut], strict=True):
                 words[place] = word
@@ -354,7 +365,8 @@ class LosslessTokenizer(LosslessDecoding, PreTrainedTokenizer):
         return encoding
 
     def _frame(self, first: list[int], second: list[int] | None, bos: int | None, eos: int | None) -> list[int]:
-        """Put `bos` and `eos` around `first` (and `second`), each where it is added (None: never)."""
+        """Return `first` (and `second`), each between `bos` and `eos`. These are left out if they are None or their
+        option is off."""
         before = [bos] if self.add_bos_token and bos is not None else []
         after = [eos] if self.add_eos_token and eos is not None else []
         framed = before + first + after
@@ -379,7 +391,7 @@ class LosslessTokenizer(LosslessDecoding, PreTrainedTokenizer):
         return [0] * len(self.build_inputs_with_special_tokens(token_ids_0, token_ids_1))
 
     def _pad(self, encoded_inputs: Any, *args: Any, padding_side: str | None = None, **kwargs: Any) -> dict[str, Any]:
-        """Pad the offsets along with what the base class pads."""
+        """Pad the fields that the base class pads, and the offsets."""
         padded = super()._pad(encoded_inputs, *args, padding_side=padding_side, **kwargs)
         if "offset_mapping" in padded:
             offsets = list(padded["offset_mapping"])
@@ -398,17 +410,17 @@ class LosslessTokenizer(LosslessDecoding, PreTrainedTokenizer):
 
     @property
     def saved_framing(self) -> dict[str, Any]:
-        """The two options as `tokenizer_config.json` needs them; transformers leaves them out."""
+        """The fields `add_bos_token` and `add_eos_token` of `tokenizer_config.json`, which transformers leaves out."""
         return {"add_bos_token": self.add_bos_token, "add_eos_token": self.add_eos_token}
 
 
 def pair_of(texts: list[T]) -> tuple[T, T | None]:
-    """Return one text or two as a pair, whose second part may be None."""
+    """Return a list of one or two elements as a pair, whose second element is None if there is only one."""
     return texts[0], texts[1] if len(texts) > 1 else None
 
 
 def add_to_config(file_names: tuple[str, ...], fields: dict[str, Any]) -> None:
-    """Add fields to the `tokenizer_config.json` among the files that are being saved."""
+    """Add fields to `tokenizer_config.json`, whose path is among the saved files."""
     config_file = Path(next(name for name in file_names if str(name).endswith("tokenizer_config.json")))
     config = json.loads(config_file.read_text(encoding="utf-8")) | fields
     text = json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False)
@@ -416,10 +428,10 @@ def add_to_config(file_names: tuple[str, ...], fields: dict[str, Any]) -> None:
 
 
 def split_batch(text: Any, text_pair: Any, is_split_into_words: bool) -> tuple[bool, list[tuple[Any, Any]]]:
-    """Return whether these are many texts, and each text with its pair (or None), by the rules of transformers.
+    """Return whether an input is a batch, and each text with its second text or None, by the rules of transformers.
 
     Raises:
-        ValueError: if texts and pairs are not equally many, or a row is neither a text nor a pair.
+        ValueError: if the numbers of first and second texts differ, or a row is neither a text nor a pair.
     """
     first = text[0] if isinstance(text, (list, tuple)) and text else None
     if not isinstance(text, (list, tuple)) or isinstance(first, (str if is_split_into_words else int)):
@@ -434,7 +446,7 @@ def split_batch(text: Any, text_pair: Any, is_split_into_words: bool) -> tuple[b
     for row in text:
         is_row = isinstance(row, (list, tuple)) and not all(isinstance(index, int) for index in row)
         if is_row and is_split_into_words and not isinstance(row, tuple):
-            is_row = False  # a list holds words
+            is_row = False  # a list of words is one text
         if is_row and len(row) > 2:
             raise ValueError(f"expected a text or a pair of texts, got {len(row)} texts")
         rows.append((*row, None)[:2] if is_row else (row, None))

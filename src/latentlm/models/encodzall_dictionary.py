@@ -1,4 +1,4 @@
-"""The words of a language, for repairs: which words it knows, and which of them are spelled much like another."""
+"""The dictionary for repairs, which tests whether a word is known and lists the known words with similar spellings."""
 
 import re
 import zlib
@@ -11,13 +11,14 @@ from torch import nn
 from transformers import initialization as init
 
 LETTERS = re.compile(r"[^\W\d_]+")
-SHORTEST = 3  # letters of a run that has to be known: shorter ones are initials and units as often as words
-BUCKETS = 32  # of letters: a to z have one each
-PREFIX = 31  # letters at most that a packed word takes from the one before it
+SHORTEST = 3  # letters of a run that is looked up; shorter runs are often initials or units
+BUCKETS = 32  # number of buckets of letters, of which a to z have one each
+PREFIX = 31  # largest number of letters that a packed word shares with the word before it
 
 
 def count_edits(one: str, other: str) -> int:
-    """The optimal string alignment distance: characters inserted, left out, replaced, or swapped with the next."""
+    """Return the optimal string alignment distance: the number of characters that are inserted, deleted, substituted,
+    or transposed with the next one."""
     before, row = [0] * (len(other) + 1), [*range(len(other) + 1)]
     for i, letter in enumerate(one, 1):
         before, last, row = row, before, [i]
@@ -30,6 +31,7 @@ def count_edits(one: str, other: str) -> int:
 
 
 def count_letters(word: str) -> list[float]:
+    """Return the number of letters of a word in each of the 32 buckets."""
     counts = [0.0] * BUCKETS
     for letter in word:
         counts[ord(letter) % BUCKETS] += 1
@@ -37,10 +39,11 @@ def count_letters(word: str) -> list[float]:
 
 
 def pack_words(words: Iterable[str]) -> bytes:
-    """Words, sorted and compressed: of each how many letters it has in common with the one before it, and the rest.
+    """Return words in sorted order, compressed. Each word is stored as the number of letters that it shares with the
+    word before it, and the remaining letters (front coding).
 
     Raises:
-        ValueError: if there are none, or one is not of letters in lower case.
+        ValueError: if there are no words, or a word has other characters than letters in lower case.
     """
     before, parts = "", []
     for word in sorted({*words}):
@@ -56,7 +59,7 @@ def pack_words(words: Iterable[str]) -> bytes:
 
 
 class Words:
-    """What [`pack_words`] has packed, to look words up."""
+    """The words that [`pack_words`] has packed, with methods to look them up."""
 
     def __init__(self, packed: bytes):
         word, self.words = "", []
@@ -68,21 +71,23 @@ class Words:
         self.letters = torch.tensor([count_letters(word) for word in self.words])
 
     def knows(self, text: str) -> bool:
-        """Whether all runs of at least three letters are words here, in any case; so is what has no such run."""
+        """Return whether all runs of at least three letters in a text are known words, in upper or lower case. A text
+        without such a run counts as known."""
         return all(len(run) < SHORTEST or run in self.known for run in LETTERS.findall(text.lower()))
 
     def near(self, word: str, most: int) -> list[str]:
-        """The words, sorted, at most `most` edits from a word in lower case."""
-        # Letters that one has more of than the other must be inserted, or replace others: the larger of both numbers
-        # is no more than the edits, and twice that is the sum of both and their difference.
+        """Return the known words, sorted, that are at most `most` edits from a word in lower case."""
+        # Let a and b be the numbers of letters that only one and only the other word has. An edit removes at most one
+        # letter of each kind, so there are at least max(a, b) edits, and 2 max(a, b) = (a + b) + |a - b|.
         differing = torch.cdist(torch.tensor([count_letters(word)]), self.letters, p=1)[0]
         possible = differing + (self.lengths - len(word)).abs() <= 2 * most
         candidates = (self.words[index] for index in possible.nonzero()[:, 0].tolist())
         return [candidate for candidate in candidates if count_edits(word, candidate) <= most]
 
     def respell(self, text: str) -> list[str]:
-        """A text of one run of letters with each word near that in its place, in its case: at one edit, or at two of
-        five letters and more, since most short words are two edits from hundreds."""
+        """Return a text with its run of letters replaced, in turn, by each known word near it, in the same case. The
+        words are one edit away, or up to two edits from a run of at least five letters, because most short words are
+        two edits from hundreds of others. A text that does not have exactly one run has no respellings."""
         runs = LETTERS.findall(text)
         if len(runs) != 1:
             return []
@@ -95,7 +100,7 @@ read_words = lru_cache(maxsize=4)(Words)
 
 
 class Dictionary(nn.Module):
-    """Words `(N,)`, uint8, packed in a buffer, which the checkpoint carries. 0 until they are set."""
+    """The packed words as a buffer `(N,)`, uint8, which is a part of the checkpoint. It is 0 until words are set."""
 
     packed: torch.Tensor
 
@@ -107,7 +112,8 @@ class Dictionary(nn.Module):
         init.zeros_(self.packed)
 
     def read(self) -> Words:
-        """
+        """Return the words.
+
         Raises:
             ValueError: if no words were set.
         """

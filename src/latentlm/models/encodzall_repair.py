@@ -1,15 +1,16 @@
-"""Repairs of EncodZall: what a word may have been before noise changed it, by the noisy channel.
+"""Repair of noisy words with EncodZall, by the noisy channel model (Shannon 1948; for spelling Kernighan, Church and
+Gale 1990).
 
     score(new) = log p(changed) - log p(kept) + log p(new | changed, text) + log p(old | new)
 
-The first two are the gate's, which sees the noisy text as the word decoder does: with the third they are
-log p(new | text) - log p(old | text), where a word that is kept costs nothing to spell. The last is an edit model. With
-a dictionary a factor is added, in a text of n words
+The gate predicts the first two terms and the word decoder the third; both read the noisy text. The sum of these terms
+is log p(new | text) - log p(old | text), since the spelling of a word that is kept is certain. The last term is an edit
+model, -`edit_cost` nats for each edit. With a dictionary, another term is added for a text of n words,
 
     unknown_word_odds / sqrt(n) * (known(new) - known(old)),
 
-and the words near an unknown one are candidates beside those of the beam search. The root is measured, not derived: the
-more words stand around one, the better the gate tells by itself whether it is right.
+where known is 1 or 0. The dictionary words near an unknown word are then candidates in addition to those of the beam
+search. The factor 1 / sqrt(n) is empirical: with more words of context, the gate alone detects wrong words better.
 """
 
 from collections.abc import Callable, Iterable
@@ -24,17 +25,17 @@ from .configuration_encodzall import EncodzallConfig
 from .encodzall_dictionary import Dictionary, Words, count_edits, pack_words
 from .encodzall_words import BOS, EOS, NUM_BYTES, WHITE_SPACE, text_ids
 
-TOGETHER = 512  # candidates of the dictionary, scored at a time
+TOGETHER = 512  # number of candidates of the dictionary that are scored in one batch
 
 
 @dataclass
 class Repair:
-    """Another spelling of a word, its white space included.
+    """A new spelling of a word, including its white space.
 
     Attributes:
-        start, end: first and last + 1 byte of the word in its text.
-        new: the other bytes.
-        score: nats by which they are likelier than those that are there.
+        start, end: the bytes `start` to `end` - 1 of the text are the word.
+        new: the bytes of the new spelling.
+        score: log-odds, in nats, of the new spelling against the present one.
     """
 
     start: int
@@ -53,14 +54,25 @@ def search_repairs(
     num_beams: int,
     max_bytes: int,
 ) -> list[tuple[bytes, float]]:
-    """For each word the best other spelling that a beam search finds, and its score, if that is above what is known of
-    it. A higher threshold finds the same or nothing: no score grows with further bytes.
+    """Search for better spellings of words with a beam search.
+
+    The score of a beam never rises with further bytes. Hence a higher threshold yields the same repair or none.
 
     Args:
-        odds: of each word the log-odds that it was changed.
-        best: of each word the best spelling that is known, and its score; the word itself and the threshold if none is.
-        score: log-probabilities `(n, V)` of the ids that follow beginnings `(n, l)` of words `(n,)`, whose index it is.
-        cost: nats, at least 0, that a spelling of a word, whose index it is, costs besides.
+        words: the bytes of each word.
+        odds: the log-odds, in nats, that each word was changed, from which the scores of its beams start.
+        best: the best known spelling of each word and its score, which are the word itself and the threshold if none is
+            known.
+        score: returns the log-probabilities `(n, V)` of the next id after beginnings `(n, l)` of the words with indices
+            `(n,)`.
+        cost: returns the nats, at least 0, that are subtracted from the score of a complete spelling of the word with
+            an index.
+        threshold: words whose log-odds are not above it are not searched.
+        num_beams: number of beams of each word.
+        max_bytes: largest number of bytes of a spelling.
+
+    Returns:
+        `best`, with the spellings that the search has found where their scores are higher.
     """
     best = [*best]
     open_words = torch.tensor([index for index, odd in enumerate(odds) if odd > threshold], dtype=torch.long)
@@ -79,7 +91,7 @@ def search_repairs(
             total -= cost(index, new)
             if total > best[index][1]:
                 best[index] = (bytes(spelled), total)
-        # The beams of each word that go on: the best `num_beams`, if they are still above its best.
+        # The best `num_beams` beams of each word are continued if their scores are above that of its best spelling.
         totals, byte = following[:, :NUM_BYTES].topk(num_beams)
         beam = torch.arange(len(ids)).repeat_interleave(num_beams)
         totals, byte, word = totals.flatten(), byte.flatten(), open_words[beam]
@@ -95,12 +107,13 @@ def search_repairs(
 
 
 def is_whole(data: bytes, start: int, end: int) -> bool:
-    """Whether a word is not a part of one that was cut."""
+    """Return whether the bytes `start` to `end` - 1 are a whole word, and not a part of a word that was split because
+    it is too long."""
     return (not start or data[start - 1] in WHITE_SPACE) and (end == len(data) or data[end - 1] in WHITE_SPACE)
 
 
 def apply_repairs(data: bytes, repairs: list[Repair], threshold: float) -> bytes:
-    """A text with its repairs above the threshold; every other byte is copied."""
+    """Return a text with the repairs whose scores are above the threshold. All other bytes are copied."""
     pieces, position = [], 0
     for repair in repairs:
         if repair.score > threshold:
@@ -110,7 +123,7 @@ def apply_repairs(data: bytes, repairs: list[Repair], threshold: float) -> bytes
 
 
 class EncodzallRepairs:
-    """Goes among the bases of the denoising model, which has `model`, `config`, `gate`, decoders and `lm_head`."""
+    """Mixin of the denoising model, which has `model`, `config`, `gate`, the decoders and `lm_head`."""
 
     config: EncodzallConfig
     device: Any
@@ -124,8 +137,11 @@ class EncodzallRepairs:
     word_log_probabilities: Any
 
     def set_dictionary(self, words: Iterable[str], unknown_word_odds: float) -> None:
-        """Gives the model words of the language, in lower case, which repairs then know, and `unknown_word_odds` of the
-        configuration. `save_pretrained` saves them.
+        """Set the dictionary of the model and `unknown_word_odds` of its configuration. `save_pretrained` saves both.
+
+        Args:
+            words: words of the language, in lower case.
+            unknown_word_odds: nats that a repair gains by replacing an unknown word by a known one.
 
         Raises:
             ValueError: if a word has other characters than letters in lower case, or there is none; if the odds are
@@ -145,18 +161,20 @@ class EncodzallRepairs:
         threshold: float | None = None,
         **kwargs: Any,
     ) -> list[str]:
-        """The texts, repaired: with a gate word by word ([`find_repairs`]), and else by `generate()`.
+        """Return the repaired texts. A model with a gate repairs single words ([`find_repairs`]) and copies all other
+        bytes. A model without one rewrites each text with `generate()`.
 
         Args:
-            tokenizer: of the model; one with a gate reads bytes and needs none.
-            threshold: of a model with a gate: nats by which a repair has to be likelier than the word as it is, at
-                least 0, by default `denoise_threshold`; infinity copies. Words that are not repaired are copied to the
-                byte.
-            kwargs: those of [`find_repairs`], or of `generate()`; by default greedy, and at most twice as long.
+            texts: the noisy texts.
+            tokenizer: the tokenizer of a model without a gate. A model with a gate reads bytes and needs none.
+            threshold: for a model with a gate, the score in nats, at least 0, above which a repair is applied. The
+                default is `denoise_threshold`; with infinity, texts are copied.
+            kwargs: arguments of [`find_repairs`] or of `generate()`. By default, the latter decodes greedily, and its
+                output has at most twice the length of the input plus 16 ids.
 
         Raises:
-            ValueError: if a text is longer than `max_position_embeddings`; if the threshold is below 0 or there is no
-                gate for it; if a gate has no `edit_cost`.
+            ValueError: if a text is longer than `max_position_embeddings`, if the threshold is below 0 or the model has
+                no gate for it, or if a model with a gate has no `edit_cost`.
         """
         if self.config.gate_loss_weight:
             threshold = self.config.denoise_threshold if threshold is None else threshold
@@ -177,13 +195,15 @@ class EncodzallRepairs:
 
     @torch.no_grad()
     def find_repairs(self, texts: list[str], threshold: float = 0.0, num_beams: int = 4) -> list[list[Repair]]:
-        """Of each text, in order, the words for which another spelling is likelier by more than `threshold` nats, with
-        the likeliest that a beam search finds, or that the dictionary has near an unknown word: what `denoise` writes.
-        Only words whose odds are above the threshold are searched, since no spelling adds to them: the gate's, and
-        those of a word that the dictionary does not know.
+        """Return the repairs of each text, in the order of its words, that [`denoise`] applies.
+
+        A word has a repair if the score of another spelling is above `threshold` nats. The candidates are those of a
+        beam search, and the dictionary words near an unknown word; the repair is the best of them. The other terms of
+        the score are not positive. Therefore only words are searched whose log-odds of the gate, plus the term of an
+        unknown word, are above the threshold.
 
         Raises:
-            ValueError: as [`denoise`]; if there is a dictionary without words.
+            ValueError: as in [`denoise`], or if the dictionary has no words.
         """
         config, edit_cost = self.config, self.config.edit_cost
         if not config.gate_loss_weight or edit_cost is None:
@@ -204,16 +224,17 @@ class EncodzallRepairs:
         odds = self.gate(memory).squeeze(-1).float()  # (B, S)
         starts = encoded.word_positions.tolist()
         known: Words | None = None if self.dictionary is None else self.dictionary.read()
-        num_words = encoded.word_mask.sum(1, keepdim=True) - 1  # (B, 1), without the end
+        num_words = encoded.word_mask.sum(1, keepdim=True) - 1  # (B, 1), not counting the end
         unknown_odds = num_words.clamp(min=1).float().rsqrt() * (0.0 if known is None else config.unknown_word_odds)
         is_open = (encoded.word_mask & (odds + unknown_odds > threshold)).nonzero().tolist()
-        spans = [(b, s, starts[b][s], starts[b][s + 1]) for b, s in is_open if starts[b][s] < len(data[b])]  # no end
+        # The end of a text is not repaired.
+        spans = [(b, s, starts[b][s], starts[b][s + 1]) for b, s in is_open if starts[b][s] < len(data[b])]
         if not spans:
             return repairs
         vectors = torch.stack([memory[b, s] for b, s, _, _ in spans])
         old = [data[b][start:end] for b, _, start, end in spans]
         old_texts = [word.decode(errors="replace") for word in old]
-        # The parts of a word that is too long are no words that a dictionary has.
+        # The parts of a word that is too long are not looked up in the dictionary.
         factors = [unknown_odds[b].item() * is_whole(data[b], start, end) for b, _, start, end in spans]
 
         def odds_if_unknown(index: int, word: str) -> float:
@@ -248,7 +269,8 @@ class EncodzallRepairs:
         return repairs
 
     def score_spellings(self, words: torch.Tensor, spelled: list[bytes]) -> list[float]:
-        """Log-probabilities of spellings in the word decoder, each from its vector in the memory `(n, D)`."""
+        """Return the log-probabilities, in nats, of n spellings in the word decoder, each from its vector in the memory
+        `(n, D)`."""
         scores: list[float] = []
         for start in range(0, len(spelled), TOGETHER):
             part = [torch.tensor([*one]) for one in spelled[start : start + TOGETHER]]
@@ -257,8 +279,8 @@ class EncodzallRepairs:
         return scores
 
     def following_bytes(self, words: torch.Tensor, beginnings: torch.Tensor) -> torch.Tensor:
-        """Log-probabilities `(n, V)`, float32, of the ids that follow beginnings `(n, l)` of the spellings of words, in
-        the word decoder, from their vectors in the memory `(n, D)`."""
+        """Return the log-probabilities `(n, V)`, float32, in nats, of the next id after the beginnings `(n, l)` of
+        spellings in the word decoder, each from its vector in the memory `(n, D)`."""
         inputs = nn.functional.pad(beginnings, (1, 0), value=BOS)
         offset = torch.arange(inputs.shape[1], device=inputs.device).expand_as(inputs)
         word = torch.arange(len(inputs), device=inputs.device).unsqueeze(1).expand_as(inputs)

@@ -1,4 +1,5 @@
-"""Spelling: the word decoder of EncodZall predicts the bytes of words, each from its vector alone."""
+"""Spelling with the word decoder of EncodZall, which predicts the bytes of each word from the vector of that word
+alone."""
 
 from typing import Any
 
@@ -25,14 +26,16 @@ class EncodzallSpelling:
     lm_head: Any
 
     def refuse_no_word_decoder(self) -> None:
+        """Raise ValueError if the model has no word decoder."""
         if self.config.word_decoder == "none":
             raise ValueError("`word_decoder` is 'none': this model fills no masks; it was trained to repair noise.")
 
     def spell(
         self, memory: torch.Tensor, ids: torch.Tensor, spelling: Spelling
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        """Return logits `(N, V)` and targets `(N,)` of spelling the words of ids `(B, T)`, each from its vector in the
-        memory `(B, S, D)` alone, and the penalties of LearnedDropout's masks `(N, K)` if there are any."""
+        """Return logits `(N, V)` and targets `(N,)` of the N bytes and ends of the words of ids `(B, T)`. Each is
+        predicted from the vector of its word in the memory `(B, S, D)`. Also return the penalties of LearnedDropout's
+        masks `(N, K)` if there are any."""
         config = self.config
         targets = take(ids, spelling["target"], EOS)  # (R, L)
         before = nn.functional.pad(targets[:, :-1], (1, 0))
@@ -47,12 +50,13 @@ class EncodzallSpelling:
     def spell_words(
         self, words: torch.Tensor, spelled: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return logits `(N, V)` and targets `(N,)` of spelling words, each from its vector alone, and the word of each
-        `(N,)`.
+        """Return logits `(N, V)` and targets `(N,)` of the N bytes and ends of words, each predicted from the vector of
+        its word, and the index of that word `(N,)`.
 
         Args:
-            words: `(W, D)`, vectors in the memory.
-            spelled: `(W, L)`, ids of their bytes, -1 after the last; the end of a text is an empty word.
+            words: `(W, D)`, vectors of the words in the memory.
+            spelled: `(W, L)`, int64, ids of the bytes of the words, -1 after the last. The end of a text is an empty
+                word.
         """
         ids = nn.functional.pad(spelled.cpu(), (0, 1), value=EOS)
         spelling = pack_spelling(ids, torch.where(ids < 0, -1, 0), 1, self.config.packed_row_length)
@@ -62,8 +66,8 @@ class EncodzallSpelling:
 
     @torch.no_grad()
     def word_log_probabilities(self, words: torch.Tensor, spelled: torch.Tensor) -> torch.Tensor:
-        """Return the log-probability `(W,)`, float32, in nats, that the word decoder spells `spelled` `(W, L)` (-1
-        after the last byte) from the vectors `words` `(W, D)`, the end of the word included."""
+        """Return the log-probabilities `(W,)`, float32, in nats, of the spellings `spelled` `(W, L)` (-1 after the last
+        byte) and the ends of words, given their vectors `words` `(W, D)`."""
         logits, targets, word = self.spell_words(words, spelled)
         values = -nn.functional.cross_entropy(logits.float(), targets, reduction="none")
         return values.new_zeros(len(words)).index_add(0, word, values)
@@ -72,11 +76,18 @@ class EncodzallSpelling:
     def fill_mask(
         self, texts: list[str], tokenizer: PreTrainedTokenizerBase, top_k: int = 5, num_beams: int = 20
     ) -> list[list[list[tuple[str, float]]]]:
-        """Fill the masks of texts (`"The <mask> s<vowel>t."`) with what the word decoder spells.
+        """Fill the masks of texts (`"The <mask> s<vowel>t."`) with spellings of the word decoder.
+
+        Args:
+            texts: texts with masks.
+            tokenizer: the tokenizer of the model.
+            top_k: largest number of words to return for each masked word.
+            num_beams: number of beams of the search.
 
         Returns:
             For each text, and each of its masked words in order, up to `top_k` words, best first. Each comes with its
-            log-probability in nats, which includes the white space or the end after it. Characters without a mask stay.
+            log-probability in nats, which includes the white space or the end after it. Unmasked characters of the word
+            do not change.
 
         Raises:
             ValueError: if the model has no word decoder.
@@ -92,7 +103,7 @@ class EncodzallSpelling:
                     *spelled, closing = spelled
 
                 def score(beginnings: list[bytes], vector: torch.Tensor = memory[row, word]) -> list[list[float]]:
-                    tried = torch.tensor([[*beginning] for beginning in beginnings]).long()  # all as long
+                    tried = torch.tensor([[*beginning] for beginning in beginnings]).long()  # all of equal length
                     logits, _, _ = self.spell_words(vector.expand(len(tried), -1), tried)
                     return logits.unflatten(0, (len(tried), -1))[:, -1].float().log_softmax(-1).tolist()
 

@@ -1,4 +1,5 @@
-"""Generation with the Abstractinator: the cache for `generate()`, and `generate_bytes`, which samples codes first."""
+"""Generation with the Abstractinator: the cache for `generate()`, and `generate_bytes`, which samples a code and then
+the bytes of its segment."""
 
 from collections.abc import Callable
 from typing import Any, NoReturn
@@ -19,7 +20,7 @@ from .block_row_cache import where_active
 
 
 class AbstractinatorGeneration(GenerationMixin):
-    """Mixin that goes before `GenerationMixin` among the bases of the model, which has `model`."""
+    """Mixin of the language model, which has `model`. It extends `GenerationMixin`."""
 
     config: Any
     model: Any
@@ -33,12 +34,12 @@ class AbstractinatorGeneration(GenerationMixin):
                 f"`cache_implementation` is {generation_config.cache_implementation!r}, but an Abstractinator has a "
                 "cache of its own kind: leave it out."
             )
-        # As the outputs of the installed transformers call it.
+        # The name that the cache has in the outputs of the installed version of transformers.
         name = "cache" if "cache" in BaseModelOutputWithPast.__dataclass_fields__ else "past_key_values"
         if generation_config.use_cache is not False and model_kwargs.get(name) is None:
             model_kwargs[name] = AbstractinatorCache()
             return False
-        mixin: Any = super()  # marks one that is given as such
+        mixin: Any = super()  # marks a cache that the caller passes as user-defined
         return mixin._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
 
     def init_continuous_batching(self, *args: Any, **kwargs: Any) -> NoReturn:
@@ -57,19 +58,24 @@ class AbstractinatorGeneration(GenerationMixin):
         top_p: float | None = None,
         byte_temperature: float = 1.0,
     ) -> list[bytes]:
-        """Continue each prompt: sample a top code, expand it level by level to bytes until the entropy model opens the
-        next segment, and so on until the text ends.
+        """Continue each prompt with sampled codes. A top code is sampled and expanded, level by level, to bytes, until
+        the entropy model opens the next segment. This repeats until the text ends.
 
-        The prompt's end closes the open segment of every level, so that the first new byte begins one.
+        The end of a prompt closes the open segment of every level, so the first new byte opens a new one.
 
         Args:
-            prompts: any bytes; may be empty.
-            max_new_bytes: of each, at most.
-            temperature, top_k, top_p: of the codes; temperature 0 takes the likeliest.
-            byte_temperature: of all that is expanded from a code; 0 takes the likeliest.
+            prompts: any byte strings, which may be empty.
+            max_new_bytes: largest number of new bytes of each text.
+            temperature, top_k, top_p: parameters of the sampling of top codes. Temperature 0 takes the most likely one.
+            byte_temperature: temperature of the sampling of all symbols below a top code, which are bytes and the codes
+                of the levels between. 0 takes the most likely one.
+
+        Returns:
+            Each prompt with its continuation.
 
         Raises:
-            ValueError: if there is no top model with a categorical head, or a text would not fit.
+            ValueError: if there is no top model with a categorical head, if a text may become longer than
+                `max_position_embeddings`, or if a temperature is below 0.
         """
         config = self.config
         if self.model.top is None or config.top_head != "categorical":
@@ -84,7 +90,7 @@ class AbstractinatorGeneration(GenerationMixin):
         active = torch.ones(len(prompts), dtype=torch.bool, device=self.device)
         new: list[torch.Tensor] = []
         while len(new) < max_new_bytes:
-            # All that the host reads of a symbol, at once: is there a text to continue, and does one need a code?
+            # The host reads both flags in one copy: whether a text continues, and whether one needs a code.
             continues, opens = torch.stack((active, active & sampler.cache.levels[0].opens)).any(1).tolist()
             if not continues:
                 break
@@ -96,7 +102,7 @@ class AbstractinatorGeneration(GenerationMixin):
 
 
 def chooser(temperature: float, top_k: int | None, top_p: float | None) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Return a function that picks ids `(n,)` by logits `(n, V)`."""
+    """Return a function that samples ids `(n,)` from logits `(n, V)`, or takes the argmax at temperature 0."""
     if temperature < 0:
         raise ValueError(f"`temperature` is {temperature}, but it must be at least 0.")
     if temperature == 0:
@@ -106,15 +112,20 @@ def chooser(temperature: float, top_k: int | None, top_p: float | None) -> Calla
         warpers.append(TopKLogitsWarper(top_k))
     if top_p is not None:
         warpers.append(TopPLogitsWarper(top_p))
-    no_ids: Any = None  # which no warper reads
+    no_ids: Any = None  # these warpers do not read the ids
     return lambda logits: warpers(no_ids, logits.float()).softmax(-1).multinomial(1).squeeze(1)
 
 
 class CodeSampler:
-    """Decoding from sampled codes, for rows that need their next code at different times.
+    """Decoding from sampled codes for a batch whose rows need their next codes at different times.
 
-    Each level waits with its last symbol until it is known whether the next one opens a segment, whose code comes from
-    the level above; only then does its expander read that symbol.
+    The expander of a level reads the last symbol only when it is known whether the next symbol opens a segment, because
+    the code of that segment then comes from the level above.
+
+    Args:
+        model: the model with its levels and a top model.
+        choose_code: returns top codes `(n,)` for logits `(n, V)`.
+        choose_symbol: returns bytes, or digits of lower codes, `(n,)` for logits `(n, V)`.
     """
 
     top_states: torch.Tensor  # (B, D), from which the next top code is predicted
@@ -130,7 +141,7 @@ class CodeSampler:
         self.choose_code, self.choose_symbol = choose_code, choose_symbol
 
     def start(self, ids: torch.Tensor) -> None:
-        """Begin with only the first id of each row `(B,)`; the codes of its segments are still to be chosen."""
+        """Fill the cache with only the first id of each row, `(B,)`, and sample the codes of its segments."""
         model, everywhere = self.model, torch.ones_like(ids, dtype=torch.bool)
         model.new_cache(self.cache, len(ids), model.levels[0].input_embedding.table.weight.detach())
         self.top_states = model.top.stack.step(self.cache.top, everywhere, model.top.begin(torch.zeros_like(ids)))
@@ -142,7 +153,12 @@ class CodeSampler:
             level.notice(state, everywhere, first, model.ends_text(ids) if i == 0 else ~everywhere)
 
     def read(self, ids: torch.Tensor, mask: torch.Tensor) -> None:
-        """Compress the prompts `(B, T)`, whose open segments end here."""
+        """Fill the cache with prompts `(B, T)`, whose open segments are closed.
+
+        Args:
+            ids: `(B, T)`, int64, padded on the right.
+            mask: `(B, T)`, bool, which ids are real.
+        """
         model = self.model
         pyramid = model.expand_rows(model.compress_rows(ids, mask.sum(1)))
         model.new_cache(self.cache, len(ids), pyramid.states[0])
@@ -163,15 +179,16 @@ class CodeSampler:
         self.top_states = pyramid.top_states.gather(1, at).squeeze(1)
 
     def next_symbols(self, i: int, active: torch.Tensor, opens: bool | None = None) -> torch.Tensor:
-        """Return the next symbols `(B, digits)` of level i in the active rows `(B,)`, bool; in others they mean
-        nothing.
+        """Return the next symbols `(B, digits)` of level i. Those of inactive rows are undefined.
 
         Args:
-            opens: whether one of these rows opens a segment; read from the rows if None.
+            i: the level, from 0 on.
+            active: `(B,)`, bool.
+            opens: whether an active row opens a segment. It is read from the device if None.
         """
         level, state = self.model.levels[i], self.cache.levels[i]
         opening = active & state.opens
-        # No row opens a segment at most symbols, and then all that is above, the greater part of the work, is skipped.
+        # For most symbols no row opens a segment. The levels above, which are most of the work, are then skipped.
         if opening.any() if opens is None else opens:
             self.open(i, opening)
         states = level.expand_last(state, active)
@@ -181,7 +198,8 @@ class CodeSampler:
         return symbols
 
     def open(self, i: int, opening: torch.Tensor) -> None:
-        """Choose the code of the next segment of level i in opening rows `(B,)`, and let its expander see it."""
+        """Choose the code of the next segment of level i in the opening rows `(B,)`, bool, and add it to the memory of
+        the expander."""
         level, state = self.model.levels[i], self.cache.levels[i]
         row = level.code_rows(level.quantizer.embed(self.next_codes(i, opening)))
         level.expander.open_row(state.expander, opening, row, state.row)
@@ -191,7 +209,8 @@ class CodeSampler:
             self.top_states = where_active(opening, states, self.top_states)
 
     def next_codes(self, i: int, active: torch.Tensor) -> torch.Tensor:
-        """Return the next codes `(B, digits)` of level i in the active rows, from the part above it."""
+        """Return the next codes `(B, digits)` of level i from the level above it, or from the top model. Those of
+        inactive rows are undefined."""
         if i + 1 < len(self.model.levels):
             return self.next_symbols(i + 1, active)
         return self.model.top.head.sample(self.top_states, self.choose_code)

@@ -1,7 +1,7 @@
 """The auto-regressive encoder-decoder: a causal encoder, then a causal decoder that also cross-attends to the encoder
 output. One pass predicts the next token at every position. The original design comes from github.com/yiphei/yif-AI.
 
-Blocks, the beginning and end of the forward, and the losses are in block_encoder_decoder.py, which the parallel model
+The layers, the other parts of the forward and the losses are in block_encoder_decoder.py, which the parallel model
 shares.
 """
 
@@ -10,7 +10,7 @@ from .configuration_ar_encoder_decoder import AREncoderDecoderConfig
 
 
 class AREncoderDecoderModel(EncoderDecoderModel):
-    """The encoder and the decoder, without head: the decoder starts from the encoder's output through the bridge."""
+    """The encoder and the decoder, without a head. The decoder starts from the encoder output, through the bridge."""
 
     config: AREncoderDecoderConfig  # pyright: ignore[reportIncompatibleVariableOverride]
 
@@ -30,7 +30,7 @@ class AREncoderDecoderModel(EncoderDecoderModel):
 
 
 class AREncoderDecoderForCausalLM(EncoderDecoderForCausalLM):
-    """[`AREncoderDecoderModel`] with a head that predicts the next token, and the embedding loss where it is on."""
+    """[`AREncoderDecoderModel`] with a head that predicts the next token, and the optional embedding loss."""
 
     config: AREncoderDecoderConfig  # pyright: ignore[reportIncompatibleVariableOverride]
     model_class = AREncoderDecoderModel

@@ -15,7 +15,7 @@ from .configuration_decoder_only import DecoderOnlyConfig
 
 
 class DecoderOnlyPreTrainedModel(CausalPreTrainedModel):
-    """Base class of the decoder-only models: flags and recorded outputs."""
+    """Base class of the decoder-only models, with the flags and recorded outputs of transformers."""
 
     config: DecoderOnlyConfig
     _no_split_modules = ["PreNormLayer"]
@@ -30,7 +30,7 @@ class DecoderOnlyPreTrainedModel(CausalPreTrainedModel):
 
 
 class DecoderOnlyModel(CausalModel, DecoderOnlyPreTrainedModel):
-    """The decoder-only transformer without head: hidden states `(B, T, D)` from ids."""
+    """The decoder-only transformer without a head, which computes hidden states `(B, T, D)` from ids `(B, T)`."""
 
     def build_layers(self, config: DecoderOnlyConfig) -> None:
         attention, count = FORMS[config.attention_form], config.num_hidden_layers

@@ -2,7 +2,7 @@
 stream predicts the next token, and each of its layers cross-attends to the encoder layer of its own depth. The original
 design comes from github.com/yiphei/yif-AI.
 
-Blocks, the beginning and end of the forward, and the losses are in block_encoder_decoder.py, which the auto-regressive
+The layers, the other parts of the forward and the losses are in block_encoder_decoder.py, which the auto-regressive
 model shares.
 """
 
@@ -11,7 +11,7 @@ from .configuration_parallel_encoder_decoder import ParallelEncoderDecoderConfig
 
 
 class ParallelEncoderDecoderModel(EncoderDecoderModel):
-    """Both streams, without head: each decoder layer reads the encoder layer of its own depth."""
+    """Both streams, without a head. Each decoder layer cross-attends to the encoder layer of its own depth."""
 
     config: ParallelEncoderDecoderConfig  # pyright: ignore[reportIncompatibleVariableOverride]
 
@@ -20,11 +20,11 @@ class ParallelEncoderDecoderModel(EncoderDecoderModel):
         encoder_states = hidden_states = embeddings
         start = len(self.encoder_layers) - len(self.decoder_layers)
         for depth, encoder_layer in enumerate(self.encoder_layers):
-            if depth == start:  # with equal depths: of the embeddings themselves
+            if depth == start:  # with equal depths, the bridge reads the embeddings
                 hidden_states = self.cross_bridge(encoder_states, positions)
             encoder_states, layer_penalties = encoder_layer(encoder_states, None, shared_attention, **shared)
             penalties.append(layer_penalties)
-            if depth >= start:  # reads the encoder stream just updated
+            if depth >= start:  # the decoder layer reads the encoder stream after its update
                 hidden_states, layer_penalties = self.decoder_layers[depth - start](
                     hidden_states, encoder_states, shared_attention, memory_rotary=memory_rotary, **shared
                 )

@@ -1,4 +1,4 @@
-"""Runs: the recipe, the run folder, its checkpoints, logs and curves."""
+"""Runs, which consist of a recipe and a run folder with checkpoints, logs and curves."""
 
 from .arguments import LatentTrainingArguments
 from .checkpoints import CheckpointError

@@ -1,4 +1,4 @@
-"""The training section of a recipe: transformers' `TrainingArguments` and fields of our own."""
+"""The `training` section of a recipe, which is transformers' `TrainingArguments` with additional fields."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,7 +12,7 @@ from transformers.utils.generic import ExplicitEnum
 
 logger = logging.get_logger(__name__)
 
-# Options of Trainer that would have no effect here, or a wrong one: what they must be, and why.
+# Options of Trainer that would have no effect or a wrong one, with the only valid value and the reason.
 FIXED_OPTIONS: dict[str, tuple[Any, str]] = {
     "label_smoothing_factor": (0, "the models compute their own named losses and know no label smoothing"),
     "average_tokens_across_devices": (True, "then processes with fewer tokens would weigh more"),
@@ -25,17 +25,18 @@ FIXED_OPTIONS: dict[str, tuple[Any, str]] = {
 
 
 class OwnOptimizerNames(ExplicitEnum):
-    """What `optim` may be beside the names of transformers."""
+    """The values of `optim` in addition to those of transformers."""
 
     MUON = "muon"
 
 
-@dataclass(repr=False)  # the one of transformers hides tokens
+@dataclass(repr=False)  # inherits `__repr__` of transformers, which hides tokens
 class LatentTrainingArguments(TrainingArguments):
-    """`TrainingArguments` with the defaults that exact resuming and honest logs need, and sample outputs.
+    """`TrainingArguments` with defaults for exact resuming and unfiltered logs, and options for sample outputs and
+    Muon.
 
     Raises:
-        ValueError: for options that would silently change the named losses.
+        ValueError: for an option that would have no effect or change the named losses, or a value out of its range.
     """
 
     restore_callback_states_from_checkpoint: bool = field(
@@ -70,7 +71,7 @@ class LatentTrainingArguments(TrainingArguments):
     muon_momentum: float = field(default=0.95, metadata={"help": "Momentum of Muon (Nesterov's)."})
 
     def __getstate__(self) -> dict[str, Any]:
-        """What pickles hold, such as the `training_args.bin` of a plain `Trainer`: all but the token."""
+        """Return the state without the token, for pickles such as `training_args.bin` of a plain `Trainer`."""
         return {**self.__dict__, "hub_token": None}
 
     def __post_init__(self):
@@ -78,7 +79,7 @@ class LatentTrainingArguments(TrainingArguments):
             self.use_cpu = True
         uses_muon = self.optim == OwnOptimizerNames.MUON
         if uses_muon:
-            self.optim = OptimizerNames.ADAMW_TORCH_FUSED  # transformers takes its own names alone
+            self.optim = OptimizerNames.ADAMW_TORCH_FUSED  # transformers accepts only its own names
         super().__post_init__()
         if uses_muon:
             self.optim = OwnOptimizerNames.MUON
@@ -90,7 +91,7 @@ class LatentTrainingArguments(TrainingArguments):
                 "`num_decay_steps` in it, the steps at the end in which the rate falls to zero."
             )
         if self.n_gpu > 1:
-            # Without a launcher transformers falls back to DataParallel, which loses the named losses.
+            # Without a launcher, transformers would use DataParallel, which drops the named losses.
             logger.warning(f"Training on one of {self.n_gpu} GPUs; `accelerate launch -m latentlm.train` uses all.")
             self._n_gpu = 1
         for name, (value, reason) in FIXED_OPTIONS.items():

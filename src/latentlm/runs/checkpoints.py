@@ -1,7 +1,7 @@
-"""Checkpoints that are complete or invisible.
+"""Checkpoints that are written atomically.
 
-A checkpoint is written under a hidden name and renamed when every process is done. Its `checkpoint.json` lists each
-file with its size, so that one that was cut short later (a partial copy, a full disk) is recognised before it is used.
+A checkpoint is written under a hidden name and renamed when every process has written its part. Its `checkpoint.json`
+lists each file with its size, so that later damage (a partial copy, a full disk) is detected before it is used.
 """
 
 import json
@@ -22,11 +22,12 @@ CHECKPOINT_NAME = re.compile(r"checkpoint-(\d+)")
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint that cannot be read or written; the message says which, why, and what is left."""
+    """The error of a checkpoint that cannot be read or written. The message names the checkpoint, the reason and the
+    usable checkpoints."""
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write a small text file so that a reader sees the old content or the new, never a part."""
+    """Write a small text file atomically, so that a reader sees either the old or the new content."""
     staging = path.with_name(f".saving-{path.name}")
     with open(staging, "w", encoding="utf-8") as file:
         file.write(text)
@@ -36,22 +37,22 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def write_manifest(folder: Path, facts: dict[str, Any]) -> None:
-    """List the files of `folder` with their sizes in bytes, after making sure that they are on the disk."""
+    """Flush the files of `folder` to disk, and write `checkpoint.json` with `facts` and their sizes in bytes."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     for path in files:
-        with open(path, "r+b") as file:  # Windows syncs only what may be written to
+        with open(path, "r+b") as file:  # Windows syncs only files that are open for writing
             os.fsync(file.fileno())
     sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
     write_atomically(folder / MANIFEST, json.dumps({**facts, "files": sizes}, indent=2) + "\n")
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """`checkpoint.json`: step, processes, whether it is resumable, and the size of each file."""
+    """Return the content of `checkpoint.json`: step, processes, whether it is resumable, and the size of each file."""
     return json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
 
 
 def find_damage(folder: Path) -> str | None:
-    """What keeps a run from resuming at the checkpoint `folder`, or `None` if nothing does."""
+    """Return why a run cannot resume from the checkpoint `folder`, or None if it can."""
     damage = find_missing(folder)
     if damage is None and not read_manifest(folder)["resumable"]:
         return "it holds the model only (save_only_model), no optimizer state"
@@ -59,7 +60,7 @@ def find_damage(folder: Path) -> str | None:
 
 
 def find_missing(folder: Path) -> str | None:
-    """Why the checkpoint `folder` is not as it was saved, or `None` if it is."""
+    """Return the damage of the checkpoint `folder`, or None if all its files have the sizes that were saved."""
     try:
         manifest = read_manifest(folder)
         files, _ = manifest["files"], manifest["resumable"]
@@ -77,7 +78,7 @@ def find_missing(folder: Path) -> str | None:
 
 
 def list_checkpoints(run_folder: Path) -> list[Path]:
-    """The folders `checkpoint-<step>` of a run, complete or not, lowest step first."""
+    """Return the folders `checkpoint-<step>` of a run, complete or not, by increasing step."""
     if not run_folder.is_dir():
         return []
     folders = [path for path in run_folder.iterdir() if path.is_dir() and CHECKPOINT_NAME.fullmatch(path.name)]
@@ -85,12 +86,13 @@ def list_checkpoints(run_folder: Path) -> list[Path]:
 
 
 def checkpoint_step(folder: Path) -> int:
-    """The step in the name of a checkpoint folder."""
+    """Return the step in the name of a checkpoint folder."""
     return int(folder.name.removeprefix("checkpoint-"))
 
 
 def last_complete_checkpoint(run_folder: Path) -> Path | None:
-    """The checkpoint with the highest step that a run can resume from; damaged ones are skipped with a warning."""
+    """Return the checkpoint with the highest step from which a run can resume, or None. Others are skipped with a
+    warning."""
     for folder in reversed(list_checkpoints(run_folder)):
         damage = find_damage(folder)
         if damage is None:
@@ -100,10 +102,10 @@ def last_complete_checkpoint(run_folder: Path) -> Path | None:
 
 
 def resolve_checkpoint(path: str | os.PathLike) -> Path:
-    """The checkpoint that `path` names: a checkpoint folder, or a run folder for its last complete one.
+    """Return the checkpoint of `path`, which is a checkpoint folder, or a run folder for its last complete checkpoint.
 
     Raises:
-        CheckpointError: if it does not exist or is incomplete.
+        CheckpointError: if the checkpoint does not exist or is incomplete.
     """
     folder = Path(path)
     if not folder.is_dir():
@@ -122,7 +124,7 @@ def resolve_checkpoint(path: str | os.PathLike) -> Path:
 
 
 def publish(staging: Path, final: Path) -> None:
-    """Give the finished folder `staging` its visible name, in place of an older folder of that name."""
+    """Rename the finished folder `staging` to `final`, and delete an older folder with that name."""
     replaced = final.with_name(f".replaced-{final.name}")
     remove(replaced)
     if final.exists():
@@ -132,7 +134,8 @@ def publish(staging: Path, final: Path) -> None:
 
 
 def remove(folder: Path) -> None:
-    """Delete a folder; a visible checkpoint vanishes first, so that no half of it is ever found."""
+    """Delete a folder. A visible checkpoint is first renamed to a hidden name, so that no partly deleted checkpoint is
+    visible."""
     if not folder.exists():
         return
     if not folder.name.startswith(HIDDEN_PREFIXES):
@@ -143,14 +146,14 @@ def remove(folder: Path) -> None:
 
 
 def remove_leftovers(run_folder: Path) -> None:
-    """Delete what a killed process left half written."""
+    """Delete the hidden files and folders that a killed process has left in a run folder."""
     for path in run_folder.iterdir():
         if path.name.startswith(HIDDEN_PREFIXES):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def rotate(run_folder: Path, limit: int | None, keep: str | None) -> None:
-    """Delete the oldest checkpoints beyond `limit`, never the newest and never `keep` (the best one)."""
+    """Delete the oldest checkpoints beyond `limit`, except the newest one and `keep`, the best one."""
     if not limit or limit <= 0:
         return
     complete = [folder for folder in list_checkpoints(run_folder) if (folder / MANIFEST).exists()]

@@ -1,4 +1,4 @@
-"""Recipes: commented YAML of model, data and training fields, checked before anything runs.
+"""Recipes, which are YAML files with model, data and training fields. They are checked before anything runs.
 
 model:
   config: .                  # folder with a config.json, beside this file; or `model_type:`, or `from_pretrained:`
@@ -37,18 +37,18 @@ from .redaction import HIDDEN, SECRET_NAME, URL_USER, redact
 RECIPE_FILE = "recipe.yaml"
 SECTIONS = ("model", "data", "training")
 MODEL_SOURCES = ("config", "model_type", "from_pretrained")
-# What a configuration file says about itself, and what the tokenizer decides.
+# Fields that describe a configuration file itself, and fields that the tokenizer determines.
 BOOKKEEPING = {"architectures", "auto_map", "transformers_version", "model_type", "dtype", "torch_dtype"}
 TOKENIZER_FIELDS = ("pad_token_id", "bos_token_id", "eos_token_id")
-MIN_VOCAB_SIZE = 259  # of any tokenizer here: the bytes and three special tokens
+MIN_VOCAB_SIZE = 259  # smallest size of a tokenizer of this package, for the bytes and three special tokens
 
 
 class RecipeError(ValueError):
-    """A recipe that cannot be run; the message names the field, the value and what would be right."""
+    """The error of a recipe that cannot be run. The message names the field, its value and valid values."""
 
 
 class RecipeLoader(yaml.SafeLoader):
-    """YAML with the scalars people mean: `1e-3` is a number, `no` and `off` are words."""
+    """A YAML loader that reads `1e-3` as a number, and `no` and `off` as strings."""
 
 
 RecipeLoader.yaml_implicit_resolvers = {
@@ -70,15 +70,15 @@ class Recipe:
     """A checked recipe.
 
     Args:
-        model: fields of the configuration that the recipe sets, without `vocab_size` and special token ids unless it
-            sets them itself.
-        data: the data section: what to train on.
-        training: the training section: how to train.
+        model: fields of the configuration. `vocab_size` and the ids of special tokens are among them only if the recipe
+            sets them.
+        data: the data section.
+        training: the training section.
         model_type: the architecture.
-        from_pretrained: model to start from instead of random weights, if any.
-        training_fields: the training fields that were set, by the recipe or on the command line.
-        max_position_embeddings: the longest context of the model, if it has a limit.
-        generation: generation defaults found beside the configuration, if any.
+        from_pretrained: the model to start from, or None for random weights.
+        training_fields: the training fields that the recipe or the command line sets.
+        max_position_embeddings: the longest context of the model, or None without a limit.
+        generation: the generation defaults in the folder of the configuration or of the recipe, or None.
     """
 
     model: dict[str, Any]
@@ -86,12 +86,17 @@ class Recipe:
     training: LatentTrainingArguments
     model_type: str
     from_pretrained: str | None
-    training_fields: dict[str, Any] = dataclasses.field(repr=False)  # the token is among them
+    training_fields: dict[str, Any] = dataclasses.field(repr=False)  # these may include the token
     max_position_embeddings: int | None
     generation: GenerationConfig | None = None
 
     def build_config(self, tokenizer: PreTrainedTokenizerBase | None) -> PreTrainedConfig:
-        """The model's configuration, with the vocabulary and the special tokens of `tokenizer`, if it reads tokens."""
+        """Return the configuration of the model, with the vocabulary size and the special tokens of `tokenizer`, if
+        there is one.
+
+        Raises:
+            RecipeError: if the vocabulary of the model is smaller than the tokenizer, or a field is invalid.
+        """
         if tokenizer is None:
             return check_model(self.model_type, self.from_pretrained, self.model)
         fields = {**self.model, **self.tokenizer_fields(tokenizer)}
@@ -114,11 +119,11 @@ class Recipe:
 
     @property
     def tokenizer_name(self) -> str:
-        """The tokenizer that the data section names."""
+        """The tokenizer of the data section, or the model type if that section has none."""
         return getattr(self.data, "tokenizer", self.model_type)
 
     def tokenizer_fields(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-        """Fields of the configuration that the tokenizer decides, beside its size and special tokens."""
+        """Return the fields of the configuration that the tokenizer determines, except its size and special tokens."""
         reference = architecture(self.model_type).tokenizer_fields
         try:
             return {} if reference is None else resolve(reference)(tokenizer)
@@ -128,7 +133,12 @@ class Recipe:
             ) from error
 
     def build_model(self, tokenizer: PreTrainedTokenizerBase | None, auto_class: type) -> Any:
-        """The model to train: random weights from the current seed, or pretrained ones."""
+        """Return the model to train, with pretrained weights or with random ones from the current state of the random
+        number generators.
+
+        Raises:
+            RecipeError: if the tokenizer does not match the model.
+        """
         config, missing_keys = self.build_config(tokenizer), None
         if self.from_pretrained is None:
             model = auto_class.from_config(config)
@@ -150,7 +160,7 @@ class Recipe:
         return model
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
-        """Everything needed to repeat the run, without the folder that it is written to."""
+        """Return all fields that determine the run, without its folder."""
         model = {"model_type": self.model_type, **self.model}
         if self.from_pretrained is not None:
             model = {"from_pretrained": self.from_pretrained, **self.model}
@@ -163,6 +173,7 @@ class Recipe:
         }
 
     def to_yaml(self) -> str:
+        """Return [`to_dict`] as YAML with a comment."""
         header = f"# Written by latentlm {latentlm.__version__}: the recipe as it was run, command line included.\n"
         return f"{header}{yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)}"
 
@@ -172,11 +183,11 @@ def load_recipe(path: str | Path, overrides: dict[str, Any] | None = None) -> Re
 
     Args:
         path: the YAML file.
-        overrides: fields by flat name (`learning_rate`) or with their section (`training.learning_rate`). Strings are
-            read as YAML scalars, as on the command line.
+        overrides: values of fields by name (`learning_rate`), or by section and name (`training.learning_rate`).
+            Strings are parsed as YAML, as on the command line.
 
     Raises:
-        RecipeError: for an unknown field (naming the nearest right one), a value of the wrong type, a missing file.
+        RecipeError: for an unknown field, a value of the wrong type or out of its range, or a missing file.
     """
     path = Path(path)
     recipe = read_mapping(path)
@@ -186,7 +197,7 @@ def load_recipe(path: str | Path, overrides: dict[str, Any] | None = None) -> Re
     recipe = {section: dict(recipe.get(section) or {}) for section in SECTIONS}
 
     overrides = dict(overrides or {})
-    for name in list(overrides):  # the architecture decides which fields the model has: first of all
+    for name in list(overrides):  # these come first, because the architecture determines the fields of the model
         if name.removeprefix("model.") in MODEL_SOURCES:
             for other in MODEL_SOURCES:
                 recipe["model"].pop(other, None)
@@ -217,13 +228,13 @@ def load_recipe(path: str | Path, overrides: dict[str, Any] | None = None) -> Re
 
     tokenizer = recipe["data"].get("tokenizer")
     if isinstance(tokenizer, str) and (path.parent / tokenizer).is_dir():
-        recipe["data"]["tokenizer"] = os.path.normpath(path.parent / tokenizer)  # one that lies beside the recipe
+        recipe["data"]["tokenizer"] = os.path.normpath(path.parent / tokenizer)  # a folder relative to the recipe
     training = {"output_dir": default_output_dir(path), **recipe["training"]}
     generation = next((f for f in (source_folder, path.parent) if f and (f / "generation_config.json").exists()), None)
     model = {**folder_fields, **recipe["model"]}
     if from_pretrained is None:
         model = {**own_defaults(CONFIG_MAPPING[model_type]), **model}
-    # The vocabulary is that of a tokenizer which is not there yet.
+    # The vocabulary size is that of a tokenizer that is loaded or trained later.
     waits = from_pretrained is None and "tokenizer" in fields["data"]
     unknown = {"vocab_size": MIN_VOCAB_SIZE} if waits else {}
     config = check_model(model_type, from_pretrained, {**unknown, **model})
@@ -248,7 +259,11 @@ def load_recipe(path: str | Path, overrides: dict[str, Any] | None = None) -> Re
 
 
 def read_mapping(path: Path) -> dict[str, Any]:
-    """A YAML file of sections, each a mapping."""
+    """Read a YAML file of sections, each of which is a mapping or empty.
+
+    Raises:
+        RecipeError: if the file is missing or cannot be read, or has another structure.
+    """
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
@@ -266,7 +281,11 @@ def read_mapping(path: Path) -> dict[str, Any]:
 
 
 def resolve_architecture(model: dict[str, Any], recipe_folder: Path) -> tuple[dict[str, Any], str, Path | None]:
-    """Fields of the configuration folder (if any), the model type, and the folder."""
+    """Return the fields of the configuration folder (none without one), the model type, and the folder or None.
+
+    Raises:
+        RecipeError: unless the recipe names exactly one source of the model, which exists.
+    """
     sources = [name for name in MODEL_SOURCES if model.get(name) is not None]
     if len(sources) != 1:
         raise RecipeError(
@@ -290,7 +309,7 @@ def resolve_architecture(model: dict[str, Any], recipe_folder: Path) -> tuple[di
         except ValueError as error:
             raise RecipeError(f"model.config: {folder / 'config.json'} is not valid JSON: {error}.") from error
         model_type = fields.get("model_type")
-        # The vocabulary of a folder is that of its own tokenizer; a recipe may use another.
+        # The vocabulary size of a folder is that of its own tokenizer, but a recipe may use another one.
         dropped = {*BOOKKEEPING, *TOKENIZER_FIELDS, "vocab_size"}
         fields = {name: value for name, value in fields.items() if name not in dropped}
     if model_type not in CONFIG_MAPPING:
@@ -299,7 +318,7 @@ def resolve_architecture(model: dict[str, Any], recipe_folder: Path) -> tuple[di
 
 
 def own_defaults(config_class: type[PreTrainedConfig]) -> dict[str, Any]:
-    """Defaults of the fields that the architecture declares, without what the tokenizer decides."""
+    """Return the defaults of the fields that the architecture declares, except those that the tokenizer determines."""
     inherited = {field.name for field in dataclasses.fields(PreTrainedConfig)} | {"vocab_size", *TOKENIZER_FIELDS}
     return {
         field.name: field.default
@@ -309,7 +328,11 @@ def own_defaults(config_class: type[PreTrainedConfig]) -> dict[str, Any]:
 
 
 def check_model(model_type: str, from_pretrained: str | None, fields: dict[str, Any]) -> PreTrainedConfig:
-    """Let the configuration check itself before anything slow happens."""
+    """Return the configuration with the fields of a recipe.
+
+    Raises:
+        RecipeError: if the configuration rejects a field.
+    """
     try:
         if from_pretrained is not None:
             return changed_config(from_pretrained, fields)
@@ -319,15 +342,15 @@ def check_model(model_type: str, from_pretrained: str | None, fields: dict[str, 
 
 
 def changed_config(source: str, fields: dict[str, Any]) -> PreTrainedConfig:
-    """The configuration of a pretrained model with some fields changed, checked as a whole: transformers sets them
-    after the configuration has checked itself, and would notice only when the model is saved."""
+    """Return the configuration of a pretrained model with some fields changed, after validation. transformers sets
+    these fields after its own validation, and would report an error only when the model is saved."""
     config = AutoConfig.from_pretrained(source, **fields)
     config.validate()
     return config
 
 
 def default_output_dir(path: Path) -> str:
-    """`runs/<name of the recipe>`; a file named recipe.yaml is named after its folder."""
+    """Return `runs/<name of the recipe>`. The name of a file recipe.yaml is that of its folder."""
     name = path.resolve().parent.name if path.name == RECIPE_FILE else path.stem
     return str(Path("runs") / name)
 
@@ -336,21 +359,26 @@ def default_output_dir(path: Path) -> str:
 
 
 def field_types(cls: type) -> dict[str, Any]:
-    """Name and annotation of every field of a dataclass."""
+    """Return the type of every field of a dataclass, by name."""
     try:
         hints = typing.get_type_hints(cls)
-    except NameError:  # a name under TYPE_CHECKING: that field takes any value
+    except NameError:  # fields with a type under TYPE_CHECKING accept any value
         hints = {field.name: Any if isinstance(field.type, str) else field.type for field in dataclasses.fields(cls)}
     return {field.name: hints[field.name] for field in dataclasses.fields(cls) if field.init}
 
 
 def unknown_field(what: str, name: str, known: Iterable[str]) -> RecipeError:
+    """Return the error of an unknown name, which suggests the most similar known one."""
     nearest = difflib.get_close_matches(name, list(known), n=1, cutoff=0.0)[0]
     return RecipeError(f"{what} {name!r} is unknown; did you mean {nearest!r}?")
 
 
 def find_section(name: str, fields: dict[str, dict[str, Any]]) -> tuple[str, str]:
-    """Section and field of an override, which may be given with or without its section."""
+    """Return the section and the field of an override, whose name may lack the section.
+
+    Raises:
+        RecipeError: if the name is unknown or ambiguous.
+    """
     section, dot, field = name.partition(".")
     if dot:
         if section not in fields:
@@ -367,22 +395,26 @@ def find_section(name: str, fields: dict[str, dict[str, Any]]) -> tuple[str, str
 
 
 def parse_override(section: str, name: str, value: Any, known: dict[str, Any]) -> Any:
-    """A value from the command line: a YAML scalar, list or mapping, or several words for a list."""
+    """Return the value of an override, which is a YAML text or an object such as a list of words.
+
+    Raises:
+        RecipeError: if the value does not have the type of the field.
+    """
     if isinstance(value, str):
         allowed = alternatives(known[name])
         try:
             parsed = yaml.load(value, RecipeLoader)
         except yaml.YAMLError:
             parsed = value
-        # "0123" for a field of text is text
+        # "0123" is text if the field is text.
         keep_text = str in allowed and not isinstance(parsed, list | dict) and type(parsed) not in allowed
         value = value if keep_text else parsed
     return check_field(section, name, value, known)
 
 
 def check_no_user(section: str, name: str, value: Any) -> None:
-    """Raise if there is a URL with a user or a password, which the run would store and publish."""
-    if name != "document_start" and URL_USER.search(str(value)):  # that one is a pattern
+    """Raise RecipeError if a value has a URL with a user or a password, which the run would store and publish."""
+    if name != "document_start" and URL_USER.search(str(value)):  # `document_start` is a regular expression
         raise RecipeError(
             f"{section}.{name} holds a user or a password in a URL ({redact(str(value))} without it), and a run stores "
             "its recipe; log in with `hf auth login`, or download the file and name it."
@@ -390,7 +422,11 @@ def check_no_user(section: str, name: str, value: Any) -> None:
 
 
 def check_field(section: str, name: str, value: Any, known: dict[str, Any]) -> Any:
-    """The value, if it has the field's type; an integer passes for a float."""
+    """Return a value if it has the type of its field. An integer is accepted for a float.
+
+    Raises:
+        RecipeError: if the field is unknown or has another type.
+    """
     if name not in known:
         raise unknown_field(f"{section} field", name, known)
     annotation = known[name]
@@ -414,7 +450,7 @@ def check_field(section: str, name: str, value: Any, known: dict[str, Any]) -> A
 
 
 def alternatives(annotation: Any) -> set[Any]:
-    """The types of a union, or the one type."""
+    """Return the types of an annotation, which are several for a union."""
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
         return {kind for argument in typing.get_args(annotation) for kind in alternatives(argument)}
     if typing.get_origin(annotation) is typing.Literal:

@@ -1,4 +1,4 @@
-"""What no file and no message may hold: tokens, keys, and the user in a URL."""
+"""Removal of secrets from files and messages: tokens, keys, and users in URLs."""
 
 import os
 import re
@@ -9,12 +9,12 @@ from huggingface_hub import get_token
 HIDDEN = "<hidden>"
 SECRET_NAME = re.compile(r"(token|key|secret|password)$", re.IGNORECASE)
 URL_USER = re.compile(r"(?<=://)[^/\s@]+@")  # `user:password@`
-SHORTEST = 6  # characters; what is shorter is replaced only where its name tells
+SHORTEST = 6  # least number of characters of a secret that is replaced in any text
 
 
 def redact(text: str, *secrets: str | None) -> str:
-    """`text` without users in URLs, without `secrets`, and without the token that is logged in or a secret of the
-    environment."""
+    """Return `text` without users in URLs, `secrets`, the token of the login to the Hub, and secrets of environment
+    variables."""
     environment = (value for name, value in os.environ.items() if SECRET_NAME.search(name))
     for secret in sorted({*secrets, get_token(), *environment} - {None}, key=len, reverse=True):
         if len(secret) >= SHORTEST:
@@ -23,7 +23,7 @@ def redact(text: str, *secrets: str | None) -> str:
 
 
 def redact_command(arguments: Sequence[str], *secrets: str | None) -> list[str]:
-    """A command line without secrets, also of flags that this package does not know (`--api_key`)."""
+    """Return a command line without secrets, including the values of unknown flags with a name like `--api_key`."""
     shown: list[str] = []
     for argument in arguments:
         flag, equals, _ = argument.partition("=")
@@ -37,5 +37,5 @@ def redact_command(arguments: Sequence[str], *secrets: str | None) -> list[str]:
 
 
 def is_secret_flag(argument: str) -> bool:
-    """Whether a secret may follow; with `-c` it is a whole program."""
+    """Return whether the value of a flag may be a secret. That of `-c` is a whole program, which may contain one."""
     return argument == "-c" or (argument.startswith("-") and SECRET_NAME.search(argument) is not None)

@@ -1,4 +1,4 @@
-"""The run folder: what a run leaves besides its model, and the check that a folder is not another run's."""
+"""The run folder: the files of a run besides its model, and the check that a folder does not belong to another run."""
 
 import importlib.metadata
 import json
@@ -37,12 +37,12 @@ ENVIRONMENT_FILE = "environment.json"
 DATA_FILE = "data.json"
 CURVES_FILE = "curves.png"
 METRICS_FILE = "metrics.jsonl"
-SEGMENTS_FILE = "segments.png"  # where an Abstractinator cuts a held-out text
+SEGMENTS_FILE = "segments.png"  # the segments of an Abstractinator in a held-out text
 RESULTS_FILE = "results.json"
 PACKAGES = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "numpy", "safetensors")
-# A folder with one of these and no recipe was made by something else.
+# A folder with one of these files but no recipe belongs to another program.
 SIGNS_OF_A_RUN = ("config.json", "model.safetensors", "trainer_state.json", METRICS_FILE)
-# Fields that may differ between a run and its continuation: they change no loss.
+# Fields that may differ between a run and its continuation, because they change no loss.
 FREE_FIELDS = frozenset(
     {
         "cache_dir",
@@ -56,13 +56,13 @@ FREE_FIELDS = frozenset(
 
 
 def folder_of(arguments: TrainingArguments) -> Path:
-    """The run folder that training arguments name."""
-    assert arguments.output_dir is not None  # TrainingArguments sets one where none was named
+    """Return the run folder of training arguments."""
+    assert arguments.output_dir is not None  # TrainingArguments sets a default
     return Path(arguments.output_dir)
 
 
 def differences(stored: dict[str, Any], recipe: dict[str, Any]) -> list[str]:
-    """Where two recipes describe different runs: `section.field: old there, new here`."""
+    """Return the fields in which two recipes describe different runs, as `section.field: old there, new here`."""
     lines = []
     for section in recipe:
         old, new = stored.get(section) or {}, recipe[section]
@@ -75,7 +75,11 @@ def differences(stored: dict[str, Any], recipe: dict[str, Any]) -> list[str]:
 
 
 def read_stored_recipe(folder: Path) -> dict[str, Any] | None:
-    """The recipe that a run stored in its folder or checkpoint, `None` if there is none."""
+    """Return the recipe that a run has stored in its folder or checkpoint, or None if there is none.
+
+    Raises:
+        RecipeError: if the file cannot be read.
+    """
     try:
         return read_yaml(folder / RECIPE_FILE)
     except FileNotFoundError:
@@ -85,18 +89,18 @@ def read_stored_recipe(folder: Path) -> dict[str, Any] | None:
 
 
 def read_yaml(path: Path) -> Any:
-    """What a YAML file holds."""
+    """Return the content of a YAML file."""
     return yaml.safe_load(path.read_text(encoding="utf-8"))
 
 
 def find_start(recipe: Recipe) -> Path | None:
-    """The checkpoint to continue from, `None` to begin; changes nothing.
+    """Return the checkpoint to continue from, or None to start. Nothing is changed.
 
-    With `resume_from_checkpoint` that one; otherwise the last complete checkpoint of the same recipe in the run folder.
+    The checkpoint is `resume_from_checkpoint`, or else the last complete one of the same recipe in the run folder.
 
     Raises:
-        RecipeError: if the run folder holds another run.
-        CheckpointError: if the checkpoint asked for is incomplete.
+        RecipeError: if the run folder belongs to another run.
+        CheckpointError: if `resume_from_checkpoint` is incomplete.
     """
     run_folder = folder_of(recipe.training)
     if run_folder.exists() and not run_folder.is_dir():
@@ -104,7 +108,7 @@ def find_start(recipe: Recipe) -> Path | None:
     wanted = recipe.training.resume_from_checkpoint
     explicit = resolve_checkpoint(wanted) if wanted else None
     if explicit is not None and explicit.resolve().parent == run_folder.resolve():
-        return explicit  # asked for by name, with whatever new settings
+        return explicit  # a checkpoint of this folder that is named may be continued with any settings
 
     stored = read_stored_recipe(run_folder)
     if stored is None:
@@ -128,7 +132,7 @@ def find_start(recipe: Recipe) -> Path | None:
 
 
 def last_checkpoint_of(run_folder: Path, recipe: Recipe) -> Path | None:
-    """The last complete checkpoint that the same recipe wrote."""
+    """Return the last complete checkpoint that the same recipe has written, or None."""
     for folder in reversed(list_checkpoints(run_folder)):
         damage = find_damage(folder)
         if damage is None:
@@ -141,7 +145,11 @@ def last_checkpoint_of(run_folder: Path, recipe: Recipe) -> Path | None:
 
 
 def stored_recipe_of(checkpoint: str) -> Path:
-    """The recipe file inside a checkpoint, for `--resume_from_checkpoint PATH` without a recipe."""
+    """Return the recipe file in a checkpoint, for `--resume_from_checkpoint PATH` without a recipe.
+
+    Raises:
+        CheckpointError: if the checkpoint is incomplete or has no recipe.
+    """
     path = resolve_checkpoint(checkpoint) / RECIPE_FILE
     if not path.exists():
         raise CheckpointError(f"{path.parent} holds no {RECIPE_FILE}; name the recipe on the command line.")
@@ -149,7 +157,7 @@ def stored_recipe_of(checkpoint: str) -> Path:
 
 
 def check_data(checkpoint: Path, info: dict[str, Any]) -> None:
-    """Raise if the corpus is not the one that the checkpoint was trained on."""
+    """Raise RecipeError if the corpus, described by `info`, differs from the one of the checkpoint."""
     path = checkpoint / DATA_FILE
     stored = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     changed = [name for name in stored if name != "cache" and stored[name] != info.get(name)]
@@ -161,8 +169,8 @@ def check_data(checkpoint: Path, info: dict[str, Any]) -> None:
 def open_run_folder(
     recipe: Recipe, info: dict[str, Any], processes: int, device: torch.device, files: dict[str, Path] | None = None
 ) -> None:
-    """Write recipe, data, environment and `files` (name to source), and clean up after a killed process. For one
-    process only."""
+    """Write recipe, data, environment and `files` (sources by name) into the run folder, and delete leftovers of a
+    killed process. Only one process may call this."""
     run_folder = folder_of(recipe.training)
     run_folder.mkdir(parents=True, exist_ok=True)
     remove_leftovers(run_folder)
@@ -175,7 +183,7 @@ def open_run_folder(
 
 
 def describe_environment(arguments: LatentTrainingArguments, processes: int, device: torch.device) -> dict[str, Any]:
-    """Versions, revision, command and machine of this run, without what is secret."""
+    """Return versions, revision, command and machine of this run, without secrets."""
     command = redact_command([Path(sys.executable).name, *sys.orig_argv[1:]], arguments.hub_token)
     return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -196,7 +204,8 @@ def describe_environment(arguments: LatentTrainingArguments, processes: int, dev
 
 
 def git_revision() -> str | None:
-    """Revision of the latentlm checkout that runs, `+` if it has changes; `None` outside of one."""
+    """Return the revision of the latentlm checkout in use, followed by `+` if it has changes, or None if there is no
+    checkout."""
     folder = Path(latentlm.__file__).parent
     try:
         command = ["git", "-C", str(folder), "describe", "--always", "--dirty=+", "--abbrev=40", "--exclude=*"]
@@ -206,13 +215,14 @@ def git_revision() -> str | None:
 
 
 def write_results(trainer: Trainer) -> None:
-    """What a table of results needs besides the metrics: size, time and peak memory of the process that finished."""
+    """Write `results.json`: steps, parameters, training time in seconds and peak memory of this process in bytes, and
+    the last evaluation."""
     history = trainer.state.log_history
     model = trainer.accelerator.unwrap_model(trainer.model)
     results = {
         "steps": trainer.state.global_step,
         "parameters": model.num_parameters(),
-        "ngram_parameters": count_ngram_parameters(model),  # among them
+        "ngram_parameters": count_ngram_parameters(model),  # these are included in "parameters"
         "training_seconds": next((e["training_seconds"] for e in reversed(history) if "loss" in e), 0.0),
         "peak_memory_bytes": peak_memory(trainer.args.device),
         **next((entry for entry in reversed(history) if "eval_loss" in entry), {}),
@@ -221,7 +231,7 @@ def write_results(trainer: Trainer) -> None:
 
 
 def peak_memory(device: torch.device) -> int | None:
-    """Most bytes that this process has held on `device`; `None` where the system does not say."""
+    """Return the peak memory of this process on `device`, in bytes, or None if the system does not report it."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     try:
@@ -233,15 +243,15 @@ def peak_memory(device: torch.device) -> int | None:
 
 
 def read_metrics(run_folder: Path) -> list[dict[str, Any]]:
-    """The log of a run, one entry per line; in a checkpoint, the log until then."""
+    """Return the log of a run, one entry per line, or the log up to a checkpoint if that is the folder."""
     if not (run_folder / METRICS_FILE).exists():
         return json.loads((run_folder / TRAINER_STATE_NAME).read_text(encoding="utf-8"))["log_history"]
     return [json.loads(line) for line in (run_folder / METRICS_FILE).read_text(encoding="utf-8").splitlines()]
 
 
 def plot_curves(run_folder: Path) -> Path:
-    """Draw the training losses of each term, the evaluation in bits per byte (or nats per token), and the strength of
-    the noise where a loop moves it."""
+    """Plot the terms of the training loss, the evaluation in bits per byte (or nats per token), and, if a controller
+    sets it, the strength of the noise. Return the path of the figure."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,4 +1,4 @@
-"""Training: the trainer that logs named losses, and its subclasses."""
+"""Trainers: the base class that logs named losses, and its subclasses."""
 
 from .abstractinator import AbstractinatorTrainer, AbstractinatorTrainingArguments
 from .encodzall import EncodzallTrainer, EncodzallTrainingArguments

@@ -1,4 +1,5 @@
-"""Training of the Abstractinator: codebooks, a rising loss, stages, and what its codes are worth."""
+"""Training of the Abstractinator: frozen code parameters at the start, the warm-up of the language-model loss, stages,
+and evaluation of the codes."""
 
 import math
 from collections.abc import Sequence
@@ -23,17 +24,17 @@ from .metrics import Count, Histogram, Mean
 from .refusals import check_arguments
 
 FIRST_SHARE = 0.02
-"""Of `lm_loss_weight`, at the first step; all of it after a tenth of the run."""
+"""The share of `lm_loss_weight` at the first step. It rises linearly to 1 in the first tenth of the run."""
 DRAWN_BYTES = 288
-"""Of the held-out text in the picture: three lines."""
+"""The number of bytes of the held-out text in the picture of segments, which are three lines."""
 PER_BYTE = {f"reconstruction_{name}": f"reconstruction_{name}" for name in ("own", "zeroed", "shuffled")}
 PER_BYTE["two_part"] = "two_part_bits_per_byte"
-"""Nats that an evaluation reports in bits per byte, and as what."""
+"""Code statistics in nats that an evaluation reports in bits per byte, and the names of these metrics."""
 
 
-@dataclass(repr=False)  # the one of transformers hides tokens
+@dataclass(repr=False)  # inherits `__repr__` of transformers, which hides tokens
 class AbstractinatorTrainingArguments(LatentTrainingArguments):
-    """`LatentTrainingArguments` with what is taken from an earlier stage."""
+    """`LatentTrainingArguments` with the options of training in stages."""
 
     fixed_code_steps: int = field(
         default=100,
@@ -60,24 +61,25 @@ class AbstractinatorTrainingArguments(LatentTrainingArguments):
 class AbstractinatorTrainer(LearnedDropoutTrainer):
     """[`LearnedDropoutTrainer`] for [`AbstractinatorForCausalLM`].
 
-    In the first `fixed_code_steps` what makes codes is not trained by what reads them.
-    `load_base_from` and `load_entropy_from` take levels, or their entropy models, from another run: with
-    `num_frozen_levels` a model of more levels begins above those of a finished one. Beside the named losses an
-    evaluation adds, for each level L:
+    In the first `fixed_code_steps` steps the parameters that produce codes are not trained. `load_base_from` and
+    `load_entropy_from` load levels, or their entropy models, from another run. With `num_frozen_levels`, the new levels
+    of a model are trained above those of a finished run. An evaluation adds to the named losses:
 
-        eval_level_L_length: symbols per segment; eval_bytes_per_top_segment: bytes per segment of the last level;
-        eval_level_L_perplexity, eval_level_L_codes_used: of the codes of the first stage; the share of the codebook;
-
-    and in bits per byte `eval_reconstruction_own`, `_zeroed` and `_shuffled`, what the bytes cost given these codes,
-    and with a categorical top model `eval_two_part_bits_per_byte`, codes included.
+        eval_level_L_length: symbols per segment of level L (from 1 on);
+        eval_bytes_per_top_segment: bytes per segment of the last level;
+        eval_level_L_perplexity, eval_level_L_codes_used: perplexity of the codes of the first stage of level L, and the
+            share of the codebook that is used;
+        eval_reconstruction_own, eval_reconstruction_zeroed, eval_reconstruction_shuffled: cross-entropy of the bytes,
+            in bits per byte, given their own codes, zeros, or codes of other segments;
+        eval_two_part_bits_per_byte: with a categorical top model, bits per byte of codes and bytes together.
 
     Raises:
-        RecipeError: if what is to be loaded is not there, before the first step.
+        RecipeError: before the first step, if a model to load from does not exist or does not fit.
     """
 
     arguments_class = AbstractinatorTrainingArguments
     prepares_on_cpu = True
-    measures_masks = False  # they lie at symbols and codes of every level
+    measures_masks = False  # masks belong to the symbols and codes of every level, not to tokens
 
     def __init__(self, **kwargs: Any):
         check_arguments(type(self), kwargs)
@@ -87,9 +89,9 @@ class AbstractinatorTrainer(LearnedDropoutTrainer):
             load_parts(model, Path(arguments.load_base_from), "load_base_from", parts or ["model.levels."])
         if arguments.load_entropy_from:
             load_parts(model, Path(arguments.load_entropy_from), "load_entropy_from", [".entropy_model."])
-        model.model.freeze()  # loading forgets what is frozen
+        model.model.freeze()  # a checkpoint does not store which parameters are frozen
         if arguments.ddp_broadcast_buffers is None:
-            arguments.ddp_broadcast_buffers = False  # codebooks are the same everywhere
+            arguments.ddp_broadcast_buffers = False  # codebooks are the same on all processes
         super().__init__(**kwargs)
         self.add_callback(FixedCodes(self))
 
@@ -120,7 +122,7 @@ class AbstractinatorTrainer(LearnedDropoutTrainer):
         return counts
 
     def write_samples(self) -> None:
-        """Besides, draw where a held-out text is cut."""
+        """Write samples, and draw the segments of a held-out text."""
         super().write_samples()
         if self.is_sharded or not self.is_world_process_zero():
             return
@@ -131,8 +133,8 @@ class AbstractinatorTrainer(LearnedDropoutTrainer):
 
 
 class FixedCodes(TrainerCallback):
-    """In the first `fixed_code_steps` leave alone what makes codes. Its gradients are zero then, but an optimizer would
-    still let it decay, and begin its averages with zeros."""
+    """A callback that removes the gradients of the parameters that produce codes in the first `fixed_code_steps` steps.
+    These gradients are zero, but with them an optimizer would apply weight decay and start its moving averages."""
 
     def __init__(self, trainer: AbstractinatorTrainer):
         self.trainer = trainer
@@ -144,7 +146,11 @@ class FixedCodes(TrainerCallback):
 
 
 def load_parts(model: nn.Module, folder: Path, field: str, parts: Sequence[str]) -> None:
-    """Take the parameters and buffers whose name has one of `parts` from a saved model; all of them, or none."""
+    """Load the parameters and buffers whose names contain one of `parts` from a saved model.
+
+    Raises:
+        RecipeError: if there is no saved model, or its names or shapes differ. The model does not change then.
+    """
     path = folder / SAFE_WEIGHTS_NAME
     if not path.is_file():
         raise RecipeError(f"training.{field} {folder} has no {SAFE_WEIGHTS_NAME}; name the folder of a saved model.")

@@ -1,4 +1,4 @@
-"""What a run shows and writes while it trains: progress on the console, `metrics.jsonl`, exact logging intervals."""
+"""Callbacks for the logs of a run: progress on the console, `metrics.jsonl`, and exact logging intervals."""
 
 import json
 import time
@@ -15,7 +15,7 @@ from latentlm.runs.checkpoints import write_atomically
 from latentlm.runs.run_folder import METRICS_FILE, folder_of
 
 SAMPLES_FILE = "samples.jsonl"
-# Logged values that measure the machine, not the model: they differ between two runs of the same recipe.
+# Logged values that measure the machine. They differ between two runs of the same recipe.
 TIMINGS = frozenset(
     {
         "tokens_per_second",
@@ -30,10 +30,10 @@ TIMINGS = frozenset(
 
 
 class ExactLogging(TrainerCallback):
-    """Logs wherever the run evaluates, saves or ends.
+    """A callback that logs whenever the run evaluates, saves or ends.
 
-    A checkpoint then never falls inside a logging interval, so a resumed run averages over the same steps as the
-    uninterrupted one, whatever `save_steps` and `logging_steps` are.
+    No checkpoint then falls inside a logging interval. Therefore a resumed run averages over the same steps as the
+    uninterrupted one, for any `save_steps` and `logging_steps`.
     """
 
     def on_step_end(self, args, state, control, **kwargs):
@@ -44,10 +44,11 @@ class ExactLogging(TrainerCallback):
 
 
 class MetricsFile(TrainerCallback):
-    """Writes each log as one JSON line to `metrics.jsonl` in the run folder.
+    """A callback that writes each log as one JSON line to `metrics.jsonl` in the run folder.
 
-    At the start the file is rewritten from the trainer's own history, which a checkpoint stores: lines that a killed
-    run wrote after its last checkpoint disappear, and the resumed run's file equals the uninterrupted run's.
+    At the start the file is rewritten from the history of the trainer, which a checkpoint stores. This removes the
+    lines that a killed run wrote after its last checkpoint, so the file of the resumed run equals that of an
+    uninterrupted run.
     """
 
     def on_train_begin(self, args, state, control, **kwargs):
@@ -59,16 +60,17 @@ class MetricsFile(TrainerCallback):
                 write_atomically(samples, "".join(lines_until(samples, state.global_step, state.log_history)))
 
     def on_log(self, args, state, control, logs: dict[str, Any] | None = None, **kwargs):
-        # The summary at the end of training counts this process's steps only, not the run's.
+        # The summary at the end of training counts only the steps of this process, without those before a resume.
         if state.is_world_process_zero and logs is not None and "train_runtime" not in logs:
             append_line(folder_of(args) / METRICS_FILE, {**logs, "step": state.global_step})
 
 
 class SampleArtifacts(TrainerCallback):
-    """Gives MLflow, of a run that reports to it, `samples.jsonl` as an artifact: at each checkpoint and at the end.
+    """A callback that logs `samples.jsonl` as an MLflow artifact at each checkpoint and at the end, if the run reports
+    to MLflow.
 
-    The callback of transformers, which comes before this one, has begun the MLflow run, and has ended it when the
-    training ends.
+    The callback of transformers, which is called before this one, starts the MLflow run, and has ended it when this one
+    is called at the end of training.
     """
 
     run_id: str | None = None
@@ -91,16 +93,18 @@ class SampleArtifacts(TrainerCallback):
 
 
 def json_line(entry: dict) -> str:
+    """Return a dictionary as one line of JSON, with sorted keys."""
     return json.dumps(entry, sort_keys=True) + "\n"
 
 
 def append_line(path: Path, entry: dict) -> None:
+    """Append a dictionary to a file of JSON lines."""
     with open(path, "a", encoding="utf-8") as file:
         file.write(json_line(entry))
 
 
 def lines_until(path: Path, step: int, history: list[dict]) -> list[str]:
-    """The lines of a JSON-lines file up to a training step; a new run (no history) keeps none."""
+    """Return the lines of a file of JSON lines up to a training step, or none for a new run, which has no history."""
     lines = []
     for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if history else []:
         try:
@@ -113,7 +117,8 @@ def lines_until(path: Path, step: int, history: list[dict]) -> list[str]:
 
 
 class ConsoleProgress(TrainerCallback):
-    """A progress bar with the time left, and one line per log; without a terminal the lines alone."""
+    """A callback that shows a progress bar with the remaining time, and prints one line per log. Without a terminal
+    there is no bar."""
 
     def __init__(self, console: Console, bar: bool = True):
         self.console = console
@@ -164,7 +169,7 @@ class ConsoleProgress(TrainerCallback):
             shown = [
                 f"{name.removeprefix('eval_')} {value:.4f}"
                 for name, value in logs.items()
-                # What compute_metrics returns may be anything.
+                # `compute_metrics` may return values of any type.
                 if name.startswith("eval_") and name not in hidden and isinstance(value, int | float)
             ]
             self.print(f"step {state.global_step} evaluation: " + "  ".join(shown))
@@ -177,7 +182,7 @@ class ConsoleProgress(TrainerCallback):
         self.print(f"step {state.global_step}/{state.max_steps}: " + "  ".join(shown))
 
     def time_left(self, state) -> timedelta:
-        """Time to the last step at the speed of this process so far, evaluations and checkpoints included."""
+        """Return the time to the last step at the mean speed of this process, including evaluations and checkpoints."""
         done = max(state.global_step - self.first_step, 1)
         seconds = (time.perf_counter() - self.started) / done * (state.max_steps - state.global_step)
         return timedelta(seconds=round(seconds))

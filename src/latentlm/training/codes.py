@@ -1,4 +1,4 @@
-"""From a trained autoencoder to a table: every byte and piece gets a code of its own."""
+"""Assignment of distinct codes to bytes and pieces, with a trained autoencoder."""
 
 from dataclasses import dataclass
 
@@ -13,12 +13,12 @@ BATCH = 4096
 
 @dataclass(frozen=True)
 class Codes:
-    """One code for each of N chunks.
+    """The codes of N chunks.
 
     Attributes:
-        codes: `(N,)`, int64, distinct.
-        moved: `(N,)`, bool: whether another chunk had taken the encoder's code.
-        exact: `(N,)`, bool: whether the decoder spells the chunk, and nothing else, from its code.
+        codes: `(N,)`, int64, distinct code indices.
+        moved: `(N,)`, bool, whether the code differs from that of the encoder, which another chunk has.
+        exact: `(N,)`, bool, whether the decoder reconstructs exactly the chunk from its code.
     """
 
     codes: np.ndarray
@@ -27,8 +27,16 @@ class Codes:
 
 
 def assign_codes(autoencoder: FSQAutoencoderModel, chunks: np.ndarray, lengths: np.ndarray, uses: np.ndarray) -> Codes:
-    """Give each of the chunks `(N, C)`, uint8, with `lengths` `(N,)`, the code of the encoder; where several chunks
-    share one, the most used keeps it, and each other gets the free code nearest to its unrounded values.
+    """Assign distinct codes to chunks.
+
+    A chunk gets the code that the encoder computes. If several chunks have the same one, the most used chunk gets it,
+    and each other chunk gets the free code nearest to its unrounded digits.
+
+    Args:
+        autoencoder: the trained autoencoder.
+        chunks: `(N, C)`, uint8.
+        lengths: `(N,)`, int64, number of bytes of each chunk.
+        uses: `(N,)`, number of uses of each chunk.
 
     Raises:
         ValueError: if there are more chunks than codes.
@@ -47,7 +55,7 @@ def assign_codes(autoencoder: FSQAutoencoderModel, chunks: np.ndarray, lengths: 
         if wanted[chunk] in taken:
             homeless.append(chunk)
         taken.add(int(wanted[chunk]))
-    for chunk in homeless:  # when all others have theirs, so that nobody is moved twice
+    for chunk in homeless:  # after all others, so that no assigned code changes again
         codes[chunk] = nearest_free(autoencoder.fsq, positions[chunk], taken)
         taken.add(int(codes[chunk]))
     return Codes(codes, codes != wanted, spelled_exactly(autoencoder, codes, chunks, lengths))
@@ -55,20 +63,20 @@ def assign_codes(autoencoder: FSQAutoencoderModel, chunks: np.ndarray, lengths: 
 
 @torch.no_grad()
 def encode_positions(autoencoder: FSQAutoencoderModel, chunks: np.ndarray, lengths: np.ndarray) -> torch.Tensor:
-    """Unrounded digits `(N, n)`, float32, that the encoder gives the chunks."""
+    """Return the unrounded digits `(N, n)`, float32, that the encoder computes for chunks."""
     parts = zip(torch.from_numpy(chunks.copy()).split(BATCH), torch.from_numpy(lengths).split(BATCH), strict=True)
     encoder, fsq = autoencoder.encoder, autoencoder.fsq
     return torch.cat([fsq.positions(encoder(part.long(), part_lengths)) for part, part_lengths in parts])
 
 
 def nearest_free(fsq: FSQ, position: torch.Tensor, taken: set[int]) -> int:
-    """The code that is not taken whose digits are nearest to `position` `(N,)`; ties by index. Of a residual code only
-    the last quantizer's digits are changed, as long as one of them is free."""
+    """Return the index of the free code whose digits are nearest to `position` `(N,)`, the lowest index among equals.
+    In a residual code only the digits of the last quantizer differ, as long as such a code is free."""
     levels = torch.tensor(fsq.levels)
     last, radius = len(levels) - fsq.num_dimensions, 0
     while True:
         radius += 1
-        # Each dimension's digits within the radius, then all their combinations.
+        # The digits of each dimension within the radius, and all combinations of them.
         reach = [max(radius - max(fsq.levels), 0)] * last + [radius] * fsq.num_dimensions
         around = [
             range(max(0, int(p.round()) - r), min(int(n) - 1, int(p.round()) + r) + 1)
@@ -86,7 +94,7 @@ def nearest_free(fsq: FSQ, position: torch.Tensor, taken: set[int]) -> int:
 def spelled_exactly(
     autoencoder: FSQAutoencoderModel, codes: np.ndarray, chunks: np.ndarray, lengths: np.ndarray
 ) -> np.ndarray:
-    """Whether the decoder turns each code into its chunk, `(N,)`, bool."""
+    """Return whether the decoder reconstructs each chunk exactly from its code, `(N,)`, bool."""
     exact = []
     for start in range(0, len(codes), BATCH):
         part = slice(start, start + BATCH)

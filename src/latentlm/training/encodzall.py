@@ -1,4 +1,5 @@
-"""Training of EncodZall: clean rows are corrupted when they are used, as strongly as a PID loop says."""
+"""Training of EncodZall, in which clean rows are corrupted when they are used, with a strength that a PID controller
+may set."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,12 +21,12 @@ from .randomness import row_keys, uniforms
 from .samples import write_texts
 
 NOISES = ("mask", "realistic", "mixed")
-MIXED_STREAM = 3  # of random numbers, beside those of either kind of noise
+MIXED_STREAM = 3  # stream of random numbers that chooses the kind of noise; the noise itself uses 0 to 2
 
 
-@dataclass(repr=False)  # the one of transformers hides tokens
+@dataclass(repr=False)  # inherits `__repr__` of transformers, which hides tokens
 class EncodzallTrainingArguments(LatentTrainingArguments):
-    """`LatentTrainingArguments` with the noise that the model learns to repair."""
+    """`LatentTrainingArguments` with the options of the noise that the model learns to repair."""
 
     noise: str = field(
         default="mask",
@@ -69,6 +70,7 @@ class EncodzallTrainingArguments(LatentTrainingArguments):
         self.make_pid()
 
     def make_pid(self) -> PIDCallback:
+        """Return the controller with these options."""
         return PIDCallback(
             self.noise_strength,
             self.noise_set_point,
@@ -81,31 +83,32 @@ class EncodzallTrainingArguments(LatentTrainingArguments):
 
 
 class EncodzallTrainer(LearnedDropoutTrainer):
-    """[`LearnedDropoutTrainer`] for [`EncodzallForMaskedDenoising`]: rows are clean texts
+    """[`LearnedDropoutTrainer`] for [`EncodzallForMaskedDenoising`]. Its rows are clean texts
     (`latentlm.data.TextDataset`).
 
-    A row is corrupted when its batch is used, by random numbers that follow from the row, the seed and the optimizer
-    step alone: the same on one process or many, and after a resume. The CPU does that and packs the words, in few
-    sizes; then the batch goes to the accelerator, which never waits in a forward. Logs are as [`PIDCallback.logs`], and
-    the contrastive loss where its weight is not 0. An evaluation adds:
+    A row is corrupted when its batch is used. The random numbers depend only on the row, the seed and the optimizer
+    step, so the noise is the same for any number of processes and after a resume. The CPU corrupts the rows and packs
+    their words into few different shapes before the batch is copied to the accelerator, so that the forward needs no
+    synchronization. The logs of [`PIDCallback.logs`] are added to those of training. An evaluation adds, for the
+    sequence decoder with teacher forcing, if it is trained:
 
         eval_corrupted_loss, eval_corrupted_accuracy: cross-entropy (nats) and accuracy on bytes that were corrupted;
-        eval_untouched_accuracy: accuracy on the others, which need copying alone;
+        eval_untouched_accuracy: accuracy on all other bytes;
         eval_exact_words: share of the corrupted words of which every byte is right;
 
-    all of the sequence decoder, where it is trained, which has seen the clean bytes before; and of a gate
+    and for a gate, which predicts that a word was changed if that is more likely than not:
 
-        eval_gate_recall, eval_gate_precision: share of the changed words that it finds likelier changed than not, and
-            of those that it finds the share that are.
+        eval_gate_recall: share of the changed words that are predicted to be changed;
+        eval_gate_precision: share of the words predicted to be changed that were changed.
 
-    Each is left out where nothing was counted.
+    A metric is left out if its denominator is 0.
     """
 
     auto_class = AutoModelForSeq2SeqLM
     arguments_class = EncodzallTrainingArguments
     prepares_on_cpu = True
-    measures_masks = False  # they lie at slots of packed words
-    _corrupted: torch.Tensor  # `(B, T)`, bool, of the last batch
+    measures_masks = False  # masks belong to the slots of packed words, not to tokens
+    _corrupted: torch.Tensor  # `(B, T)`, bool, which bytes of the last batch were corrupted
 
     def __init__(self, **kwargs: Any):
         super().__init__(**kwargs)
@@ -115,7 +118,7 @@ class EncodzallTrainer(LearnedDropoutTrainer):
 
     @property
     def pid(self) -> PIDCallback:
-        """The loop; resuming replaces it."""
+        """The controller. A resume replaces it, so it is looked up among the callbacks."""
         return next(callback for callback in self.callback_handler.callbacks if isinstance(callback, PIDCallback))
 
     def predicted(self, labels: torch.Tensor) -> torch.Tensor:
@@ -124,7 +127,7 @@ class EncodzallTrainer(LearnedDropoutTrainer):
     # ---- Corruption ----
 
     def prepare_batch(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        # Already there, but for a stream that one process shares out.
+        # The batch is on the CPU, except that of a stream which one process distributes.
         ids, labels = inputs["input_ids"].cpu(), inputs["labels"].cpu()
         if self.model.training:
             strength, step = self.pid.strength, self.state.global_step + 1
@@ -147,7 +150,7 @@ class EncodzallTrainer(LearnedDropoutTrainer):
         return super().prepare_batch(prepared)
 
     def corrupt(self, ids: torch.Tensor, strength: float, step: int) -> CorruptedBatch:
-        """Clean texts `(B, T)` with noise of the run's kind."""
+        """Return clean texts `(B, T)` with the kind of noise of this run, at a strength in [0, 1]."""
         real = ids != self.model_config.pad_token_id
         keys = row_keys((row[is_real].numpy() for row, is_real in zip(ids, real, strict=True)), self.args.seed, step)
         longest = self.model_config.max_word_bytes
@@ -186,7 +189,7 @@ class EncodzallTrainer(LearnedDropoutTrainer):
             return counts
         scored = labels != -100
         right = logits.argmax(-1) == labels
-        # A word is wrong if one of its bytes is.
+        # A word is wrong if one of its bytes is wrong.
         ids = torch.where(scored, labels, self.model_config.pad_token_id)
         word_ids = find_words(ids, self.model_config.max_word_bytes)
 
@@ -201,7 +204,7 @@ class EncodzallTrainer(LearnedDropoutTrainer):
         return counts
 
     def write_samples(self) -> None:
-        """Repair the beginnings of a few validation rows, for `samples.jsonl` and the console."""
+        """Write noisy and repaired beginnings of a few validation rows to `samples.jsonl` and the console."""
         model = self.unwrapped_model
         if self.processing_class is None or not self.is_world_process_zero() or self.is_fsdp_enabled:
             return
@@ -210,10 +213,10 @@ class EncodzallTrainer(LearnedDropoutTrainer):
             batch = self.corrupt(ids, self.args.noise_eval_strength, 0)
             noisy = self.processing_class.decode([i for i in batch.input_ids[0].tolist() if i not in FRAME_IDS])
             gated = self.model_config.gate_loss_weight and self.model_config.edit_cost is not None
-            if gated and batch.input_ids.max() <= FRAME_IDS[-1]:  # `denoise` reads no masks
+            if gated and batch.input_ids.max() <= FRAME_IDS[-1]:  # `denoise` takes texts without masks
                 [repaired] = model.denoise([noisy])
             elif not model.trains_sequence_decoder:
-                continue  # the decoder that would write the whole text has learned nothing
+                continue  # the sequence decoder, which would write the text, is not trained
             else:
                 generated = model.generate(
                     batch.input_ids.to(self.args.device),
@@ -230,7 +233,13 @@ class EncodzallTrainer(LearnedDropoutTrainer):
 def corrupted_loss(
     logits: torch.Tensor, labels: torch.Tensor, corrupted: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The sum of the cross-entropy, in nats, of the corrupted bytes among the labels `(B, T)`, and their number."""
+    """Return the sum of the cross-entropy, in nats, over the corrupted bytes, and their number.
+
+    Args:
+        logits: `(B, T, V)`.
+        labels: `(B, T)`, int64, -100 where there is no byte.
+        corrupted: `(B, T)`, bool.
+    """
     targets = labels.masked_fill(~corrupted, -100)
     total = nn.functional.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="sum")
     return total, (targets != -100).sum()

@@ -11,22 +11,22 @@ from .metrics import Count, Histogram, Mean, Totals
 from .trainer import LatentTrainer
 
 MOST_CODES = 2**24
-"""Of which an evaluation counts how often each is used: 128 MiB."""
+"""The largest number of codes whose uses an evaluation counts, in 128 MiB of memory."""
 
 
 class CodeCollapseError(RuntimeError):
-    """Joint training lost the diversity of its codes; what was saved before is whole."""
+    """An error of joint training, whose codes have lost their diversity. Earlier checkpoints are complete."""
 
 
 class FSQAutoencoderTrainer(LatentTrainer):
-    """[`LatentTrainer`] for [`FSQAutoencoderModel`]: rows are chunks (`latentlm.data.ChunkDataset`).
+    """[`LatentTrainer`] for [`FSQAutoencoderModel`]. Its rows are chunks (`latentlm.data.ChunkDataset`).
 
     An evaluation adds:
 
-        eval_perplexity: of a byte or end, exp of `eval_loss`;
-        eval_byte_accuracy, eval_exact: share of bytes, and of whole chunks with their ends, that come back;
-        eval_byte_accuracy_by_use, eval_exact_by_use: the same, each chunk counted as often as the text uses it;
-        eval_distinct_codes: distinct codes, as a share of the chunks; where the levels give 2**24 codes at most.
+        eval_perplexity: perplexity of a byte or end, which is exp(`eval_loss`);
+        eval_byte_accuracy, eval_exact: share of bytes, and of chunks with their ends, that are reconstructed;
+        eval_byte_accuracy_by_use, eval_exact_by_use: the same, weighted by the number of uses of a chunk in the text;
+        eval_distinct_codes: number of distinct codes divided by that of chunks, if the levels give at most 2**24 codes.
     """
 
     auto_class = AutoModel
@@ -41,7 +41,7 @@ class FSQAutoencoderTrainer(LatentTrainer):
         scored = labels != -100
         right = (outputs["logits"][:, : labels.shape[1]].argmax(-1) == labels) & scored
         is_byte = scored & (labels < 256)
-        real = scored.any(-1)  # rows that only fill up a batch have no labels
+        real = scored.any(-1)  # filler rows have no labels
         exact = real & (right == scored).all(-1)
         num_bytes, bytes_right = is_byte.sum(-1), (right & is_byte).sum(-1)
         counts["byte_accuracy"] = Mean(bytes_right.sum(), num_bytes.sum())
@@ -63,14 +63,14 @@ class FSQAutoencoderTrainer(LatentTrainer):
 
 
 class FSQTrainer(LearnedDropoutTrainer):
-    """[`LearnedDropoutTrainer`] for [`FSQForCausalLM`]: leaves the frozen parts of the autoencoder frozen
-    (loading forgets that they are), and watches over joint training.
+    """[`LearnedDropoutTrainer`] for [`FSQForCausalLM`], which monitors the codes in joint training. It freezes the
+    frozen parts of the autoencoder again, because a checkpoint does not store which these are.
 
-    Joint training logs `code_entropy`, the entropy of the digits of all tokens' codes as a share of the largest
-    possible one, and `codes_moved`, the share of tokens whose code is no longer that of the table.
+    Joint training logs `code_entropy`, the sum of the entropies of all digits over the vocabulary divided by its
+    largest possible value, and `codes_moved`, the share of tokens whose code differs from that of the table.
 
     Raises:
-        CodeCollapseError: if that entropy falls below `min_code_entropy` (of the configuration) times its first value.
+        CodeCollapseError: if `code_entropy` falls below `min_code_entropy` of the configuration times its first value.
     """
 
     def __init__(self, **kwargs: Any):
@@ -92,7 +92,7 @@ class FSQTrainer(LearnedDropoutTrainer):
         return logs
 
     def code_statistics(self) -> dict[str, float]:
-        """Entropy of the codes that the encoder gives now, and how many differ from the table."""
+        """Return `code_entropy` and `codes_moved` of the codes that the encoder computes now."""
         embedding = self.unwrapped_model.embedding
         codes = embedding.encode_tokens()
         digits = embedding.fsq.digits(codes)

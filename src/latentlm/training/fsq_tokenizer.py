@@ -1,4 +1,4 @@
-"""An FSQ tokenizer from a trained autoencoder, anew after joint training, and with fewer pieces."""
+"""Construction of FSQ tokenizers: from a trained autoencoder, again after joint training, and with fewer pieces."""
 
 from pathlib import Path
 
@@ -13,19 +13,21 @@ from latentlm.models.fsq_vocabulary import NUM_BYTES, FSQVocabulary, spelling_ta
 
 from .codes import Codes, assign_codes
 
-STEPS_PER_BIT = 16  # of a unigram cost
+STEPS_PER_BIT = 16  # unigram costs are integers in units of 1/16 bit
 
 
 def build(run: Path, out: Path, segmentation: str = "fewest") -> FSQTokenizerFast:
-    """Give every byte and piece of a run a code, and write the tokenizer.
+    """Assign a code to every byte and piece of a run, and write the tokenizer.
 
     Args:
-        segmentation: a text becomes the "fewest" tokens, or the likeliest ones of a "unigram" model, in which a token
-            has the probability with which the pieces' text uses it.
+        run: folder of the finished run of an autoencoder.
+        out: folder for the tokenizer.
+        segmentation: "fewest" for the segmentation with the fewest tokens, or "unigram" for the most likely one in a
+            unigram model, whose probabilities are the shares of the uses in the text of the pieces.
 
     Raises:
-        ValueError: if the run has no pieces, or more of them than there are codes.
-        OSError: if there is no trained model in it.
+        ValueError: if the run has no pieces, or more pieces than codes.
+        OSError: if the run has no trained model.
     """
     pieces = load_run_pieces(run)
     autoencoder = FSQAutoencoderModel.from_pretrained(run).eval()
@@ -42,15 +44,23 @@ def build(run: Path, out: Path, segmentation: str = "fewest") -> FSQTokenizerFas
 
 
 def unigram_costs(uses: np.ndarray) -> list[int]:
-    """-log2 of the share of each use, in sixteenths of a bit; what is never used counts as half a use."""
+    """Return the cost of each byte and piece, at least 1: -log2 of its share of all uses `(N,)`, in units of 1/16 bit.
+    An unused one counts as half a use."""
     bits = -np.log2(np.maximum(uses, 0.5) / max(uses.sum(), 1))
     return np.maximum(np.rint(STEPS_PER_BIT * bits), 1).astype(int).tolist()
 
 
 def rebuild(run: Path, out: Path) -> None:
-    """Make the table again with the encoder as joint training left it; write model and tokenizer.
+    """Recompute the table of codes with the jointly trained encoder, and write model and tokenizer.
 
-    The ids keep their spellings, so that the model's rows stay right; only codes change.
+    Only codes change. The ids keep their spellings, so the embeddings of the model remain valid.
+
+    Args:
+        run: folder of the finished run of a language model.
+        out: folder for the model and the tokenizer.
+
+    Raises:
+        ValueError: if the run was not trained jointly.
     """
     model = FSQForCausalLM.from_pretrained(run).eval()
     if not model.config.joint:
@@ -58,7 +68,7 @@ def rebuild(run: Path, out: Path) -> None:
     old = FSQTokenizerFast.from_pretrained(run).vocabulary
     autoencoder = model.embedding.autoencoder
     assert autoencoder is not None  # joint training needs it
-    by_use = -np.arange(len(old.codes))  # pieces are sorted by use; single bytes go first
+    by_use = -np.arange(len(old.codes))  # an order alone: single bytes first, then pieces, which are sorted by use
     assigned = assign_codes(autoencoder, *spelling_table(old.spellings), by_use)
     changed = assigned.codes != old.codes
     print(f"{changed.sum():,} of {len(changed):,} codes changed ({changed.mean():.2%})")
@@ -71,8 +81,14 @@ def rebuild(run: Path, out: Path) -> None:
 
 
 def prune(folder: Path, text: Path, out: Path, keep: int) -> None:
-    """Leave a vocabulary of `keep` ids: the bytes, the pieces that are used most when `text` is segmented, and the
-    special tokens. Pieces keep their order and their codes; print what that costs on the same text.
+    """Reduce a vocabulary to `keep` ids: the bytes, the pieces that are used most when `text` is segmented, and the
+    special tokens. Pieces keep their order and their codes. The effect on the number of tokens of the text is printed.
+
+    Args:
+        folder: folder of the tokenizer.
+        text: text file in UTF-8.
+        out: folder for the smaller tokenizer.
+        keep: number of ids.
 
     Raises:
         ValueError: if `keep` is below 260 or above the size of the vocabulary, or the tokenizer has added tokens, whose
@@ -117,7 +133,7 @@ def write_tokenizer(
     version: int,
     costs: list[int] | None,
 ) -> FSQTokenizerFast:
-    """Write the repository of the fast tokenizer, from which the slow one loads too."""
+    """Write the fast tokenizer to a folder, from which the slow one loads too, and return it."""
     vocabulary = FSQVocabulary(
         boundary=boundary,
         levels=list(autoencoder.fsq.levels),

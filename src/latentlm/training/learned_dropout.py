@@ -1,4 +1,4 @@
-"""Training with LearnedDropout: scheduled weights of the penalties, statistics of the masks."""
+"""Training with LearnedDropout: scheduled weights of the penalties, and statistics of the masks."""
 
 import re
 from typing import Any
@@ -12,25 +12,27 @@ from latentlm.runs.recipe import RecipeError
 from .trainer import LatentTrainer
 
 PROBE_ROWS = 4
-"""Validation rows, spread over the set, whose masks are measured at each log."""
+"""The number of validation rows, spread over the set, whose masks are measured at each log."""
 PROBE_INPUTS = ("input_ids", "attention_mask", "position_ids")
 
 
 class LearnedDropoutTrainer(LatentTrainer):
-    """[`LatentTrainer`] for models that can switch on LearnedDropout.
+    """[`LatentTrainer`] for models with the option LearnedDropout.
 
-    Adds the training step to every batch, from which the model computes scheduled loss weights (a resumed run goes on
-    where it stopped, since the step is the trainer's own), and logs these weights and, from a few fixed validation rows
-    in evaluation mode, of all masks together and (`mask_density_<module>`) of each:
+    Every batch gets the training step, from which the model computes scheduled loss weights. They continue after a
+    resume, because the checkpoint stores the step. The trainer logs these weights. From the masks M of a few fixed
+    validation rows in evaluation mode it also logs, over all masks:
 
-        mask_density: fraction of ones of the rounded mask;  mask_near_0, mask_near_1: M below 0.1, above 0.9;
-        mask_entropy: mean of -M log2 M;  mask_change: fraction of the rounded mask that changed since the last log.
+        mask_density: fraction of ones after rounding (also `mask_density_<module>` of each LearnedDropout);
+        mask_near_0, mask_near_1: fractions with M < 0.1 and M > 0.9;
+        mask_entropy: mean of -M log2 M, in bits;
+        mask_change: fraction of the rounded masks that changed since the last log.
 
     Raises:
-        RecipeError: if a schedule does not reach its maximum within the run, before the first step.
+        RecipeError: before the first step, if a schedule does not reach its maximum within the run.
 
     Attributes:
-        measures_masks: whether masks are measured: where they lie at the tokens of a row.
+        measures_masks: whether masks are measured, which needs masks at the tokens of a row.
     """
 
     measures_masks = True
@@ -44,10 +46,12 @@ class LearnedDropoutTrainer(LatentTrainer):
 
     @property
     def has_learned_dropout(self) -> bool:
+        """Whether the model uses LearnedDropout."""
         return self.model_config.learned_dropout != "none"
 
     @property
     def has_schedule(self) -> bool:
+        """Whether the weight of a penalty of the masks is scheduled."""
         return any(getattr(self.model_config, f"{name}_rate") is not None for name in self.model_config.mask_losses)
 
     def prepare_batch(self, inputs: dict[str, Any]) -> dict[str, Any]:
@@ -60,15 +64,15 @@ class LearnedDropoutTrainer(LatentTrainer):
     def training_logs(self) -> dict[str, float]:
         logs = super().training_logs()
         if self.has_learned_dropout:
-            step = torch.tensor(self.state.global_step - 1.0)  # of the last loss; the count is one ahead by now
+            step = torch.tensor(self.state.global_step - 1.0)  # step of the last loss, before the count was increased
             for name in self.model_config.mask_losses:
                 logs[f"{name}_weight"] = float(mask_loss_weight(self.model_config, name, step))
             logs.update(self.mask_statistics())
         return logs
 
     def probe_masks(self) -> dict[str, torch.Tensor]:
-        """M `(N, M)` of every LearnedDropout at the N real tokens of the fixed rows, in evaluation mode; nothing
-        without validation rows, or where the trainer measures none."""
+        """Return the masks `(N, M)` of every LearnedDropout, by module, at the N real tokens of the fixed rows, in
+        evaluation mode. The result is empty without validation rows, or if the trainer measures no masks."""
         if not self.measures_masks:
             return {}
         if self._probe is None:
@@ -78,7 +82,7 @@ class LearnedDropoutTrainer(LatentTrainer):
         if not self._probe:
             return {}
         model = self.unwrapped_model
-        model.eval()  # each training step turns it back
+        model.eval()  # each training step switches to training mode again
         probe = self._prepare_inputs(self._probe)
         with torch.no_grad(), self.compute_loss_context_manager(), record_masks(model) as masks:
             model(**probe, use_cache=False, logits_to_keep=1)
@@ -86,7 +90,7 @@ class LearnedDropoutTrainer(LatentTrainer):
         return {name: mask[real] for name, mask in masks.items()}
 
     def mask_statistics(self) -> dict[str, float]:
-        """What the class logs of the masks."""
+        """Return the statistics of the masks that the class logs, and store the masks for the next `mask_change`."""
         masks = self.probe_masks()
         if not masks:
             return {}
@@ -107,16 +111,16 @@ class LearnedDropoutTrainer(LatentTrainer):
 
 
 def short_name(module: str) -> str:
-    """`encoder_layers.0` of the name of a LearnedDropout, whatever wraps the model."""
+    """Return the layer in the name of a LearnedDropout, such as `encoder_layers.0`, without the names of wrappers."""
     match = re.search(r"(?:encoder_|decoder_)?layers\.\d+", module)
-    assert match is not None  # LearnedDropout stands in numbered layers
+    assert match is not None  # every LearnedDropout is part of a numbered layer
     return match.group()
 
 
 class MaskCallback(TrainerCallback):
-    """Before the first step: checks the schedules (a weight that never reaches its maximum is another experiment than
-    the one asked for), and takes the masks with which `mask_change` starts. A checkpoint is always written at a log, so
-    for a resumed run these are the masks of the last log before it."""
+    """A callback that checks the schedules and measures the first masks for `mask_change` before the first step.
+
+    A checkpoint is always written at a log. Therefore the first masks of a resumed run are those of the last log."""
 
     def __init__(self, trainer: LearnedDropoutTrainer):
         self.trainer = trainer

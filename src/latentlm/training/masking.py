@@ -1,4 +1,4 @@
-"""Phase 1 of EncodZall: characters and whole words replaced by masks."""
+"""The noise of phase 1 of EncodZall, which replaces characters and whole words by masks."""
 
 from dataclasses import dataclass
 
@@ -10,8 +10,8 @@ from ..models.encodzall_masking import ANY, CONSONANT, LETTERS, NONSPACE, VOWEL,
 from ..models.encodzall_words import NUM_BYTES, PAD, character_starts, find_words, is_space
 from .randomness import uniforms
 
-WORD_SHARE = 0.2  # of the strength; the rest hides characters
-GENERAL_SHARE = 0.5  # of the masked characters
+WORD_SHARE = 0.2  # share of the strength that masks words; the rest masks characters
+GENERAL_SHARE = 0.5  # share of the masked characters that become `<any>`
 CLASS_MASKS = torch.full((NUM_BYTES,), NONSPACE)
 CLASS_MASKS[[*LETTERS]] = CONSONANT
 CLASS_MASKS[[*VOWELS]] = VOWEL
@@ -22,10 +22,10 @@ class CorruptedBatch:
     """A batch of corrupted texts.
 
     Attributes:
-        input_ids, attention_mask, word_ids: `(B, T)`, int64, padded on the right (word_ids with -1).
+        input_ids, attention_mask, word_ids: `(B, T)`, int64, padded on the right (`word_ids` with -1).
         corrupted: `(B, T_clean)`, bool, which ids of the clean texts were changed.
-        target_word_ids: `(B, T_clean)`, int64, the word of `word_ids` that each clean id belongs to, -1 where none is
-            left; None where words keep their index, or are not aligned.
+        target_word_ids: `(B, T_clean)`, int64, the noisy word, as in `word_ids`, to which each clean id belongs. It is
+            -1 for padding and for ids whose noisy word was cut off. None without alignment.
     """
 
     input_ids: torch.Tensor
@@ -44,18 +44,21 @@ def mask_texts(
     word_share: float = WORD_SHARE,
     aligned: bool = False,
 ) -> CorruptedBatch:
-    """Mask words, with probability `word_share` x `strength` each, and characters, with the rest of the strength,
-    independently.
+    """Replace words and characters by masks, independently. A word is masked with probability `word_share` *
+    `strength`, and a character with probability (1 - `word_share`) * `strength`.
 
-    A masked character is one id, whatever its bytes: half of them `<any>`, the others the mask of their class. The
-    characters of a masked word are one `<mask>`. White space is never masked. Words keep their index.
+    A masked character becomes one id for all its bytes, which is `<any>` with probability 1/2, and otherwise the mask
+    of its class. The characters of a masked word become one `<mask>`. White space is never masked. Words keep their
+    index.
 
     Args:
         ids: `(B, T)`, int64, clean texts with their end.
-        real: `(B, T)`, bool, which of them count.
+        real: `(B, T)`, bool, which ids are not padding.
         strength: in [0, 1].
-        keys: `(B,)`, uint64, of the random numbers.
-        aligned: also say which word each clean byte belongs to.
+        keys: `(B,)`, uint64, keys of the random numbers.
+        max_word_bytes: longer words are split.
+        word_share: in [0, 1].
+        aligned: whether `target_word_ids` are returned.
     """
     word_ids = find_words(ids, max_word_bytes)
     length = ids.shape[1]
@@ -66,7 +69,7 @@ def mask_texts(
     masked_character = maskable & (draws[0].gather(1, character) < (1 - word_share) * strength)
     masked_word = maskable & (draws[1].gather(1, word_ids) < word_share * strength)
     corrupted = masked_character | masked_word
-    # The first maskable id of each word, where a whole-word mask goes.
+    # The first maskable id of each word, which the mask of a whole word replaces.
     order = maskable.long().cumsum(1)
     before = order - maskable.long()
     before_word = torch.zeros_like(order).scatter_reduce(1, word_ids, before, "amin", include_self=False)
@@ -82,7 +85,7 @@ def mask_texts(
 
 
 def compact(ids: torch.Tensor, word_ids: torch.Tensor, keep: torch.Tensor, corrupted: torch.Tensor) -> CorruptedBatch:
-    """The ids that are kept, moved together."""
+    """Return a batch of the ids `(B, T)` for which `keep` is true, without gaps and padded on the right."""
     lengths = keep.sum(1)
     place = (keep.long().cumsum(1) - 1)[keep]
     row = keep.nonzero()[:, 0]
@@ -94,7 +97,8 @@ def compact(ids: torch.Tensor, word_ids: torch.Tensor, keep: torch.Tensor, corru
 
 
 def join_batches(batches: dict[bool, CorruptedBatch], is_first: torch.Tensor) -> CorruptedBatch:
-    """One batch of the rows of two, in which each row comes from that of True or False, as `is_first` `(B,)` says."""
+    """Return the rows of two batches as one batch. `is_first` `(B,)`, bool, are the keys of the batches that the rows
+    come from, each in order."""
     if len(batches) == 1:
         return next(iter(batches.values()))
     longest = max(batch.input_ids.shape[1] for batch in batches.values())

@@ -1,9 +1,9 @@
-"""Numbers of many batches on many processes: each declares how it adds up, and all are reduced once.
+"""Metrics over many batches and processes, with one reduction at the end.
 
-A batch adds [`Sum`], [`Mean`] and [`Histogram`] by name to [`Counts`]; at the end [`Counts.reduce`] adds up all
-processes in one operation, and the [`Totals`] say the results. Nothing else crosses from one process to another, so
-what is counted must have the same size everywhere: a set of codes is a histogram, never a list of them. Sums are
-float64, and stay on the device until then.
+A batch adds [`Sum`], [`Mean`] and [`Histogram`] by name to [`Counts`]. At the end [`Counts.reduce`] sums over all
+processes in one operation, and [`Totals`] computes the results. No other communication takes place, so each count must
+have the same size on all processes. For example, a set of codes is counted as a histogram. Sums are float64, and stay
+on the device until the reduction.
 """
 
 from dataclasses import dataclass
@@ -19,24 +19,24 @@ Number = torch.Tensor | float
 
 
 class Count(Protocol):
-    """What a batch adds: `size` numbers, and what their sums over all batches say."""
+    """The contribution of a batch, which consists of `size` numbers, and the results of their sums over all batches."""
 
     @property
     def size(self) -> int: ...
 
     def add_to(self, numbers: torch.Tensor) -> None:
-        """Add to the sums `(size,)`, float64, in place."""
+        """Add the contribution to the sums `(size,)`, float64, in place."""
         ...
 
     @staticmethod
     def results(name: str, numbers: torch.Tensor) -> dict[str, float]:
-        """The results, by name, of the sums `(size,)` over all batches and processes."""
+        """Return the results, by name, of the sums `(size,)` over all batches and processes."""
         ...
 
 
 @dataclass(frozen=True)
 class Sum:
-    """A number that adds up."""
+    """A number whose result is its sum."""
 
     value: Number
 
@@ -52,7 +52,7 @@ class Sum:
 
 @dataclass(frozen=True)
 class Mean:
-    """`total` divided by `weight`, after both have been added up; without any weight there is no result."""
+    """A mean, which is the sum of `total` divided by that of `weight`. It has no result if the latter is 0."""
 
     total: Number
     weight: Number
@@ -71,12 +71,13 @@ class Mean:
 
 @dataclass(frozen=True)
 class Histogram:
-    """How often each of `size` codes is used; results are `<name>_perplexity` and `<name>_codes_used`, a share.
+    """The number of uses of each of `size` codes. The results are `<name>_perplexity`, and `<name>_codes_used`, the
+    share of the codes that are used.
 
     Attributes:
         codes: `(n,)`, int64, in [0, size).
-        times: `(n,)`, how often each is used here.
-        size: number of codes that there are.
+        times: `(n,)`, number of uses of each of them in this batch.
+        size: number of all codes.
     """
 
     codes: torch.Tensor
@@ -85,7 +86,7 @@ class Histogram:
 
     @classmethod
     def of_counts(cls, counts: torch.Tensor) -> "Histogram":
-        """The histogram of `counts` `(size,)`."""
+        """Return the histogram with the numbers of uses `counts` `(size,)`."""
         return cls(torch.arange(len(counts), device=counts.device), counts, len(counts))
 
     def add_to(self, numbers: torch.Tensor) -> None:
@@ -102,26 +103,27 @@ class Totals:
     """Sums over all batches and processes.
 
     Attributes:
-        kinds: what each name was counted as.
-        numbers: the sums `(size,)` of each, float64, on the CPU.
+        kinds: the class of each count, by name.
+        numbers: the sums `(size,)` of each count, by name, float64, on the CPU.
     """
 
     kinds: dict[str, type[Count]]
     numbers: dict[str, torch.Tensor]
 
     def pop(self, name: str) -> torch.Tensor:
-        """Take out the sums `(size,)` of one name, which has no results of its own then."""
+        """Remove a count and return its sums `(size,)`."""
         del self.kinds[name]
         return self.numbers.pop(name)
 
     def results(self) -> dict[str, float]:
-        """The results of all counts, by name."""
+        """Return the results of all counts, by name."""
         parts = (kind.results(name, self.numbers[name]) for name, kind in self.kinds.items())
         return {name: value for part in parts for name, value in part.items()}
 
 
 class Counts:
-    """Sums of what batches count; see the module. All processes count the same names in the same order."""
+    """Running sums of the counts of batches on one process. All processes must count the same names in the same
+    order."""
 
     def __init__(self, device: torch.device):
         self.device = device
@@ -129,7 +131,7 @@ class Counts:
         self.numbers: dict[str, torch.Tensor] = {}
 
     def add(self, counts: dict[str, Count]) -> None:
-        """Count one batch of this process."""
+        """Add the counts of one batch of this process."""
         for name, count in counts.items():
             if name not in self.kinds:
                 self.kinds[name] = type(count)
@@ -137,7 +139,7 @@ class Counts:
             count.add_to(self.numbers[name])
 
     def reduce(self, accelerator: Accelerator) -> Totals:
-        """Add up all processes, each of which must call this."""
+        """Return the sums over all processes, each of which must call this method."""
         if not self.numbers:
             return Totals({}, {})
         sizes = [len(numbers) for numbers in self.numbers.values()]
@@ -147,5 +149,5 @@ class Counts:
 
 
 def on(device: torch.device, value: Number) -> Number:
-    """A number where it can be added to sums on `device`; models may spread over several."""
+    """Return a number on `device`, where the sums are. A model may be spread over several devices."""
     return value.detach().to(device) if isinstance(value, torch.Tensor) else value

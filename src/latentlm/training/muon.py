@@ -1,4 +1,5 @@
-"""Muon (Jordan 2024, https://kellerjordan.github.io/posts/muon/) for the matrices of the layers, AdamW for the rest."""
+"""The optimizer Muon (Jordan 2024, https://kellerjordan.github.io/posts/muon/) for the matrices of the layers, with
+AdamW for all other parameters."""
 
 import math
 from collections import defaultdict
@@ -11,30 +12,32 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim.adamw import adamw
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-"""Of the quintic iteration, from the same page: singular values come to lie between 0.7 and 1.2 in few steps."""
+"""The coefficients of the quintic iteration, from the same page. After few iterations, singular values are between 0.7
+and 1.2."""
 ITERATIONS = 5
 EPS = 1e-7
 ADAMW_RMS = 0.2
-"""Typical root mean square of AdamW's updates: those of Muon are made as large, so that a rate suits matrices of all
-shapes (Moonlight, 2502.16982, section 2.2)."""
+"""The typical root mean square of AdamW's updates. Muon's updates are scaled to it, so that one learning rate suits
+matrices of all shapes (Moonlight, arXiv:2502.16982, section 2.2)."""
 
 
 class Muon(torch.optim.Optimizer):
-    """One optimizer of two kinds of groups: where a group's `muon` is true its parameters are matrices, whose momentum
-    is orthogonalised; all others take the steps of AdamW. A schedule scales the rates of both.
+    """The optimizer Muon for groups of matrices, and AdamW for all other groups of parameters. A schedule scales the
+    learning rates of both.
 
-    The update of a matrix `(A, B)` is 0.2 * sqrt(max(A, B)) * UV^T of its (Nesterov) momentum USV^T, approximately.
-    Matrices of equal shape are orthogonalised together, in bfloat16 where the device multiplies it fast. Of
-    parameters that are sharded (FSDP2) each process gathers whole matrices, one after the other.
+    The update of a matrix `(A, B)` is approximately lr * 0.2 * sqrt(max(A, B)) * U V^T, where U S V^T is the singular
+    value decomposition of its momentum (Nesterov's). Matrices of equal shape are orthogonalised together, in bfloat16
+    if the device has fast products of that type. If parameters are sharded (FSDP2), each process gathers whole
+    matrices, one after the other.
 
     Args:
-        groups: with `params`, `muon`, and where they differ `lr` and `weight_decay`. A group of matrices may have
-            `parts`: numbers of rows of the maps that each of its matrices is made of, which are orthogonalised by
-            themselves.
+        groups: dictionaries with `params`, `muon` (true for matrices that Muon trains), and optionally `lr` and
+            `weight_decay`. A group of matrices may have `parts`, the numbers of rows of the linear maps that each of
+            its matrices consists of, which are orthogonalised separately.
         lr: learning rate.
-        momentum: of Muon.
-        betas, eps: of AdamW.
-        weight_decay: decoupled, times the rate, of both.
+        momentum: decay of Muon's momentum.
+        betas, eps: parameters of AdamW.
+        weight_decay: decoupled weight decay of both, which is multiplied by the learning rate.
     """
 
     def __init__(
@@ -46,7 +49,7 @@ class Muon(torch.optim.Optimizer):
         eps: float = 1e-8,
         weight_decay: float = 0.0,
     ):
-        # `fused` tells torch how to load AdamW's step counts.
+        # `fused` determines how torch loads AdamW's step counts.
         defaults = {"lr": lr, "momentum": momentum, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         super().__init__(groups, {**defaults, "parts": (), "fused": True})
 
@@ -89,8 +92,8 @@ class Muon(torch.optim.Optimizer):
         )
 
     def _step_muon(self, groups: list[dict[str, Any]]) -> None:
-        matrices = defaultdict(list)  # by shape and step size: matrices to change, and directions
-        sharded: list[tuple[torch.Tensor, torch.Tensor]] = []  # parameters, and what to add to them
+        matrices = defaultdict(list)  # pairs of matrices and directions, by shape, device and step size
+        sharded: list[tuple[torch.Tensor, torch.Tensor]] = []  # parameters and their updates
         for group in groups:
             params = [param for param in group["params"] if param.grad is not None]
             if not params:
@@ -122,19 +125,19 @@ class Muon(torch.optim.Optimizer):
             torch._foreach_add_([matrix for matrix, _ in pairs], list(steps.unbind()), alpha=size)  # pyright: ignore[reportPrivateImportUsage]
         for param, change in sharded:
             assert isinstance(param, DTensor)
-            # Every process has computed the same change: none is sent.
+            # Every process has computed the same update, so it is not communicated.
             param.add_(distribute_tensor(change, param.device_mesh, param.placements, src_data_rank=None))
 
 
 def orthogonalise(matrices: torch.Tensor) -> torch.Tensor:
-    """Matrices `(N, A, B)`, A <= B, with singular values near 1 and the same singular vectors: the Newton–Schulz
-    iteration of Muon's page, X to (a + b XX^T + c (XX^T)^2) X."""
+    """Return matrices `(N, A, B)`, A <= B, with the same singular vectors and singular values near 1, by the
+    Newton–Schulz iteration X <- (a + b X X^T + c (X X^T)^2) X of Muon's page."""
     a, b, c = COEFFICIENTS
     matrices = matrices / matrices.norm(dim=(-2, -1), keepdim=True).clamp(min=EPS)
     gram = matrices @ matrices.mT
     if matrices.dtype != torch.bfloat16 and 2 * matrices.shape[1] <= matrices.shape[2]:
-        # All factors are polynomials of the first XX^T, so the products are of (A, A) alone: less work, too little
-        # precision in bfloat16.
+        # All factors are polynomials of the first X X^T, so all products but the last are (A, A). This is less work,
+        # but bfloat16 has too little precision for it.
         product = gram
         for step in range(ITERATIONS):
             factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
@@ -152,19 +155,20 @@ def orthogonalise(matrices: torch.Tensor) -> torch.Tensor:
 
 
 def iteration_dtype(device: torch.device) -> torch.dtype:
-    """In what matrices are orthogonalised: bfloat16, but float32 on a CPU that has no products of bfloat16, where these
-    take ten times as long."""
+    """Return the dtype in which matrices are orthogonalised. It is bfloat16, or float32 on a CPU without instructions
+    for products of bfloat16, which are ten times slower there."""
     if device.type != "cpu" or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported():
         return torch.bfloat16
     return torch.float32
 
 
 def hidden_matrices(model: nn.Module) -> Iterator[tuple[nn.Parameter, tuple[int, ...]]]:
-    """The parameters that Muon trains, each with its `parts`: the weights of all `nn.Linear`, but for vectors, weights
-    that an embedding shares, and layers that give logits (the model's output embeddings, and modules marked
-    `is_output`).
+    """Yield the parameters that Muon trains, each with its `parts`. These are the weights of all `nn.Linear`, except
+    vectors, weights that are shared with an embedding, and layers that compute logits (the model's output embeddings,
+    and modules with a true attribute `is_output`).
 
-    A linear layer that does several maps in one product says so by an attribute `parts`: the rows of each.
+    A linear layer that computes several linear maps in one product has an attribute `parts` with the number of rows of
+    each map.
     """
     get_head: Any = getattr(model, "get_output_embeddings", lambda: None)
     outputs = [module for module in model.modules() if module is get_head() or getattr(module, "is_output", False)]
@@ -180,16 +184,16 @@ def hidden_matrices(model: nn.Module) -> Iterator[tuple[nn.Parameter, tuple[int,
             weight: Any = module.weight
             parts: tuple[int, ...] = tuple(getattr(module, "parts", ()))
             if weight.requires_grad and weight.ndim == 2 and min(weight.shape) > 1:
-                shared.add(id(weight))  # once, if several layers have it
+                shared.add(id(weight))  # so that it is yielded once if several layers share it
                 yield weight, parts
 
 
 def make_muon(model: nn.Module, decayed: list[str], args: Any) -> Muon:
-    """The optimizer of a model.
+    """Return the optimizer of a model.
 
     Args:
-        model: to train.
-        decayed: names of the parameters with weight decay.
+        model: the model to train.
+        decayed: names of the parameters with weight decay, among those that AdamW trains.
         args: the training arguments.
 
     Raises:
@@ -205,7 +209,7 @@ def make_muon(model: nn.Module, decayed: list[str], args: Any) -> Muon:
         )
     matrices = {id(parameter) for parameters in by_parts.values() for parameter in parameters}
     rest = [(n, p) for n, p in model.named_parameters() if p.requires_grad and id(p) not in matrices]
-    groups: list[dict[str, Any]] = [  # AdamW's first: the logged learning rate is that of the first group
+    groups: list[dict[str, Any]] = [  # AdamW's are first, because the first group's learning rate is logged
         {"params": [p for n, p in rest if n in decayed], "weight_decay": args.weight_decay, "muon": False},
         {"params": [p for n, p in rest if n not in decayed], "weight_decay": 0.0, "muon": False},
     ]

@@ -1,6 +1,6 @@
-"""Phase 2 of EncodZall: realistic noise, such as typing, spelling and OCR errors.
+"""The noise of phase 2 of EncodZall, which is realistic: typing, spelling and OCR errors.
 
-The tables are `noise_tables.json` beside this file, or learned from pairs (`latentlm noise`).
+Its tables are those of `noise_tables.json` in this folder, or are learned from pairs of texts (`latentlm noise`).
 """
 
 import json
@@ -18,31 +18,34 @@ from .masking import CorruptedBatch
 from .randomness import uniforms
 
 TABLES_FILE = Path(__file__).with_name("noise_tables.json")
-CHARACTER_SHARE = 0.3  # of the strength
+CHARACTER_SHARE = 0.3  # probability that a character is hit, at strength 1
 KINDS = ("ocr", "keyboard", "misspelling", "drop", "double", "swap", "case", "space")
 MIXTURE = {kind: 1.0 for kind in KINDS}
 WORD = re.compile(r"[^\W\d_]+(?:['-][^\W\d_]+)*")
-LONGEST_KEY = 3  # characters that a table entry replaces
+LONGEST_KEY = 3  # largest number of characters that a table entry replaces
 SPACE = frozenset(map(chr, WHITE_SPACE))
 
-# What replaces a string: other strings and how often, {"rn": {"m": 3.0}, ...}.
+# The replacements of each string with their weights, such as {"rn": {"m": 3.0}, ...}.
 Table = dict[str, dict[str, float]]
 
 
 @dataclass
 class NoiseTables:
-    """What the kinds of noise that follow a table do.
+    """The tables of the kinds of noise that replace strings.
 
     Attributes:
-        ocr, keyboard, misspelling: strings of up to three characters, and what they become.
-        words: whole words in lower case, and what they become, themselves among it or not.
+        ocr, keyboard, misspelling: replacements of strings of up to three characters, with positive weights.
+        words: replacements of whole words in lower case, with positive weights. A word may replace itself.
+
+    Raises:
+        ValueError: if an entry has no replacement, a weight that is not positive, or a string that is not allowed.
     """
 
     ocr: Table
     keyboard: Table
     misspelling: Table
     words: Table = field(default_factory=dict)
-    # The same as lists, which random.choices takes.
+    # The replacements and their weights as lists, for random.choices.
     choices: dict[str, dict[str, tuple[list[str], list[float]]]] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -71,10 +74,10 @@ class NoiseTables:
 
     @classmethod
     def load(cls, path: Path) -> "NoiseTables":
-        """Read a JSON file of the tables; that of `words` may be missing.
+        """Read the tables from a JSON file, in which `words` is optional.
 
         Raises:
-            ValueError: if it is none.
+            ValueError: if the file cannot be read, or has no valid tables.
         """
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
@@ -85,11 +88,12 @@ class NoiseTables:
 
 @cache
 def default_tables() -> NoiseTables:
+    """Return the tables of `noise_tables.json`."""
     return NoiseTables.load(TABLES_FILE)
 
 
 def check_mixture(mixture: dict[str, float]) -> None:
-    """Raise a ValueError unless the mixture gives kinds of noise weights that can be drawn from."""
+    """Raise ValueError unless the mixture has known kinds of noise, and weights of at least 0 with a positive sum."""
     unknown = set(mixture) - set(KINDS)
     if unknown or not mixture or min(mixture.values()) < 0 or not sum(mixture.values()):
         raise ValueError(
@@ -101,11 +105,11 @@ def check_mixture(mixture: dict[str, float]) -> None:
 def corrupt_text(
     text: str, strength: float, key: int, mixture: dict[str, float] = MIXTURE, tables: NoiseTables | None = None
 ) -> tuple[str, list[int]]:
-    """The text with noise, and the places of the characters that changed (before which something was inserted);
-    arguments as [`draw_noise`]."""
+    """Return a text with noise, and the indices of its characters that were replaced. The arguments are those of
+    [`draw_noise`]."""
     pieces: list[str] = []
     changed: list[int] = []
-    position = 0  # what lies before is written
+    position = 0  # all characters before it are written
     for start, end, new in draw_noise(text, strength, key, mixture, tables):
         pieces += text[position:start], new
         changed.extend(range(start, end))
@@ -117,15 +121,21 @@ def corrupt_text(
 def draw_noise(
     text: str, strength: float, key: int, mixture: dict[str, float] = MIXTURE, tables: NoiseTables | None = None
 ) -> list[tuple[int, int, str]]:
-    """Where characters become others, in order: from, to and what.
+    """Draw the edits of a text: for each, the first and last + 1 character that it replaces, and the new string.
 
-    Each character that is not white space is hit with probability 0.3 `strength`; the kind is drawn from `mixture`. A
-    kind that does not know the character (a scanner that confuses no "q") leaves it as it is. Each word that the tables
-    have as a whole is drawn anew with probability `strength` before that.
+    With probability `strength`, a word that the table of words has is replaced as a whole. Each other character except
+    white space is hit with probability 0.3 * `strength`, and the kind of noise is drawn from `mixture`. If that kind
+    cannot change the character (for example, if its table has no entry), nothing happens.
 
     Args:
+        text: the clean text.
         strength: in [0, 1].
-        key: of the random numbers, 64 bits.
+        key: key of the random numbers, 64 bits.
+        mixture: weight of each kind of noise.
+        tables: tables of replacements, by default those of `noise_tables.json`.
+
+    Returns:
+        Edits in the order of the text, which do not overlap.
     """
     tables = tables or default_tables()
     draws = uniforms(np.array([key], np.uint64), len(text), 0)[0]
@@ -134,7 +144,7 @@ def draw_noise(
     kinds = dict(zip(hits, chance.choices(list(mixture), list(mixture.values()), k=len(hits)), strict=True))
     words = draw_words(text, strength, key, tables) if tables.words else {}
     edits: list[tuple[int, int, str]] = []
-    position = 0  # what lies before is done
+    position = 0  # all characters before it have their edits
     for start in sorted({*kinds, *words}):
         if start < position or text[start] in SPACE:
             continue
@@ -147,7 +157,8 @@ def draw_noise(
 
 
 def draw_words(text: str, strength: float, key: int, tables: NoiseTables) -> dict[int, tuple[int, str]]:
-    """Words that become others as a whole: where each begins, its length and what it becomes."""
+    """Return the words that are replaced as a whole: for the index of the first character of each, its length and the
+    new word."""
     draws = uniforms(np.array([key], np.uint64), len(text), 1)[0]
     chance = random.Random(key + 1)
     words: dict[int, tuple[int, str]] = {}
@@ -165,7 +176,8 @@ def draw_words(text: str, strength: float, key: int, tables: NoiseTables) -> dic
 def replacement(
     text: str, hit: int, kind: str, choices: dict[str, dict[str, tuple[list[str], list[float]]]], chance: random.Random
 ) -> tuple[int, str] | None:
-    """How many characters from `hit` on become what; None where this kind of noise does nothing."""
+    """Return how many characters from `hit` on are replaced and the new string, or None if this kind of noise cannot
+    change them."""
     letter = text[hit]
     following = text[hit + 1] if hit + 1 < len(text) else ""
     if kind in choices:
@@ -182,7 +194,7 @@ def replacement(
         return None if following in ("", letter, *SPACE) else (2, following + letter)
     if kind == "case":
         return None if letter.swapcase() == letter else (1, letter.swapcase())
-    # A lost or an invented space.
+    # The kind "space" deletes the following space, or inserts one.
     return (2, letter) if following == " " else (1, letter + " ") if following not in ("", *SPACE) else None
 
 
@@ -196,11 +208,12 @@ def corrupt_texts(
     tables: NoiseTables | None = None,
     aligned: bool = False,
 ) -> CorruptedBatch:
-    """Noise in a batch of clean texts; arguments as [`mask_texts`]. Words are found anew in what came out.
+    """Return a batch of clean texts with noise. The words are those of the noisy texts. A noisy text that has become
+    too long is cut. The other arguments are those of [`mask_texts`] and [`draw_noise`].
 
     Args:
-        aligned: also say which word of the noisy text each clean byte belongs to: that in which what it became begins.
-            A noisy text that is too long loses whole words then.
+        aligned: whether `target_word_ids` are returned. The noisy word of a clean byte is the one in which its
+            replacement begins. A noisy text that is too long is then cut before a word.
     """
     pad, _, eos = FRAME_IDS
     rows: list[list[int]] = []
@@ -222,7 +235,7 @@ def corrupt_texts(
             last = len(noisy_ids) - 1
             place_of_byte = torch.from_numpy(places).clamp(max=max(len(noisy) - 1, 0))
             targets[b, : len(data)] = torch.where(place_of_byte < last, words[place_of_byte.clamp(max=last)], -1)
-            targets[b, len(data) : count] = words[last]  # the end, if it is there
+            targets[b, len(data) : count] = words[last]  # the end of the text, if the row has it
         rows.append(noisy_ids)
     longest = max(map(len, rows))
     input_ids = torch.full((len(rows), longest), pad)
@@ -234,8 +247,14 @@ def corrupt_texts(
 
 
 def align(text: str, edits: list[tuple[int, int, str]]) -> tuple[bytes, np.ndarray, np.ndarray]:
-    """The bytes of the edited text; and of each byte of `text` where in there it is, or what it became begins `(N,)`,
-    int64, and whether it changed `(N,)`, bool."""
+    """Apply edits to a text of N bytes, and align both texts.
+
+    Returns:
+        The bytes of the edited text.
+        For each byte of `text`, its index in the edited text, or that of the first byte of its replacement, `(N,)`,
+        int64.
+        Whether each byte of `text` was replaced, `(N,)`, bool.
+    """
     pieces: list[bytes] = []
     places: list[np.ndarray] = []
     flags: list[np.ndarray] = []

@@ -1,4 +1,4 @@
-"""What noise does, learned from pairs of noisy and clean text."""
+"""Tables of noise, learned from pairs of noisy and clean text."""
 
 import json
 from collections import defaultdict
@@ -9,16 +9,16 @@ from pathlib import Path
 from .noise import LONGEST_KEY, Table
 
 NOISY, CLEAN = ("noisy", "ocr", "misspelling"), ("clean", "gt", "correction", "corrections")
-MOST_REPLACEMENTS = 12  # of one string; the rest is chance
+MOST_REPLACEMENTS = 12  # largest number of replacements of one string; rarer ones are mostly chance
 
 
 def read_pairs(path: Path) -> Iterator[tuple[str, str, float]]:
-    """Noisy text, clean text and how often, of each line.
+    """Yield the noisy text, the clean text and the count of each line of a file of JSON lines.
 
     Raises:
-        ValueError: naming the line that holds no pair.
+        ValueError: if a line has no pair, with its number.
     """
-    with open(path, "rb") as lines:  # they end at "\n" alone: other separators may stand in a text
+    with open(path, "rb") as lines:  # in bytes, so that lines end at "\n" alone
         for number, line in enumerate(lines, 1):
             try:
                 row = json.loads(line.decode("utf-8"))
@@ -33,10 +33,11 @@ def read_pairs(path: Path) -> Iterator[tuple[str, str, float]]:
 
 
 def replacements(noisy: str, clean: str) -> Iterator[tuple[str, str]]:
-    """The strings of `clean` that became others, of at most three characters; case counts as no change."""
+    """Yield the strings of `clean` that are replaced in `noisy`, with their replacements, if both have at most three
+    characters. A change of case alone does not count."""
     matcher = SequenceMatcher(None, clean, noisy, autojunk=False)
     for kind, start, end, noisy_start, noisy_end in matcher.get_opcodes():
-        if kind == "insert":  # what is inserted belongs to the character before
+        if kind == "insert":  # an insertion is a replacement of the character before it
             if not start:
                 continue
             start -= 1
@@ -49,12 +50,12 @@ def replacements(noisy: str, clean: str) -> Iterator[tuple[str, str]]:
 
 
 def commonest(targets: dict[str, float]) -> list[tuple[str, float]]:
-    """The replacements that come most, with their counts."""
+    """Return the most frequent replacements of one string, with their counts."""
     return sorted(targets.items(), key=lambda item: item[1], reverse=True)[:MOST_REPLACEMENTS]
 
 
 def learn(pairs: Iterator[tuple[str, str, float]], min_count: float) -> Table:
-    """The replacements that came at least `min_count` times, the commonest of each string."""
+    """Return the table of the most frequent replacements of each string that occur at least `min_count` times."""
     counts: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
     for noisy, clean, count in pairs:
         for before, after in replacements(noisy, clean):

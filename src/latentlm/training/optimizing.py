@@ -1,4 +1,4 @@
-"""`OptimizingTrainer`: which optimizer takes the steps, and which parameters decay."""
+"""`OptimizingTrainer`, which chooses the optimizer and the parameters with weight decay."""
 
 from typing import Any
 
@@ -12,10 +12,10 @@ from .saving import SavingTrainer
 
 
 class OptimizingTrainer(SavingTrainer):
-    """A [`SavingTrainer`] that knows `optim: muon`.
+    """A [`SavingTrainer`] with the option `optim: muon`.
 
     Raises:
-        ValueError: if the model has no matrix for Muon, before the training.
+        ValueError: before training, if the model has no matrix for Muon.
     """
 
     args: Any  # LatentTrainingArguments
@@ -27,7 +27,7 @@ class OptimizingTrainer(SavingTrainer):
             make_muon(self.model, [], self.args)
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
-        """Weight decay is for matrices: parameters with two dimensions or more."""
+        """Return the names of the parameters with at least two dimensions, which have weight decay."""
         return [name for name, parameter in model.named_parameters() if parameter.ndim >= 2]
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:

@@ -5,30 +5,33 @@ from accelerate.utils import reduce
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
-SATURATED_STEPS = 200
+SATURATED_STEPS = 200  # steps at the maximum after which the strength counts as saturated
 
 
 class PIDCallback(TrainerCallback, ExportableState):
-    """Moves the noise strength p once per optimizer step, so that a running mean of a loss stays at its set point.
+    """A callback that changes the noise strength p once per optimizer step, so that the running mean of a loss stays at
+    a set point.
 
-    The velocity form: with the error e = set point - mean (a loss below the set point asks for more noise),
+    It is a PID controller in velocity form. With the error e = set point - mean, which is positive if the loss is too
+    low, and the errors e' and e'' one and two steps before,
 
-        p += clip(kp (e - e') + ki e + kd (e - 2 e' + e''), -max_change, max_change),  then p into [minimum, maximum]
+        p <- clip(p + clip(kp (e - e') + ki e + kd (e - 2 e' + e''), -max_change, max_change), minimum, maximum)
 
-    where e' and e'' are the errors one and two steps before. p itself is the integral, so there is no integral wind-up
-    while p is at a limit, and it falls as fast as it rises. The state is part of every checkpoint.
+    p itself is the integral. Hence there is no integral wind-up while p is at a limit, and p falls as fast as it rises.
+    The state is part of every checkpoint.
 
     Args:
-        strength: p at the start; p stays there without a set point.
-        set_point: target of the loss, in nats; None switches the controller off.
-        minimum, maximum: limits of p, in [0, 1]. The minimum must be above 0, and not small: without noise there is no
-            loss to measure, and with hardly any the model never learns to repair, so that p would stay at its minimum.
-        kp, ki, kd: gains, per nat.
+        strength: p at the start, and always without a set point.
+        set_point: target of the loss, in nats. None switches the controller off.
+        minimum, maximum: limits of p, in [0, 1]. The minimum must be above 0, because without noise there is no loss to
+            measure. It should not be small: with little noise the model does not learn to repair, its loss stays above
+            the set point, and p stays at its minimum.
+        kp, ki, kd: proportional, integral and derivative gains, in strength per nat.
         max_change: largest change of p in one step.
-        smoothing: of the running mean, the weight of its past.
+        smoothing: decay of the running mean, in [0, 1).
 
     Raises:
-        ValueError: naming the argument, its value and what would be right.
+        ValueError: if an argument is out of its range.
     """
 
     def __init__(
@@ -73,17 +76,18 @@ class PIDCallback(TrainerCallback, ExportableState):
         }
         self.strength = strength
         self.mean: float | None = None
-        self.errors: list[float] = []  # of the last steps, the newest first
+        self.errors: list[float] = []  # errors of the last two steps, the newest first
         self.terms = [0.0, 0.0, 0.0]
         self.steps_at_maximum = 0
         self._sums: torch.Tensor | None = None
 
     def state(self) -> dict:
+        """Return the arguments and the state, from which transformers restores the callback."""
         names = ("strength", "mean", "errors", "terms", "steps_at_maximum")
         return {"args": self.arguments, "attributes": {name: getattr(self, name) for name in names}}
 
     def add(self, total: torch.Tensor, count: torch.Tensor) -> None:
-        """Count one micro-batch: the sum of the loss over `count` bytes."""
+        """Add the loss of one micro-batch, as a sum over `count` bytes."""
         sums = torch.stack((total.detach().double(), count.double()))
         self._sums = sums if self._sums is None else self._sums + sums
 
@@ -96,7 +100,7 @@ class PIDCallback(TrainerCallback, ExportableState):
             self.step(total / count)
 
     def step(self, loss: float) -> float:
-        """Take in the loss of one optimizer step; returns the new strength."""
+        """Update the strength with the mean loss of one optimizer step, in nats, and return it."""
         arguments = self.arguments
         if arguments["set_point"] is None:
             return self.strength
@@ -116,8 +120,9 @@ class PIDCallback(TrainerCallback, ExportableState):
         return self.strength
 
     def logs(self) -> dict[str, float]:
-        """What to log: the strength and, where the loop is on, what moves it. `noise_saturated` is 1 where the strength
-        has been at its maximum for 200 steps: the model could repair more."""
+        """Return the values to log, which are the strength and, if the controller is on, the set point, the error and
+        the three terms. `noise_saturated` is 1 if the strength has been at its maximum for at least 200 steps, which
+        means that the model could repair more noise."""
         logs = {"noise_strength": self.strength}
         if self.errors:
             logs |= {"noise_set_point": self.arguments["set_point"], "noise_error": self.errors[0]}

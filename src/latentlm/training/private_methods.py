@@ -1,7 +1,7 @@
-"""What the trainers override or call of transformers' `Trainer` although it is private; nothing else is.
+"""The list of all private methods of transformers' `Trainer` that the trainers override or call.
 
-transformers may change these in any minor release. tests/test_trainer_options.py fails where one is gone, is no longer
-called, takes other parameters, or is used here without being listed.
+transformers may change these methods in any minor release. tests/test_trainer_options.py fails if a method is missing,
+is no longer called, has other parameters, or is used without being listed.
 """
 
 PRIVATE_METHODS: dict[str, str] = {
@@ -14,4 +14,4 @@ PRIVATE_METHODS: dict[str, str] = {
     "_save_checkpoint": "a checkpoint is complete or invisible; `Trainer` writes it in place, file by file",
     "_set_signature_columns_if_needed": "keeps `extra_columns`, which the trainer reads and the model does not",
 }
-"""Each private method, and why a public one would not do."""
+"""The private methods, each with the reason why no public one can replace it."""

@@ -1,4 +1,4 @@
-"""`PublishingTrainer`: the three methods of `Trainer` that write to the Hub, by way of `latentlm.hub`."""
+"""`PublishingTrainer`, in which the three methods of `Trainer` that write to the Hub use `latentlm.hub`."""
 
 from pathlib import Path
 from typing import Any
@@ -12,29 +12,30 @@ from latentlm.runs.run_folder import folder_of
 
 
 class PublishingTrainer(Trainer):
-    """A `Trainer` that publishes what [`latentlm.hub.files.published_files`] names, in one commit, with its card."""
+    """A `Trainer` that publishes the files of [`latentlm.hub.files.published_files`] and a model card in one commit."""
 
     @property
     def run_folder(self) -> Path:
-        """Where the run leaves its files."""
+        """The folder with the files of the run."""
         return folder_of(self.args)
 
     @property
     def repo_id(self) -> str:
-        """Where to publish: what the Hub answered, what was asked for, or the name of the run folder."""
+        """The repository to publish to: the id that the Hub returned, else `hub_model_id`, else the name of the run
+        folder."""
         return self.hub_model_id or self.args.hub_model_id or self.run_folder.absolute().name
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
-        """Create the repository, so that a missing token shows before the training and not after it."""
+        """Create the repository before training, so that a missing token is an error at the start."""
         if self.is_world_process_zero():
             private = self.args.hub_private_repo if private is None else private
             self.hub_model_id = create_repository(self.run_folder, self.repo_id, private, token or self.args.hub_token)
 
     def create_model_card(self, *args: Any, **fields: Any) -> None:
-        """Write README.md and curves into the run folder; `fields` as for [`latentlm.hub.card.write_card`].
+        """Write README.md and the curves into the run folder. `fields` are those of [`latentlm.hub.card.write_card`].
 
         Raises:
-            TypeError: for fields without a name.
+            TypeError: for positional arguments.
         """
         if args:
             raise TypeError("the fields of a model card have names: create_model_card(language='en').")
@@ -50,13 +51,13 @@ class PublishingTrainer(Trainer):
         private: bool | None = None,
         **fields: Any,
     ) -> CommitInfo | None:
-        """Save the model, write its card and push both; returns the commit on the main process.
+        """Save the model, write its card and push both. Return the commit on the main process, and None on others.
 
-        Everything has arrived when this returns, whatever `blocking` says. `fields` as for
+        The upload is always complete when this method returns, also without `blocking`. `fields` are those of
         [`latentlm.hub.card.write_card`].
 
         Raises:
-            PublishError: if the Hub does not take it; the run folder is complete then.
+            PublishError: if the upload fails. The run folder is complete then.
         """
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         self.save_model(_internal_call=True)

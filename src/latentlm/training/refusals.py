@@ -1,4 +1,4 @@
-"""What a trainer refuses: arguments that would have no effect, and kinds of parallelism that would change numbers."""
+"""Checks of the options of a trainer: arguments without effect, and kinds of parallelism that would change results."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -7,7 +7,7 @@ if TYPE_CHECKING:
 
 
 def check_arguments(trainer_class: "type[LatentTrainer]", kwargs: dict[str, Any]) -> None:
-    """Raise `ValueError` unless the arguments of the constructor give a model, and training arguments of its class."""
+    """Raise ValueError unless the arguments of the constructor have a model, and training arguments of its class."""
     if kwargs.get("model_init") is not None or kwargs.get("model") is None:
         raise ValueError(
             "model_init would build the model anew when training starts, without what its trainer has prepared, so "
@@ -23,14 +23,14 @@ def check_arguments(trainer_class: "type[LatentTrainer]", kwargs: dict[str, Any]
 
 
 def check_parallelism(trainer: "LatentTrainer") -> None:
-    """Raise `ValueError` where rows would be divided, or where tied parameters would be divided unevenly."""
+    """Raise ValueError if sequences would be split over processes, or tied parameters would be split unevenly."""
     for name, size in (("cp_size", trainer.get_cp_size()), ("sp_size", trainer.get_sp_size())):
         if size > 1:
             raise ValueError(f"parallelism_config: {name} is {size}, but rows are not divided here; it must be 1.")
     if trainer.is_distributed_loading_by_transformers and trainer.model.all_tied_weights_keys:
         vocab_size, parts = trainer.model_config.vocab_size, trainer.args.world_size
         if vocab_size % parts:
-            # Where the parts differ in size, torch pads a copy of the output layer that then misses every update.
+            # If the parts differ in size, torch pads a copy of the output layer, which then gets no updates.
             raise ValueError(
                 f"vocab_size {vocab_size} is not a multiple of the {parts} processes that share the tied embedding "
                 f"(FSDP2 at load time): set it to {vocab_size + -vocab_size % parts}."

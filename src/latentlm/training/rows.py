@@ -1,4 +1,5 @@
-"""Rows as trainers read them: filled up to whole rounds in evaluations, endless in training, spread for samples."""
+"""Datasets for trainers: with filler rows for evaluation, endless streams for training, and evenly spaced rows for
+samples."""
 
 import math
 from collections.abc import Iterator
@@ -13,22 +14,22 @@ from transformers.trainer_utils import has_length
 
 from latentlm.data.packing import stack_rows
 
-# Label of all positions in rows that only fill up the last batches of an evaluation; the model never sees it.
+# Label of all positions of filler rows, which pad the last batches of an evaluation. The model never reads it.
 FILLER = -101
 
 
 def fill_rounds(rows: Dataset, multiple: int) -> Dataset:
-    """`rows`, followed by rows labelled [`FILLER`] until processes share them evenly.
+    """Return a dataset of `rows`, followed by rows with the label [`FILLER`] up to a multiple of `multiple`.
 
-    Otherwise the last round of batches would repeat rows of the first one.
+    Otherwise accelerate would repeat rows of the first batches in the last ones.
     """
     return FilledStream(rows, multiple) if isinstance(rows, IterableDataset) else FilledRows(rows, multiple)
 
 
 @contextmanager
 def equal_keys(trainer: Trainer, rows: Dataset) -> Iterator[None]:
-    """Lets batches of a stream that one process shares out keep all columns: accelerate joins those of all processes by
-    the keys of the first."""
+    """Return a context in which all batches of a stream that one process distributes have the same columns, because
+    accelerate concatenates them by the keys of the first batch."""
     collator = trainer.data_collator
     if collator is stack_rows and isinstance(rows, IterableDataset) and trainer.args.world_size > 1:
         trainer.data_collator = default_data_collator
@@ -39,17 +40,18 @@ def equal_keys(trainer: Trainer, rows: Dataset) -> Iterator[None]:
 
 
 def split_filler(labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The labels `(B, T)` of a batch without fillers, and which rows `(B,)`, bool, are real."""
+    """Return the labels `(B, T)` with -100 instead of [`FILLER`], and which rows are not fillers, `(B,)`, bool."""
     filler = labels == FILLER
     return labels.masked_fill(filler, -100), ~filler.any(-1)
 
 
 def as_filler(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a row with the label [`FILLER`] at all positions, or the row itself if it has no labels."""
     return {**row, "labels": torch.full_like(torch.as_tensor(row["labels"]), FILLER)} if "labels" in row else row
 
 
 class FilledRows(Dataset):
-    """Rows with a length, which becomes a multiple of `multiple`."""
+    """A dataset with filler rows up to a multiple of `multiple`."""
 
     def __init__(self, rows: Any, multiple: int):
         self.rows, self.multiple = rows, multiple
@@ -62,7 +64,7 @@ class FilledRows(Dataset):
 
 
 class FilledStream(IterableDataset):
-    """A stream whose number of rows becomes a multiple of `multiple`."""
+    """A stream with filler rows up to a multiple of `multiple`."""
 
     def __init__(self, rows: IterableDataset, multiple: int):
         self.rows, self.multiple = rows, multiple
@@ -77,7 +79,7 @@ class FilledStream(IterableDataset):
 
 
 class EndlessStream(IterableDataset):
-    """A stream that begins anew when it ends, so that a resumed run finds its place by the number of rows alone."""
+    """A stream that restarts when it ends, so that a resumed run continues after skipping the number of rows read."""
 
     def __init__(self, rows: IterableDataset):
         self.rows = rows
@@ -88,7 +90,8 @@ class EndlessStream(IterableDataset):
 
 
 def spread_rows(rows: Any, count: int) -> list[dict[str, Any]]:
-    """Always the same `count` rows, spread over a dataset (the first of a dictionary); the first ones of a stream."""
+    """Return the same `count` evenly spaced rows of a dataset (the first one of a dictionary) in every call, or the
+    first rows of a stream. A shorter dataset has fewer."""
     if isinstance(rows, dict):
         rows = next(iter(rows.values()))
     length = length_of(rows)
@@ -99,5 +102,5 @@ def spread_rows(rows: Any, count: int) -> list[dict[str, Any]]:
 
 
 def length_of(rows: Any) -> int | None:
-    """Number of rows, `None` for a stream."""
+    """Return the number of rows, or None for a stream."""
     return len(rows) if has_length(rows) else None

@@ -1,4 +1,4 @@
-"""A recipe as a run: from its data to the finished model."""
+"""The execution of a recipe, from its data to the finished model."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,10 +17,10 @@ from .trainer import LatentTrainer
 
 
 def load_data(recipe: Recipe) -> PreparedData:
-    """The rows that a recipe trains on.
+    """Return the data of a recipe.
 
     Raises:
-        RecipeError: if the text cannot be found or read, is too little, or does not fit the model.
+        RecipeError: if the text cannot be found or read, is too short, or does not fit the model.
     """
     limit = recipe.max_position_embeddings
     limits = {} if limit is None else {"max_position_embeddings": limit}
@@ -31,7 +31,7 @@ def load_data(recipe: Recipe) -> PreparedData:
 
 
 def build_trainer(recipe: Recipe, data: PreparedData, callbacks: Sequence[TrainerCallback] = ()) -> LatentTrainer:
-    """Model and trainer of a recipe; the same seed gives the same model."""
+    """Return the trainer of a recipe, with its model. The same seed gives the same model."""
     arguments = recipe.training
     set_seed(arguments.seed)
     trainer_class: type[LatentTrainer] = architecture(recipe.model_type).trainer_class
@@ -47,8 +47,8 @@ def build_trainer(recipe: Recipe, data: PreparedData, callbacks: Sequence[Traine
 
 
 def train(recipe: Recipe, callbacks: Sequence[TrainerCallback] = ()) -> LatentTrainer:
-    """Run a recipe to its end, continuing from its last checkpoint if it has one, and save the finished model."""
-    logging.disable_progress_bar()  # of saving; the run has its own
+    """Train a recipe to its end, from its last checkpoint if there is one, and save the finished model."""
+    logging.disable_progress_bar()  # the progress bar of saving would disturb that of the run
     start = find_start(recipe)
     data = load_data(recipe)
     if start is not None:
@@ -69,14 +69,14 @@ def train(recipe: Recipe, callbacks: Sequence[TrainerCallback] = ()) -> LatentTr
         commit = trainer.push_to_hub()
         if commit is not None:
             print(redact(f"Published: {commit.repo_url}"))
-    # Also lets gloo's threads release their last tensors: a process group that is destroyed before hangs (the
-    # destructor holds Python's lock, which those threads wait for).
+    # Without this barrier, the destructor of the process group can wait forever: it holds Python's lock, which the
+    # threads of gloo need to release their last tensors.
     trainer.accelerator.wait_for_everyone()
     return trainer
 
 
 def report(trainer: LatentTrainer) -> None:
-    """Print losses and bits per byte before and after training, and the paths of the results."""
+    """Print the first and last losses and bits per byte of a run, and the paths of its results."""
     run_folder = Path(str(trainer.args.output_dir))
     metrics = read_metrics(run_folder)
     for kind, key in (("training", "loss"), ("held-out text", "eval_loss")):

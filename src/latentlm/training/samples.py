@@ -1,4 +1,4 @@
-"""Sample outputs of a run: prompts from the validation set, their continuations, `samples.jsonl`."""
+"""Sample outputs of a run, which are continuations of prompts from the validation set."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,7 +11,7 @@ from .callbacks import SAMPLES_FILE, append_line
 
 
 def choose_prompts(rows: Iterable[dict[str, Any]], longest: int) -> list[torch.Tensor]:
-    """The beginning `(t,)` of each row, within one document and at most `longest` tokens."""
+    """Return the beginning `(t,)` of each row, which lies within one document and has at most `longest` tokens."""
     prompts = []
     for row in rows:
         ids, positions = torch.as_tensor(row["input_ids"]), torch.as_tensor(row["position_ids"])
@@ -29,11 +29,17 @@ def continue_prompts(
     device: torch.device,
     synced: bool = False,
 ) -> list[dict[str, str]]:
-    """`prompt`, `greedy` and `sampled` continuation of each prompt `(t,)`; the run's own random numbers stay untouched.
+    """Return the texts `prompt`, `greedy` and `sampled` (its continuations) of each prompt. The state of the random
+    number generators does not change.
 
     Args:
-        new_tokens: at most; fewer where the context of the model ends.
-        synced: whether other processes generate together with this one.
+        model: the model.
+        tokenizer: its tokenizer.
+        prompts: ids `(t,)` of each prompt.
+        new_tokens: largest number of new tokens, which the context of the model also limits.
+        seed: seed of the sampling.
+        device: the device of the model.
+        synced: whether all processes generate together, because each has only a part of the parameters.
     """
     samples = []
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.no_grad():
@@ -56,7 +62,8 @@ def continue_prompts(
 
 
 def write_texts(texts: dict[str, str], step: int, folder: Path, console: Console) -> None:
-    """Add a line to `samples.jsonl`, and show it: what went in, and what came out."""
+    """Append texts as a line to `samples.jsonl`, and print them. The first text is the input, the others are
+    outputs."""
     append_line(folder / SAMPLES_FILE, {"step": step, **texts})
     (_, before), (_, after), *more = texts.items()
     text = f"    {before!r} → {after!r}" + "".join(f", {name} {value!r}" for name, value in more)

@@ -1,4 +1,4 @@
-"""`SavingTrainer`: checkpoints that are complete or invisible, and runs that resume exactly."""
+"""`SavingTrainer`, which writes checkpoints atomically and resumes runs exactly."""
 
 import json
 import os
@@ -32,19 +32,19 @@ from latentlm.runs.run_folder import DATA_FILE, ENVIRONMENT_FILE, RECIPE_FILE, S
 
 logger = logging.get_logger(__name__)
 
-# Files of the run folder that every checkpoint repeats, so that it can be resumed without anything else.
+# Files of the run folder that are copied into every checkpoint, so that a run can resume from the checkpoint alone.
 RUN_FILES = (RECIPE_FILE, ENVIRONMENT_FILE, DATA_FILE, SEGMENTS_FILE)
 
 
 class SavingTrainer(Trainer):
-    """A `Trainer` that saves all of a checkpoint or model, or none of it, and resumes exactly where it stopped."""
+    """A `Trainer` that saves all files of a checkpoint or model or none of them, and resumes runs exactly."""
 
     def __init__(self, **kwargs: Any):
         self._use_cache = getattr(kwargs["model"].config, "use_cache", None)
         super().__init__(**kwargs)
         if self._use_cache is None:
-            del kwargs["model"].config.use_cache  # Trainer adds it, also to a model that knows no cache
-        self._staging: Path | None = None  # where a checkpoint is being written
+            del kwargs["model"].config.use_cache  # Trainer adds it, also to a model without a cache
+        self._staging: Path | None = None  # the hidden folder while a checkpoint is written
 
     # ---- Resuming ----
 
@@ -54,10 +54,10 @@ class SavingTrainer(Trainer):
         trial: Any = None,
         ignore_keys_for_eval: list[str] | None = None,
     ):
-        """Train, from a complete checkpoint on if one is named (`True`: the last complete one of the run folder).
+        """Train from the start or from a complete checkpoint. `True` is the last complete one of the run folder.
 
         Raises:
-            CheckpointError: if the checkpoint is incomplete, before anything is touched.
+            CheckpointError: before anything changes, if the checkpoint is incomplete or does not exist.
         """
         if resume_from_checkpoint is True:
             resume_from_checkpoint = last_complete_checkpoint(Path(self._get_output_dir(trial)))
@@ -72,7 +72,7 @@ class SavingTrainer(Trainer):
                 f"{checkpoint} was saved by {processes} processes and is resumed by {self.args.world_size}: "
                 "the run goes on, but not with the losses of an uninterrupted one."
             )
-        # The evaluation before the first step belongs to the history that the checkpoint carries.
+        # The history in the checkpoint has the evaluation before the first step.
         eval_on_start, self.args.eval_on_start = self.args.eval_on_start, False
         try:
             return super().train(str(checkpoint), trial, ignore_keys_for_eval)
@@ -80,13 +80,15 @@ class SavingTrainer(Trainer):
             self.args.eval_on_start = eval_on_start
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        if self.state.global_step >= self.state.max_steps:  # resumed at the end: Trainer would train one step more
+        # After a resume at the last step, Trainer would train one more step.
+        if self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
             return
         super()._run_epoch(*args, **kwargs)
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
-        """A checkpoint that does not fit is an error; weights that are tied to others are not stored."""
+        """Raise CheckpointError if a checkpoint does not fit the model. Tied weights may be missing, because only one
+        of them is stored."""
         missing = set(load_result.missing_keys) - set(self.unwrapped_model.all_tied_weights_keys)
         if missing or load_result.unexpected_keys:
             raise CheckpointError(
@@ -98,7 +100,7 @@ class SavingTrainer(Trainer):
 
     @property
     def unwrapped_model(self) -> Any:
-        """The model itself, without what DDP, FSDP or `torch.compile` put around it."""
+        """The model without the wrappers of DDP, FSDP and `torch.compile`."""
         return self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
 
     @property
@@ -107,15 +109,15 @@ class SavingTrainer(Trainer):
         return self.unwrapped_model.config
 
     def _get_output_dir(self, trial: Any) -> str:
-        # While a checkpoint is saved, Trainer writes it below a hidden folder.
+        # While a checkpoint is saved, Trainer writes it into a hidden folder.
         return str(self._staging) if self._staging else super()._get_output_dir(trial)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Save a checkpoint under a hidden name; rename it when all processes have written their part.
+        """Save a checkpoint under a hidden name, and rename it when all processes have written their parts.
 
         Raises:
-            CheckpointError: on all processes, if it could not be written. Nothing of it is left; earlier checkpoints
-                are as they were.
+            CheckpointError: on all processes, if the checkpoint cannot be written. It is removed then, and earlier
+                checkpoints do not change.
         """
         run_folder = Path(self._get_output_dir(trial))
         final = run_folder / f"checkpoint-{self.state.global_step}"
@@ -130,11 +132,11 @@ class SavingTrainer(Trainer):
             super()._save_checkpoint(model, trial)
             if self.args.should_save:
                 self._complete_checkpoint(written, run_folder)
-        except Exception as exception:  # OSError, but also RuntimeError (torch) and SafetensorError for a full disk
+        except Exception as exception:  # a full disk is an OSError, RuntimeError (torch) or SafetensorError
             error = exception
         finally:
             self._staging = None
-        # Also the barrier after which every process has written its files.
+        # The reduction is also the barrier after which every process has written its files.
         if not self._count_failures(error) and self.args.should_save:
             try:
                 write_manifest(
@@ -160,13 +162,13 @@ class SavingTrainer(Trainer):
             ) from error
 
     def _count_failures(self, error: Exception | None) -> float:
-        """How many processes have met an error."""
+        """Return the number of processes with an error."""
         failures = self.accelerator.reduce(torch.tensor(float(error is not None), device=self.args.device))
         assert isinstance(failures, torch.Tensor)
         return failures.item()
 
     def _complete_checkpoint(self, written: Path, run_folder: Path) -> None:
-        """Add the run's own files, and name the best checkpoint by the place where it will be."""
+        """Copy the files of the run into a checkpoint, and store the final path of the best checkpoint."""
         for name in RUN_FILES:
             if (run_folder / name).exists():
                 shutil.copyfile(run_folder / name, written / name)
@@ -175,12 +177,12 @@ class SavingTrainer(Trainer):
             self.state.save_to_json(str(written / TRAINER_STATE_NAME))
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        """Save model, code, tokenizer and training arguments, all files or none, and no pickle."""
+        """Save model, code, tokenizer and training arguments, all files or none, without pickled arguments."""
         folder = Path(output_dir or self._get_output_dir(None))
         staging = folder / ".saving-model"
         model = self.unwrapped_model
         if self._use_cache is not None:
-            model.config.use_cache = self._use_cache  # Trainer turns it off for training only
+            model.config.use_cache = self._use_cache  # Trainer turns it off, but only for training
         try:
             with own_class(model):
                 super()._save(str(staging), state_dict)
@@ -199,9 +201,9 @@ class SavingTrainer(Trainer):
 
 @contextmanager
 def own_class(model: nn.Module) -> Iterator[None]:
-    """Give a model sharded by FSDP2 its own class for a while.
+    """Return a context in which a model that FSDP2 has sharded has its original class.
 
-    FSDP2 replaces the class by one that lives in torch: saving would name that one and copy torch's files as its code.
+    FSDP2 replaces the class by one in a module of torch. Saving would store its name, and copy files of torch as code.
     """
     current = type(model)
     model.__class__ = next(base for base in current.__mro__ if not issubclass(base, FSDPModule))

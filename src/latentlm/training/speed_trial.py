@@ -1,4 +1,5 @@
-"""A few seconds of steps before a run: which arithmetic is faster on this machine, and how many steps fit its time."""
+"""Timing of a few steps before a run, which determines the faster dtype on this machine and the number of steps for a
+time budget."""
 
 import time
 from contextlib import nullcontext
@@ -14,14 +15,17 @@ from latentlm.runs import Recipe
 
 from .run import build_trainer
 
-FASTER = 0.95  # of the time that float32 takes; what is not clearly faster is not chosen
+FASTER = 0.95  # bfloat16 is chosen if it takes less than this share of the time of float32
 EVALUATIONS = 6
-SHARE = 0.75  # of the minutes that is planned for steps; evaluations, and a machine that slows down, need the rest
+SHARE = 0.75  # share of the time that is planned for steps; the rest is for evaluations and a slower machine
 
 
 def time_steps(recipe: Recipe, data: PreparedData, seconds: float) -> dict[str, float]:
-    """Seconds of an optimizer step of one micro-batch in `float32` and in `bfloat16`: the median of steps that
-    alternate for so long, at least three of each, the first of which does not count. The run itself begins anew."""
+    """Return the median seconds of an optimizer step of one micro-batch in `float32` and in `bfloat16`.
+
+    Steps of both alternate for `seconds`, with at least three of each. The first of each is not counted. The model of
+    these steps is discarded.
+    """
     trainer = build_trainer(recipe, data)
     assert trainer.model is not None
     model: Any = trainer.model.train()
@@ -41,14 +45,14 @@ def time_steps(recipe: Recipe, data: PreparedData, seconds: float) -> dict[str, 
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        next(model.parameters()).flatten()[0].item()  # waits for an accelerator
+        next(model.parameters()).flatten()[0].item()  # synchronizes with an accelerator
         times[kind].append(time.perf_counter() - started)
     return {kind: median(one[1:]) for kind, one in times.items()}
 
 
 def plan(recipe: Recipe, times: dict[str, float], minutes: float) -> dict[str, Any]:
-    """Training fields for a run of so many minutes: the faster arithmetic, the steps that fit, at most those of the
-    recipe, and an evaluation and a checkpoint after each sixth of them."""
+    """Return the training fields of a run of `minutes`: the faster dtype, the number of steps that fit, at most that of
+    the recipe, and evaluations and checkpoints after each sixth of the steps. `times` are those of [`time_steps`]."""
     bf16 = times["bfloat16"] < FASTER * times["float32"]
     step = times["bfloat16" if bf16 else "float32"] * recipe.training.gradient_accumulation_steps
     steps = int(SHARE * 60 * minutes / step)

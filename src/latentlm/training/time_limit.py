@@ -4,23 +4,24 @@ import time
 
 from transformers import TrainerCallback
 
-PATIENCE = 0.2  # share of the time after which the pace is known well enough
+PATIENCE = 0.2  # share of the time after which the learning rate may be lowered
 
 
 class TimeLimit(TrainerCallback):
-    """Ends training before the time is up, with an evaluation and a complete checkpoint.
+    """A callback that ends training within a time limit, with an evaluation and a complete checkpoint.
 
-    Where fewer steps are possible, at the pace so far, than are planned, the rate of the schedule is lowered in
-    proportion: a linear one comes near 0 as the time is up. Such a run depends on the clock; one in time does not.
+    If, at the mean speed so far, fewer steps are possible than planned, the learning rate is multiplied by the ratio of
+    both numbers, so that a linear schedule ends near 0. The losses of such a run depend on its speed; those of a run
+    that is fast enough do not.
 
     Args:
-        minutes: for everything from the first step to the last evaluation and checkpoint. A step that has begun is
-            finished, so at least one is done.
+        minutes: time from the first step to the end of the last evaluation and checkpoint. A step that has begun is
+            completed, so there is at least one.
     """
 
     def __init__(self, minutes: float):
         self.seconds = 60 * minutes
-        self.longest_pause = 0.05 * self.seconds  # between two steps: evaluation, samples, checkpoint
+        self.longest_pause = 0.05 * self.seconds  # longest time between two steps, for evaluation and checkpoint
         self.steps = 0
         self.was_late = False
 
@@ -35,12 +36,12 @@ class TimeLimit(TrainerCallback):
         self.keep_time(now - self.started, state, optimizer)
 
     def keep_time(self, passed, state, optimizer):
-        """Lower the rate of the step that comes where the run, after `passed` seconds, is late."""
+        """Lower the learning rate of the next step if the run, after `passed` seconds, is too slow."""
         possible = max(self.seconds - self.longest_pause - passed, 0.0) * self.steps / passed
         planned = state.max_steps - state.global_step
         if passed > PATIENCE * self.seconds and possible < planned:
             self.was_late = True
-            for group in optimizer.param_groups:  # the schedule sets it anew after each step
+            for group in optimizer.param_groups:  # the schedule resets the rate after each step
                 group["lr"] *= possible / planned
 
     def on_step_end(self, args, state, control, **kwargs):

@@ -1,4 +1,4 @@
-"""`LatentTrainer`: named losses, exact evaluation, bits per byte."""
+"""`LatentTrainer`, which logs named losses, evaluates exactly and reports bits per byte."""
 
 import math
 import time
@@ -31,40 +31,40 @@ from .samples import choose_prompts, continue_prompts, write_texts
 class LatentTrainer(OptimizingTrainer, PublishingTrainer):
     """A `Trainer` that logs every output field whose name ends in `_loss`.
 
-    In training a term is the micro-batch's share (its sum divided by `num_items_in_batch`), so the logged value is the
+    In training a term is the share of a micro-batch (its sum divided by `num_items_in_batch`). The logged value is the
     sum over micro-batches and processes, averaged over the optimizer steps since the last log. In evaluation it is the
-    exact mean over the whole set; `eval_loss` is the task loss alone (`lm_loss`), and `eval_bits_per_byte` divides its
-    sum by the bytes of the predicted text. `compute_metrics` and `predict` get each row once.
+    exact mean over the whole set. `eval_loss` is the task loss alone (`lm_loss`), and `eval_bits_per_byte` is its sum
+    in bits divided by the bytes of the predicted text. `compute_metrics` and `predict` get each row once.
 
-    A subclass adds what its model needs beyond that, only in the following places; except for `predicted` and
-    `write_samples`, its methods add to what `super()` returns:
+    A subclass overrides only the following attributes and methods. Its methods extend the results of `super()`, except
+    for `predicted` and `write_samples`:
 
         arguments_class: class of `args`, with the fields that the subclass reads;
         auto_class: Auto class that builds the model of a recipe;
-        extra_columns: columns of a dataset that the trainer reads and the model does not take;
-        prepares_on_cpu: whether batches stay on the CPU until `prepare_batch` has seen them;
+        extra_columns: columns of a dataset that the trainer reads and the model does not;
+        prepares_on_cpu: whether batches are on the CPU when `prepare_batch` is called;
         predicted(labels): which labels `(B, T)` the model is scored on;
-        prepare_batch(inputs): called with each micro-batch before it goes to the device, in training
-            (`self.model.training`) and evaluation; returns what the model is called with, and columns that
+        prepare_batch(inputs): called with each micro-batch before it is copied to the device, in training
+            (`self.model.training`) and evaluation; returns the inputs of the model, and columns that
             `evaluation_counts` reads;
-        after_training_forward(inputs, outputs): called after the forward of each micro-batch of the training;
-        training_logs(): called at each log of the training, on all processes; returns more values to log;
-        evaluation_counts(inputs, outputs): called with each batch of an evaluation; returns what it adds up, by name,
+        after_training_forward(inputs, outputs): called after the forward of each micro-batch in training;
+        training_logs(): called at each log in training, on all processes; returns additional values to log;
+        evaluation_counts(inputs, outputs): called with each batch of an evaluation; returns its contributions, by name,
             as [`Sum`], [`Mean`] or [`Histogram`];
         evaluation_results(totals): called with the [`Totals`] of an evaluation; returns its results by name, without
             `eval_`;
-        write_samples(): called on all processes after each evaluation, where `sample_prompts` and `sample_new_tokens`
-            are not 0.
+        write_samples(): called on all processes after each evaluation, if `sample_prompts` and `sample_new_tokens` are
+            not 0.
 
     Args:
-        token_bytes: `(V,)` number of UTF-8 bytes that each token id stands for, 0 for special tokens; without it
-            nothing is reported per byte.
+        token_bytes: `(V,)`, number of UTF-8 bytes of each token id, 0 for special tokens. Without it nothing is
+            reported per byte.
         kwargs: arguments of `Trainer`, except `model_init`. `args` is a [`LatentTrainingArguments`]. The outputs that
-            `compute_loss_func` gets hold the model's own losses. What it returns is trained on and logged as `loss`;
-            the model's losses are logged beside it, and evaluations report only these.
+            `compute_loss_func` gets contain the losses of the model. Its result is minimised and logged as `loss`. The
+            losses of the model are logged too, and evaluations report only these.
 
     Raises:
-        ValueError: for an option that would silently have no effect, before anything is built.
+        ValueError: before anything is built, for an option that would have no effect.
     """
 
     arguments_class: type[LatentTrainingArguments] = LatentTrainingArguments
@@ -81,7 +81,7 @@ class LatentTrainer(OptimizingTrainer, PublishingTrainer):
         kwargs.setdefault("data_collator", stack_rows)
         super().__init__(**kwargs)
         check_parallelism(self)
-        if self.compute_loss_func is not None:  # may read logits
+        if self.compute_loss_func is not None:  # it may read logits
             for head in (module for module in self.model.modules() if isinstance(module, CausalLMHead)):
                 head.returns_training_logits = True
         self.token_bytes = None
@@ -106,7 +106,7 @@ class LatentTrainer(OptimizingTrainer, PublishingTrainer):
         columns.extend(name for name in self.extra_columns if name not in columns)
 
     def _get_dataloader(self, dataset: Any, description: str, batch_size: int, *args: Any, **kwargs: Any):
-        if not kwargs.get("is_training"):  # each row counts once, whatever the number of processes
+        if not kwargs.get("is_training"):  # each row counts once with any number of processes
             dataset = fill_rounds(dataset, batch_size * self.args.world_size)
         elif isinstance(dataset, IterableDataset):
             dataset = EndlessStream(dataset)
@@ -118,20 +118,20 @@ class LatentTrainer(OptimizingTrainer, PublishingTrainer):
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         batch: Any = self.prepare_batch(inputs)
-        if self.prepares_on_cpu and self.args.device.type == "cuda":  # Trainer waits for the copy
+        if self.prepares_on_cpu and self.args.device.type == "cuda":  # the copy of Trainer would block
             batch = send_to_device(batch, self.args.device, non_blocking=True)
         return super()._prepare_inputs(batch)
 
     def prepare_batch(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """A hook: the inputs that the model is called with, from a micro-batch before it goes to the device."""
+        """Hook that returns the inputs of the model for a micro-batch, before this is copied to the device."""
         return inputs
 
     def predicted(self, labels: torch.Tensor) -> torch.Tensor:
-        """A hook: those of the labels `(B, T)` that the model is scored on; all but the first, since it shifts them."""
+        """Hook that returns the scored ones of labels `(B, T)`: all but the first, because the model shifts them."""
         return labels[:, 1:]
 
     def count_bytes(self, labels: torch.Tensor) -> torch.Tensor:
-        """Bytes of the predicted tokens, float64."""
+        """Return the number of bytes of the predicted tokens, a float64 scalar."""
         assert self.token_bytes is not None
         predicted = self.predicted(labels).to(self.args.device).flatten()
         num_bytes = self.token_bytes.index_select(0, predicted.clamp(min=0)).masked_fill(predicted == -100, 0)
@@ -140,7 +140,7 @@ class LatentTrainer(OptimizingTrainer, PublishingTrainer):
     # ---- Training ----
 
     def _start_interval(self) -> None:
-        """Begin to count what the next log reports."""
+        """Reset the counts and times of the next log."""
         self._interval = Counts(self.args.device)
         self._steps = 0
         self._tokens: torch.Tensor | float = 0.0
@@ -166,7 +166,7 @@ class LatentTrainer(OptimizingTrainer, PublishingTrainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, Any]:
-        """The loss of one micro-batch; keeps the shares of its terms for the next log."""
+        """Return the loss of one micro-batch, and add the shares of its terms to the next log."""
         outputs = model(**inputs, num_items_in_batch=num_items_in_batch)
         if model.training:
             self._interval.add({name: Sum(share) for name, share in named_losses(outputs).items()})
@@ -175,22 +175,22 @@ class LatentTrainer(OptimizingTrainer, PublishingTrainer):
         if self.compute_loss_func is not None:
             loss = self.compute_loss_func(outputs, inputs["labels"], num_items_in_batch=num_items_in_batch)
         if num_items_in_batch is not None:
-            # DDP averages gradients over processes, but shares add up. Not in place: a term may be the same tensor.
+            # DDP averages gradients, but shares are summed. Not in place, because a term may be the same tensor.
             loss = loss * (self.accelerator.num_processes // self.get_tp_size())
         return (loss, outputs) if return_outputs else loss
 
     def after_training_forward(self, inputs: dict[str, Any], outputs: Any) -> None:
-        """A hook: sees each micro-batch of the training and the model's outputs."""
+        """Hook that is called with each micro-batch in training and the outputs of the model."""
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log, with the named losses, the speed and the model's own statistics at training steps."""
+        """Log the given values and, in training, the named losses, the speed and the statistics of the model."""
         if "loss" in logs and self._steps:
             logs.update(self._interval_logs())
             logs.update(self.training_logs())
         super().log(logs, start_time)
 
     def _interval_logs(self) -> dict[str, float]:
-        """Losses and speed since the last log; begins the next interval."""
+        """Return the losses and the speed since the last log, and start the next interval."""
         sums = self._interval.reduce(self.accelerator).results()
         seconds = time.perf_counter() - self._interval_started
         num_bytes = sums.pop("bytes", None)
@@ -204,7 +204,7 @@ class LatentTrainer(OptimizingTrainer, PublishingTrainer):
         return logs
 
     def training_logs(self) -> dict[str, float]:
-        """A hook: what else to log of the training; the statistics that the model itself keeps."""
+        """Hook that returns additional values to log in training, which are the statistics that the model keeps."""
         model = self.unwrapped_model
         return model.training_statistics() if hasattr(model, "training_statistics") else {}
 
@@ -213,7 +213,7 @@ class LatentTrainer(OptimizingTrainer, PublishingTrainer):
     def prediction_step(
         self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
     ) -> tuple[None, torch.Tensor | None, torch.Tensor | None]:
-        """Add what one batch counts to the evaluation; returns logits and labels where predictions are asked for."""
+        """Add the counts of one batch to the evaluation. Return logits and labels if predictions are needed."""
         if inputs.get("labels") is None:
             raise ValueError(
                 f"the rows to evaluate have no `labels`, only {', '.join(inputs)}; add them (equal to input_ids for a "
@@ -230,11 +230,11 @@ class LatentTrainer(OptimizingTrainer, PublishingTrainer):
         return None, outputs["logits"], inputs["labels"]
 
     def _gather_real_rows(self, data: Any) -> Any:
-        """Gather tensors `(B, …)` that belong to the last batch from all processes, without rows that only fill it."""
+        """Gather tensors `(B, …)` of the last batch from all processes, without filler rows."""
         return recursively_apply(lambda rows: rows[self._real_rows], self.accelerator.gather(data))
 
     def evaluation_counts(self, inputs: dict[str, Any], outputs: Any) -> dict[str, Count]:
-        """A hook: what a batch adds to an evaluation, by name; each named loss and the task's loss, over its tokens."""
+        """Hook that returns the counts of a batch, by name: the mean of each named loss and the task loss per token."""
         tokens = (self.predicted(inputs["labels"]) != -100).sum()
         losses = named_losses(outputs)
         task_loss = outputs["lm_loss" if "lm_loss" in outputs else "loss"].double()
@@ -245,12 +245,12 @@ class LatentTrainer(OptimizingTrainer, PublishingTrainer):
         return counts
 
     def evaluation_results(self, totals: Totals) -> dict[str, float]:
-        """A hook: the results of an evaluation by name; those that each count has by itself."""
+        """Hook that returns the results of an evaluation, by name, which are those of its counts."""
         return totals.results()
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
         self._evaluation = Counts(self.args.device)
-        self.gather_function = self._gather_real_rows  # for this loop: Trainer sets its own again when it is done
+        self.gather_function = self._gather_real_rows  # Trainer restores its own function after this loop
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         totals = self._evaluation.reduce(self.accelerator)
         rows = int(totals.pop("rows").item())
@@ -267,13 +267,13 @@ class LatentTrainer(OptimizingTrainer, PublishingTrainer):
 
     @property
     def is_sharded(self) -> bool:
-        """Whether each process holds a part of the parameters, so that all must run the model together."""
+        """Whether each process has only a part of the parameters, so that all must run the model together."""
         return self.is_fsdp_enabled or self.is_distributed_loading_by_transformers
 
     def write_samples(self) -> None:
-        """A hook: continue a few validation prompts, greedily and sampled, for `samples.jsonl` and the console."""
+        """Hook that writes greedy and sampled continuations of validation prompts to `samples.jsonl` and console."""
         model, synced = self.unwrapped_model, self.is_sharded and self.args.world_size > 1
-        runs = self.is_sharded or self.is_world_process_zero()  # one process is enough where it has all parameters
+        runs = self.is_sharded or self.is_world_process_zero()  # one process is enough if it has all parameters
         if self.processing_class is None or not model.can_generate() or not runs:
             return
         if self._prompts is None:
@@ -288,12 +288,12 @@ class LatentTrainer(OptimizingTrainer, PublishingTrainer):
                 write_texts(texts, self.state.global_step, self.run_folder, self.console)
 
     def spread_validation_rows(self, count: int) -> list[dict[str, Any]]:
-        """Always the same rows, spread over the (first) validation set; the first ones of a stream."""
+        """Return the rows of [`spread_rows`] for the (first) validation set."""
         return spread_rows(self.eval_dataset, count) if self.eval_dataset is not None else []
 
 
 def named_losses(outputs: Any) -> dict[str, torch.Tensor]:
-    """The fields of a model output that are losses with a name: `lm_loss`, `embedding_loss`, ...; also those inside of
-    a field that is a dictionary."""
+    """Return the fields of a model output whose names end in `_loss`, such as `lm_loss`, and those in fields that are
+    dictionaries."""
     inside = [item for value in outputs.values() if isinstance(value, dict) for item in value.items()]
     return {name: value for name, value in (*outputs.items(), *inside) if name.endswith("_loss")}

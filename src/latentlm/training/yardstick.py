@@ -1,4 +1,4 @@
-"""A model's bits per byte beside those of n-gram counts, in one line."""
+"""A callback that prints the bits per byte of a model and of an n-gram model."""
 
 from typing import Any
 
@@ -6,12 +6,12 @@ from transformers import TrainerCallback
 
 
 class Yardstick(TrainerCallback):
-    """Prints after each evaluation the model's bits per byte of the held-out text, and those of n-gram counts of the
-    same training text.
+    """A callback that prints, after each evaluation, the bits per byte of the model on the held-out text, and those of
+    an n-gram model of the same training text.
 
     Args:
-        bits_per_byte: of the counts.
-        order: of the longest n-grams.
+        bits_per_byte: bits per byte of the n-gram model.
+        order: length of its longest n-grams.
     """
 
     def __init__(self, bits_per_byte: float, order: int):
