@@ -141,7 +141,7 @@ def test_help_shows_name_type_default_and_text():
     printed = recipe_help(["--help", "--model_type", "encodzall"])
     assert "\n  --word_pooling 'mean', 'max', 'query' = mean\n        how the bytes of a word become its" in printed
     assert "\n  --noise_strength float = 0.3\n        Strength in [0, 1], at the start where it moves." in printed
-    assert "\n  --train_split str = train\n        For Hub datasets: which configuration" in printed
+    assert "\n  --train_split str = train\n        The configuration of a Hub dataset" in printed
     assert "--word_pooling" not in recipe_help(["--help"])
 
 
