@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from .block_attention import ProjectedNorm
+from .block_attention import ProjectedRMSNorm
 from .block_quantization import ScaledLinear
 from .block_row_cache import RowState, where_active
 
@@ -46,9 +46,9 @@ class SegmentPooling(nn.Module):
         # Small weights are soon outgrown by what all segments have in common, and then all vectors are alike.
         self.kv_proj = ScaledLinear(hidden_size, 2 * hidden_size)
         self.kv_proj.parts = (hidden_size, hidden_size)  # pyright: ignore[reportArgumentType]
-        self.key_norm = ProjectedNorm(self.head_dim, eps=eps)
+        self.key_norm = ProjectedRMSNorm(self.head_dim, eps=eps)
         self.out_proj = ScaledLinear(num_queries * hidden_size, hidden_size)
-        self.norm = ProjectedNorm(hidden_size, eps=eps)
+        self.norm = ProjectedRMSNorm(hidden_size, eps=eps)
 
     def read(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return scores `(..., Q * H)` and values `(..., H, d)`, float32, of hidden states `(..., D)`."""

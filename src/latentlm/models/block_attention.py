@@ -243,9 +243,10 @@ def attend_seen(
     return (weights.unsqueeze(-1) * gather_keys(value, seen)).sum(2)
 
 
-class ProjectedNorm(nn.RMSNorm):
+class ProjectedRMSNorm(nn.RMSNorm):
     """RMSNorm of what a linear layer returns. It computes in the dtype of its weight, since under autocast the two
-    differ, and for different dtypes torch has no fused kernel."""
+    differ, and for different dtypes torch has no fused kernel. transformers initialises every class whose name contains
+    "RMSNorm"."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return super().forward(x.to(self.weight.dtype))
@@ -263,10 +264,10 @@ class LatentAttention(Attention):
         self.scaling = (self.head_dim + self.rope_size) ** -0.5
         self.num_key_value_groups = 1  # every head has keys of its own, made of the shared latent
         self.q_down = nn.Linear(size, config.query_latent_size, bias=self.bias)
-        self.q_norm = ProjectedNorm(config.query_latent_size, eps=eps)
+        self.q_norm = ProjectedRMSNorm(config.query_latent_size, eps=eps)
         self.q_up = nn.Linear(config.query_latent_size, self.width + self.num_heads * self.rope_size, bias=self.bias)
         self.kv_down = merged_linear(size, (self.latent_size, self.rope_size), self.bias)
-        self.kv_norm = ProjectedNorm(self.latent_size, eps=eps)
+        self.kv_norm = ProjectedRMSNorm(self.latent_size, eps=eps)
         self.kv_up = merged_linear(self.latent_size, (self.width, self.width), self.bias)
 
     @property
