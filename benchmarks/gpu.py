@@ -334,7 +334,9 @@ def graphs(model: PreTrainedModel, batch: Batch) -> tuple[Callable[[], object], 
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             work()
-        played.append(lambda graph=graph: (batch, graph.replay()))  # a graph reads its inputs where they were
+        # A graph reads weights and inputs, and adds to gradients, where they were: none of them may be freed.
+        kept = (model, batch, [parameter.grad for parameter in model.parameters()])
+        played.append(lambda graph=graph, kept=kept: (kept, graph.replay()))
     return played[0], played[1]
 
 
