@@ -611,7 +611,7 @@ ARCHITECTURES = [
         needs=NEEDS | {"reconstruction_loss_weight": {"joint": True}},
         inert=LANGUAGE_MODEL_INERT
         | {
-            "min_code_entropy": "test_fsq_training.py: joint training stops",
+            "min_code_entropy": "test_fsq_stages.py: joint training stops",
             "train_decoder": "test_fsq_lm.py: what gets gradients",
         },
     ),
