@@ -30,17 +30,7 @@ from transformers import PreTrainedModel
 REPOSITORY = Path(__file__).parents[1]
 EXPERIMENTS = REPOSITORY / "eval" / "experiments"
 sys.path.insert(0, str(EXPERIMENTS))
-from records import (  # noqa: E402
-    MEASURED,
-    RECORDS,
-    Record,
-    read_record,
-    record_name,
-    revision,
-    versions,
-    write_record,
-)
-from records import machine as machine_fields  # noqa: E402
+from records import MEASURED, RECORDS, Record, circumstances, read_record, record_name, write_record  # noqa: E402
 
 from latentlm.models.modeling_parallel_encoder_decoder import ParallelEncoderDecoderModel  # noqa: E402
 
@@ -409,7 +399,7 @@ def run_stage(name: str, toy: bool, **options: Any) -> None:
     """
     measured: dict[str, float] = {}
     notes: dict[str, str] = {}
-    commit, dirty = revision()
+    where = circumstances()
     for what, value, note in STAGES[name](toy, **options):
         print(f"| {what} | {value:.4g} | {note} |", flush=True)
         notes[what] = note
@@ -425,10 +415,7 @@ def run_stage(name: str, toy: bool, **options: Any) -> None:
                 source=MEASURED,
                 configuration={"notes": notes},
                 metrics=measured,
-                versions=versions(),
-                revision=commit,
-                dirty=dirty,
-                machine=machine_fields(),
+                **where,
             )
         )
     bad = [what for what, note in notes.items() if WRONG in note or FAILED in note]

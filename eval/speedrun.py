@@ -32,13 +32,11 @@ from records import (
     REPOSITORY,
     Record,
     RecordError,
+    circumstances,
     corpora,
-    machine,
     portable,
     read_page,
     record_name,
-    revision,
-    versions,
     write_record,
 )
 from report import RESULTS, Report
@@ -189,7 +187,6 @@ class Speedrun:
         self.recipe = make_recipe(self.entry, parts["tuning"], overrides, options.seed, self.run)
 
     def record(self, entry: str, label: str, seed: int, fields: dict[str, Any], started: float) -> Record:
-        commit, dirty = revision()
         fields["metrics"]["minutes"] = float(self.options.minutes)
         return Record(
             page=PAGE,
@@ -199,10 +196,7 @@ class Speedrun:
             **fields,
             configuration=portable(self.recipe.to_dict() | {"peer": self.entry.peer}),
             wall_seconds=time.perf_counter() - started,
-            versions=versions(),
-            revision=commit,
-            dirty=dirty,
-            machine=machine(),
+            **circumstances(),
         )
 
     def measure_yardsticks(self) -> None:

@@ -112,6 +112,19 @@ def test_the_two_part_code_length_is_what_an_arithmetic_coder_needs(variant):
     assert walk(model, ids, receiver) == ids[0].tolist()
 
 
+def begin(sampler: CodeSampler, ids: torch.Tensor) -> None:
+    """Fill the cache with only the first id of each row, `(B,)`, and choose the codes of its segments."""
+    model, everywhere = sampler.model, torch.ones_like(ids, dtype=torch.bool)
+    model.new_cache(sampler.cache, len(ids), model.levels[0].input_embedding.table.weight.detach())
+    sampler.top_states = model.top.stack.step(sampler.cache.top, everywhere, model.top.begin(torch.zeros_like(ids)))
+    for i in reversed(range(len(model.levels))):
+        level, state = model.levels[i], sampler.cache.levels[i]
+        sampler.open(i, everywhere)
+        first = ids if i == 0 else torch.full_like(ids, level.alphabet.begin)
+        first = first.unsqueeze(1).expand(-1, level.alphabet.num_digits)
+        level.notice(state, everywhere, first, model.ends_text(ids) if i == 0 else ~everywhere)
+
+
 @torch.no_grad()
 def walk(model: AbstractinatorForCausalLM, ids: torch.Tensor, chooser) -> list[int]:
     """Decode as many symbols as `ids` `(1, T)` has, of which the first is known; what is chosen comes from `chooser`
@@ -122,7 +135,7 @@ def walk(model: AbstractinatorForCausalLM, ids: torch.Tensor, chooser) -> list[i
     for level, choose in zip(model.model.levels, symbol_choosers, strict=True):
         head = level.head
         head.sample = lambda states, _, head=head, choose=choose: type(head).sample(head, states, choose)
-    sampler.start(ids[:, 0])
+    begin(sampler, ids[:, 0])
     decoded = [ids[0, 0].item()]
     for _ in range(ids.shape[1] - 1):
         decoded.append(sampler.next_symbols(0, torch.tensor([True]))[0, 0].item())

@@ -19,7 +19,7 @@ import torch
 import yaml
 from entries import read_list
 from measures.segments import read_text
-from records import MEASURED, REPOSITORY, Record, count_parameters, machine, revision, versions, write_record
+from records import MEASURED, REPOSITORY, Record, circumstances, count_parameters, write_record
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -169,7 +169,6 @@ def main(arguments: list[str] | None = None) -> None:
             )
             for length in options.contexts
         }
-        commit, dirty = revision()
         record = Record(
             PAGE,
             f"context-{name}",
@@ -178,10 +177,7 @@ def main(arguments: list[str] | None = None) -> None:
             curve={what: [[length, one[what]] for length, one in costs.items()] for what in costs[options.contexts[0]]},
             metrics={f"{length}_{what}": value for length, one in costs.items() for what, value in one.items()},
             parameters=count_parameters(model),
-            versions=versions(),
-            revision=commit,
-            dirty=dirty,
-            machine=machine(),
+            **circumstances(),
         )
         print(write_record(record), record.metrics, flush=True)
 

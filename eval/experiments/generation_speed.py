@@ -13,7 +13,7 @@ import torch
 from entries import ListError, read_list
 from measures.generation import measure
 from peers.gpt2 import GPT2Peer
-from records import MEASURED, REPOSITORY, Record, machine, revision, versions, write_record
+from records import MEASURED, REPOSITORY, Record, circumstances, write_record
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from latentlm import ByteTokenizer
@@ -71,17 +71,13 @@ def main() -> None:
                 file=sys.stderr,
             )
             continue
-        commit, dirty = revision()
         record = Record(
             PAGE,
             name,
             entries[name].label,
             source=MEASURED,
             metrics=measure(model, tokenizer, run),
-            versions=versions(),
-            revision=commit,
-            dirty=dirty,
-            machine=machine(),
+            **circumstances(),
         )
         print(write_record(record), record.metrics)
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from entries import load_with_overrides
-from records import Record, count_parameters, curves, machine, portable, revision, versions, write_record
+from records import Record, circumstances, count_parameters, curves, portable, write_record
 from transformers import TrainerCallback
 
 from latentlm.data.config import DataConfig
@@ -116,6 +116,7 @@ def main() -> None:
     started = time.perf_counter()
     job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     torch.set_num_threads(job["threads"])
+    where = circumstances()  # before training: a run of hours has the code that it began with
     recipe = load_with_overrides(Path(job["recipe"]), job["overrides"])
     configuration = portable(recipe.to_dict() | {"peer": job["peer"]})
     peer = importlib.import_module(f"peers.{job['peer']}") if job["peer"] else None
@@ -124,16 +125,12 @@ def main() -> None:
         fields = peer.fit(recipe)
     else:
         fields = train_one(recipe, job["peer"], job["measures"], job["curves"], held_out=job["held_out"])
-    commit, dirty = revision()
     record = Record(
         **job["record"],
         **fields,
         configuration=configuration,
         wall_seconds=time.perf_counter() - started,
-        versions=versions(),
-        revision=commit,
-        dirty=dirty,
-        machine=machine(),
+        **where,
     )
     print(write_record(record, Path(job["records"])))
 

@@ -241,6 +241,12 @@ def count_parameters(model: torch.nn.Module) -> dict[str, int]:
     return {"total": total, "embedding": embedding, "body": total - embedding}
 
 
+def circumstances() -> dict[str, Any]:
+    """What a record says of where it was made: `versions`, `revision`, `dirty` and `machine`."""
+    commit, dirty = revision()
+    return {"versions": versions(), "revision": commit, "dirty": dirty, "machine": machine()}
+
+
 def versions() -> dict[str, str]:
     found = {}
     for name in PACKAGES:

@@ -22,7 +22,7 @@ import torch
 import yaml
 from context_cost import count_operations
 from measures.segments import read_text
-from records import REPOSITORY, RUN, Record, count_parameters, curves, machine, revision, versions, write_record
+from records import REPOSITORY, RUN, Record, circumstances, count_parameters, curves, write_record
 from torch import nn
 
 from latentlm import AbstractinatorConfig, AbstractinatorForCausalLM
@@ -496,7 +496,6 @@ def main(arguments: list[str] | None = None) -> None:
         log = train(upper, training, options.seed, out / "checkpoint.pt")
         metrics = counts | evaluate(upper, held_out)
         print(name, {what: round(value, 3) for what, value in metrics.items()}, flush=True)
-        commit, dirty = revision()
         names = sorted({what for line in log for what in line} - {"step", "seconds"})
         record = Record(
             PAGE,
@@ -520,10 +519,7 @@ def main(arguments: list[str] | None = None) -> None:
             flops_method="6 N D: N parameters of the body above level 1, D its codes; attention is left out",
             tokens_seen=len(training.codes),
             bytes_seen=training.num_bytes,
-            versions=versions(),
-            revision=commit,
-            dirty=dirty,
-            machine=machine(),
+            **circumstances(),
         )
         print(write_record(record), flush=True)
         upper.save(out)

@@ -20,18 +20,7 @@ from typing import Any
 
 import torch
 from measures.masks import mask_modules, share_between, watch_gradients
-from records import (
-    REPOSITORY,
-    RUN,
-    Record,
-    corpora,
-    count_parameters,
-    machine,
-    portable,
-    revision,
-    versions,
-    write_record,
-)
+from records import REPOSITORY, RUN, Record, circumstances, corpora, count_parameters, portable, write_record
 from torch import nn
 
 from latentlm import AREncoderDecoderConfig, AREncoderDecoderForCausalLM, DecoderOnlyConfig, DecoderOnlyForCausalLM
@@ -162,7 +151,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    commit, dirty = revision()
+    where = circumstances()
     for measure in options.measures:
         run, variants = MEASURES[measure]
         for name in variants:
@@ -189,10 +178,7 @@ def main(arguments: list[str] | None = None) -> None:
                 parameters=parameters,
                 tokens_seen=seen,
                 bytes_seen=seen,
-                versions=versions(),
-                revision=commit,
-                dirty=dirty,
-                machine=machine(),
+                **where,
             )
             print(write_record(record).relative_to(REPOSITORY), record.metrics, flush=True)
 

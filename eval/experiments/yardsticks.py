@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from peers import xz
-from records import RECORDS, REPOSITORY, Record, RecordError, machine, portable, revision, versions, write_record
+from records import RECORDS, REPOSITORY, Record, RecordError, circumstances, portable, write_record
 
 from latentlm.cli.arguments import parse_command_line
 from latentlm.data import DataConfig, prepare_data
@@ -64,7 +64,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
             f"{text}-ngram-{Path(recipe.data.tokenizer).stem.lower()}": ("n-grams (counts)", measure_ngram),
             f"{text}-xz": ("xz", xz.fit),
         }
-        commit, dirty = revision()
         for entry, (label, measure) in kinds.items():
             started = time.perf_counter()
             record = Record(
@@ -76,10 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 **measure(recipe),
                 configuration={"model": {}, "data": portable(recipe.to_dict()["data"]), "training": {}},
                 wall_seconds=time.perf_counter() - started,
-                versions=versions(),
-                revision=commit,
-                dirty=dirty,
-                machine=machine(),
+                **circumstances(),
             )
             order = f" of order {record.metrics['order']:.0f}" if "order" in record.metrics else ""
             bits = record.metrics["eval_bits_per_byte"]

@@ -20,7 +20,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from measures.repair import TEXTS, bag_of_trigrams, correlation, noisy_of, read_sts, score_embeddings
-from records import RECORDS, Record, corpora, count_parameters, machine, revision, versions, write_record
+from records import RECORDS, Record, circumstances, corpora, count_parameters, write_record
 
 from latentlm import EncodzallForMaskedDenoising, EncodzallTokenizer
 from latentlm.models.encodzall_embedding import TextEmbedding
@@ -159,14 +159,13 @@ def main(arguments: list[str] | None = None) -> None:
     fitted = read_training_sentences(data, FITTED)
     timed = fitted[:: FITTED // TIMED]
     size = sum(len(text.encode()) for text in timed)
-    commit, dirty = revision()
+    about = circumstances()
 
     def leave(entry: str, label: str, embed: Embed, timing: Embed | None, **known: Any) -> None:
         further = known.pop("metrics", {})
         metrics = score_embeddings(embed, data, TEXTS)
         if timing:
             metrics["kb_per_second"] = size / 1e3 / seconds(timing, timed)
-        about = {"versions": versions(), "revision": commit, "dirty": dirty, "machine": machine()}
         record = Record("encodzall", entry, label, "benchmark", metrics=metrics | further, **known, **about)
         print(label, metrics, write_record(record, options.records), flush=True)
 

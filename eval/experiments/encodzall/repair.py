@@ -39,7 +39,7 @@ from measures.repair import (
     read_sentences,
 )
 from one_run import CURVES, FLOPS_METHOD, last_evaluation, last_logged, seen
-from records import Record, corpora, count_parameters, curves, machine, portable, revision, versions, write_record
+from records import Record, circumstances, corpora, count_parameters, curves, portable, write_record
 from repair_data import BOOK, words_of_dictionary
 
 from latentlm import EncodzallForMaskedDenoising
@@ -282,7 +282,6 @@ def main() -> None:
     recipe = load_recipe(run / "recipe.yaml")
     logged = read_metrics(run)
     parameters, tokens = count_parameters(model), seen(logged, "tokens")
-    commit, dirty = revision()
     record = Record(
         page="encodzall",
         entry="repair",
@@ -299,10 +298,7 @@ def main() -> None:
         parameters=parameters,
         tokens_seen=tokens,
         bytes_seen=seen(logged, "bytes"),
-        versions=versions(),
-        revision=commit,
-        dirty=dirty,
-        machine=machine(),
+        **circumstances(),
     )
     print(write_record(record))
 

@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from records import MEASURED, REPOSITORY, Record, machine, revision, versions, write_record
+from records import MEASURED, REPOSITORY, Record, circumstances, write_record
 
 from latentlm import FSQTokenizer
 from latentlm.training.fsq_tokenizer import rebuild
@@ -52,17 +52,13 @@ def main() -> None:
     with TemporaryDirectory() as out:
         rebuild(run, Path(out))
         metrics = compare(run, Path(out), "".join(json.loads(line)["text"] for line in lines))
-    commit, dirty = revision()
     record = Record(
         page="fsq-heads",
         entry="rebuilt",
         label="table after joint training",
         source=MEASURED,
         metrics=metrics,
-        versions=versions(),
-        revision=commit,
-        dirty=dirty,
-        machine=machine(),
+        **circumstances(),
     )
     print(json.dumps(metrics, indent=1))
     print(write_record(record))

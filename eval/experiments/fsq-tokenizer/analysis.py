@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from records import MEASURED, RECORDS, REPOSITORY, Record, machine, read_record, revision, versions, write_record
+from records import MEASURED, RECORDS, REPOSITORY, Record, circumstances, read_record, write_record
 
 from latentlm.evaluation.tokenizers import Analysis, analyse, load_pair, plot_digits, plot_use
 
@@ -29,7 +29,6 @@ def to_record(entry: str, analysis: Analysis) -> Record:
     for name, dimensions in analysis.digits.items():
         for i, shares in enumerate(dimensions, 1):
             curve[f"digits_{name}_{i}"] = [[digit, share] for digit, share in enumerate(shares)]
-    commit, dirty = revision()
     return Record(
         PAGE,
         entry,
@@ -38,10 +37,7 @@ def to_record(entry: str, analysis: Analysis) -> Record:
         configuration={"neighbours": analysis.neighbours, "families": analysis.families},
         curve=curve,
         metrics=analysis.numbers,
-        versions=versions(),
-        revision=commit,
-        dirty=dirty,
-        machine=machine(),
+        **circumstances(),
     )
 
 

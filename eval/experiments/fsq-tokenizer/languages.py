@@ -15,7 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import numpy as np
-from records import MEASURED, RECORDS, REPOSITORY, Record, machine, read_record, revision, versions, write_record
+from records import MEASURED, RECORDS, REPOSITORY, Record, circumstances, read_record, write_record
 
 from latentlm.data.pieces import choose_pieces
 from latentlm.data.tokenizers import train_bpe
@@ -53,13 +53,12 @@ def measure(english: Path, udhr: Path) -> None:
         counter(first),
         lambda text: len(bpe(text, add_special_tokens=False, verbose=False).input_ids),
     )
-    commit, dirty = revision()
+    known = circumstances()
     for (entry, label), count in zip(LABELS.items(), counters, strict=True):
         sizes = {name: sum(len(article.encode()) for article in rows[1::2]) for name, rows in languages.items()}
         tokens = {name: sum(map(count, rows[1::2])) for name, rows in languages.items()}
         metrics = {name: round(sizes[name] / tokens[name], 4) for name in languages}
         metrics["all"] = round(sum(sizes.values()) / sum(tokens.values()), 4)
-        known = {"versions": versions(), "revision": commit, "dirty": dirty, "machine": machine()}
         print(write_record(Record(PAGE, entry, label, MEASURED, metrics=metrics, **known), RECORDS))
 
 

@@ -140,18 +140,6 @@ class CodeSampler:
         self.cache = AbstractinatorCache()
         self.choose_code, self.choose_symbol = choose_code, choose_symbol
 
-    def start(self, ids: torch.Tensor) -> None:
-        """Fill the cache with only the first id of each row, `(B,)`, and sample the codes of its segments."""
-        model, everywhere = self.model, torch.ones_like(ids, dtype=torch.bool)
-        model.new_cache(self.cache, len(ids), model.levels[0].input_embedding.table.weight.detach())
-        self.top_states = model.top.stack.step(self.cache.top, everywhere, model.top.begin(torch.zeros_like(ids)))
-        for i in reversed(range(len(model.levels))):
-            level, state = model.levels[i], self.cache.levels[i]
-            self.open(i, everywhere)
-            first = ids if i == 0 else torch.full_like(ids, level.alphabet.begin)
-            first = first.unsqueeze(1).expand(-1, level.alphabet.num_digits)
-            level.notice(state, everywhere, first, model.ends_text(ids) if i == 0 else ~everywhere)
-
     def read(self, ids: torch.Tensor, mask: torch.Tensor) -> None:
         """Fill the cache with prompts `(B, T)`, whose open segments are closed.
 
