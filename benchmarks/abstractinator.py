@@ -1,7 +1,7 @@
 """Abstractinator: a training step against the BLT of transformers with as many parameters, and generating.
 
     python benchmarks/abstractinator.py [--config FOLDER] [--repeats 3] [--threads 2] [--only train matmul generate]
-    python benchmarks/abstractinator.py --only evaluation --threads 1
+    python benchmarks/abstractinator.py --only evaluation compiled --threads 1
     python benchmarks/abstractinator.py --only drafts --threads 1 --trained FOLDER
 
 The text is the documentation inside Python, 4 rows of 512 bytes. Weights are random; `delta` is set so that segments
@@ -23,6 +23,7 @@ from timing import lowest_cpu_seconds, machine, median_seconds, products
 from transformers import AutoConfig, AutoModelForCausalLM, BltConfig, BltForCausalLM
 
 import latentlm
+from latentlm.models.block_single_row import turns_at
 
 ROWS, LENGTH = 4, 512
 
@@ -221,7 +222,32 @@ def drafts(options: argparse.Namespace) -> None:
         print(f"| {now:.2f} | {then:.2f} | {then / now:.2f} |", flush=True)
 
 
-PARTS = {"train": train, "matmul": matmul, "evaluation": evaluation, "generate": generate, "drafts": drafts}
+@torch.no_grad()
+def compiled(options: argparse.Namespace) -> None:
+    """A cached step of the entropy model's layers as it is and compiled; at one position, which spares the compiled one
+    all that changes from step to step."""
+    model: Any = build(options.config)
+    cache, position = model(text(200)[None], use_cache=True).past_key_values, 200
+    stack, kept = model.model.levels[0].entropy_model.stack, cache.levels[0].entropy
+    states = torch.randn(1, model.config.hidden_size)
+    stack.step(kept, torch.ones(1, dtype=torch.bool), states)  # lays the weights out
+    step, turns = kept.single.step, turns_at(stack.rotary, position, states)
+    arguments = (states, kept.items, position, None, turns, [], None, None)
+    seconds = lowest_cpu_seconds(
+        {"eager": partial(step, *arguments), "compiled": partial(torch.compile(step), *arguments)}, 60
+    )
+    eager, fast = (1e3 * value for value in seconds.values())
+    print(f"\na step of the entropy model: {eager:.2f} ms, compiled {fast:.2f} ms: {fast / eager:.2f}")
+
+
+PARTS = {
+    "train": train,
+    "matmul": matmul,
+    "evaluation": evaluation,
+    "generate": generate,
+    "drafts": drafts,
+    "compiled": compiled,
+}
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
