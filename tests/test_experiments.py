@@ -31,7 +31,7 @@ from one_run import last_evaluation, last_logged
 from records import FORMER, RECORDS, TUNING, Record, RecordError, portable, read_page, read_record, thin, write_record
 from significance import paired, welch
 from tables import Group, difference, results_table
-from texts import first_bytes, prepare_text, split_in_halves
+from texts import first_bytes, prepare_text, read_documents, split_in_halves, write_documents
 
 from latentlm.data import DataConfig, prepare_data
 from latentlm.training.run import build_trainer, load_data
@@ -325,6 +325,12 @@ def test_every_byte_of_a_half_is_scored_once(make_runner, tmp_path, tokenizer):
     assert int(data.token_bytes[labels].sum()) == len(wanted.encode())
     assert [label for label in labels if not data.token_bytes[label]] == [data.tokenizer.eos_token_id]
     assert all(row["labels"][0] == -100 for row in data.validation)  # context, the last token of the row before
+
+
+def test_documents_with_separators_of_lines_come_back(tmp_path):
+    documents = ["one\u2028two\n", "three\x85\r\nfour"]
+    write_documents(tmp_path / "text.jsonl", documents)
+    assert read_documents(tmp_path / "text.jsonl") == documents
 
 
 def test_seeds_of_the_track_share_the_order_of_rows(make_runner):

@@ -1,11 +1,11 @@
 """The second level of the Abstractinator, trained on the codes of a first level that stays as it is.
 
-    OMP_NUM_THREADS=1 python eval/experiments/second_level.py RUN ENTRY [ENTRY ...] [--bytes N]
+    OMP_NUM_THREADS=1 python eval/experiments/second_level.py ENTRY [ENTRY ...] [--bytes N] [--level_1 FOLDER]
 
-RUN is the folder of a finished model of one level. Its codes and vectors of the text that it was trained on and scored
-on are found once, in rows of `ROW` bytes, and kept below `--folder`; a level on them alone sees a quarter of the places
-and needs no expander of bytes. A run goes on where it was stopped. Each entry leaves a record in
-eval/records/second-level and, below `--folder`, a model of two levels that can be trained on.
+Level 1 is that of a finished model of one level, by default of hub_configs/abstractinator-wikitext2. Its codes and
+vectors of all of WikiText-2 are found once, in rows of `ROW` bytes, and kept below `--folder`; a level on them alone
+sees a quarter of the places and needs no expander of bytes. A run goes on where it was stopped. Each entry leaves a
+record in eval/records/second-level and, below `--folder`, a model of two levels that can be trained on.
 """
 
 import argparse
@@ -19,10 +19,10 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from context_cost import count_operations
-from measures.segments import read_text
-from records import REPOSITORY, RUN, Record, circumstances, count_parameters, curves, write_record
+from entries import read_list
+from records import REPOSITORY, RUN, Record, circumstances, corpora, count_parameters, curves, write_record
+from texts import prepare_text, read_documents
 from torch import nn
 
 from latentlm import AbstractinatorConfig, AbstractinatorForCausalLM
@@ -36,6 +36,8 @@ from latentlm.training.abstractinator import FIRST_SHARE, load_parts
 from latentlm.training.muon import make_muon
 
 PAGE = "second-level"
+LEVEL_1 = REPOSITORY / "hub_configs" / "abstractinator-wikitext2"
+ALL_BYTES = 10797148  # of WikiText-2's training text
 ROW = 1024  # ids
 CHUNK = 512  # rows to a file
 BATCH = 8  # rows to a step, some 2,080 codes
@@ -195,10 +197,10 @@ def encode(model: Any, rows: list[np.ndarray], known: bool) -> dict[str, Any]:
     }
 
 
-def read_codes(model: Any, text: Path, run: Path, folder: Path, known: bool, limit: int | None = None) -> Codes:
+def read_codes(model: Any, text: Path, folder: Path, known: bool, limit: int | None = None) -> Codes:
     """The codes of a text, of its first `limit` bytes if given; those that are not below `folder` are made."""
     folder.mkdir(parents=True, exist_ok=True)
-    rows = rows_of_text(read_text(text, run), model)[: math.ceil(limit / (ROW - 1)) if limit else None]
+    rows = rows_of_text("".join(read_documents(text)), model)[: math.ceil(limit / (ROW - 1)) if limit else None]
     parts = []
     for start in range(0, len(rows), CHUNK):
         some = rows[start : start + CHUNK]
@@ -465,22 +467,23 @@ def count_yardsticks(training: Codes, held_out: Codes, num_codes: int) -> dict[s
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, help="folder of the model of one level")
     parser.add_argument("entries", nargs="+", choices=ENTRIES, metavar="ENTRY", help=f"of {', '.join(ENTRIES)}")
+    parser.add_argument("--level_1", type=Path, default=LEVEL_1, help="folder of a model of one level")
+    parser.add_argument("--text", type=Path, default=corpora(), help="folder of the corpora")
     parser.add_argument("--bytes", type=int, help="of training text; all of it by default")
     parser.add_argument("--held_out_bytes", type=int, help="of the text to score; all of it by default")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, default=REPOSITORY / "runs" / "experiments" / PAGE)
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    recipe: Any = yaml.safe_load((options.run / "recipe.yaml").read_text(encoding="utf-8"))
-    one_level: Any = AbstractinatorForCausalLM.from_pretrained(options.run, dtype=torch.float32).eval()
-    texts = {name: Path(recipe["data"][name]) for name in ("dataset", "validation_dataset")}
+    one_level: Any = AbstractinatorForCausalLM.from_pretrained(options.level_1, dtype=torch.float32).eval()
+    text = prepare_text(read_list("track"), ALL_BYTES, options.text.resolve(), options.folder / "text")["result"]
+    texts = {name: Path(text[name]) for name in ("dataset", "validation_dataset")}
     folders = {name: options.folder / path.stem for name, path in texts.items()}
     held_out = read_codes(
-        one_level, texts["validation_dataset"], options.run, folders["validation_dataset"], True, options.held_out_bytes
+        one_level, texts["validation_dataset"], folders["validation_dataset"], True, options.held_out_bytes
     )
-    training = read_codes(one_level, texts["dataset"], options.run, folders["dataset"], False, options.bytes)
+    training = read_codes(one_level, texts["dataset"], folders["dataset"], False, options.bytes)
     counts = count_yardsticks(training, held_out, one_level.model.levels[0].quantizer.num_codes)
     # What the model of one level says of its own codes, for which its last part was trained along.
     counts["one_level_bits"] = evaluate(Upper(one_level), held_out)["next_code_bits"]
@@ -491,7 +494,7 @@ def main(arguments: list[str] | None = None) -> None:
         if (out / "config.json").exists():
             continue
         out.mkdir(exist_ok=True)
-        upper = Upper(make_model(options.run, entry, options.seed), entry.words, entry.vectors)
+        upper = Upper(make_model(options.level_1, entry, options.seed), entry.words, entry.vectors)
         parameters = count_parameters(nn.ModuleList(part for part in (upper.level, upper.model.model.top) if part))
         log = train(upper, training, options.seed, out / "checkpoint.pt")
         metrics = counts | evaluate(upper, held_out)

@@ -125,3 +125,9 @@ def write_documents(path: Path, documents: Iterable[str]) -> None:
     staging = path.with_name(f".{path.stem}.{os.getpid()}.jsonl")
     staging.write_text(text, encoding="utf-8")
     os.replace(staging, path)
+
+
+def read_documents(path: Path) -> list[str]:
+    """The documents of a file that [`write_documents`] wrote."""
+    with path.open(encoding="utf-8", newline="\n") as lines:  # not `splitlines`: a text may hold U+2028
+        return [json.loads(line)["text"] for line in lines]

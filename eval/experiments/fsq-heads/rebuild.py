@@ -15,6 +15,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from records import MEASURED, REPOSITORY, Record, circumstances, write_record
+from texts import read_documents
 
 from latentlm import FSQTokenizer
 from latentlm.training.fsq_tokenizer import rebuild
@@ -48,10 +49,10 @@ def main() -> None:
     folder = REPOSITORY / "runs" / "experiments" / "fsq-heads" / "joint-0"
     parser.add_argument("--run", type=Path, default=folder, help="of joint training")
     run = parser.parse_args().run
-    lines = (run.parent / "text" / "validation-b.jsonl").read_text(encoding="utf-8").splitlines()
+    text = "".join(read_documents(run.parent / "text" / "validation-b.jsonl"))
     with TemporaryDirectory() as out:
         rebuild(run, Path(out))
-        metrics = compare(run, Path(out), "".join(json.loads(line)["text"] for line in lines))
+        metrics = compare(run, Path(out), text)
     record = Record(
         page="fsq-heads",
         entry="rebuilt",

@@ -5,13 +5,13 @@ Predictions are those of the run's own held-out text, twice: by the piece that i
 read last. Noise is as in `robustness.py`, in more text.
 """
 
-import json
 import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
+from texts import read_documents
 
 from latentlm.data import token_bytes
 
@@ -20,11 +20,6 @@ from .robustness import bits_per_byte, token_losses, with_noise
 BINS = (0, 1, 4, 16, 64, 256)  # the fewest times of each
 RATES = (0, 3, 10)  # percent
 NOISY_CHARACTERS = 50_000
-
-
-def read_documents(path: str) -> list[str]:
-    """The documents of a file of JSON lines."""
-    return [json.loads(line)["text"] for line in Path(path).read_text(encoding="utf-8").splitlines()]
 
 
 def by_times_seen(
@@ -56,9 +51,9 @@ def measure(model: Any, tokenizer: Any, run: Path) -> dict[str, float]:
     recipe: Any = yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8"))
     data, length = recipe["data"], recipe["data"]["context_length"]
     times = np.zeros(len(tokenizer), dtype=np.int64)
-    for text in read_documents(data["dataset"]):
+    for text in read_documents(Path(data["dataset"])):
         times += np.bincount(tokenizer(text, add_special_tokens=False)["input_ids"], minlength=len(times))
-    texts = read_documents(data["validation_dataset"])
+    texts = read_documents(Path(data["validation_dataset"]))
     ids = [np.array(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts]
     read, predicted = (np.concatenate([one[part] for one in ids]) for part in (slice(None, -1), slice(1, None)))
     nats = token_losses(model, [one.tolist() for one in ids], length)

@@ -2,13 +2,13 @@
 token, the next token and the position, fitted on half A of the validation text and scored on half B.
 """
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
+from texts import read_documents
 
 ROWS, BATCH = 160, 16  # of each half: 40 thousand tokens in rows of 256
 RIDGE = 1e-4  # of the mean squared state
@@ -17,8 +17,7 @@ STACKS = {"encoder_layers": "encoder", "decoder_layers": "decoder", "layers": "l
 
 def read_rows(text: Path, tokenizer: Any, length: int) -> torch.Tensor:
     """The first rows of a text, `(rows, length)`."""
-    lines = text.read_text(encoding="utf-8").splitlines()
-    ids = tokenizer("".join(json.loads(line)["text"] for line in lines), add_special_tokens=False)["input_ids"]
+    ids = tokenizer("".join(read_documents(text)), add_special_tokens=False)["input_ids"]
     count = min(ROWS, len(ids) // length)
     return torch.tensor(ids[: count * length]).view(count, length)
 

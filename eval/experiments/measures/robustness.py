@@ -15,6 +15,7 @@ import numpy as np
 import torch
 import yaml
 from records import corpora
+from texts import read_documents
 
 from latentlm.data import token_bytes
 from latentlm.training.noise import CHARACTER_SHARE, MIXTURE, corrupt_text
@@ -72,8 +73,7 @@ def measure(model: Any, tokenizer: Any, run: Path) -> dict[str, float]:
     `languages_other` by script, English apart."""
     recipe: Any = yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8"))
     length = recipe["data"]["context_length"]
-    lines = Path(recipe["data"]["validation_dataset"]).read_text(encoding="utf-8").splitlines()
-    clean = "".join(json.loads(line)["text"] for line in lines)[:NOISY_CHARACTERS]
+    clean = "".join(read_documents(Path(recipe["data"]["validation_dataset"])))[:NOISY_CHARACTERS]
     metrics = {f"noise_{rate}": bits_per_byte(model, tokenizer, [with_noise(clean, rate)], length) for rate in RATES}
     languages = read_languages(corpora())
     scores = {name: bits_per_byte(model, tokenizer, [text], length) for name, (_, text) in languages.items()}

@@ -9,7 +9,6 @@ beside the repository.
 """
 
 import itertools
-import json
 import random
 import re
 from pathlib import Path
@@ -19,6 +18,7 @@ import pyarrow.parquet
 import torch
 import yaml
 from records import corpora
+from texts import read_documents
 from tokenizers import Regex, Tokenizer
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import Split
@@ -127,10 +127,7 @@ def measure_text(model: Any, text: str, pieces: Tokenizer) -> dict[str, float]:
 def read_text(path: Path, run: Path) -> str:
     """JSON lines with a `text` each, or plain text; where runs were moved, from the folder of texts beside them."""
     path = path if path.exists() else run.parent / "text" / path.name
-    content = path.read_text(encoding="utf-8")
-    if path.suffix != ".jsonl":
-        return content
-    return "".join(json.loads(line)["text"] for line in content.splitlines())
+    return "".join(read_documents(path)) if path.suffix == ".jsonl" else path.read_text(encoding="utf-8")
 
 
 def raw_text() -> str:
