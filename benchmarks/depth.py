@@ -1,19 +1,26 @@
 """CPU time against depth at equal parameters: decoder-only, auto-regressive and parallel encoder-decoder.
 
     OMP_NUM_THREADS=1 python benchmarks/depth.py [--parameters 3000000] [--depths 2 4 8 16] [--repeats 10]
+    python benchmarks/depth.py --streams [...]
 
 A training step (4 rows of 256 bytes) and a decoded token (cached, 64 tokens after 64). Time is that of the process, the
 lowest of several turns of all models, so that it can be measured on a machine that is not idle. Two minutes.
+
+With `--streams` the two streams of the parallel model run at once, each in a thread on a core of its own, beside the
+same model and decoder-only with both cores to every operation: wall-clock time of scoring, on an idle machine.
 """
 
 import argparse
 import bisect
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from typing import Any
 
 import torch
 from peers import step
 from subjects import VOCAB_SIZE, body_parameters
-from timing import lowest_cpu_seconds, machine
+from timing import lowest_cpu_seconds, machine, median_seconds
 from transformers import PreTrainedModel
 
 from latentlm import (
@@ -24,6 +31,7 @@ from latentlm import (
     ParallelEncoderDecoderConfig,
     ParallelEncoderDecoderForCausalLM,
 )
+from latentlm.models.modeling_parallel_encoder_decoder import ParallelEncoderDecoderModel
 
 HEADS, CONTEXT, ROWS, NEW_TOKENS = 4, 256, 4, 64
 KINDS = ("decoder-only", "auto-regressive", "parallel")
@@ -62,11 +70,62 @@ def decoding(model: PreTrainedModel) -> Callable[[], object]:
     return call
 
 
+class TwoThreads(ParallelEncoderDecoderModel):
+    """The parallel model with its decoder stream in a thread of its own: a decoder layer runs beside the encoder layers
+    that come after the one it reads. For scoring alone: autograd goes back in one thread."""
+
+    def run_stacks(self, embeddings, positions, shared_attention, memory_rotary, **shared):
+        options = {"memory_rotary": memory_rotary, **shared}
+
+        @torch.no_grad()  # a thread does not inherit it
+        def run(layer: Any, before: Future, encoder_states: torch.Tensor) -> torch.Tensor:
+            return layer(before.result(), encoder_states, shared_attention, **options)[0]
+
+        with ThreadPoolExecutor(1, initializer=partial(torch.set_num_threads, 1)) as side:
+            encoder_states, hidden_states = embeddings, side.submit(self.cross_bridge, embeddings, positions)
+            for encoder_layer, decoder_layer in zip(self.encoder_layers, self.decoder_layers, strict=True):
+                encoder_states, _ = encoder_layer(encoder_states, None, shared_attention, **shared)
+                hidden_states = side.submit(run, decoder_layer, hidden_states, encoder_states)
+            return encoder_states, hidden_states.result(), []
+
+
+@torch.no_grad()
+def score(model: PreTrainedModel, ids: torch.Tensor, threads: int, at_once: bool = False) -> torch.Tensor:
+    """The states of a text, with so many threads to an operation; with both streams of the parallel model at once or
+    one after the other."""
+    torch.set_num_threads(threads)
+    if isinstance(model.base_model, ParallelEncoderDecoderModel):
+        model.base_model.__class__ = TwoThreads if at_once else ParallelEncoderDecoderModel
+    return model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+
+
+def streams(models: dict[tuple[int, str], PreTrainedModel], repeats: int) -> None:
+    """Print what scoring a text takes, by depth and by length of the text."""
+    threads = torch.get_num_threads()
+    print("| layers | bytes | decoder-only, 2 threads (ms) | parallel, 1 thread | 2 threads | two streams at once |")
+    print("|--:|--:|--:|--:|--:|--:|")
+    for depth in sorted({depth for depth, _ in models}):
+        plain, parallel = models[depth, "decoder-only"].eval(), models[depth, "parallel"].eval()
+        for length in (16, CONTEXT):
+            ids = torch.randint(0, 256, (1, length), generator=torch.Generator().manual_seed(0))
+            torch.testing.assert_close(score(parallel, ids, 1, at_once=True), score(parallel, ids, 1))
+            sides = {
+                "plain": partial(score, plain, ids, 2),
+                "one": partial(score, parallel, ids, 1),
+                "two": partial(score, parallel, ids, 2),
+                "at once": partial(score, parallel, ids, 1, at_once=True),
+            }
+            times = " | ".join(f"{1e3 * value:.2f}" for value in median_seconds(sides, repeats).values())
+            print(f"| {depth} | {length} | {times} |", flush=True)
+    torch.set_num_threads(threads)
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parameters", type=int, default=3_000_000, help="of the body of each model")
     parser.add_argument("--depths", type=int, nargs="+", default=[2, 4, 8, 16], help="layers of both stacks together")
     parser.add_argument("--repeats", type=int, default=10)
+    parser.add_argument("--streams", action="store_true", help="both streams of the parallel model at once")
     options = parser.parse_args(arguments)
     odd = [depth for depth in options.depths if depth < 2 or depth % 2]
     if odd:
@@ -74,6 +133,10 @@ def main(arguments: list[str] | None = None) -> None:
     ids = torch.randint(0, 256, (ROWS, CONTEXT), generator=torch.Generator().manual_seed(0))
     widths = {(depth, kind): width_of(kind, depth, options.parameters) for depth in options.depths for kind in KINDS}
     models = {(depth, kind): make(kind, depth, width) for (depth, kind), width in widths.items()}
+    if options.streams:
+        print(machine(), "\n")
+        streams(models, options.repeats)
+        return
     steps = lowest_cpu_seconds({key: step(model, ids) for key, model in models.items()}, options.repeats)
     tokens = lowest_cpu_seconds({key: decoding(model.eval()) for key, model in models.items()}, options.repeats)
     print(machine(), "\n")

@@ -32,3 +32,8 @@ def test_models_of_a_depth_have_bodies_of_one_size_and_a_line_each(depth, capsys
     with pytest.raises(SystemExit):
         depth.main(["--depths", "3"])
     assert "--depths 3: must be even" in capsys.readouterr().err
+
+
+def test_two_streams_at_once_give_the_same_states(depth, capsys):
+    depth.main(["--parameters", "20000", "--depths", "4", "--repeats", "1", "--streams"])  # compares the states
+    assert sum(line.startswith("| 4 |") for line in capsys.readouterr().out.splitlines()) == 2
