@@ -423,7 +423,9 @@ def test_cards_of_the_published_folders(folder):
     """Valid front matter, and the parameter counts of the model."""
     card = ModelCard.load(folder / CARD_FILE)
     config = AutoConfig.from_pretrained(folder)
-    assert card.data.library_name == "transformers" and card.data.license == "apache-2.0"
+    # Its training data have terms of their own, which the card names.
+    license = "other" if folder.name == "encodzall-wikitext2" else "apache-2.0"
+    assert card.data.library_name == "transformers" and card.data.license == license
     embeds = ["sentence-transformers"] if config.model_type == "encodzall" else []
     assert card.data.tags == [config.model_type, "latentlm", *embeds]
     heads = [head for head in (AutoModelForCausalLM, AutoModelForSeq2SeqLM) if head.__name__ in config.auto_map]
