@@ -74,10 +74,10 @@ def test_stages_and_averages_equal_loops_written_out():
         module.update()
         counts, sums = 0.99 * counts + 0.01 * uses, 0.99 * sums + 0.01 * added
         for stage in range(2):
-            total = counts[stage].sum()
             for k in range(K):
-                smoothed = (counts[stage, k] + 1e-5) / (total + K * 1e-5) * total
-                codebook[stage, k] = sums[stage, k] / smoothed
+                if uses[stage, k]:
+                    codebook[stage, k] = sums[stage, k] / counts[stage, k]
+        assert torch.equal(module.codebook[uses == 0], codebook[uses == 0]) and (uses == 0).any()
         torch.testing.assert_close(module.codebook, codebook, rtol=1e-4, atol=1e-5)
         codebook, counts, sums = module.codebook.clone(), module.counts.clone(), module.sums.clone()
 
@@ -210,20 +210,49 @@ def test_keys_say_what_a_row_holds_up_to_a_place():
 
 
 def test_codes_keep_their_meaning():
-    """Of vectors that are as unequal in number as words are, in batches smaller than the codebook."""
-    module = build(depth=1, num_codes=64, updates=0)
+    """Of vectors that are as unequal in number as words are, in batches smaller than the codebook; also of those that
+    do not come for hundreds of steps."""
+    module = build(depth=1, num_codes=64, updates=0, decay=0.95)
     centres, shares = 3 * vectors(100, 7), 1 / torch.arange(1, 101)
     held_out = centres[torch.multinomial(shares, 1000, True, generator=torch.Generator().manual_seed(0))]
-    for step in range(600):
-        which = torch.multinomial(shares, 40, True, generator=torch.Generator().manual_seed(step))
-        read(module, centres[which] + 0.05 * vectors(40, step))
-        module.update()
-        if step == 499:
-            codes = module.eval()(held_out, everything(1000)).codes[:, 0]
-            stood_for = module.train().codebook[0, codes]
+
+    def learn(steps: range, shares: torch.Tensor) -> None:
+        for step in steps:
+            which = torch.multinomial(shares, 40, True, generator=torch.Generator().manual_seed(step))
+            read(module, centres[which] + 0.05 * vectors(40, step))
+            module.update()
+
+    def codes_of(given: torch.Tensor) -> torch.Tensor:
+        codes = module.eval()(given, everything(len(given))).codes[:, 0]
+        module.train()
+        return codes
+
+    learn(range(500), shares)
+    codes, before = codes_of(held_out), module.codebook[0].clone()
+    learn(range(500, 600), shares)
     # Averages drift by less than half of this; what takes the place of another entry is several units away.
-    moved = (module.codebook[0, codes] - stood_for).norm(dim=-1)
+    moved = (module.codebook[0, codes] - before[codes]).norm(dim=-1)
     assert (moved < 0.3).double().mean() > 0.97
+    codes, before = codes_of(centres), module.codebook[0].clone()
+    module.seen.fill_(10**6)  # nothing is replaced
+    learn(range(600, 1100), shares * (torch.arange(100) < 10))
+    unused = module.idle[0] >= 500 * 40
+    assert unused.sum() > 30 and torch.equal(module.codebook[0, unused], before[unused])
+    stayed = unused[codes]
+    assert stayed.sum() > 50 and torch.equal(codes_of(centres)[stayed], codes[stayed])
+
+
+def test_an_entry_stays_while_its_averages_vanish_and_comes_back():
+    """With a decay of 0 they do at once."""
+    module = build(decay=0.0, reset_after=math.inf)
+    before = module.codebook.clone()
+    for step in range(6):
+        read(module, vectors(4, step % 2))
+        used = module.gathered.counts > 0
+        expected = (module.gathered.sums / module.gathered.counts.unsqueeze(-1)).where(used.unsqueeze(-1), before)
+        module.update()
+        assert torch.equal(module.codebook, expected) and not module.counts[~used].any() and not used.all()
+        before = expected
 
 
 def test_the_first_vectors_are_the_first_codebook():

@@ -61,7 +61,8 @@ class VectorQuantizer(Float32Buffers):
 
     The nearest entry is found in a small space between two learned projections. Stage k quantizes what the stages
     before it left over (Zeghidour et al. 2021, 2107.03312). The codebook follows the vectors by exponential moving
-    averages (1711.00937, appendix A.1), and unused entries are replaced by recent vectors (2107.03312, section III-C).
+    averages (1711.00937, appendix A.1). An entry that a step does not use stays where it is; one that is unused for
+    long is replaced by a recent vector (2107.03312, section III-C).
 
     In training a forward only gathers statistics. [`update`], once per optimizer step, changes the codebook: to what
     one big batch would make of it, however that was divided into micro-batches and processes.
@@ -176,10 +177,10 @@ class VectorQuantizer(Float32Buffers):
         any_vector = counts.any()  # without one everything stays as it is
         for average, new in ((self.counts, counts), (self.sums, sums)):
             average.copy_(torch.where(any_vector, torch.add(average * self.decay, new, alpha=1 - self.decay), average))
-        # Laplace smoothing keeps entries finite that are hardly used.
-        total = self.counts.sum(1, keepdim=True)
-        smoothed = (self.counts + 1e-5) / (total + self.num_codes * 1e-5) * total
-        self.codebook.copy_(torch.where(any_vector, self.sums / smoothed.unsqueeze(-1), self.codebook))
+        # Without a use both averages decay alike, until they vanish: the entry stays where it is. With a use there is
+        # at least 1 - decay to divide by, so that nothing has to be smoothed.
+        used = (counts > 0).unsqueeze(-1)
+        self.codebook.copy_(torch.where(used, self.sums / self.counts.unsqueeze(-1), self.codebook))
         self.idle.copy_(torch.where(counts > 0, 0, self.idle + counts.sum(1, keepdim=True)))
         self.seen += counts[0].sum().long()
         self.reset(statistics)
