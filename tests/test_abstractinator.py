@@ -12,6 +12,7 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from latentlm import AbstractinatorConfig, AbstractinatorForCausalLM
+from latentlm.evaluation.segments import inspect
 from latentlm.models.abstractinator_base import AbstractinatorCache
 from latentlm.models.block_single_row import SingleRow
 from latentlm.models.block_stack import CausalStack
@@ -196,6 +197,21 @@ def test_labels_give_the_loss_with_a_cache_too(variant):
         model.train()(ids, labels=ids, past_key_values=rest.past_key_values)
 
 
+@pytest.mark.parametrize("end", [None, 0, [5, 0]])
+def test_padding_needs_no_mask_also_where_its_id_ends_texts(end):
+    model, ids = build(eos_token_id=end), token_ids(2, 20)
+    ids[0, 6], ids[0, 13:] = 0, 0
+    mask = (ids != 0).long()
+    if end is not None:
+        mask[0, 6] = mask[0, 13] = 1  # they end texts
+    labels = ids.masked_fill(mask == 0, -100)
+    for now in (model.train(), model.eval()):
+        assert now(ids, labels=labels).loss.item() == now(ids, mask, labels=labels).loss.item()
+    for nats in (model.code_lengths, model.reconstruction_nats):
+        expected = nats(ids, mask)
+        assert all(torch.equal(value, expected[name]) for name, value in nats(ids).items())
+
+
 @pytest.mark.parametrize("num_rows", [1, 2])
 @pytest.mark.parametrize("window", [None, 7])
 def test_a_stack_remembers_one_symbol_at_a_time_what_it_reads_at_once(window, num_rows):
@@ -235,6 +251,32 @@ def test_a_single_row_decodes_as_one_of_several(variant):
     simple = not variant.startswith("l")  # as latent attention and LearnedDropout do
     assert all(isinstance(stack.single, SingleRow) == (simple and bool(stack.items)) for stack in stacks)
     assert all(stack.single is None for level in several.levels for stack in (level.entropy, level.expander))
+
+
+@pytest.mark.parametrize("alone", [{"max_segment_length": 1}, {"threshold": 0.0}], ids=str)
+@pytest.mark.parametrize("levels", [2, 3])
+def test_an_empty_prompt_in_a_padded_batch_goes_on_with_a_cache_as_without(levels, alone):
+    """Also where the begin of a level above is a segment by itself."""
+    model, ids = build(levels=[LEVEL] + [LEVEL | alone] * (levels - 1)), token_ids(2, 20)
+    mask = torch.ones_like(ids)
+    mask[0, :9] = mask[1, :2] = 0
+    expected = model(ids, attention_mask=mask).logits
+    cache = model(ids[:, :9], attention_mask=mask[:, :9], use_cache=True).past_key_values
+    for t in range(9, 20):
+        logits = model(ids[:, t : t + 1], attention_mask=mask[:, : t + 1], past_key_values=cache).logits[:, 0]
+        torch.testing.assert_close(logits, expected[:, t], rtol=1e-3, atol=1e-4)
+
+
+def test_empty_rows_move_no_codebook():
+    one, other = build().train(), build().train()
+    ids, mask = token_ids(2, 20), torch.ones(2, 20).long()
+    mask[1] = 0
+    one(ids, attention_mask=mask, use_cache=True)
+    other(ids[:1])
+    for model in (one, other):
+        model.model.update()
+    for name, value in one.named_buffers():
+        assert torch.equal(value, other.get_buffer(name)), name
 
 
 # ---- Other tools ----
@@ -385,7 +427,7 @@ def test_what_is_frozen_stays_as_it_is(field, part):
     assert parameters - frozen <= moved
     first, second = model.model.levels
     assert not first.entropy_model.training and first.training == (field == "freeze_entropy")
-    assert second.training == (field != "freeze_base") and second.entropy_is_frozen == (field != "num_frozen_levels")
+    assert second.training == (field != "freeze_base")
 
 
 # ---- Decoding from codes ----
@@ -416,14 +458,35 @@ def test_sampling_codes_follows_its_options():
         build("no_top", **BYTES).generate_bytes([b"text"], 5)
 
 
-def test_decoding_from_codes_ends_with_the_text():
-    model = build("default", **BYTES)
+@pytest.mark.parametrize(
+    ("changes", "likely", "continuation"),
+    [
+        ({}, 258, b""),
+        ({}, 256, b"AAAAA"),  # padding and begins are not sampled
+        ({}, 257, b"AAAAA"),
+        ({"vocab_size": 260}, 259, b"AAAAA"),
+        ({"eos_token_id": [256, 258]}, 256, b""),
+    ],
+)
+def test_decoding_from_codes_gives_bytes_until_the_text_ends(changes, likely, continuation):
+    model = build("default", **(BYTES | changes))
+    head = model.model.levels[0].head.out[0]
     with torch.no_grad():
-        model.model.levels[0].head.out[0].weight.zero_()
-    model.model.levels[0].head.out[0].register_forward_hook(
-        lambda module, args, output: output.index_fill(-1, torch.tensor([258]), 9.0)
-    )
-    assert model.generate_bytes([b"text", b""], 5, byte_temperature=0) == [b"text", b""]
+        head.weight.zero_()
+
+    def logits(module, args, output: torch.Tensor) -> torch.Tensor:
+        return output.index_fill(-1, torch.tensor([65]), 5.0).index_fill(-1, torch.tensor([likely]), 9.0)
+
+    head.register_forward_hook(logits)
+    found = model.generate_bytes([b"text", b""], 5, byte_temperature=0)
+    assert found == [b"text" + continuation, continuation]
+
+
+def test_without_a_begin_there_is_no_first_byte_to_predict():
+    model = build("default", **(BYTES | {"bos_token_id": None}))
+    for use in (lambda: model.generate_bytes([b"text"], 5), lambda: inspect(model, b"text")):
+        with pytest.raises(ValueError, match="`bos_token_id` is None"):
+            use()
 
 
 # ---- Hard input ----

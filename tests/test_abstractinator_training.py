@@ -3,7 +3,9 @@
 import json
 import math
 from collections import defaultdict
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,7 +17,7 @@ from safetensors.torch import load_file
 from test_abstractinator import BYTES, VARIANTS, build
 from test_training_processes import launch
 from torch.utils.flop_counter import FlopCounterMode
-from training_setup import Rows, make_trainer, metrics_of
+from training_setup import LENGTH, Rows, make_trainer, metrics_of
 from transformers import Trainer, TrainingArguments
 
 from latentlm import AbstractinatorConfig, AbstractinatorForCausalLM
@@ -25,6 +27,7 @@ from latentlm.hub.files import published_files
 from latentlm.runs import RecipeError
 from latentlm.train import main
 from latentlm.training import AbstractinatorTrainingArguments
+from latentlm.training.abstractinator import check_frozen
 
 TESTS = Path(__file__).parent
 TINY = REPOSITORY / "hub_configs" / "abstractinator-tiny"
@@ -109,6 +112,13 @@ def test_the_card_shows_where_a_text_is_cut(tmp_path):
     assert "segments.png" not in (folder / "README.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize(("changes", "is_drawn"), [({}, True), ({"bos_token_id": None}, False)])
+def test_the_picture_of_segments_fits_the_context(tmp_path, changes, is_drawn):
+    model = build("default", **(BYTES | {"max_position_embeddings": LENGTH} | changes))
+    trainer_of(tmp_path, model=model, evaluation=Rows(1)).write_samples()
+    assert (tmp_path / "segments.png").exists() == is_drawn
+
+
 def test_three_stages(tmp_path):
     """Entropy model; compressor and expander over it; the top model over a frozen base."""
     entropy = run(TINY / "recipe-entropy.yaml", tmp_path / "entropy")
@@ -133,6 +143,37 @@ def test_a_base_that_does_not_fit_says_what_is_missing(tmp_path):
         trainer_of(tmp_path, "default", load_base_from=str(tmp_path / "two"))
     with pytest.raises(RecipeError, match=r"load_entropy_from .*no model\.safetensors"):
         trainer_of(tmp_path, load_entropy_from=str(tmp_path / "nowhere"))
+
+
+@pytest.mark.parametrize(
+    ("fields", "source", "is_enough"),
+    [
+        ({"freeze_base": True}, "load_entropy_from", False),
+        ({"freeze_base": True}, "load_base_from", True),
+        ({"num_frozen_levels": 1}, "load_entropy_from", False),
+        ({"num_frozen_levels": 1}, "load_base_from", True),
+        ({"num_frozen_levels": 1, "freeze_entropy": True}, "load_base_from", False),
+        ({"freeze_entropy": True}, "load_entropy_from", True),
+        ({"freeze_entropy": True}, "load_base_from", True),
+    ],
+)
+def test_what_a_new_model_freezes_comes_from_another(fields, source, is_enough):
+    config = AbstractinatorConfig(levels=[LEVEL, LEVEL], **fields)
+    new, loaded = (SimpleNamespace(config=config, name_or_path=path) for path in ("", "folder"))
+    nothing = {"load_base_from": None, "load_entropy_from": None}
+    wrong = pytest.raises(RecipeError, match=rf"model\.({'|'.join(fields)}) is (True|1), but the model is new: ")
+    with wrong:
+        check_frozen(new, SimpleNamespace(**nothing))
+    with nullcontext() if is_enough else wrong:
+        check_frozen(new, SimpleNamespace(**nothing | {source: "folder"}))
+    check_frozen(loaded, SimpleNamespace(**nothing))
+
+
+def test_a_trainer_of_a_new_model_checks_what_it_freezes(tmp_path):
+    with pytest.raises(RecipeError, match=r"freeze_base is True, .* training\.load_base_from"):
+        trainer_of(tmp_path, model=build(freeze_base=True, **BYTES))
+    build(**BYTES).save_pretrained(tmp_path)
+    trainer_of(tmp_path, model=AbstractinatorForCausalLM.from_pretrained(tmp_path, freeze_base=True))
 
 
 def test_a_level_begins_above_one_that_is_finished(tmp_path):
@@ -290,6 +331,15 @@ def test_codebooks_learn_under_a_plain_trainer(tmp_path):
         assert level.quantizer.updates == 3 and level.quantizer.counts.ne(1).any()
     saved = load_file(tmp_path / "checkpoint-2" / "model.safetensors")
     assert saved["model.levels.0.quantizer.updates"] == 2
+
+
+def test_an_adapter_trains_entropy_models_that_the_configuration_freezes():
+    model = build(freeze_entropy=True)
+    adapted = get_peft_model(model, LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM")).train()
+    ids = token_ids(2, 20)
+    adapted(input_ids=ids, labels=ids).loss.backward()
+    factors = [name for name, _ in adapted.named_parameters() if "lora_B" in name and ".entropy_model." in name]
+    assert len(factors) > 8 and all(adapted.get_parameter(name).grad.any() for name in factors)
 
 
 def test_codebooks_stay_under_an_adapter():

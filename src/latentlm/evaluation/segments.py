@@ -42,10 +42,13 @@ def inspect(model: AbstractinatorForCausalLM, data: bytes) -> Inspection:
     """Return the segments, entropies and codes of a text.
 
     Raises:
-        ValueError: if the text is empty, or longer than the context of the model.
+        ValueError: if the text is empty, or longer than the context of the model, or if the configuration has no
+            `bos_token_id`.
     """
     if not data:
         raise ValueError("The text is empty: there is nothing to show.")
+    if model.config.bos_token_id is None:
+        raise ValueError("`bos_token_id` is None, but the entropy of the first byte is that after a begin symbol.")
     ids = torch.tensor([[model.config.bos_token_id, *data]], device=model.device)
     _, pyramid = model.eval().model.read(ids)
     inside = torch.arange(1, ids.shape[1], device=ids.device)  # the begin belongs to the first segment

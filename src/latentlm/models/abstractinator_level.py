@@ -235,13 +235,12 @@ class AbstractinatorLevel(Float32Buffers):
     delta: torch.Tensor  # adapted to a target length, where there is one
     quantizer: "VectorQuantizer | FSQQuantizer | NoQuantizer"
 
-    def __init__(self, config: AbstractinatorConfig, level: LevelConfig, alphabet: Alphabet, place: int):
+    def __init__(self, config: AbstractinatorConfig, level: LevelConfig, alphabet: Alphabet, is_first: bool):
         super().__init__()
         self.config = config
         self.level = level
         self.alphabet = alphabet
-        self.place = place  # 0 for the first level
-        size, is_first = config.hidden_size, place == 0
+        size = config.hidden_size
         self.entropy_model = EntropyModel(config, level, alphabet)
         if is_first and not level.shares_trunk:
             self.compressor_embedding = alphabet.embedding(config, level)
@@ -300,8 +299,7 @@ class AbstractinatorLevel(Float32Buffers):
 
     def cut(self, symbols: torch.Tensor, lengths: torch.Tensor, closes: torch.Tensor) -> Cut:
         """Cut rows of symbols; the arguments are those of [`compress`]."""
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.entropy_is_frozen):
-            states, items, _, penalties = self.entropy_model(symbols)
+        states, items, _, penalties = self.entropy_model(symbols)
         entropies = nn.functional.pad(self.entropy_model.entropy(states), (1, 0))
         opens = find_segments(entropies, nn.functional.pad(closes, (0, 1)), self.rule)
         return Cut(symbols, Segments(entropies, opens, segment_index(opens), lengths), states, items, penalties)
@@ -331,19 +329,19 @@ class AbstractinatorLevel(Float32Buffers):
             cut.penalties + penalties,
         )
 
-    def symbols_of(self, below: Compressed) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    def symbols_of(
+        self, below: Compressed, begins: bool
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
         """Return this level's input from the one below, with the begin symbol first: symbols `(R, S + 1, digits)`,
-        vectors `(R, S + 1, D)`, lengths `(R,)`, and keys `(R, S + 1)` if there are any."""
+        vectors `(R, S + 1, D)`, lengths `(R,)`, and keys `(R, S + 1)` if there are any. With `begins` the begin symbol
+        is real in empty rows too."""
         codes = nn.functional.pad(below.quantized.codes.clamp(min=0), (0, 0, 1, 0), value=self.alphabet.begin)
         begin = self.begin(codes.new_zeros(len(codes), 1)).to(below.vectors.dtype)
         keys = None if below.keys is None else nn.functional.pad(below.keys, (1, 0))
-        count = below.segments.count
-        lengths = torch.where(below.segments.lengths > 0, count + 1, 0)  # nothing begins in an empty row
+        lengths = below.segments.count + 1
+        if not begins:
+            lengths = torch.where(below.segments.lengths > 0, lengths, 0)
         return codes, torch.cat((begin, below.vectors), 1), lengths, keys
-
-    @property
-    def entropy_is_frozen(self) -> bool:
-        return self.config.freeze_entropy or self.place < self.config.num_left_alone
 
     @property
     def input_embedding(self) -> SequenceEmbedding:

@@ -56,7 +56,8 @@ class AbstractinatorLikelihood:
         """
         if not self.predicts_codes:
             raise ValueError("Two-part code lengths need a top model with `top_head` 'categorical'.")
-        rows, pyramid = self.model.read(input_ids, attention_mask, position_ids, known=True)
+        mask = self.model.mask_of_rows(input_ids, attention_mask)
+        rows, pyramid = self.model.read(input_ids, mask, position_ids, known=True)
         top, levels = self.code_nats(pyramid).parts
         parts = {"codes": top} | {f"level_{i}": level for i, level in enumerate(levels, 1)}
         return {name: values.double().sum(1)[: rows.num_documents] for name, values in parts.items()}
@@ -71,7 +72,8 @@ class AbstractinatorLikelihood:
         """Return the nats `(R,)` of each document's symbols, from the second on, given codes of the first level: its
         `own`, `zeroed` (rows of zeros) or `shuffled` (each segment gets the code of the segment half the document
         away). The differences measure how much information the codes carry."""
-        rows = make_rows(input_ids, attention_mask, position_ids, self.config.max_position_embeddings)
+        mask = self.model.mask_of_rows(input_ids, attention_mask)
+        rows = make_rows(input_ids, mask, position_ids, self.config.max_position_embeddings)
         compressed = self.model.compress_rows(rows.ids, rows.lengths)[0]
         own = self.model.levels[0].code_rows(compressed.quantized.vectors)
         nats = self.nats_given(compressed, {"own": own} | other_rows(compressed, own))

@@ -74,12 +74,14 @@ class AbstractinatorGeneration(GenerationMixin):
             Each prompt with its continuation.
 
         Raises:
-            ValueError: if there is no top model with a categorical head, if a text may become longer than
-                `max_position_embeddings`, or if a temperature is below 0.
+            ValueError: if there is no top model with a categorical head, if the configuration has no `bos_token_id`, if
+                a text may become longer than `max_position_embeddings`, or if a temperature is below 0.
         """
         config = self.config
         if self.model.top is None or config.top_head != "categorical":
             raise ValueError("Sampling codes needs a top model with `top_head` 'categorical'.")
+        if config.bos_token_id is None:
+            raise ValueError("`bos_token_id` is None, but the first byte of a text is predicted from a begin symbol.")
         check_context(1 + max(map(len, prompts), default=0) + max_new_bytes, config.max_position_embeddings)
         if not prompts:
             return []
@@ -139,6 +141,9 @@ class CodeSampler:
         self.model = model
         self.cache = AbstractinatorCache()
         self.choose_code, self.choose_symbol = choose_code, choose_symbol
+        special = {*range(256, model.config.vocab_size), model.config.pad_token_id, model.config.bos_token_id}
+        never = sorted(special - {None, *model.end_ids})
+        self.never = torch.tensor(never, dtype=torch.long, device=model.device)
 
     def read(self, ids: torch.Tensor, mask: torch.Tensor) -> None:
         """Fill the cache with prompts `(B, T)`, whose open segments are closed.
@@ -166,6 +171,10 @@ class CodeSampler:
         at = count.view(-1, 1, 1).expand(-1, 1, pyramid.top_states.shape[-1])
         self.top_states = pyramid.top_states.gather(1, at).squeeze(1)
 
+    def choose_byte(self, logits: torch.Tensor) -> torch.Tensor:
+        """Return bytes or ends of texts `(n,)` for logits `(n, V)`: no text goes on with padding or a begin."""
+        return self.choose_symbol(logits.index_fill(-1, self.never, -torch.inf))
+
     def next_symbols(self, i: int, active: torch.Tensor, opens: bool | None = None) -> torch.Tensor:
         """Return the next symbols `(B, digits)` of level i. Those of inactive rows are undefined.
 
@@ -180,7 +189,7 @@ class CodeSampler:
         if opening.any() if opens is None else opens:
             self.open(i, opening)
         states = level.expand_last(state, active)
-        symbols = level.head.sample(states, self.choose_symbol)
+        symbols = level.head.sample(states, self.choose_symbol if i else self.choose_byte)
         closes = self.model.ends_text(symbols[:, 0]) if i == 0 else torch.zeros_like(active)
         level.notice(state, active, symbols, closes)
         return symbols

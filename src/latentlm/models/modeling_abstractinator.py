@@ -71,7 +71,7 @@ class AbstractinatorModel(AbstractinatorPreTrainedModel):
         alphabets = [Alphabet(config.vocab_size, config.vocab_size, 1, config.byte_code_dim)]
         alphabets += [Alphabet.above(level) for level in levels[:-1]]
         parts = enumerate(zip(levels, alphabets, strict=True))
-        modules = [AbstractinatorLevel(config, level, alphabet, i) for i, (level, alphabet) in parts]
+        modules = [AbstractinatorLevel(config, level, alphabet, i == 0) for i, (level, alphabet) in parts]
         self.levels = nn.ModuleList(modules)  # pyright: ignore[reportAttributeAccessIssue]  # knows no type of modules
         self.top = TopModel(config) if config.num_top_layers else None
         if self.top is None:
@@ -189,7 +189,7 @@ class AbstractinatorModel(AbstractinatorPreTrainedModel):
                 raise ValueError(PACKED_CACHE)
         elif cache is None and use_cache:
             cache = AbstractinatorCache()
-        pyramid = self.read_rows(rows, **options)
+        pyramid = self.read_rows(rows, begins=cache is not None, **options)
         if cache is not None:
             self.fill_cache(cache, pyramid)
             cache.seen = input_ids.shape[1]
@@ -224,38 +224,58 @@ class AbstractinatorModel(AbstractinatorPreTrainedModel):
         rows = make_rows(input_ids, attention_mask, position_ids, self.config.max_position_embeddings)
         return rows, self.read_rows(rows, known)
 
-    def read_rows(self, rows: Rows, known: bool = False, train_codes: bool = True) -> Pyramid:
-        """Compute the pyramid above rows."""
+    def read_rows(self, rows: Rows, known: bool = False, train_codes: bool = True, begins: bool = False) -> Pyramid:
+        """Compute the pyramid above rows; `begins` is that of [`compress_rows`]."""
         gathers = self.training and torch.is_grad_enabled() and not in_backward()
-        levels = self.compress_rows(rows.ids, rows.lengths, prefix_keys(rows.ids) if gathers else None)
+        levels = self.compress_rows(rows.ids, rows.lengths, prefix_keys(rows.ids) if gathers else None, begins)
         if not train_codes:
             for compressed in levels:
                 compressed.quantized = compressed.quantized.with_zero_gradient()
         return self.expand_rows(levels, known)
 
     def compress_rows(
-        self, ids: torch.Tensor, lengths: torch.Tensor, keys: torch.Tensor | None = None
+        self, ids: torch.Tensor, lengths: torch.Tensor, keys: torch.Tensor | None = None, begins: bool = False
     ) -> list[Compressed]:
         """Compute every level's segments and codes of rows of ids `(R, L)`, from the bytes up. With keys `(R, L)`
-        levels gather the statistics that move their codebooks."""
+        levels gather the statistics that move their codebooks. `begins` says whether levels above the first begin in
+        empty rows too, for a cache of them; not where statistics are gathered, in which empty rows take no part."""
+        begins = begins and keys is None
         symbols, vectors, closes = ids.unsqueeze(-1), None, self.ends_text(ids)
         levels: list[Compressed] = []
         for level in self.levels:
             if levels:
                 below = levels[-1]
                 closes = below.segments.ending(closes, below.vectors.shape[1])
-                symbols, vectors, lengths, keys = level.symbols_of(below)
+                symbols, vectors, lengths, keys = level.symbols_of(below, begins)
                 closes = nn.functional.pad(closes, (1, 0))
             levels.append(level.compress(symbols, vectors, lengths, closes, keys))
         return levels
 
+    @property
+    def end_ids(self) -> list[int]:
+        """The ids that end a text."""
+        ends = self.config.eos_token_id
+        return [ends] if isinstance(ends, int) else list(ends or [])
+
     def ends_text(self, ids: torch.Tensor) -> torch.Tensor:
         """Return whether ids are the end of a text."""
-        ends = self.config.eos_token_id
         is_end = torch.zeros_like(ids, dtype=torch.bool)
-        for end in [ends] if isinstance(ends, int) else ends or []:
+        for end in self.end_ids:
             is_end = is_end | (ids == end)
         return is_end
+
+    def mask_of_rows(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor | None:
+        """Return which ids are not padding: rows of a data set come without a mask, and may be padded. A padding id
+        that also begins or ends texts is padding only in a run at the end of a row, whose first may be the text's
+        end."""
+        pad = self.config.pad_token_id
+        if attention_mask is not None or pad is None:
+            return attention_mask
+        real = input_ids != pad
+        if pad in (self.config.bos_token_id, *self.end_ids):
+            real = real.flip(1).cumsum(1).flip(1) > 0
+            real = nn.functional.pad(real[:, :-1], (1, 0), value=True)
+        return real
 
     def expand_rows(self, levels: list[Compressed], known: bool = False) -> Pyramid:
         """Expand from the top codes down to the states that predict the bytes."""
@@ -424,15 +444,9 @@ class AbstractinatorForCausalLM(
         batch are ignored."""
         if position_ids is None:
             return {}
-        mask = self.mask_of_rows(input_ids, attention_mask)
+        mask = self.model.mask_of_rows(input_ids, attention_mask)
         real = torch.ones_like(input_ids) if mask is None else mask
         return {"document_sizes": read_sizes(Documents.of(real.bool(), position_ids), position_ids)}
-
-    def mask_of_rows(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor | None:
-        """Return which ids are not padding: rows of a data set come without a mask, and may be padded."""
-        if attention_mask is None and self.config.pad_token_id is not None:
-            return input_ids != self.config.pad_token_id
-        return attention_mask
 
     @can_return_tuple
     def forward(
@@ -489,7 +503,7 @@ class AbstractinatorForCausalLM(
             loss = self.lm_loss(logits, shift_labels, num_items_in_batch)
             logits = slice_logits_to_keep(logits, logits_to_keep)
             return AbstractinatorCausalLMOutput(loss, logits, past_key_values, lm_loss=loss)
-        attention_mask = self.mask_of_rows(input_ids, attention_mask)
+        attention_mask = self.model.mask_of_rows(input_ids, attention_mask)
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         rows, pyramid, cache = self.model.begun(

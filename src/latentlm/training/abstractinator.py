@@ -26,7 +26,7 @@ from .refusals import check_arguments
 FIRST_SHARE = 0.02
 """The share of `lm_loss_weight` at the first step. It rises linearly to 1 in the first tenth of the run."""
 DRAWN_BYTES = 288
-"""The number of bytes of the held-out text in the picture of segments, which are three lines."""
+"""The largest number of bytes of the held-out text in the picture of segments, which are three lines."""
 PER_BYTE = {f"reconstruction_{name}": f"reconstruction_{name}" for name in ("own", "zeroed", "shuffled")}
 PER_BYTE["two_part"] = "two_part_bits_per_byte"
 """Code statistics in nats that an evaluation reports in bits per byte, and the names of these metrics."""
@@ -74,7 +74,8 @@ class AbstractinatorTrainer(LearnedDropoutTrainer):
         eval_two_part_bits_per_byte: with a categorical top model, bits per byte of codes and bytes together.
 
     Raises:
-        RecipeError: before the first step, if a model to load from does not exist or does not fit.
+        RecipeError: before the first step, if a model to load from does not exist or does not fit, or if a new model
+            freezes what no model is loaded for.
     """
 
     arguments_class = AbstractinatorTrainingArguments
@@ -84,8 +85,9 @@ class AbstractinatorTrainer(LearnedDropoutTrainer):
     def __init__(self, **kwargs: Any):
         check_arguments(type(self), kwargs)
         arguments, model = kwargs["args"], kwargs["model"]
+        check_frozen(model, arguments)
         if arguments.load_base_from:
-            parts = [f"model.levels.{i}." for i in range(model.config.num_frozen_levels)]
+            parts = [f"model.levels.{i}." for i in range(model.config.num_left_alone)]
             load_parts(model, Path(arguments.load_base_from), "load_base_from", parts or ["model.levels."])
         if arguments.load_entropy_from:
             load_parts(model, Path(arguments.load_entropy_from), "load_entropy_from", [".entropy_model."])
@@ -127,8 +129,10 @@ class AbstractinatorTrainer(LearnedDropoutTrainer):
         if self.is_sharded or not self.is_world_process_zero():
             return
         for row in self.spread_validation_rows(1):
-            data = bytes(i for i in torch.as_tensor(row["input_ids"]).tolist() if i < NUM_BYTES)[:DRAWN_BYTES]
-            if data:
+            config = self.model_config
+            size = min(DRAWN_BYTES, config.max_position_embeddings - 1)  # and the begin
+            data = bytes(i for i in torch.as_tensor(row["input_ids"]).tolist() if i < NUM_BYTES)[:size]
+            if data and config.bos_token_id is not None:
                 draw(inspect(self.unwrapped_model, data), self.run_folder / SEGMENTS_FILE)
 
 
@@ -143,6 +147,29 @@ class FixedCodes(TrainerCallback):
         if state.global_step < self.trainer.args.fixed_code_steps:
             for parameter in self.trainer.unwrapped_model.model.code_parameters():
                 parameter.grad = None
+
+
+def check_frozen(model: Any, arguments: AbstractinatorTrainingArguments) -> None:
+    """Check that what is frozen of a new model comes from another one: else it would keep its random weights.
+
+    Raises:
+        RecipeError: if it does not.
+    """
+    if model.name_or_path:  # it was loaded as a whole
+        return
+    config, base = model.config, bool(arguments.load_base_from)
+    has_every_level = base and config.num_left_alone in (0, len(config.levels))
+    sources = {
+        "freeze_base": ("load_base_from", base),
+        "num_frozen_levels": ("load_base_from", base),
+        "freeze_entropy": ("load_entropy_from", arguments.load_entropy_from or has_every_level),
+    }
+    for name, (source, is_loaded) in sources.items():
+        if getattr(config, name) and not is_loaded:
+            raise RecipeError(
+                f"model.{name} is {getattr(config, name)}, but the model is new: what is frozen would keep its random "
+                f"weights. Name a trained model in training.{source}, or begin with model.from_pretrained."
+            )
 
 
 def load_parts(model: nn.Module, folder: Path, field: str, parts: Sequence[str]) -> None:
