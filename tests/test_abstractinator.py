@@ -212,6 +212,24 @@ def test_padding_needs_no_mask_also_where_its_id_ends_texts(end):
         assert all(torch.equal(value, expected[name]) for name, value in nats(ids).items())
 
 
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_norms_read_the_dtype_of_their_weights_under_autocast(variant, monkeypatch):
+    """For another there is no fused kernel; and sums of layers are in float32."""
+    dtypes = set()
+    rms_norm = nn.functional.rms_norm
+
+    def noticed(values: torch.Tensor, shape, weight: torch.Tensor, eps=None) -> torch.Tensor:
+        dtypes.add((values.dtype, weight.dtype))
+        return rms_norm(values, shape, weight, eps)
+
+    monkeypatch.setattr(nn.functional, "rms_norm", noticed)
+    model, ids = build(variant), token_ids(2, 20)
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        model.train()(ids, labels=ids)
+        model.eval().generate(ids, max_new_tokens=8)
+    assert dtypes == {(torch.float32, torch.float32)}
+
+
 @pytest.mark.parametrize("num_rows", [1, 2])
 @pytest.mark.parametrize("window", [None, 7])
 def test_a_stack_remembers_one_symbol_at_a_time_what_it_reads_at_once(window, num_rows):

@@ -347,7 +347,7 @@ def losses(sums: Sums, num_codes: int, next_scale: float) -> torch.Tensor:
 
 
 def ordered_rows(codes: Codes, seed: int) -> Iterator[np.ndarray]:
-    """The rows of each step; all are read once."""
+    """The rows of each step, once each; the few that would not fill a step are left out."""
     order = np.random.default_rng(seed).permutation(len(codes.lengths))
     for start in range(0, len(order) - BATCH + 1, BATCH):
         yield order[start : start + BATCH]

@@ -216,7 +216,8 @@ def make_rows(
     """Lay the real symbols of a batch out in rows.
 
     Raises:
-        ValueError: if a text is longer than `max_position_embeddings`.
+        ValueError: if the batch is wider than `max_position_embeddings`, padding included, as a cache counts positions;
+            of packed documents, if one of them is longer.
     """
     batch, length = input_ids.shape
     real = torch.ones_like(input_ids) if attention_mask is None else attention_mask

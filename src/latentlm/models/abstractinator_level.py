@@ -10,8 +10,7 @@ from transformers import initialization as init
 
 from .abstractinator_pooling import PoolingState, SegmentPooling
 from .abstractinator_symbols import SequenceEmbedding, SymbolHead
-from .block_attention import Pair
-from .block_layers import make_norm
+from .block_attention import Pair, ProjectedRMSNorm
 from .block_optimizer_steps import follow_optimizer
 from .block_quantization import Float32Buffers, FSQQuantizer, Quantized, VectorQuantizer, all_summed
 from .block_ragged import bucket
@@ -259,7 +258,7 @@ class AbstractinatorLevel(Float32Buffers):
             )
         if not level.shares_trunk:
             self.embedding = alphabet.embedding(config, level)
-        self.memory_norm = make_norm(config)
+        self.memory_norm = ProjectedRMSNorm(size, eps=config.rms_norm_eps)
         self.expander = CausalStack(config, level.num_expander_layers, level.expander_window, level.lookback)
         self.head = SymbolHead(config, alphabet.num_codes, alphabet.num_digits, alphabet.size)
         if level.target_segment_length is not None:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .block_layers import make_norm
+from .block_attention import ProjectedRMSNorm
 from .block_ngram_embedding import NgramEmbedding
 from .configuration_abstractinator import AbstractinatorConfig, LevelConfig
 from .configuration_ngram_embedding import MODULUS
@@ -119,7 +119,7 @@ class SymbolHead(nn.Module):
         self.num_digits = num_digits
         if num_digits > 1:
             self.digits = SymbolEmbedding(config, num_ids, num_digits, size)
-            self.norm = make_norm(config)
+            self.norm = ProjectedRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         width = config.hidden_size
         self.out = nn.ModuleList(
             LinearProduct(width, size, num_ids) if size else nn.Linear(width, num_ids, bias=False)

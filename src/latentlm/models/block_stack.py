@@ -103,6 +103,7 @@ class CausalStack(nn.Module):
         has_read_self: bool = False,  # whether the embeddings are what [`read_self`] makes of them
     ) -> StackOutput:
         record, rows = Record(), None
+        embeddings = self.residual(embeddings)
         shared: dict[str, Any] = {**self.self_options(embeddings, segments), "past_key_values": record}
         hidden_states = embeddings if has_read_self else self.dropout(embeddings)
         inputs, penalties = [], []
@@ -127,9 +128,15 @@ class CausalStack(nn.Module):
         pairs = [record.pairs[a.layer_idx] for a in self.cached_attentions if a.layer_idx in record.pairs]
         return StackOutput(self.norm(hidden_states), pairs, inputs, penalties)
 
+    def residual(self, embeddings: torch.Tensor) -> torch.Tensor:
+        """Return the embeddings in the dtype of the norms. Where they come from a linear layer the two differ under
+        autocast, and the sums of all layers would be in the shorter one."""
+        return embeddings.to(self.norm.weight.dtype)
+
     def read_self(self, embeddings: torch.Tensor) -> torch.Tensor:
         """Apply the first layer's self-attention, which no memory changes, to embeddings: `(R, T, D)` to
         `(R, T, D)`."""
+        embeddings = self.residual(embeddings)
         return self.layers[0].read_self(self.dropout(embeddings), **self.self_options(embeddings))
 
     def self_options(self, embeddings: torch.Tensor, segments: torch.Tensor | None = None) -> dict[str, Any]:
@@ -229,6 +236,7 @@ class CausalStack(nn.Module):
     def step(self, cache: StackCache, active: torch.Tensor, embeddings: torch.Tensor) -> torch.Tensor:
         """Take the next symbol of the active rows `(R,)`, bool, embedded as `(R, D)`, and return its hidden state
         `(R, D)` after the final norm. In other rows the state means nothing, and the cache does not change."""
+        embeddings = self.residual(embeddings)
         if not self.layers:
             cache.advance(active)
             return self.norm(embeddings)

@@ -117,7 +117,8 @@ class AbstractinatorConfig(LearnedDropoutConfig):
         hidden_size: width D of every part.
         num_attention_heads: number of heads of every attention; must divide `hidden_size` into heads of an even size.
         intermediate_size: width of the SwiGLU layers, `4 * hidden_size` when None.
-        max_position_embeddings: maximum length of a text in symbols.
+        max_position_embeddings: maximum number of symbols of a text, or of a batch's width, padding included, where no
+            documents are packed; longer inputs raise an error.
         byte_code_dim: size of a smaller space, through which the embedding and the logits of the first level's symbols
             are factorised; None for no factorisation.
         levels: one mapping of [`LevelConfig`] fields for each level, from the bytes up.
@@ -130,8 +131,9 @@ class AbstractinatorConfig(LearnedDropoutConfig):
         freeze_entropy, freeze_base: whether the entropy models, or all parts but the top model, are excluded from
             training.
         num_frozen_levels: number of levels, counted from the first one, that are excluded from training.
-        hidden_dropout, attention_dropout: dropout on what each block adds to the residual stream, and on attention
-            probabilities.
+        hidden_dropout: dropout on the input of every stack of layers, and on what each block adds to the residual
+            stream.
+        attention_dropout: dropout on attention probabilities.
 
     The defaults are those of the small configuration of the original design.
     """

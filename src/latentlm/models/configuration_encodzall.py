@@ -62,8 +62,9 @@ class EncodzallConfig(LearnedDropoutConfig, NgramEmbeddingConfig):
             contribute the rest.
         initializer_range: standard deviation of the initial weights.
         rope_parameters: rotary parameters in the format of transformers.
-        attention_dropout, hidden_dropout: dropout on attention probabilities, and on what each block adds to the
-            residual stream.
+        attention_dropout: dropout on attention probabilities.
+        hidden_dropout: dropout on the input of every stack of layers, and on what each block adds to the residual
+            stream.
         classifier_dropout: dropout before the output layer of the classification heads.
 
     The defaults are those of size xs of the original design.

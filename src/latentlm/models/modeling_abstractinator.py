@@ -156,7 +156,7 @@ class AbstractinatorModel(AbstractinatorPreTrainedModel):
     ) -> AbstractinatorModelOutput:
         """
         Raises:
-            ValueError: if a text is longer than `max_position_embeddings`.
+            ValueError: if the batch is wider than `max_position_embeddings`, or a packed document longer.
         """
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
@@ -469,7 +469,8 @@ class AbstractinatorForCausalLM(
     ) -> AbstractinatorCausalLMOutput:
         """
         Raises:
-            ValueError: if a text is longer than `max_position_embeddings`, or if training goes on from a cache.
+            ValueError: if the batch is wider than `max_position_embeddings`, or a packed document longer, or if
+                training goes on from a cache.
         """
         head = self.model.levels[0].head
         refuse_embeddings(kwargs, "segments are found in the symbols, which three embeddings read")
