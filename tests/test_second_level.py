@@ -4,12 +4,33 @@ import sys
 
 import numpy as np
 import torch
-from architectures import token_ids
+from architectures import LEVEL, token_ids
 from conftest import REPOSITORY
 from test_abstractinator import BYTES, build
 
 sys.path.insert(0, str(REPOSITORY / "eval" / "experiments"))
-from second_level import Codes, Upper, encode
+from second_level import BATCH, Codes, Upper, digest_of, encode, ordered_rows
+
+
+def test_another_first_level_has_another_name(tmp_path):
+    """By its weights, and by what cuts at the same weights."""
+    names = []
+    for i, changes in enumerate(({}, {}, {"levels": [LEVEL | {"delta": 0.3}]})):
+        model = build("default", **BYTES, **changes)
+        if i == 1:
+            model.model.levels[0].memory_norm.weight.data += 1
+        model.save_pretrained(tmp_path / str(i))
+        names.append(digest_of(tmp_path / str(i)))
+    assert len(set(names)) == 3
+    build("default", **BYTES).save_pretrained(tmp_path / "again")
+    assert digest_of(tmp_path / "again") == names[0]
+
+
+def test_steps_are_whole_and_read_no_row_twice():
+    count = 3 * BATCH + 5
+    codes = Codes(np.full(count, 2), *[np.zeros(2 * count)] * 3, num_bytes=0, given_nats=0.0)
+    steps = list(ordered_rows(codes, 0))
+    assert [len(rows) for rows in steps] == [BATCH] * 3 and len(set(np.concatenate(steps))) == 3 * BATCH
 
 
 def test_a_level_on_codes_reads_what_it_reads_above_the_bytes():

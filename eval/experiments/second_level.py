@@ -9,6 +9,7 @@ record in eval/records/second-level and, below `--folder`, a model of two levels
 """
 
 import argparse
+import hashlib
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -24,6 +25,7 @@ from entries import read_list
 from records import REPOSITORY, RUN, Record, circumstances, corpora, count_parameters, curves, write_record
 from texts import prepare_text, read_documents
 from torch import nn
+from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME
 
 from latentlm import AbstractinatorConfig, AbstractinatorForCausalLM
 from latentlm.evaluation.ngram import NGram, choose_order
@@ -157,6 +159,14 @@ class Batch:
     @property
     def real(self) -> torch.Tensor:
         return torch.arange(self.codes.shape[1]) < self.lengths.unsqueeze(1)
+
+
+def digest_of(level_1: Path) -> str:
+    """What tells a level 1 from others, whose codes differ: a short digest of its weights and configuration."""
+    digest = hashlib.sha256()
+    for name in (SAFE_WEIGHTS_NAME, CONFIG_NAME):
+        digest.update((level_1 / name).read_bytes())
+    return digest.hexdigest()[:8]
 
 
 def rows_of_text(text: str, model: Any) -> list[np.ndarray]:
@@ -479,7 +489,8 @@ def main(arguments: list[str] | None = None) -> None:
     one_level: Any = AbstractinatorForCausalLM.from_pretrained(options.level_1, dtype=torch.float32).eval()
     text = prepare_text(read_list("track"), ALL_BYTES, options.text.resolve(), options.folder / "text")["result"]
     texts = {name: Path(text[name]) for name in ("dataset", "validation_dataset")}
-    folders = {name: options.folder / path.stem for name, path in texts.items()}
+    level_1 = digest_of(options.level_1)
+    folders = {name: options.folder / f"{path.stem}-{level_1}" for name, path in texts.items()}
     held_out = read_codes(
         one_level, texts["validation_dataset"], folders["validation_dataset"], True, options.held_out_bytes
     )
@@ -489,8 +500,11 @@ def main(arguments: list[str] | None = None) -> None:
     counts["one_level_bits"] = evaluate(Upper(one_level), held_out)["next_code_bits"]
     print({name: round(value, 3) for name, value in counts.items()}, flush=True)
     suffix = "" if options.bytes is None else f"-{options.bytes}"
+    scored = "" if options.held_out_bytes is None else f"-scored-{options.held_out_bytes}"
+    tokens = int(sum(training.lengths[rows].sum() for rows in ordered_rows(training, options.seed)))
     for name in options.entries:
-        started, entry, out = time.perf_counter(), ENTRIES[name], options.folder / f"{name}{suffix}-{options.seed}"
+        started, entry = time.perf_counter(), ENTRIES[name]
+        out = options.folder / f"{name}{suffix}{scored}-{level_1}-{options.seed}"
         if (out / "config.json").exists():
             continue
         out.mkdir(exist_ok=True)
@@ -509,7 +523,13 @@ def main(arguments: list[str] | None = None) -> None:
             learning_rate=OPTIMIZER.muon_learning_rate,
             configuration={
                 "model": upper.model.config.to_diff_dict(),
-                "data": {"dataset": texts["dataset"].name, "bytes": training.num_bytes, "context_length": ROW},
+                "level_1": level_1,
+                "data": {
+                    "dataset": texts["dataset"].name,
+                    "bytes": training.num_bytes,
+                    "held_out_bytes": held_out.num_bytes,
+                    "context_length": ROW,
+                },
                 "training": vars(OPTIMIZER) | {"per_device_train_batch_size": BATCH, "bf16": True},
             },
             curve=curves(log, names),
@@ -518,9 +538,9 @@ def main(arguments: list[str] | None = None) -> None:
             seconds=log[-1]["seconds"],
             wall_seconds=time.perf_counter() - started,
             parameters=parameters,
-            flops=6.0 * parameters["body"] * len(training.codes),
+            flops=6.0 * parameters["body"] * tokens,
             flops_method="6 N D: N parameters of the body above level 1, D its codes; attention is left out",
-            tokens_seen=len(training.codes),
+            tokens_seen=tokens,
             bytes_seen=training.num_bytes,
             **circumstances(),
         )
