@@ -1,7 +1,9 @@
 """The Abstractinator by itself: proper likelihoods, decoding from codes, its options, and hard input."""
 
+import copy
 import itertools
 import math
+import pickle
 from fractions import Fraction
 
 import pytest
@@ -295,6 +297,42 @@ def test_empty_rows_move_no_codebook():
         model.model.update()
     for name, value in one.named_buffers():
         assert torch.equal(value, other.get_buffer(name)), name
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda cache: pickle.loads(pickle.dumps(cache))])
+@torch.no_grad()
+def test_a_copied_cache_has_no_weights_and_continues(copied):
+    model, ids = build(**LONG), token_ids(1, 40)
+    cache = model(ids[:, :9], use_cache=True).past_key_values
+    for t in range(9, 30):
+        model(ids[:, t : t + 1], past_key_values=cache)
+    other = copied(cache)
+    stacks = [kept.levels[0].entropy for kept in (cache, other)]
+    assert isinstance(stacks[0].single, SingleRow) and stacks[1].single is None
+    for t in range(30, 40):
+        one, two = (model(ids[:, t : t + 1], past_key_values=kept).logits for kept in (cache, other))
+        assert torch.equal(one, two)
+    assert isinstance(stacks[1].single, SingleRow)
+
+
+@torch.no_grad()
+def test_a_hook_on_a_layer_runs_in_the_steps_of_a_single_row():
+    """Also one that comes after the first step."""
+    model, ids, called = build(**LONG), token_ids(1, 14), []
+    layer = model.model.levels[0].entropy_model.stack.layers[0]
+    cache = model(ids[:, :9], use_cache=True).past_key_values
+    expected = [model(ids[:, t : t + 1], past_key_values=cache).logits for t in range(9, 12)]
+    handle = layer.register_forward_hook(lambda *_: called.append("layer"))
+    layer.mlp.down_proj.register_forward_hook(lambda *_: called.append("part"))
+    model(ids[:, 12:13], past_key_values=cache)
+    assert called == ["part", "layer"]
+    called.clear()
+    cache = model(ids[:, :9], use_cache=True).past_key_values
+    for t, logits in zip(range(9, 12), expected, strict=True):
+        found = model(ids[:, t : t + 1], past_key_values=cache).logits
+        torch.testing.assert_close(found, logits, rtol=1e-3, atol=1e-4)
+    assert called == 4 * ["part", "layer"]
+    handle.remove()
 
 
 # ---- Other tools ----

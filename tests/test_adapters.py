@@ -94,6 +94,16 @@ def test_prefix_tuning_fits_where_all_heads_are_equal(name):
     assert_trains_and_generates(adapted, {"input_ids": ids, "attention_mask": torch.ones_like(ids)}, ids)
 
 
+@each_kind
+def test_generation_ends_where_virtual_tokens_and_text_fill_the_context(kind):
+    adapted = adapt(Case(GENERATING["decoder_only"], "default").model(), kind, "CAUSAL_LM").eval()
+    limit, virtual = adapted.config.max_position_embeddings, 0 if kind == "lora" else 3
+    ids = token_ids(1, limit - 5)
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    generated = adapted.generate(**inputs, max_new_tokens=100, do_sample=False, eos_token_id=-1)
+    assert generated.shape[1] == limit - virtual
+
+
 def test_prefix_tuning_of_masks_is_refused():
     """LearnedDropout has attentions, and so layers of the cache, of its own."""
     adapted = adapt(Case(GENERATING["decoder_only"], "learned_dropout").model(), "prefix", "CAUSAL_LM")

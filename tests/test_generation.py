@@ -282,6 +282,32 @@ def test_generation_ends_where_the_context_ends(case: Case, options: dict):
     assert not captured.out
 
 
+@pytest.mark.parametrize("options", [{}, {"use_cache": False}, {"cache_implementation": "static"}], ids=str)
+@each_causal_case
+def test_generation_from_embeddings_ends_where_the_context_ends(case: Case, options: dict):
+    case.skip_if_excepted("inputs_embeds", *options)
+    model = case.model(ngram_embedding=None) if "ngram_embedding" in case.architecture.own_fields else case.model()
+    limit = model.config.max_position_embeddings
+    ids = token_ids(2, limit - 3)
+    embeddings = model.get_input_embeddings()(ids)
+    expected = model.generate(ids, max_new_tokens=3, do_sample=False)
+    logger = logging.get_logger("latentlm.models.block_pretrained")
+    with CaptureLogger(logger) as captured:
+        for given in ({}, {"input_ids": ids}):  # with ids these come first in what is returned
+            generated = model.generate(
+                inputs_embeds=embeddings, max_new_tokens=100, do_sample=False, **given, **options
+            )
+            assert torch.equal(generated, expected[:, -generated.shape[1] :])
+            assert generated.shape[1] == (limit if given else 3)
+    assert captured.out.count("Generation stops after 3 new tokens") == 2
+    with CaptureLogger(logger) as captured:
+        assert model.generate(inputs_embeds=embeddings, max_new_tokens=3, do_sample=False, **options).shape == (2, 3)
+        assert model.generate(inputs_embeds=embeddings, max_length=limit, do_sample=False, **options).shape == (2, 3)
+    assert not captured.out
+    with pytest.raises(ValueError, match=f"{limit + 1} tokens does not fit"):
+        model.generate(inputs_embeds=model.get_input_embeddings()(token_ids(2, limit)), max_new_tokens=1)
+
+
 @each_causal_case
 def test_use_cache_of_the_configuration(case: Case):
     ids = token_ids(1, 4)

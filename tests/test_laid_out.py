@@ -1,5 +1,8 @@
 """Cached steps of one token of one row, for which weights are laid out anew."""
 
+import copy
+import gc
+import pickle
 from typing import Any
 
 import pytest
@@ -15,6 +18,7 @@ from latentlm import (
     ParallelEncoderDecoderConfig,
     ParallelEncoderDecoderForCausalLM,
 )
+from latentlm.models.block_laid_out import LaidOutLayers
 
 SIZES: dict[str, Any] = {"vocab_size": 61, "hidden_size": 24, "num_attention_heads": 2, "max_position_embeddings": 32}
 STACKS = {"num_encoder_layers": 2, "num_decoder_layers": 1}
@@ -45,7 +49,8 @@ def weights_of_continuing(model: Any, **inputs: Any) -> list:
         now = {name: value[:, : t + 1] if torch.is_tensor(value) else value for name, value in inputs.items()}
         logits = model(ids[:, t : t + 1], past_key_values=cache, **now).logits[:, 0]
         torch.testing.assert_close(logits, expected[:, t], rtol=1e-4, atol=1e-4)
-    return [value for value in cache.laid_out.weights.values() if value] if hasattr(cache, "laid_out") else []
+    laid_out = LaidOutLayers.of_cache.get(cache)
+    return [] if laid_out is None else [weights for weights in laid_out.weights.values() if weights]
 
 
 @pytest.mark.parametrize("options", [{}, ROTARY | {"num_key_value_heads": 1}, {"hidden_act": "relu2"}])
@@ -82,3 +87,58 @@ def test_an_adapter_is_not_bypassed():
     model = DecoderOnlyForCausalLM(DecoderOnlyConfig(**SIZES, num_hidden_layers=2))
     lora = LoraConfig(target_modules=["0.self_attn.qkv_proj", "0.mlp.down_proj"], init_lora_weights=False)
     assert len(weights_of_continuing(get_peft_model(model, lora).eval())) == 1
+
+
+def begun(subject: tuple, **options: Any) -> tuple[Any, Any]:
+    """A model, and the cache of a row that it has continued with weights laid out."""
+    config_class, model_class, fields = subject
+    model = model_class(config_class(**SIZES, **fields, **options)).eval()
+    randomise(model)
+    with torch.no_grad():
+        cache = model(token_ids(1, 8), use_cache=True).past_key_values
+        model(token_ids(1, 1), past_key_values=cache)
+    assert LaidOutLayers.of_cache[cache].weights
+    return model, cache
+
+
+COPIES = [copy.deepcopy, lambda cache: pickle.loads(pickle.dumps(cache))]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("copied", COPIES, ids=["deepcopy", "pickle"])
+@pytest.mark.parametrize("subject", [DECODER_ONLY, AUTO_REGRESSIVE, PARALLEL])
+def test_a_copied_cache_has_no_weights_and_continues(subject, copied):
+    model, cache = begun(subject)
+    other = copied(cache)
+    assert len(pickle.dumps(cache)) < 4 * model.get_input_embeddings().weight.shape[1] ** 2 * 12  # a layer's
+    assert other not in LaidOutLayers.of_cache
+    one, two = (model(token_ids(1, 1), past_key_values=store).logits for store in (cache, other))
+    assert torch.equal(one, two)
+    gc.collect()
+    kept = len(LaidOutLayers.of_cache)
+    del cache
+    gc.collect()
+    assert len(LaidOutLayers.of_cache) == kept - 1  # weights go with their cache
+
+
+@torch.no_grad()
+def test_a_hook_that_is_registered_after_the_first_step_runs():
+    model, cache = begun(DECODER_ONLY)
+    called = []
+    handle = model.model.layers[1].mlp.up_proj.register_forward_hook(lambda *_: called.append("after"))
+    model.model.layers[0].self_attn_norm.register_forward_pre_hook(lambda *_: called.append("before"))
+    model(token_ids(1, 1), past_key_values=cache)
+    assert called == ["before", "after"]
+    handle.remove()
+    model(token_ids(1, 1), past_key_values=cache)
+    assert called == ["before", "after", "before"]
+
+
+@torch.no_grad()
+def test_tensors_among_the_options_are_no_error():
+    model, cache = begun(DECODER_ONLY)
+    other = copy.deepcopy(cache)
+    expected = model(token_ids(1, 1), past_key_values=cache).logits
+    logits = model(token_ids(1, 1), past_key_values=other, of_a_backend=torch.ones(2)).logits
+    torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
+    assert other not in LaidOutLayers.of_cache

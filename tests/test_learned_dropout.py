@@ -7,6 +7,8 @@ import pytest
 import torch
 from architectures import CAUSAL, Case, gradients, parameters, token_ids
 from training_setup import Rows, make_model, make_trainer, metrics_of
+from transformers.testing_utils import CaptureLogger
+from transformers.utils import logging
 
 from latentlm import (
     AREncoderDecoderConfig,
@@ -209,6 +211,20 @@ def test_weights_follow_their_schedule():
     output = model(ids, labels=ids, training_step=torch.tensor(10.0))
     weight = (output.loss - output.lm_loss) / output.mask_l1_loss
     assert weight.item() == pytest.approx(math.exp(0.1) - 0.9, rel=1e-3)
+
+
+def test_a_schedule_without_steps_is_a_warning_in_training():
+    """Once, as every step would give it."""
+    made = config(mask_l1_loss_weight=0.5, mask_l1_loss_rate=0.0123)
+    model, ids = DecoderOnlyForCausalLM(made).eval(), token_ids(1, 6)
+    with CaptureLogger(logging.get_logger("latentlm.models.block_learned_dropout")) as captured:
+        model(ids, labels=ids)
+        model.train()(ids, labels=ids, training_step=torch.tensor(3.0))
+        DecoderOnlyForCausalLM(config(mask_l1_loss_weight=0.5)).train()(ids, labels=ids)
+        assert not captured.out
+        for _ in range(2):
+            model(ids, labels=ids)
+    assert captured.out.count("`mask_l1_loss_rate` is 0.0123, but the forward gets no `training_step`") == 1
 
 
 # --- where masks come from and where they act -------------------------------------------------------------------------

@@ -78,6 +78,28 @@ def test_a_document_begins_where_a_real_token_follows_another_at_position_0(posi
         assert packs_documents(positions, None, None) == packs
 
 
+@pytest.mark.parametrize("backend", ["eager", "sdpa"])
+@each_causal_case
+def test_a_gap_between_positions_begins_no_document(case: Case, backend: str):
+    """In training as in evaluation, with a mask of ones as without."""
+    # Not of drawn masks, which training and evaluation do not share.
+    drawn = {"learned_dropout": "sigmoid"} if case.config().learned_dropout == "bernoulli" else {}
+    ids = token_ids(2, 10)
+    positions = torch.tensor([[0, 1, 2, 5, 6, 7, 8, 9, 10, 11], [0, 1, 2, 0, 1, 4, 5, 6, 9, 10]])
+    found = []
+    with torch.no_grad():
+        for training in (False, True):
+            model = case.model(backend, **drawn).train(training)
+            for mask in (None, torch.ones_like(ids)):
+                found.append(model(ids, position_ids=positions, attention_mask=mask, use_cache=False).logits)
+        moved = ids.clone()
+        moved[[0, 1], [2, 4]] = 63 - ids[[0, 1], [2, 4]]  # before the first gap
+        after = case.model(backend, **drawn)(moved, position_ids=positions, use_cache=False).logits
+    for logits in found[1:]:
+        torch.testing.assert_close(logits, found[0], rtol=1e-5, atol=2e-5)
+    assert not torch.allclose(after[0, 3:], found[0][0, 3:]) and not torch.allclose(after[1, 5:], found[0][1, 5:])
+
+
 @pytest.mark.parametrize("mode", ["train", "eval"])
 @each_causal_case
 def test_packed_and_padded_documents_are_separate(case: Case, mode: str):

@@ -1,7 +1,7 @@
 """The models against slow, obvious re-implementations, their options one by one, and their initial weights."""
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -31,7 +31,7 @@ from latentlm import (
     ParallelEncoderDecoderConfig,
     ParallelEncoderDecoderForCausalLM,
 )
-from latentlm.models.block_embedding_loss import EmbeddingLoss
+from latentlm.models.block_embedding_loss import CausalConvolution, CausalMixing, EmbeddingLoss
 
 # --- the forward pass, one token and one head at a time ---------------------------------------------------------------
 
@@ -362,14 +362,23 @@ def plain_norm(x: torch.Tensor, norm: nn.Module) -> torch.Tensor:
     return normal if norm.weight is None else normal * norm.weight + norm.bias
 
 
+class Document(NamedTuple):
+    """A document's tokens: what the model makes of them, which of them count, their places in the row, and their
+    positions."""
+
+    embeddings: torch.Tensor  # (T, D)
+    encoded: torch.Tensor  # (T, D)
+    counted: list[bool]
+    places: list[int]
+    positions: list[int]
+
+
 def reference_embedding_loss(
-    config: AREncoderDecoderConfig,
-    module: EmbeddingLoss,
-    documents: list[tuple[torch.Tensor, torch.Tensor, list[bool]]],
+    config: AREncoderDecoderConfig, module: EmbeddingLoss, documents: list[Document]
 ) -> torch.Tensor:
-    """Mean over the counted tokens of all documents: (embeddings (T, D), encoder output (T, D), which tokens count)."""
+    """Mean over the counted tokens of all documents."""
     losses = []
-    for embeddings, encoded, counted in documents:
+    for embeddings, encoded, counted, places, positions in documents:
         before = [
             plain_norm(e, module.input_norm) if config.embedding_loss_input_norm == "before" else e for e in embeddings
         ]
@@ -380,9 +389,11 @@ def reference_embedding_loss(
                 aggregate = sum(before[: t + 1]) / (t + 1)
             elif config.embedding_loss_aggregation == "convolution":
                 taps = module.aggregation.weight
-                aggregate = sum(taps[k] * before[t - k] for k in range(min(len(taps), t + 1)))
+                distances = {places[t] - place: z for z, place in enumerate(places[: t + 1])}
+                inside = [k for k in range(len(taps)) if k in distances]
+                aggregate = len(taps) / len(inside) * sum(taps[k] * before[distances[k]] for k in inside)
             else:
-                shares = module.aggregation.weight[t, : t + 1].softmax(0)
+                shares = module.aggregation.weight[positions[t], positions[: t + 1]].softmax(0)
                 aggregate = sum(share * e for share, e in zip(shares, before, strict=False))
             if config.embedding_loss_input_norm == "after":
                 aggregate = plain_norm(aggregate, module.input_norm)
@@ -407,7 +418,10 @@ LOSSES = [
 ]
 
 
-@pytest.mark.parametrize("layout", ["plain", "left_padding", "right_padding", "packing", "ignored_labels"])
+LAYOUTS = ["plain", "left_padding", "right_padding", "packing", "ignored_labels", "hole", "hole_in_packing", "gap"]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("fields", LOSSES, ids=lambda fields: "-".join(map(str, fields.values())))
 def test_embedding_loss_equals_a_loop_over_tokens(fields: dict, layout: str):
     config = AREncoderDecoderConfig(**SIZES, num_encoder_layers=1, num_decoder_layers=1, **fields)
@@ -415,36 +429,87 @@ def test_embedding_loss_equals_a_loop_over_tokens(fields: dict, layout: str):
     ids = token_ids(2, 11)
     labels = ids.clone()
     inputs: dict[str, torch.Tensor] = {}
-    spans = [(row, 0, 11) for row in range(2)]  # (row, first, last + 1) of each document
+    spans = [(row, range(11)) for row in range(2)]  # (row, places) of each document
     if layout == "left_padding":
-        spans = [(0, 4, 11), (1, 0, 11)]
+        spans = [(0, range(4, 11)), (1, range(11))]
     elif layout == "right_padding":
-        spans = [(0, 0, 7), (1, 0, 11)]
-    elif layout == "packing":
-        spans = [(0, 0, 4), (0, 4, 11), (1, 0, 1), (1, 1, 11)]
+        spans = [(0, range(7)), (1, range(11))]
+    elif layout in ("packing", "gap"):
+        spans = [(0, range(4)), (0, range(4, 11)), (1, range(1)), (1, range(1, 11))]
         inputs["position_ids"] = torch.tensor([[*range(4), *range(7)], [0, *range(10)]])
-        labels[0, 4] = labels[1, 1] = -100
     elif layout == "ignored_labels":
         labels[0, 3:6] = -100
         labels[1, 10] = -100
-    if "padding" in layout:
+    elif layout == "hole":  # in the second row after the first token, as the position does not show
+        spans = [(0, [0, 1, 2, 5, 6, 7, 8, 9, 10]), (1, [0, *range(2, 11)])]
+    elif layout == "hole_in_packing":
+        spans = [(0, range(4)), (0, [4, 5, 7, 8, 9, 10]), (1, range(11))]
+        inputs["position_ids"] = torch.tensor([[*range(4), 0, 1, 0, 2, 3, 4, 5], [*range(11)]])
+    if layout == "gap":
+        inputs["position_ids"][0, 5:] += 4  # more than tokens before them
+        inputs["position_ids"][1, 6:] += 1
+    if "padding" in layout or "hole" in layout:
         mask = torch.zeros_like(ids)
-        for row, first, end in spans:
-            mask[row, first:end] = 1
+        for row, places in spans:
+            mask[row, list(places)] = 1
         inputs["attention_mask"] = mask
         labels[mask == 0] = -100
         ids[mask == 0] = PAD
-        if layout == "left_padding":
-            labels[0, 4] = -100  # predicted from padding by nothing
+    for row, places in spans:
+        labels[row, [place for place in places if place - 1 not in places]] = -100  # predicted by none of its document
     output = model(ids, labels=labels, **inputs)
 
     documents = []
-    for row, first, end in spans:
-        states = model.model(ids[row : row + 1, first:end])
-        counted = [t + 1 < 11 and bool(labels[row, t + 1] != -100) for t in range(first, end)]
-        documents.append((states.input_embeddings[0], states.encoder_last_hidden_state[0], counted))
+    for row, places in spans:
+        places = list(places)
+        positions = list(range(len(places)))
+        if layout == "gap":
+            positions = inputs["position_ids"][row, places].tolist()
+        states = model.model(ids[row : row + 1, places], position_ids=torch.tensor([positions]))
+        counted = [t + 1 < 11 and bool(labels[row, t + 1] != -100) for t in places]
+        documents.append(
+            Document(states.input_embeddings[0], states.encoder_last_hidden_state[0], counted, places, positions)
+        )
     expected = reference_embedding_loss(config, model.embedding_loss, documents)
     torch.testing.assert_close(output.embedding_loss, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("aggregation", ["mean", "convolution", "mixing"])
+def test_no_other_document_moves_the_embedding_loss(aggregation: str):
+    """Also where positions have gaps, and where a real token follows padding in its document."""
+    config = AREncoderDecoderConfig(**SIZES, embedding_loss="mse", embedding_loss_aggregation=aggregation)
+    module = EmbeddingLoss(config)
+    randomise(module)
+    embeddings, encoded = torch.randn(2, 1, 8, 32)
+    other = torch.cat((torch.randn(1, 4, 32), embeddings[:, 4:]), 1)
+    positions, mask = torch.tensor([[0, 1, 2, 3, 0, 5, 6, 6]]), torch.tensor([[1, 1, 1, 1, 1, 0, 1, 1]])
+    values = module(embeddings, encoded, mask, positions)
+    torch.testing.assert_close(module(other, encoded, mask, positions)[:, 4:], values[:, 4:], rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(module(other, encoded, mask, positions)[:, 3], values[:, 3], atol=1e-2)
+
+
+def test_the_convolution_starts_as_a_local_mean():
+    """Over the real tokens of the document among the last three places."""
+    config = AREncoderDecoderConfig(**SIZES, embedding_loss="mse", embedding_loss_kernel_size=3)
+    aggregation = CausalConvolution(config)
+    aggregation.initialize_parameters()
+    values = torch.arange(1.0, 9.0).view(1, 8, 1).expand(-1, -1, 32)
+    positions, mask = torch.tensor([[0, 1, 2, 3, 0, 1, 0, 2]]), torch.tensor([[1, 1, 1, 1, 1, 1, 0, 1]])
+    means = aggregation(values, mask, positions)[0, :, 0]
+    expected = torch.tensor([1, (1 + 2) / 2, 2, 3, 5, (5 + 6) / 2, (5 + 6) / 2, (6 + 8) / 2])
+    torch.testing.assert_close(means, expected)
+    plain = aggregation(values, None, None)[0, :, 0]
+    torch.testing.assert_close(plain, torch.tensor([1, 1.5, 2, 3, 4, 5, 6, 7]))
+
+
+def test_mixing_takes_its_shares_in_float32():
+    config = AREncoderDecoderConfig(**SIZES, embedding_loss="mse", embedding_loss_aggregation="mixing")
+    aggregation = CausalMixing(config)
+    randomise(aggregation)
+    embeddings = torch.randn(1, 30, 32)
+    aggregation.bfloat16()
+    found = aggregation(embeddings, None, None)
+    assert torch.equal(found, aggregation.float()(embeddings, None, None))
 
 
 @pytest.mark.parametrize("detach", ["encoder", "embeddings", "none"])

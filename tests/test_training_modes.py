@@ -6,6 +6,7 @@ import pytest
 import torch
 from accelerate import cpu_offload
 from architectures import (
+    CAUSAL,
     PAD,
     Batch,
     Case,
@@ -19,8 +20,11 @@ from architectures import (
 )
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
 from transformers import TorchAoConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
+
+from latentlm.models.block_chunked_loss import LARGE_VOCABULARY, number_of_items
 
 PACKED = torch.tensor([[*range(5), *range(7)], [*range(9), *range(3)]])
 
@@ -123,6 +127,34 @@ def test_offloaded_weights_give_the_same_logits(case: Case):
         expected = model(**batch).logits
         cpu_offload(model, execution_device="cpu")
         torch.testing.assert_close(model(**batch).logits, expected, rtol=1e-4, atol=1e-4)
+
+
+def put_on_another_device(module: torch.nn.Module) -> None:
+    """Put a module on the device `meta`. It takes its inputs there, as accelerate's hooks do."""
+
+    def move(_, args, kwargs):
+        return tree_map(lambda value: value.to("meta") if torch.is_tensor(value) else value, (args, kwargs))
+
+    module.to("meta").register_forward_pre_hook(move, with_kwargs=True)
+
+
+@pytest.mark.parametrize("vocab_size", [64, LARGE_VOCABULARY])  # with logits, and in chunks
+@pytest.mark.parametrize("name", ["ar_encoder_decoder", "parallel_encoder_decoder"])
+def test_layers_on_several_devices_give_all_losses(name, vocab_size):
+    """Only devices are looked at: from `meta` nothing can come back, so an operand that stays behind is an error."""
+    [architecture] = [row for row in CAUSAL if row.name == name]
+    options = {"position_subtraction": "plain", "add_next_position": True, "embedding_loss": "mse"}
+    masks = {"learned_dropout": "sigmoid", "learned_dropout_stacks": "decoder", "mask_l1_loss_rate": 0.1}
+    case = Case(architecture, "default")
+    model = case.model(vocab_size=vocab_size, tie_word_embeddings=False, **options, **masks).train()
+    inner, ids = model.model, token_ids(2, 12)
+    for module in (inner.bridge, *inner.decoder_layers, inner.norm, model.lm_head):
+        put_on_another_device(module)
+    numbers = {"num_items_in_batch": torch.tensor([20]), "training_step": torch.tensor([3.0])}
+    output = model(ids, labels=ids, attention_mask=torch.ones_like(ids), **numbers)
+    assert {term.device.type for term in loss_terms(output).values()} == {"meta"} == {output.loss.device.type}
+    model(ids, labels=ids)  # without numbers
+    assert number_of_items(torch.ones(3, device="meta"), torch.tensor(2)).device.type == "meta"
 
 
 def assert_compiles_as_one_graph(case: Case, batch: Batch) -> None:
@@ -352,6 +384,13 @@ def test_resizing_the_token_embeddings(case: Case, size: int):
     if model._tied_weights_keys and model.config.tie_word_embeddings:
         assert model.get_output_embeddings().weight is model.get_input_embeddings().weight  # still tied
     assert output.loss.isfinite()
+
+
+@each_case
+def test_no_parameter_is_a_scalar(case: Case):
+    """FSDP2 shards parameters along their first dimension."""
+    gates = {"cross_attention_gate": True} if "cross_attention_gate" in case.architecture.own_fields else {}
+    assert [name for name, p in case.model(**gates).named_parameters() if p.ndim == 0] == []
 
 
 @each_architecture

@@ -14,8 +14,10 @@ from latentlm.training import LatentTrainer
 from latentlm.training.callbacks import TIMINGS
 
 LENGTH = 24
-# LearnedDropout with a rounding that is not drawn, so that one process can be compared with two.
+# What sharding has to cope with: a gate of one value, and LearnedDropout with a rounding that is not drawn, so that one
+# process can be compared with two.
 MASKED = {"learned_dropout": "sigmoid", "learned_dropout_shift": 1.3, "mask_entropy_loss_weight": 0.5}
+MASKED |= {"cross_attention_gate": True}
 TOKEN_BYTES = np.array([1] * 256 + [0] * 3, dtype=np.float32)
 
 

@@ -72,7 +72,7 @@ class AbstractinatorLosses:
         if self.training:
             scales = {name: getattr(config, f"{name.replace('code_lm', 'top_lm')}_weight") for name in losses}
             scales["lm_loss"] = scales["lm_loss"] * lm_loss_scale
-            scales |= {name: mask_loss_weight(config, name, training_step) for name in config.mask_losses}
+            scales |= {name: mask_loss_weight(config, name, training_step, True) for name in config.mask_losses}
             loss = torch.stack([scales[name] * value for name, value in losses.items()]).sum()
         return losses | {"loss": loss} | ({"level_losses": terms} if len(self.model.levels) > 1 else {})
 

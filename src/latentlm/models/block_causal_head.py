@@ -14,7 +14,7 @@ from transformers.utils.import_utils import is_torchdynamo_compiling
 from transformers.utils.output_capturing import capture_outputs
 
 from .block_attention import Attention, rotary_table
-from .block_chunked_loss import LARGE_VOCABULARY, can_chunk, chunked_cross_entropy
+from .block_chunked_loss import LARGE_VOCABULARY, can_chunk, chunked_cross_entropy, number_of_items
 from .block_laid_out import LaidOutLayers
 from .block_layers import make_norm
 from .block_learned_dropout import make_shared_mask_attention, mask_loss_weight, mean_penalties
@@ -175,7 +175,8 @@ class CausalModel(CausalPreTrainedModel):
         )
         hidden_states = self.norm(hidden_states)
         if self.config.position_subtraction != "none":
-            hidden_states = self.position_subtraction(hidden_states, self.embed_positions(positions + 1))
+            next_positions = self.embed_positions(positions + 1).to(hidden_states.device)
+            hidden_states = self.position_subtraction(hidden_states, next_positions)
         return self.output_class(
             last_hidden_state=hidden_states,
             past_key_values=past_key_values,
@@ -262,6 +263,8 @@ class CausalLMHead(TrainedByOthers):
                     logits, labels, self.config.vocab_size, num_items_in_batch, shift_labels=shift_labels
                 )
             losses["loss"] = losses["lm_loss"] = loss
+            if training_step is not None:
+                training_step = training_step.to(loss.device)
             token_mask = None
             if attention_mask is not None and attention_mask.ndim == 2:
                 token_mask = attention_mask[:, -shift_labels.shape[1] :]
@@ -275,7 +278,7 @@ class CausalLMHead(TrainedByOthers):
                 continued=continued,
             )
             for name, (values_BT, weight) in terms.items():
-                losses[name] = mean_over_predicted(values_BT, shift_labels, num_items_in_batch)
+                losses[name] = mean_over_predicted(values_BT.to(loss.device), shift_labels, num_items_in_batch)
                 if self.training:
                     losses["loss"] = losses["loss"] + weight * losses[name]
         shared = {name: value for name, value in outputs.items() if name in self.output_class.__dataclass_fields__}
@@ -315,13 +318,11 @@ class CausalLMHead(TrainedByOthers):
         return parent.generate_batch(inputs, generation_config, *args, **kwargs)
 
     @staticmethod
-    def create_masks_for_generate(
-        config, inputs_embeds, attention_mask, past_key_values=None, position_ids=None, cache=None, **kwargs
-    ):
+    def create_masks_for_generate(config, inputs_embeds, attention_mask, past_key_values=None, cache=None, **kwargs):
         """Make one mask for all layers, though the configuration has `layer_types`. The cache comes under one of two
         names, as [`TakesCache`] explains."""
         cache = past_key_values if cache is None else cache
-        return create_causal_mask(config, inputs_embeds, attention_mask, cache, position_ids)
+        return create_causal_mask(config, inputs_embeds, attention_mask, cache)
 
     def extra_losses(
         self, outputs: CausalModelOutput, training_step: torch.Tensor | None, **inputs: torch.Tensor | bool | None
@@ -336,7 +337,7 @@ class CausalLMHead(TrainedByOthers):
         if penalties is None:
             return {}
         return {
-            name: (penalties[..., k], mask_loss_weight(self.config, name, training_step))
+            name: (penalties[..., k], mask_loss_weight(self.config, name, training_step, self.training))
             for k, name in enumerate(self.config.mask_losses)
         }
 
@@ -346,7 +347,6 @@ def mean_over_predicted(
 ) -> torch.Tensor:
     """Return the mean of `values` `(B, T)` over the positions whose next token counts (label not -100). Where
     `num_items_in_batch` is given, return their sum divided by it, so that micro-batches and processes add up to one big
-    batch."""
-    predicted = shift_labels.ne(-100)
-    count = predicted.sum() if num_items_in_batch is None else num_items_in_batch
-    return values.masked_fill(~predicted, 0).sum() / count
+    batch. Labels and their number may lie on another device than the values."""
+    predicted = shift_labels.to(values.device).ne(-100)
+    return values.masked_fill(~predicted, 0).sum() / number_of_items(predicted, num_items_in_batch)

@@ -83,4 +83,11 @@ def chunked_cross_entropy(
     labels = shift_labels.to(hidden_states.device).flatten()
     with torch.autocast(kind, enabled=False):
         total: Any = ChunkedCrossEntropy.apply(hidden_states.flatten(0, 1), head.weight, labels, dtype)
-    return total / (labels.ne(-100).sum() if num_items_in_batch is None else num_items_in_batch)
+    return total / number_of_items(labels.ne(-100), num_items_in_batch)
+
+
+def number_of_items(predicted: torch.Tensor, num_items_in_batch: torch.Tensor | int | None) -> torch.Tensor | int:
+    """Return `num_items_in_batch`, on the device of the mask of predicted tokens; if it is None, their number."""
+    if num_items_in_batch is None:
+        return predicted.sum()
+    return num_items_in_batch if isinstance(num_items_in_batch, int) else num_items_in_batch.to(predicted.device)

@@ -8,6 +8,8 @@ import torch
 from torch import nn
 from transformers import initialization as init
 
+from .block_positions import document_begins
+
 
 class Float32LayerNorm(nn.LayerNorm):
     """LayerNorm computed in float32, whatever the dtype of its parameters."""
@@ -36,14 +38,14 @@ class CumulativeMean(nn.Module):
         count = nn.functional.pad(mask.cumsum(1), (0, 0, 1, 0))
         if position_ids is None:
             return total[:, 1:] / count[:, 1:].clamp(min=1)
-        start = document_start(position_ids, embeddings)[..., None]  # (B, T, 1)
+        start = document_start(position_ids, token_mask, len(embeddings))[..., None]  # (B, T, 1)
         before = total.gather(1, start.expand(-1, -1, total.shape[-1]))
         return (total[:, 1:] - before) / (count[:, 1:] - count.gather(1, start)).clamp(min=1)
 
 
 class CausalConvolution(nn.Module):
-    """Depthwise causal convolution with K taps: A_t = sum over k of w_k * E_{t-k}. Taps never leave the document; at
-    the start of training it is a local mean."""
+    """Depthwise causal convolution with K taps: A_t = K / n_t * sum over k of w_k * E_{t-k}, over the n_t taps that lie
+    on real tokens of the document. At the start of training, where every w_k is 1 / K, it is their mean."""
 
     def __init__(self, config):
         super().__init__()
@@ -56,15 +58,18 @@ class CausalConvolution(nn.Module):
         self, embeddings: torch.Tensor, token_mask: torch.Tensor | None, position_ids: torch.Tensor | None
     ) -> torch.Tensor:
         length = embeddings.shape[1]
+        index = torch.arange(length, device=embeddings.device)
+        real = torch.ones_like(embeddings[..., :1])  # (B, T, 1)
         if token_mask is not None:
-            embeddings = embeddings * token_mask[..., None].to(embeddings.dtype)
-        if position_ids is None:
-            position_ids = torch.arange(length, device=embeddings.device).unsqueeze(0)
-        total = torch.zeros_like(embeddings)
+            real = token_mask[..., None].to(embeddings.dtype)
+        if position_ids is not None:
+            index = index - document_start(position_ids, token_mask, len(embeddings))  # in the document
+        total, taps = torch.zeros_like(embeddings), torch.zeros_like(real)
         for k, weight in enumerate(self.weight[:length]):
-            shifted = nn.functional.pad(embeddings[:, : length - k], (0, 0, k, 0))
-            total = total + weight * shifted * (position_ids >= k)[..., None]
-        return total
+            inside = nn.functional.pad(real[:, : length - k], (0, 0, k, 0)) * (index >= k)[..., None]
+            total = total + weight * nn.functional.pad(embeddings[:, : length - k], (0, 0, k, 0)) * inside
+            taps = taps + inside
+        return total * (len(self.weight) / taps.clamp(min=1))
 
 
 class CausalMixing(nn.Module):
@@ -87,7 +92,7 @@ class CausalMixing(nn.Module):
         if position_ids is None:
             scores = self.weight[:length, :length].unsqueeze(0)
         else:
-            start = document_start(position_ids, embeddings)
+            start = document_start(position_ids, token_mask, len(embeddings))
             visible = visible & (start[:, :, None] == start[:, None, :])
             rows = nn.functional.embedding(position_ids, self.weight)  # (B, T, max_position_embeddings)
             columns = position_ids[:, None, :].expand(-1, length, -1)
@@ -95,15 +100,15 @@ class CausalMixing(nn.Module):
         if token_mask is not None:
             visible = visible & token_mask.bool()[:, None, :]
         scores = scores.masked_fill(~visible, torch.finfo(scores.dtype).min)
-        return scores.softmax(-1).to(embeddings.dtype) @ embeddings
+        return scores.softmax(-1, dtype=torch.float32) @ embeddings
 
 
-def document_start(position_ids: torch.Tensor, embeddings: torch.Tensor) -> torch.Tensor:
-    """Return the index `(B, T)` of the first token of each token's document, for packed as for left-padded
-    sequences."""
-    batch_size, length = embeddings.shape[:2]
-    index = torch.arange(length, device=position_ids.device)
-    return (index - position_ids).clamp(min=0).expand(batch_size, -1)
+def document_start(position_ids: torch.Tensor, token_mask: torch.Tensor | None, batch_size: int) -> torch.Tensor:
+    """Return the index `(B, T)` of the first token of each token's document. Positions may have gaps, and real tokens
+    padding between them."""
+    begins = document_begins(position_ids, token_mask)
+    index = torch.arange(begins.shape[1], device=begins.device)
+    return (index * begins).cummax(-1).values.expand(batch_size, -1)
 
 
 AGGREGATIONS = {"mean": CumulativeMean, "convolution": CausalConvolution, "mixing": CausalMixing}

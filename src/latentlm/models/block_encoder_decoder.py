@@ -99,7 +99,7 @@ class EncoderDecoderModel(CausalModel, EncoderDecoderPreTrainedModel):
         """Return the decoder's input `(B, T, D)`: the encoder's states, after the bridge."""
         hidden_states = self.bridge(self.bridge_norm(encoder_states))
         if self.config.add_next_position:
-            hidden_states = hidden_states + self.embed_positions(positions + 1)
+            hidden_states = hidden_states + self.embed_positions(positions + 1).to(hidden_states.device)
         return hidden_states
 
     def run_layers(

@@ -4,7 +4,7 @@ Such a step reads every weight once, for one vector. Its time depends on the ord
 and on the number of operations beside the products.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -25,12 +25,14 @@ class LayerWeights(NamedTuple):
     at D 256). Gains of norms are multiplied into the weights that read the norm's output.
 
     Attributes:
+        hooks: [`hooks_inside`] the layer. Where there is one, the modules have to be called.
         qkv, output: of self-attention.
         query, pairs, read: the queries, the keys and values, and the output of cross-attention; None where there is
             none. Without a norm of the memory `pairs` is None too: its keys are made elsewhere.
         up, down: of the feed-forward block; `up` includes the gates, if there are any.
     """
 
+    hooks: list[dict[int, Any]]
     qkv: torch.Tensor
     output: torch.Tensor
     query: torch.Tensor | None
@@ -44,6 +46,7 @@ class LayerWeights(NamedTuple):
         attention, cross, mlp = layer.self_attn, layer.cross_attn, layer.mlp
         memory_norm = layer.cross_attn_key_norm
         return cls(
+            hooks_inside(layer),
             laid_out(layer.self_attn_norm, attention.qkv_proj),
             laid_out(None, attention.o_proj),
             None if cross is None else laid_out(layer.cross_attn_query_norm, cross.q_proj),
@@ -59,6 +62,17 @@ def laid_out(norm: Any, *linears: nn.Linear) -> torch.Tensor:
     if there is one."""
     weights = torch.cat([linear.weight.detach() for linear in linears]).t()
     return (weights if norm is None else weights * norm.weight.detach().unsqueeze(1)).contiguous()
+
+
+def hooks_of(modules: Iterable[nn.Module]) -> list[dict[int, Any]]:
+    """Return the dictionaries in which torch keeps the hooks of modules, also those to come: `any` of the list tells
+    whether there is one."""
+    return [hooks for module in modules for hooks in (module._forward_hooks, module._forward_pre_hooks)]
+
+
+def hooks_inside(layer: nn.Module) -> list[dict[int, Any]]:
+    """Return [`hooks_of`] the parts of a layer. Its own run when it is called."""
+    return hooks_of(module for module in layer.modules() if module is not layer)
 
 
 def is_plain_step(states: torch.Tensor) -> bool:
@@ -81,10 +95,10 @@ def is_simple(layer: PreNormLayer) -> bool:
     """Whether a layer is simple: attention by sdpa, without biases, gates and hooks."""
     if layer.training or layer.self_attn is None or layer.cross_first or layer.cross_attn_gate is not None:
         return False
+    if any(hooks_inside(layer)):
+        return False
     for module in layer.modules():
         if type(module) not in PLAIN or isinstance(getattr(module, "bias", None), torch.Tensor):
-            return False
-        if module is not layer and (module._forward_hooks or module._forward_pre_hooks):
             return False
         if isinstance(module, nn.Linear) and not is_plain(module, torch.device("cpu")):
             return False
@@ -103,7 +117,10 @@ def attend(
 
 class LaidOutLayers:
     """Runs layers for one token of one sequence whose keys are in a `DynamicCache`. It belongs to that cache, and holds
-    the weights of each simple layer from its first step on."""
+    the weights of each simple layer from its first step on. It is no part of the cache, so that a copy or a pickle of
+    the cache has no weights in it."""
+
+    of_cache: "WeakKeyDictionary[DynamicCache, LaidOutLayers]" = WeakKeyDictionary()
 
     def __init__(self) -> None:
         self.weights: WeakKeyDictionary[PreNormLayer, LayerWeights | None] = WeakKeyDictionary()
@@ -115,18 +132,21 @@ class LaidOutLayers:
         states."""
         if type(cache) is not DynamicCache or states.shape[:2] != (1, 1) or mask.tensor is not None:
             return None
-        if mask.arguments or not is_plain_step(states) or any(value not in (None, False) for value in options.values()):
+        if mask.arguments or not is_plain_step(states):
             return None
-        if not hasattr(cache, "laid_out"):
-            cache.laid_out = cls()  # pyright: ignore[reportAttributeAccessIssue]
-        return cache.laid_out  # pyright: ignore[reportAttributeAccessIssue]
+        if any(value is not None and value is not False for value in options.values()):
+            return None
+        if cache not in cls.of_cache:
+            cls.of_cache[cache] = cls()
+        return cls.of_cache[cache]
 
     def of_layer(self, layer: PreNormLayer) -> LayerWeights | None:
         """Return the laid-out weights of a layer, or None where the layer itself has to be called."""
         if layer not in self.weights:
             simple = is_simple(layer) and isinstance(layer.mlp_norm, nn.LayerNorm)
             self.weights[layer] = LayerWeights.of(layer) if simple else None
-        return self.weights[layer]
+        weights = self.weights[layer]
+        return None if weights is None or any(weights.hooks) else weights
 
     def step(
         self,

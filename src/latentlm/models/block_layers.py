@@ -102,7 +102,7 @@ class PreNormLayer(GradientCheckpointingLayer):
             self.cross_attn_query_norm = make_norm(config)
         self.cross_attn_key_norm = make_norm(config) if norms_memory else None
         self.cross_attn = cross_attn
-        self.cross_attn_gate = nn.Parameter(torch.empty(())) if gated else None
+        self.cross_attn_gate = nn.Parameter(torch.empty(1)) if gated else None  # FSDP2 shards no 0-dim parameter
         self.mlp_norm = make_norm(config)
         self.mlp = FeedForward(config, learned_dropout)
         self.dropout = nn.Dropout(config.hidden_dropout)

@@ -14,8 +14,12 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import initialization as init
+from transformers.utils import logging
+from transformers.utils.import_utils import is_torchdynamo_compiling
 
 from .block_attention import Attention
+
+logger: Any = logging.get_logger(__name__)  # with `warning_once`, of transformers
 
 ENTROPY_FLOOR = 1e-6
 """The logarithm in -M log2 M is held below this value: M reaches exactly 0, where the slope has no bound."""
@@ -117,8 +121,8 @@ def make_learned_dropout(config, layer_idx: int) -> LearnedDropout | None:
 
 
 def make_shared_mask_attention(config, layer_idx: int) -> SharedMaskAttention | None:
-    """Make the attention over a stack's input that computes the masks of all its layers, if the configuration asks for
-    it."""
+    """Make the attention over the input of a stack, or of a model, that computes the masks of all layers after it, if
+    the configuration asks for it."""
     shared = config.learned_dropout != "none" and config.learned_dropout_input == "embedding"
     return SharedMaskAttention(config, layer_idx) if shared else None
 
@@ -158,10 +162,17 @@ def mean_mask_losses(config, parts: list[Part], count: torch.Tensor | int) -> di
     return dict(zip(config.mask_losses, means.unbind(), strict=True))
 
 
-def mask_loss_weight(config, name: str, training_step: torch.Tensor | None) -> torch.Tensor | float:
+def mask_loss_weight(
+    config, name: str, training_step: torch.Tensor | None, training: bool = False
+) -> torch.Tensor | float:
     """Return the weight of the loss `name`: w(step) = min(exp(rate step) - 1 + w_min, w_max), or w_max without a rate
-    or a step."""
+    or a step. In `training`, warn once where there is a rate without a step."""
     weight, rate = getattr(config, f"{name}_weight"), getattr(config, f"{name}_rate")
+    if training and rate is not None and training_step is None and not is_torchdynamo_compiling():
+        logger.warning_once(
+            f"`{name}_rate` is {rate}, but the forward gets no `training_step`: the weight does not rise, it is "
+            f"`{name}_weight` {weight} from the first step on. latentlm's `LearnedDropoutTrainer` gives the step."
+        )
     if rate is None or training_step is None:
         return weight
     return (torch.expm1(rate * training_step) + getattr(config, f"{name}_weight_min")).clamp(max=weight)

@@ -93,24 +93,19 @@ def causal_mask(
             raise ValueError(PACKED_CACHE)
         if flash and is_tracing(position_ids):
             arguments = {"position_ids": position_ids}  # nobody can look how many documents there are: flash does
-        elif flash or attention_mask is not None or not look:
+        else:
             documents = document_ids(position_ids, attention_mask).expand(len(states), -1)
             if flash:
                 return Mask(None, True, varlen_arguments(documents)), packed
             rules.append(packed_sequence_mask_function(documents))
-            position_ids = None
     if not look and past_key_values is None and attention_mask is not None and attention_mask.ndim == 2:
         rules.append(real_keys(attention_mask))
         attention_mask = None
     if rules and attention_mask is None:  # not by transformers, whose further rules go through vmap
         return Mask(make_mask(config, states, states.shape[1], and_masks(causal_mask_function, *rules)), False), packed
+    # Without the positions, of which transformers makes documents by a rule of its own.
     tensor = create_causal_mask(
-        config,
-        states,
-        attention_mask,
-        past_key_values,
-        position_ids,
-        and_mask_function=and_masks(*rules) if rules else None,
+        config, states, attention_mask, past_key_values, and_mask_function=and_masks(*rules) if rules else None
     )
     return Mask(tensor, True, arguments, config._attn_implementation), packed
 

@@ -43,19 +43,39 @@ class TransformerPreTrainedModel(TakesCache, PreTrainedModel):
             weight: Any = module.weight
             init.normal_(weight, mean=0.0, std=std)
 
-    def _validate_generated_length(self, generation_config, input_ids_length, has_default_max_length) -> None:
+    def _prepare_generated_length(
+        self,
+        generation_config: Any,
+        has_default_max_length: bool,
+        has_default_min_length: bool,
+        model_input_name: str,
+        input_ids_length: int,
+        inputs_tensor: torch.Tensor,  # ids (B, T) or embeddings (B, T, D)
+    ) -> Any:
         """Refuse a prompt that fills the context, and end generation, with a warning, where the context ends."""
-        limit = self.config.max_position_embeddings
-        check_context(input_ids_length + 1, limit)  # the prompt and at least one new token
-        if generation_config.max_length > limit:
+        mixin: Any = super()  # GenerationMixin
+        generation_config = mixin._prepare_generated_length(
+            generation_config,
+            has_default_max_length,
+            has_default_min_length,
+            model_input_name,
+            input_ids_length,
+            inputs_tensor,
+        )
+        limit, prompt = self.config.max_position_embeddings, inputs_tensor.shape[1]
+        # PEFT puts a method of its own in place of this one, by which virtual tokens later join the prompt.
+        adapted = getattr(getattr(self, "prepare_inputs_for_generation", None), "__self__", None)
+        prompt += getattr(getattr(adapted, "active_peft_config", None), "num_virtual_tokens", 0)
+        check_context(prompt + 1, limit)  # the prompt and at least one new token
+        # `max_length` counts ids, which embeddings in their place are not.
+        longest = input_ids_length + limit - prompt
+        if generation_config.max_length > longest:
             logger.warning(
-                f"Generation stops after {limit - input_ids_length} new tokens, at `max_position_embeddings` {limit}; "
+                f"Generation stops after {limit - prompt} new tokens, at `max_position_embeddings` {limit}; "
                 f"`max_length` {generation_config.max_length} was asked for."
             )
-            generation_config.max_length = limit
-        super()._validate_generated_length(  # pyright: ignore[reportAttributeAccessIssue]
-            generation_config, input_ids_length, has_default_max_length
-        )  # of GenerationMixin
+            generation_config.max_length = longest
+        return generation_config
 
 
 class TrainedByOthers(Base):

@@ -75,6 +75,10 @@ class StackCache(RowState):
     segments: torch.Tensor
     single: Any = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy or a pickle holds: not `single`, which has the layers' weights."""
+        return self.__dict__ | {"single": None}
+
     def make_room(self) -> None:
         """Grow, where there is no window, if the next symbol of a row may have no place. Called once before a step."""
         if self.window is None and self.items and self.longest >= self.capacity:

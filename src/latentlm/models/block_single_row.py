@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from .block_attention import Pair, Rotary
-from .block_laid_out import LayerWeights, attend, is_plain_step, is_simple
+from .block_laid_out import LayerWeights, attend, hooks_of, is_plain_step, is_simple
 from .block_row_cache import from_items
 
 
@@ -24,10 +24,15 @@ class RingViews:
 
 
 class SingleRow:
-    """The layers of a stack, for one row. [`SingleRow.of`] tells for which layers it works."""
+    """The layers of a stack, for one row. [`SingleRow.of`] tells for which layers it works.
+
+    Attributes:
+        hooks: [`hooks_of`] all modules. Where there is one, the modules have to be called.
+    """
 
     def __init__(self, layers: Any):
         self.layers = [LayerWeights.of(layer) for layer in layers]
+        self.hooks = hooks_of(module for layer in layers for module in layer.modules())
         self.views, self.memory_views = RingViews(), RingViews()
         self.attention = layers[0].self_attn  # and all others are of its sizes
         self.eps = torch.full((1, 1), layers[0].mlp_norm.eps)

@@ -244,7 +244,7 @@ class CausalStack(nn.Module):
         if len(active) == 1:
             if cache.single is None:
                 cache.single = SingleRow.of(self.layers, embeddings) or False
-            if cache.single:
+            if cache.single and not any(cache.single.hooks):
                 return self.step_single(cache.single, cache, active, embeddings)
         hidden_states = embeddings.unsqueeze(1)
         shared: dict[str, Any] = {

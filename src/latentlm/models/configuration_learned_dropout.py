@@ -21,8 +21,9 @@ class LearnedDropoutConfig(AttentionConfig):
             training, M >= 0.5 in evaluation, with the gradient of M), `"sigmoid"` (sigmoid(60 (M - 0.5))) or
             `"sigmoid_detached"` (the same value with the gradient of M).
         learned_dropout_input: the input from which masks are computed. With `"hidden_state"` each mask is computed from
-            the hidden state that it masks. With `"embedding"` one attention over the input embeddings of a stack serves
-            all layers of this stack.
+            the hidden state that it masks. With `"embedding"` one attention over the input embeddings serves all
+            layers: those of both stacks in the causal encoder-decoders, while in EncodZall and the Abstractinator each
+            stack has one over its own input.
         learned_dropout_detach: with `"embedding"`, whether the gradient of the masks stops at that attention, so that
             only the shifts are trained.
         learned_dropout_shift: initial value of the learned shift, in [0, pi]; all masks start at 1 for 0, and at 0 for

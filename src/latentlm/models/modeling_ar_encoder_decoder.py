@@ -1,8 +1,9 @@
 """The auto-regressive encoder-decoder: a causal encoder, then a causal decoder that also cross-attends to the encoder
 output. One pass predicts the next token at every position. The original design comes from github.com/yiphei/yif-AI.
 
-The layers, the other parts of the forward and the losses are in block_encoder_decoder.py, which the parallel model
-shares.
+Shared with the parallel model: the layers (block_layers.py), which attentions a decoder layer has, the bridge and the
+place of the embedding loss (block_encoder_decoder.py), and the rest of the forward, from the embedding to the logits
+and `lm_loss` (block_causal_head.py).
 """
 
 from .block_encoder_decoder import EncoderDecoderForCausalLM, EncoderDecoderModel

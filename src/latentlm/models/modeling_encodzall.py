@@ -297,7 +297,7 @@ class EncodzallForMaskedDenoising(EncodzallPreTrainedModel, EncodzallSpelling, E
                 losses["contrastive_loss"] = (ranking * symbols).sum() / count
             if self.training or logits is None:
                 losses["loss"] = sum(
-                    mask_loss_weight(config, name, training_step) * losses[name]
+                    mask_loss_weight(config, name, training_step, self.training) * losses[name]
                     if name in config.mask_losses
                     else getattr(config, f"{name}_weight") * losses[name]
                     for name in losses

@@ -2,8 +2,9 @@
 stream predicts the next token, and each of its layers cross-attends to the encoder layer of its own depth. The original
 design comes from github.com/yiphei/yif-AI.
 
-The layers, the other parts of the forward and the losses are in block_encoder_decoder.py, which the auto-regressive
-model shares.
+Shared with the auto-regressive model: the layers (block_layers.py), which attentions a decoder layer has, the bridge
+and the place of the embedding loss (block_encoder_decoder.py), and the rest of the forward, from the embedding to the
+logits and `lm_loss` (block_causal_head.py).
 """
 
 from .block_encoder_decoder import EncoderDecoderForCausalLM, EncoderDecoderModel
