@@ -517,17 +517,26 @@ def test_the_pages_are_what_the_records_give(page):
     assert report.Report(page).problems() == []
 
 
-def test_a_difference_within_the_spread_is_said_to_be_none():
+def test_a_difference_is_said_to_be_one_only_where_p_says_so():
     def group(entry, values):
         return Group([make_record(seed=i, metrics={"bits": value}) for i, value in enumerate(values)])
 
     pair = {"value": "bits", "format": ".2f"}
-    near = difference(group("a", [2.0, 2.2]), group("b", [2.1, 2.2]), pair)
     far = difference(group("a", [1.0, 1.1]), group("b", [2.1, 2.2]), pair)
     single = difference(group("a", [1.0]), group("b", [2.1, 2.2]), pair)
-    assert near.endswith("no difference seen (spread 0.14)")
-    assert far.endswith("1.10 lower (spread 0.07)")
+    assert far.endswith("1.10 lower (p = 0.0041)")
     assert "one seed, so nothing follows" in single
+    # Larger than both standard deviations, 0.06 and 0.21, and still no difference.
+    values = [2.416, 2.424, 2.427], [2.430, 2.436, 2.470]
+    near = difference(*(group("a", ones) for ones in values), pair)
+    comparison = welch(*values)
+    assert f"no difference seen (0.02 lower, p = {comparison.p:.2g}; " in near and comparison.p > 0.05
+    assert near.endswith(f"; {comparison.detectable:.2f} would be seen four times in five)")
+    # Of pairs as well.
+    paired_too = {**pair, "paired": True}
+    alike = difference(group("a", [1.0, 1.2, 1.1]), group("b", [1.1, 1.1, 1.1]), paired_too)
+    assert "no difference seen in 3 pairs of runs (0.00 lower, p = 1; " in alike
+    assert difference(group("a", [1.0]), group("b", [1.1]), paired_too).endswith("1 pair of runs, too few to tell")
 
 
 def test_welch_is_that_of_scipy():
@@ -562,7 +571,9 @@ def test_the_paired_test_is_that_of_scipy_and_matches_seeds():
         name: Group([make_record(seed=s, label=name, metrics={"eval_bits_per_byte": v}) for s, v in values.items()])
         for name, values in {"one": {1: 1.81, 0: 1.80, 3: 1.78}, "other": {0: 1.82, 1: 1.82, 2: 9.0, 3: 1.81}}.items()
     }
-    assert f"0.020 lower in 3 pairs of runs, p = {comparison.p:.2g}" in difference(*groups.values(), metric)
+    assert f"no difference seen in 3 pairs of runs (0.020 lower, p = {comparison.p:.2g}; " in difference(
+        *groups.values(), metric
+    )
     columns = [{**metric, "heading": "p", "against": "other"}]
     assert f"| one | {comparison.p:.3f} |" in results_table(groups, {"entries": list(groups), "columns": columns}, "")
     low, high = stats.ttest_rel(ones, others).confidence_interval()
