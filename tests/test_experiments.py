@@ -210,6 +210,70 @@ def test_a_grid_is_extended_until_the_optimum_lies_inside(make_runner, monkeypat
     assert tried[-2:] == [("tuned", "result", 8e-3, False), ("other", "result", 8e-3, False)]
 
 
+@pytest.fixture
+def started(monkeypatch, tmp_path):
+    """Runs only leave a record here; their entries, seeds and learning rates in order."""
+    jobs = []
+
+    def start(runner, job, edge, lock):
+        jobs.append((job.entry.name, job.seed, job.learning_rate))
+        scored = {"eval_bits_per_byte": 2.0 + abs((job.learning_rate or 0.0) - 2e-3)}
+        fields = {"purpose": job.purpose, "learning_rate": job.learning_rate, "seed": job.seed, "metrics": scored}
+        record = make_record(page="tiny", entry=job.entry.name, **fields)
+        write_record(record, tmp_path / "records")
+
+    monkeypatch.setattr(run.Runner, "start", start)
+    return jobs
+
+
+def test_what_a_run_starts_from_is_run_before_it(make_runner, started):
+    """Also with `--only`, for seeds that the other entry does not report, and with the rate that its trials choose."""
+    rates = [1e-3, 2e-3, 4e-3]
+    entries = {
+        "third": {"start_from": "second", "seeds": [1]},
+        "tuned": {"learning_rates": rates, "seeds": 0, "budget_bytes": 3000},
+        "first": {"tuned_with": "tuned", "budget_bytes": 4000},
+        "second": {"start_from": "first"},
+        "unasked": {},
+    }
+    runner = make_runner(entries, only=["third"])
+    assert [(job.entry.name, job.seed) for job in runner.open_jobs()] == [
+        *[("tuned", 0)] * 3,
+        ("first", 1),
+        ("second", 1),
+        ("third", 1),
+    ]
+    runner.run_all()
+    assert started == [
+        *(("tuned", 0, rate) for rate in rates),
+        ("first", 1, 2e-3),
+        ("second", 1, None),
+        ("third", 1, None),
+    ]
+    assert runner.open_jobs() == []
+    runner.run_all()
+    assert len(started) == 6
+    # Trials start from it too.
+    runner = make_runner({"first": {}, "later": {"start_from": "first", "learning_rates": rates}}, only=["later"])
+    started.clear()
+    assert runner.rate(runner.entries[0]) == (2e-3, False)
+    assert started == [("first", 0, None), *(("later", 0, rate) for rate in rates)]
+
+
+def test_what_a_run_starts_from_is_waited_for_where_another_process_runs_it(
+    make_runner, started, monkeypatch, tmp_path
+):
+    runner = make_runner({"first": {}, "second": {"start_from": "first"}}, only=["second"])
+
+    def sleep(seconds):  # meanwhile the other one ends
+        write_record(make_record(page="tiny", entry="first"), tmp_path / "records")
+
+    monkeypatch.setattr(run.time, "sleep", sleep)
+    with run.locked(runner.runs / "first-0.lock"):
+        runner.run_all()
+    assert started == [("second", 0, None)]
+
+
 def test_an_optimum_that_stays_at_the_edge_is_marked():
     rates = [1e-3, 2e-3, 4e-3]
     while (more := extend_grid(rates, max(rates))) is not None:
@@ -447,6 +511,7 @@ def test_nested_overrides_change_one_value_of_a_list():
         ({"a": {"recipe": "hub_configs/none"}}, "no recipe 'hub_configs/none'"),
         ({"a": {"peer": "gpt3"}}, r"no peers/gpt3\.py; did you mean 'gpt2'"),
         ({"a": {"tuned_with": "b"}, "c": {}}, "tuned_with 'b' is no entry here"),
+        ({"a": {"start_from": "b"}, "b": {"start_from": "a"}}, "start_from leads back to a: a → b → a"),
         ({"a": {"learning_rates": [1e-3, 2e-3]}}, "at least three, in ascending order"),
     ],
 )
