@@ -443,19 +443,42 @@ def test_a_speedrun_leaves_a_record_a_line_and_a_comparison(make_runner, tmp_pat
     records = {(one.entry, one.seed): one for one in read_page("speedrun", tmp_path / "records")}
     assert len(records) == 6 and records["two.wikitext2", 1].configuration["model"]["hidden_size"] == 16
     assert records["one.wikitext2", 0].steps > 1 and records["one.wikitext2", 0].metrics["minutes"] == 0.01
+    assert "minutes" not in records["ngram.wikitext2", 0].metrics  # it has none to keep
     lines = (tmp_path / "results" / "speedrun.md").read_text(encoding="utf-8").splitlines()
     assert sum(line.startswith(("| one | ", "| two | ", "| xz | ", "| n-grams (counts) | ")) for line in lines) == 4
+    monkeypatch.setattr(speedrun, "train_one", lambda *arguments: pytest.fail("a mistake is found before training"))
     for arguments, message in (
         ([*common, "--name=one"], "is there: give another --seed"),
         ([*common, "--architecture=decoder"], "did you mean 'decoder-only'"),
         ([*common, "--override=width"], "write field=value"),
         (
             [*common, "--seed=2", "--name=one", "--minutes=0.01", "--override=num_hidden_layers=2"],
-            "differ from this one",
+            r"differ from this one in model\.num_hidden_layers: --name it",
+        ),
+        (
+            [*common, "--seed=2", "--name=one", "--override=gradient_accumulation_steps=2"],
+            r"differ from this one in training\.gradient_accumulation_steps: --name it",
         ),
     ):
         with pytest.raises(SystemExit, match=message):
             speedrun.main(arguments)
+
+
+def test_a_speedrun_is_compared_with_runs_of_as_many_minutes_on_such_a_machine():
+    def make(entry, seed, score, minutes=10.0, threads=1):
+        metrics = {"eval_bits_per_byte": score, "minutes": minutes}
+        return make_record(entry=entry, seed=seed, metrics=metrics, machine={"cpu": "one", "threads": threads})
+
+    mine = [make("mine", 0, 1.70), make("mine", 1, 1.71), make("mine", 2, 1.60, threads=2), make("mine", 3, 1.9, 5.0)]
+    other = [make("other", 0, 1.80), make("other", 1, 1.83), make("other", 2, 1.1, threads=2)]
+    for record in mine[:2]:
+        [line] = speedrun.comparison_lines(record, mine, {"other": other})
+        wanted = welch([1.70, 1.71], [1.80, 1.83])
+        assert f"difference {wanted.difference:+.4f}, p = {wanted.p:.2g}; " in line and "2 and 2 seeds" in line
+    [line] = speedrun.comparison_lines(mine[2], mine, {"other": other})
+    assert "1.1000; 1 and 1 seeds" in line
+    [line] = speedrun.comparison_lines(mine[3], mine, {"other": other})
+    assert "no run of as many minutes" in line
 
 
 def test_the_clock_decides_rates_and_the_number_of_steps(monkeypatch):
