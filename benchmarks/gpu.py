@@ -2,19 +2,22 @@
 
     python benchmarks/gpu.py [--only correctness training decoding streams runs] [--toy] [--text FOLDER]
 
-Each stage is a process with a time limit and prints a row as soon as it is measured, the most valuable ones first; what
-was measured stands in `eval/records/gpu/` at once, so that nothing is lost where a stage is cut short. The whole takes
-at most twelve minutes on one H100. `--toy` runs every stage at toy size, on a CPU too.
+Each stage is a process with a time limit and prints a row as soon as it is measured, the most valuable ones first. What
+was measured stands in `runs/gpu/` at once. A stage that ends well replaces its record in `eval/records/gpu/`; one that
+was cut short or failed does so only where no row is lost. The whole takes at most twelve minutes on one H100. `--toy`
+runs every stage at toy size, on a CPU too.
 """
 
 import argparse
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager, nullcontext, suppress
 from functools import cached_property, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -30,11 +33,22 @@ from transformers import PreTrainedModel
 REPOSITORY = Path(__file__).parents[1]
 EXPERIMENTS = REPOSITORY / "eval" / "experiments"
 sys.path.insert(0, str(EXPERIMENTS))
-from records import MEASURED, RECORDS, Record, circumstances, read_record, record_name, write_record  # noqa: E402
+from records import (  # noqa: E402
+    MEASURED,
+    RECORDS,
+    Record,
+    RecordError,
+    circumstances,
+    read_record,
+    record_name,
+    write_record,
+)
 
 from latentlm.models.modeling_parallel_encoder_decoder import ParallelEncoderDecoderModel  # noqa: E402
 
 PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # dense bfloat16, as the makers state them
+PAGE = "gpu"
+PARTIAL = REPOSITORY / "runs"  # records of stages that have not ended
 SECONDS = {"correctness": 110, "training": 150, "decoding": 70, "streams": 40, "runs": 330}
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -352,9 +366,6 @@ AT_ONCE = 10
 def runs(toy: bool, text: Path | None = None) -> Iterator[Row]:
     """The runs that have no record yet; each leaves one where all runs leave theirs."""
     with TemporaryDirectory(ignore_cleanup_errors=True) as folder, ThreadPoolExecutor(1 if toy else AT_ONCE) as pool:
-        environment = {**os.environ, "CUDA_MPS_PIPE_DIRECTORY": folder, "CUDA_MPS_LOG_DIRECTORY": folder}
-        if not toy and shutil.which("nvidia-cuda-mps-control"):  # kernels of several processes run at once
-            subprocess.run(["nvidia-cuda-mps-control", "-d"], env=environment, check=True)
         options = ["--records", folder, "--runs", f"{folder}/runs"] if toy else []
         options += ["--text", str(text)] if text else []
 
@@ -370,7 +381,7 @@ def runs(toy: bool, text: Path | None = None) -> Iterator[Row]:
                 str(seed),
                 *options,
             ]
-            done = subprocess.run(command, env=environment, capture_output=True, text=True)
+            done = subprocess.run(command, capture_output=True, text=True)
             if done.returncode:
                 return " ".join(map(str, job)), float("nan"), f"{FAILED}: {done.stderr.strip()[-300:]}"
             record = read_record((Path(folder) if toy else RECORDS) / page / record_name(entry, seed))
@@ -391,8 +402,45 @@ STAGES: dict[str, Callable[..., Iterator[Row]]] = {
 }
 
 
+@contextmanager
+def shared_gpu() -> Iterator[dict[str, str]]:
+    """An environment whose processes run their kernels at once, where CUDA's MPS is there; its daemon ends with it."""
+    control = shutil.which("nvidia-cuda-mps-control")
+    if control is None:
+        yield dict(os.environ)
+        return
+    with TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        environment = {**os.environ, "CUDA_MPS_PIPE_DIRECTORY": folder, "CUDA_MPS_LOG_DIRECTORY": folder}
+        subprocess.run([control, "-d"], env=environment, check=True)
+        try:
+            yield environment
+        finally:
+            subprocess.run([control], env=environment, input="quit\n", text=True, timeout=60, check=False)
+
+
+def run_process(command: list[str], seconds: float, environment: dict[str, str]) -> int | None:
+    """Run a command with all that it starts, in a session of its own; its exit status, None if it took longer."""
+    process = subprocess.Popen(command, env=environment, start_new_session=True)
+    try:
+        return process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        return None
+    finally:  # also of Ctrl-C, which does not reach another session
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def keep(record: Record, replace: bool) -> None:
+    """Write the record of a stage among those of the repository, or say why that of an earlier one stays."""
+    try:
+        write_record(record, RECORDS, replace)
+    except RecordError as error:
+        print(f"{record.entry}: {error} The rows above are in {PARTIAL / record.page / record.file_name}.", flush=True)
+
+
 def run_stage(name: str, toy: bool, **options: Any) -> None:
-    """Measure, print and record one row after the other.
+    """Measure, print and write one row after the other.
 
     Raises:
         SystemExit: at the end, if a row is wrong or failed.
@@ -407,17 +455,16 @@ def run_stage(name: str, toy: bool, **options: Any) -> None:
             measured[what] = value
         if toy or not measured:
             continue
-        write_record(
-            Record(
-                page="gpu",
-                entry=name,
-                label=name,
-                source=MEASURED,
-                configuration={"notes": notes},
-                metrics=measured,
-                **where,
-            )
+        record = Record(
+            page=PAGE,
+            entry=name,
+            label=name,
+            source=MEASURED,
+            configuration={"notes": notes},
+            metrics=measured,
+            **where,
         )
+        write_record(record, PARTIAL, replace=True)
     bad = [what for what, note in notes.items() if WRONG in note or FAILED in note]
     if bad:
         sys.exit(f"{name}: {', '.join(bad)}")
@@ -440,11 +487,17 @@ def main() -> None:
         started = time.monotonic()
         command = [sys.executable, __file__, "--stage", name, *(["--toy"] if options.toy else [])]
         command += ["--text", str(options.text)] if options.text else []
-        try:
-            if subprocess.run(command, timeout=SECONDS[name]).returncode:
-                failed.append(name)
-        except subprocess.TimeoutExpired:
+        rows = PARTIAL / PAGE / record_name(name, 0)
+        if not options.toy:
+            rows.unlink(missing_ok=True)
+        with shared_gpu() if name == "runs" and not options.toy else nullcontext(dict(os.environ)) as environment:
+            status = run_process(command, SECONDS[name], environment)
+        if status is None:
             print(f"{name}: cut short after {SECONDS[name]} s; the rows above stand", flush=True)
+        elif status:
+            failed.append(name)
+        if rows.exists() and not options.toy:
+            keep(read_record(rows), replace=status == 0)
         print(f"{name}: {time.monotonic() - started:.0f} s", flush=True)
     if failed:
         sys.exit(f"failed: {', '.join(failed)}")

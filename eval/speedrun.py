@@ -115,16 +115,20 @@ def parse_overrides(given: list[str]) -> dict[str, Any]:
     return {name: yaml.load(value, RecipeLoader) for name, value in (one.split("=", 1) for one in given)}
 
 
-def own_fields(record: Record) -> dict[str, Any]:
-    """What runs of one name have in common: the configuration but for seed and folder."""
-    assert record.configuration is not None
-    sections = {name: record.configuration[name] for name in ("model", "training")}
+def own_fields(configuration: dict[str, Any]) -> dict[str, Any]:
+    """What runs of one name have in common: the configuration but for seed and folders."""
     return {
-        name: value
-        for section in sections.values()
-        for name, value in section.items()
-        if name not in ("seed", "output_dir", "run_name", "logging_dir")
-    }
+        f"{section}.{name}": value
+        for section in ("model", "data", "training")
+        for name, value in configuration[section].items()
+        if name not in ("seed", "output_dir", "run_name", "logging_dir", "dataset", "validation_dataset", "cache_dir")
+    } | {"peer": configuration["peer"]}
+
+
+def differing_fields(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
+    """What sets two configurations apart; a field that one of them does not name is one."""
+    fields = own_fields(one), own_fields(other)
+    return sorted(name for name in fields[0].keys() | fields[1].keys() if fields[0].get(name) != fields[1].get(name))
 
 
 def comparable(record: Record, other: Record) -> bool:
@@ -135,17 +139,18 @@ def comparable(record: Record, other: Record) -> bool:
     return places[0] == places[1] and record.metrics.get("minutes") == other.metrics.get("minutes")
 
 
-def comparison_lines(mine: list[Record], others: dict[str, list[Record]]) -> list[str]:
+def comparison_lines(record: Record, mine: list[Record], others: dict[str, list[Record]]) -> list[str]:
     """What a test says of the entry against each other one.
 
     Args:
-        mine: the runs of the entry.
+        record: the run that has ended; those that are not [`comparable`] with it are left out.
+        mine: the runs of its entry.
         others: those of all others of the same text, by name.
     """
     lines = []
-    values = [one.metrics[SCORE] for one in mine]
+    values = [one.metrics[SCORE] for one in mine if comparable(record, one)]
     for name, records in others.items():
-        records = [one for one in records if comparable(mine[-1], one)]
+        records = [one for one in records if comparable(record, one)]
         result = welch(values, [one.metrics[SCORE] for one in records]) if records else None
         if not records:
             lines.append(f"{name}: no run of as many minutes on such a machine")
@@ -185,16 +190,21 @@ class Speedrun:
         self.run = options.runs.resolve() / PAGE / f"{self.name}-{options.seed}"
         parts = prepare_text(experiments, None, options.text.resolve(), self.run.parent / self.text)
         self.recipe = make_recipe(self.entry, parts["tuning"], overrides, options.seed, self.run)
+        self.configuration = portable(self.recipe.to_dict() | {"peer": self.entry.peer})
+        for one in read_page(PAGE, options.records):
+            if one.entry != self.name or one.configuration is None:
+                continue
+            if changed := differing_fields(one.configuration, self.configuration):
+                raise ListError(f"runs of {self.name} differ from this one in {', '.join(changed)}: --name it")
 
     def record(self, entry: str, label: str, seed: int, fields: dict[str, Any], started: float) -> Record:
-        fields["metrics"]["minutes"] = float(self.options.minutes)
         return Record(
             page=PAGE,
             entry=entry,
             label=label,
             seed=seed,
             **fields,
-            configuration=portable(self.recipe.to_dict() | {"peer": self.entry.peer}),
+            configuration=self.configuration,
             wall_seconds=time.perf_counter() - started,
             **circumstances(),
         )
@@ -212,12 +222,8 @@ class Speedrun:
         limit = TimedSchedule(self.options.minutes)
         fields = train_one(self.recipe, self.entry.peer, [], [], [limit])
         rate = float(self.recipe.training.learning_rate)
-        record = self.record(self.name, self.label, self.options.seed, {**fields, "learning_rate": rate}, started)
-        for one in read_page(PAGE, self.options.records):
-            changed = {k for k, v in own_fields(one).items() if own_fields(record).get(k) != v}
-            if one.entry == self.name and changed:
-                raise ListError(f"runs of {self.name} differ from this one in {', '.join(sorted(changed))}: --name it")
-        return record
+        fields["metrics"]["minutes"] = float(self.options.minutes)
+        return self.record(self.name, self.label, self.options.seed, {**fields, "learning_rate": rate}, started)
 
     def report(self, record: Record) -> None:
         """One number, its yardsticks, and the comparisons."""
@@ -229,7 +235,7 @@ class Speedrun:
         print(f"\n{self.name}, seed {record.seed}: {record.metrics[SCORE]:.4f} bits per byte of half A")
         for name, label in YARDSTICKS.items():
             print(f"{label}, of the same text: {by_name.pop(f'{name}.{self.text}')[0].metrics[SCORE]:.4f}")
-        print("\n".join(comparison_lines(mine, by_name)))
+        print("\n".join(comparison_lines(record, mine, by_name)))
         Report(PAGE, records=self.options.records, results=self.options.results).write()
 
 

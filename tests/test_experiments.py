@@ -28,7 +28,19 @@ import speedrun
 from entries import ListError, at_edge, extend_grid, load_with_overrides, read_list
 from figures import layer_lines, seen_lines
 from one_run import last_evaluation, last_logged
-from records import FORMER, RECORDS, TUNING, Record, RecordError, portable, read_page, read_record, thin, write_record
+from records import (
+    FORMER,
+    MAX_BYTES,
+    RECORDS,
+    TUNING,
+    Record,
+    RecordError,
+    portable,
+    read_page,
+    read_record,
+    thin,
+    write_record,
+)
 from significance import paired, welch
 from tables import Group, difference, results_table
 from texts import first_bytes, prepare_text, read_documents, split_in_halves, write_documents
@@ -196,6 +208,70 @@ def test_a_grid_is_extended_until_the_optimum_lies_inside(make_runner, monkeypat
     runner.run_all()
     assert [rate for _, purpose, rate, _ in tried if purpose == TUNING] == [1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2]
     assert tried[-2:] == [("tuned", "result", 8e-3, False), ("other", "result", 8e-3, False)]
+
+
+@pytest.fixture
+def started(monkeypatch, tmp_path):
+    """Runs only leave a record here; their entries, seeds and learning rates in order."""
+    jobs = []
+
+    def start(runner, job, edge, lock):
+        jobs.append((job.entry.name, job.seed, job.learning_rate))
+        scored = {"eval_bits_per_byte": 2.0 + abs((job.learning_rate or 0.0) - 2e-3)}
+        fields = {"purpose": job.purpose, "learning_rate": job.learning_rate, "seed": job.seed, "metrics": scored}
+        record = make_record(page="tiny", entry=job.entry.name, **fields)
+        write_record(record, tmp_path / "records")
+
+    monkeypatch.setattr(run.Runner, "start", start)
+    return jobs
+
+
+def test_what_a_run_starts_from_is_run_before_it(make_runner, started):
+    """Also with `--only`, for seeds that the other entry does not report, and with the rate that its trials choose."""
+    rates = [1e-3, 2e-3, 4e-3]
+    entries = {
+        "third": {"start_from": "second", "seeds": [1]},
+        "tuned": {"learning_rates": rates, "seeds": 0, "budget_bytes": 3000},
+        "first": {"tuned_with": "tuned", "budget_bytes": 4000},
+        "second": {"start_from": "first"},
+        "unasked": {},
+    }
+    runner = make_runner(entries, only=["third"])
+    assert [(job.entry.name, job.seed) for job in runner.open_jobs()] == [
+        *[("tuned", 0)] * 3,
+        ("first", 1),
+        ("second", 1),
+        ("third", 1),
+    ]
+    runner.run_all()
+    assert started == [
+        *(("tuned", 0, rate) for rate in rates),
+        ("first", 1, 2e-3),
+        ("second", 1, None),
+        ("third", 1, None),
+    ]
+    assert runner.open_jobs() == []
+    runner.run_all()
+    assert len(started) == 6
+    # Trials start from it too.
+    runner = make_runner({"first": {}, "later": {"start_from": "first", "learning_rates": rates}}, only=["later"])
+    started.clear()
+    assert runner.rate(runner.entries[0]) == (2e-3, False)
+    assert started == [("first", 0, None), *(("later", 0, rate) for rate in rates)]
+
+
+def test_what_a_run_starts_from_is_waited_for_where_another_process_runs_it(
+    make_runner, started, monkeypatch, tmp_path
+):
+    runner = make_runner({"first": {}, "second": {"start_from": "first"}}, only=["second"])
+
+    def sleep(seconds):  # meanwhile the other one ends
+        write_record(make_record(page="tiny", entry="first"), tmp_path / "records")
+
+    monkeypatch.setattr(run.time, "sleep", sleep)
+    with run.locked(runner.runs / "first-0.lock"):
+        runner.run_all()
+    assert started == [("second", 0, None)]
 
 
 def test_an_optimum_that_stays_at_the_edge_is_marked():
@@ -367,19 +443,42 @@ def test_a_speedrun_leaves_a_record_a_line_and_a_comparison(make_runner, tmp_pat
     records = {(one.entry, one.seed): one for one in read_page("speedrun", tmp_path / "records")}
     assert len(records) == 6 and records["two.wikitext2", 1].configuration["model"]["hidden_size"] == 16
     assert records["one.wikitext2", 0].steps > 1 and records["one.wikitext2", 0].metrics["minutes"] == 0.01
+    assert "minutes" not in records["ngram.wikitext2", 0].metrics  # it has none to keep
     lines = (tmp_path / "results" / "speedrun.md").read_text(encoding="utf-8").splitlines()
     assert sum(line.startswith(("| one | ", "| two | ", "| xz | ", "| n-grams (counts) | ")) for line in lines) == 4
+    monkeypatch.setattr(speedrun, "train_one", lambda *arguments: pytest.fail("a mistake is found before training"))
     for arguments, message in (
         ([*common, "--name=one"], "is there: give another --seed"),
         ([*common, "--architecture=decoder"], "did you mean 'decoder-only'"),
         ([*common, "--override=width"], "write field=value"),
         (
             [*common, "--seed=2", "--name=one", "--minutes=0.01", "--override=num_hidden_layers=2"],
-            "differ from this one",
+            r"differ from this one in model\.num_hidden_layers: --name it",
+        ),
+        (
+            [*common, "--seed=2", "--name=one", "--override=gradient_accumulation_steps=2"],
+            r"differ from this one in training\.gradient_accumulation_steps: --name it",
         ),
     ):
         with pytest.raises(SystemExit, match=message):
             speedrun.main(arguments)
+
+
+def test_a_speedrun_is_compared_with_runs_of_as_many_minutes_on_such_a_machine():
+    def make(entry, seed, score, minutes=10.0, threads=1):
+        metrics = {"eval_bits_per_byte": score, "minutes": minutes}
+        return make_record(entry=entry, seed=seed, metrics=metrics, machine={"cpu": "one", "threads": threads})
+
+    mine = [make("mine", 0, 1.70), make("mine", 1, 1.71), make("mine", 2, 1.60, threads=2), make("mine", 3, 1.9, 5.0)]
+    other = [make("other", 0, 1.80), make("other", 1, 1.83), make("other", 2, 1.1, threads=2)]
+    for record in mine[:2]:
+        [line] = speedrun.comparison_lines(record, mine, {"other": other})
+        wanted = welch([1.70, 1.71], [1.80, 1.83])
+        assert f"difference {wanted.difference:+.4f}, p = {wanted.p:.2g}; " in line and "2 and 2 seeds" in line
+    [line] = speedrun.comparison_lines(mine[2], mine, {"other": other})
+    assert "1.1000; 1 and 1 seeds" in line
+    [line] = speedrun.comparison_lines(mine[3], mine, {"other": other})
+    assert "no run of as many minutes" in line
 
 
 def test_the_clock_decides_rates_and_the_number_of_steps(monkeypatch):
@@ -435,6 +534,7 @@ def test_nested_overrides_change_one_value_of_a_list():
         ({"a": {"recipe": "hub_configs/none"}}, "no recipe 'hub_configs/none'"),
         ({"a": {"peer": "gpt3"}}, r"no peers/gpt3\.py; did you mean 'gpt2'"),
         ({"a": {"tuned_with": "b"}, "c": {}}, "tuned_with 'b' is no entry here"),
+        ({"a": {"start_from": "b"}, "b": {"start_from": "a"}}, "start_from leads back to a: a → b → a"),
         ({"a": {"learning_rates": [1e-3, 2e-3]}}, "at least three, in ascending order"),
     ],
 )
@@ -466,7 +566,7 @@ def test_every_record_follows_the_schema_and_lies_where_it_belongs(path):
     record = read_record(path)
     assert path == RECORDS / record.page / record.file_name
     text = path.read_text(encoding="utf-8")
-    assert "/home/" not in text and "/work/" not in text and "/tmp/" not in text and len(text) < 24_000
+    assert "/home/" not in text and "/work/" not in text and "/tmp/" not in text and len(text.encode()) <= MAX_BYTES
     if record.source == FORMER and record.purpose == "result":
         assert record.configuration is None and not record.curve
 
@@ -499,6 +599,8 @@ def test_a_record_is_not_replaced_by_a_lesser_run(tmp_path):
     assert path.read_text(encoding="utf-8") == before and [one.name for one in path.parent.iterdir()] == ["one-0.json"]
     write_record(make_record(bytes_seen=10, metrics={"eval_bits_per_byte": 1.0, "extra": 1.0}), tmp_path)
     assert read_record(path).metrics["eval_bits_per_byte"] == 1.0
+    write_record(make_record(), tmp_path, replace=True)
+    assert read_record(path).metrics == {"eval_bits_per_byte": 2.0}
 
 
 def test_what_a_record_says_of_a_run_is_portable_and_small(monkeypatch):
@@ -517,17 +619,26 @@ def test_the_pages_are_what_the_records_give(page):
     assert report.Report(page).problems() == []
 
 
-def test_a_difference_within_the_spread_is_said_to_be_none():
+def test_a_difference_is_said_to_be_one_only_where_p_says_so():
     def group(entry, values):
         return Group([make_record(seed=i, metrics={"bits": value}) for i, value in enumerate(values)])
 
     pair = {"value": "bits", "format": ".2f"}
-    near = difference(group("a", [2.0, 2.2]), group("b", [2.1, 2.2]), pair)
     far = difference(group("a", [1.0, 1.1]), group("b", [2.1, 2.2]), pair)
     single = difference(group("a", [1.0]), group("b", [2.1, 2.2]), pair)
-    assert near.endswith("no difference seen (spread 0.14)")
-    assert far.endswith("1.10 lower (spread 0.07)")
+    assert far.endswith("1.10 lower (p = 0.0041)")
     assert "one seed, so nothing follows" in single
+    # Larger than both standard deviations, 0.06 and 0.21, and still no difference.
+    values = [2.416, 2.424, 2.427], [2.430, 2.436, 2.470]
+    near = difference(*(group("a", ones) for ones in values), pair)
+    comparison = welch(*values)
+    assert f"no difference seen (0.02 lower, p = {comparison.p:.2g}; " in near and comparison.p > 0.05
+    assert near.endswith(f"; {comparison.detectable:.2f} would be seen four times in five)")
+    # Of pairs as well.
+    paired_too = {**pair, "paired": True}
+    alike = difference(group("a", [1.0, 1.2, 1.1]), group("b", [1.1, 1.1, 1.1]), paired_too)
+    assert "no difference seen in 3 pairs of runs (0.00 lower, p = 1; " in alike
+    assert difference(group("a", [1.0]), group("b", [1.1]), paired_too).endswith("1 pair of runs, too few to tell")
 
 
 def test_welch_is_that_of_scipy():
@@ -562,7 +673,9 @@ def test_the_paired_test_is_that_of_scipy_and_matches_seeds():
         name: Group([make_record(seed=s, label=name, metrics={"eval_bits_per_byte": v}) for s, v in values.items()])
         for name, values in {"one": {1: 1.81, 0: 1.80, 3: 1.78}, "other": {0: 1.82, 1: 1.82, 2: 9.0, 3: 1.81}}.items()
     }
-    assert f"0.020 lower in 3 pairs of runs, p = {comparison.p:.2g}" in difference(*groups.values(), metric)
+    assert f"no difference seen in 3 pairs of runs (0.020 lower, p = {comparison.p:.2g}; " in difference(
+        *groups.values(), metric
+    )
     columns = [{**metric, "heading": "p", "against": "other"}]
     assert f"| one | {comparison.p:.3f} |" in results_table(groups, {"entries": list(groups), "columns": columns}, "")
     low, high = stats.ttest_rel(ones, others).confidence_interval()

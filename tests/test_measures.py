@@ -14,11 +14,13 @@ sys.path.insert(0, str(REPOSITORY / "eval" / "experiments"))
 import context_cost
 import measure
 from measures import drafts, masks, probes, realistic, robustness, segments
+from peers.gpt2 import GPT2Peer
 from records import read_page, write_record
 from test_abstractinator import BYTES, build
 from test_experiments import make_record
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from latentlm import EncodzallForMaskedDenoising
 from latentlm.evaluation.segments import inspect
 from latentlm.models.configuration_decoder_only import DecoderOnlyConfig
 from latentlm.models.modeling_decoder_only import DecoderOnlyForCausalLM
@@ -158,6 +160,31 @@ def test_probes_of_a_toy_model_join_the_record_of_its_run(model, run, tmp_path):
     assert record.metrics["eval_bits_per_byte"] == 2.0  # what it was before
     assert record.metrics["probe_current_embedding_0"] > 0.8
     assert {"probe_next_layer_2", "probe_position_layer_1"} <= record.metrics.keys()
+
+
+@pytest.fixture
+def own_class_again():
+    """A peer takes the place of a class for good."""
+    yield
+    AutoModelForCausalLM.register(DecoderOnlyConfig, DecoderOnlyForCausalLM, exist_ok=True)
+
+
+def test_what_is_measured_is_the_model_that_was_trained(tmp_path, own_class_again):
+    """A peer, or a model with another head, and never one with weights by chance."""
+    tiny = {"vocab_size": 260, "hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1}
+    peer = GPT2Peer(DecoderOnlyConfig(**tiny, max_position_embeddings=32))
+    denoiser = EncodzallForMaskedDenoising(AutoConfig.from_pretrained(REPOSITORY / "hub_configs" / "encodzall-tiny"))
+    for model, recipe, name in ((peer, "decoder-only-tiny", "gpt2"), (denoiser, "encodzall-tiny", None)):
+        folder = tmp_path / recipe
+        model.save_pretrained(folder)
+        (folder / "recipe.yaml").write_bytes((REPOSITORY / "hub_configs" / recipe / "recipe.yaml").read_bytes())
+        record = make_record(configuration={"model": {}, "data": {}, "training": {}, "peer": name})
+        if name:
+            with pytest.raises(ValueError, match=r"no weights for .*lm_head.* of DecoderOnlyForCausalLM"):
+                measure.load(make_record(), folder)
+        loaded = measure.load(record, folder)
+        assert type(loaded) is type(model) and not loaded.training
+        torch.testing.assert_close(loaded.state_dict(), model.state_dict(), rtol=0, atol=0)
 
 
 # ---- Segments ----

@@ -16,9 +16,24 @@ from conftest import REPOSITORY
 from huggingface_hub import ModelCard
 from safetensors.torch import save_file
 from training_setup import make_trainer, metrics_of
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    GPT2Config,
+    GPT2LMHeadModel,
+)
 
-from latentlm import EncodzallConfig, EncodzallForMaskedDenoising, EncodzallTokenizer, FSQTokenizer, FSQTokenizerFast
+from latentlm import (
+    ByteTokenizer,
+    EncodzallConfig,
+    EncodzallForMaskedDenoising,
+    EncodzallTokenizer,
+    FSQTokenizer,
+    FSQTokenizerFast,
+)
 from latentlm.cli.publish import main as publish_main
 from latentlm.data.tokenizers import train_bpe
 from latentlm.hub import push
@@ -404,6 +419,26 @@ def test_a_card_of_the_users_own_stays(run):
     (run / CARD_FILE).write_text(mine)
     write_card(run, "org/name")
     assert (run / CARD_FILE).read_text() == mine
+
+
+def test_a_model_of_transformers_itself_gets_a_card(tmp_path):
+    """A recipe may name its type. Its code is in transformers, that of the byte tokenizer in the folder."""
+    config = GPT2Config(
+        n_embd=8, n_layer=1, n_head=2, n_positions=32, vocab_size=259, bos_token_id=257, eos_token_id=258
+    )
+    for name, tokenizer in (("bytes", ByteTokenizer()), ("pieces", train_bpe(["some words of a text"], 300))):
+        folder = tmp_path / name
+        trainer = make_trainer(folder, GPT2LMHeadModel(config))
+        trainer.processing_class = tokenizer
+        trainer.save_model(_internal_call=True)
+        log = {"step": 1, "loss": 2.0, "lm_loss": 2.0, "training_seconds": 1.0}
+        (folder / "metrics.jsonl").write_text(json.dumps(log), encoding="utf-8")
+        trainer.create_model_card()
+        text = (folder / CARD_FILE).read_text(encoding="utf-8")
+        assert "Model type `gpt2`.\n" in text and "of the package latentlm" not in text
+        assert 'AutoModelForCausalLM.from_pretrained("' in text and "contexts of up to 32 tokens" in text
+        assert ("trust_remote_code" in text) == ("the code is in this repository" in text) == (name == "bytes")
+        assert ("tokenization_byte.py" in published_files(folder)) == (name == "bytes")
 
 
 def test_a_trainer_without_a_recipe_writes_a_card_too(tmp_path):

@@ -10,6 +10,7 @@ from transformers import TrainerControl, TrainerState
 
 from latentlm.cli import quickstart
 from latentlm.cli.quickstart import generate_without_latentlm, load_quickstart, main, plan_run, train_for
+from latentlm.hub.files import PublishError
 from latentlm.runs.run_folder import METRICS_FILE
 from latentlm.training import speed_trial, time_limit
 from latentlm.training.run import load_data
@@ -173,12 +174,22 @@ def test_the_recipe_is_the_repository_s():
         (["--minutes", "nan"], "--minutes is 'nan'"),
         (["recipe.yaml"], "unexpected argument 'recipe.yaml'"),
         (["--minuts", "3"], "unknown; did you mean"),
+        (["--streaming", "true", "--max_validation_rows", "2"], "data.streaming is true"),
     ],
 )
 def test_mistakes_are_messages(arguments, message):
     with pytest.raises(SystemExit, match=message) as error:
         main(arguments)
     assert isinstance(error.value.code, str)  # printed, exit status 1
+
+
+def test_a_hub_that_cannot_be_written_to_is_a_message(monkeypatch):
+    def train_for(*arguments):
+        raise PublishError("org/name was not published: there is no token")
+
+    monkeypatch.setattr(quickstart, "train_for", train_for)
+    with pytest.raises(SystemExit, match="latentlm quickstart: org/name was not published: there is no token"):
+        main(["--push_to_hub", "true"])
 
 
 def test_outside_of_a_clone(monkeypatch):

@@ -6,6 +6,7 @@ import pytest
 
 import latentlm
 from latentlm.cli.arguments import parse_command_line
+from latentlm.cli.train import main
 from latentlm.runs import RecipeError, load_recipe
 
 RECIPE = """
@@ -134,6 +135,11 @@ def test_ambiguous_override_lists_both(recipe_file):
         ({"average_tokens_across_devices": "false"}, "average_tokens_across_devices"),
         ({"validation_fraction": "2"}, "validation_fraction"),
         ({"config": "nowhere"}, "no config.json in"),
+        ({"streaming": "true", "max_validation_rows": "2"}, "training.max_steps is -1, but a stream"),
+        (
+            {"streaming": "true", "max_validation_rows": "2", "max_steps": "5", "dataloader_num_workers": "2"},
+            "training.dataloader_num_workers is 2, but each worker would repeat the stream",
+        ),
     ],
 )
 def test_wrong_values_are_errors_that_name_the_field(recipe_file, overrides, message):
@@ -150,6 +156,8 @@ def test_wrong_values_are_errors_that_name_the_field(recipe_file, overrides, mes
         (b"model: {model_type: \xff}", "cannot be read"),
         (b"data: {}\n", "give exactly one of config, model_type, from_pretrained, got none"),
         (b"model: {model_type: decoder_only, config: .}\n", "got config, model_type"),
+        (b"model: {model_type: decoder_only, 1: 2}\n", "1 in section 'model' is no name of a field"),
+        (b"1: {hidden_size: 2}\n", "1 in section 1 is no name"),
     ],
 )
 def test_unreadable_recipes(tmp_path, content, message):
@@ -159,6 +167,24 @@ def test_unreadable_recipes(tmp_path, content, message):
         load_recipe(path)
     with pytest.raises(RecipeError, match="no recipe"):
         load_recipe(tmp_path / "missing.yaml")
+
+
+def test_data_and_model_of_encodzall_split_words_alike(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text("model: {model_type: encodzall, max_word_bytes: 12}\n", encoding="utf-8")
+    with pytest.raises(RecipeError, match=r"data\.max_word_bytes is 16, but it must be that of the model: 12"):
+        load_recipe(path)
+    assert load_recipe(path, {"data.max_word_bytes": "12"}).data.max_word_bytes == 12
+
+
+def test_missing_noise_tables_are_a_message_before_any_work(tmp_path, monkeypatch):
+    """The recipe of a published model can be read all the same."""
+    path = tmp_path / "recipe.yaml"
+    path.write_text("model: {model_type: encodzall}\n", encoding="utf-8")
+    assert load_recipe(path, {"noise_tables": "nope.json"}).training.noise_tables == "nope.json"
+    monkeypatch.setattr("latentlm.training.run.load_data", lambda recipe: pytest.fail("data were read"))
+    with pytest.raises(SystemExit, match=r"latentlm train: training: nope\.json holds no noise tables"):
+        main([str(path), "--noise_tables", "nope.json", "--output_dir", str(tmp_path / "run")])
 
 
 def test_vocabulary_smaller_than_the_tokenizer_s(recipe_file):

@@ -130,6 +130,39 @@ def test_it_loads_without_latentlm_and_gives_the_same(run_with, trained, package
     assert carried == {"configuration_gated_window.py", "modeling_gated_window.py"}
 
 
+CARD = """
+import json, shutil, sys
+from pathlib import Path
+from latentlm.hub.card import write_card
+from latentlm.hub.files import published_files
+from latentlm.hub.push import with_code
+
+run, bare = map(Path, sys.argv[1:])
+write_card(run, "org/name")
+print(*published_files(run))
+bare.mkdir()
+for name in ("model.safetensors", "tokenizer_config.json"):
+    shutil.copy(run / name, bare)
+config = json.loads((run / "config.json").read_text())
+del config["auto_map"]
+(bare / "config.json").write_text(json.dumps(config))
+with with_code(bare) as complete:
+    print(*sorted(path.name for path in complete.iterdir()))
+"""
+
+
+def test_its_card_is_written_and_its_code_published(run_with, trained, package):
+    """Also of a folder without code, as in hub_configs."""
+    published, completed = run_with("-c", CARD, trained, package / "bare").splitlines()
+    code = {"configuration_gated_window.py", "modeling_gated_window.py"}
+    assert code | {"README.md", "model.safetensors", "recipe.yaml"} <= set(published.split())
+    assert code | {"model.safetensors", "tokenization_byte.py"} <= set(completed.split())
+    card = (trained / "README.md").read_text(encoding="utf-8")
+    assert "AutoModelForCausalLM.from_pretrained" in card and "trust_remote_code=True" in card
+    assert "A language model whose layers gate a sum" in card and "Model type `gated_window`.\n" in card
+    assert "pipeline_tag: text-generation" in card and "of the package latentlm" not in card
+
+
 def test_lm_eval_scores_it(run_with, trained, package, shared_data):
     pytest.importorskip("lm_eval", reason="needs the eval extra: pip install 'latentlm[eval]'")
     model = f"pretrained={trained}"

@@ -2,6 +2,8 @@
 
 import ast
 import inspect
+import io
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,8 @@ import pytest
 import torch
 from architectures import ARCHITECTURES, Case, token_ids
 from encodzall_setup import build as build_encodzall
+from rich.console import Console
+from rich.progress import Progress
 from test_encodzall_training import rows_of as encodzall_rows
 from test_fsq_training import CHUNKS
 from test_fsq_training import rows_of as chunk_rows
@@ -18,7 +22,7 @@ from test_fsq_training import small as small_autoencoder
 from torch import nn
 from torch.utils.data import Dataset, IterableDataset
 from training_setup import Rows, make_model, make_trainer, metrics_of, weights_of
-from transformers import Trainer, TrainingArguments
+from transformers import MambaConfig, MambaForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
 import latentlm
 from latentlm import training
@@ -28,6 +32,7 @@ from latentlm.runs import LatentTrainingArguments
 from latentlm.runs.arguments import FIXED_OPTIONS
 from latentlm.training import LatentTrainer
 from latentlm.training.private_methods import PRIVATE_METHODS
+from latentlm.training.rows import EndlessStream
 
 TEXTS = ["Words of a text.", "Some more of them.", "a", "The last words are here."]
 
@@ -147,6 +152,63 @@ def test_rows_without_labels_are_refused(tmp_path):
     rows = [{"input_ids": torch.arange(10)} for _ in range(3)]
     with pytest.raises(ValueError, match="the rows to evaluate have no `labels`, only input_ids"):
         make_trainer(tmp_path).predict(rows)
+
+
+class ReadOnce(IterableDataset):
+    def __init__(self, rows: list):
+        self.rows = iter(rows)
+
+    def __iter__(self):
+        return self.rows
+
+
+@pytest.mark.parametrize(("count", "message"), [(0, "has no rows"), (3, "can be read only once")])
+def test_a_stream_that_ends_for_good_is_an_error(count, message):
+    rows = iter(EndlessStream(ReadOnce(list(range(count)))))
+    assert [next(rows) for _ in range(count)] == list(range(count))
+    with pytest.raises(ValueError, match=rf"train_dataset \(ReadOnce\) {message}"):
+        next(rows)
+
+
+# ---- Samples and the progress bar ----
+
+
+def test_samples_of_a_model_without_a_longest_context(tmp_path):
+    config = MambaConfig(hidden_size=8, num_hidden_layers=1, state_size=2, vocab_size=259)
+    assert not hasattr(config, "max_position_embeddings")
+    options = {"sample_prompts": 1, "sample_prompt_tokens": 4, "sample_new_tokens": 3}
+    trainer = make_trainer(tmp_path, MambaForCausalLM(config), **options)
+    trainer.write_samples()
+    [line] = (tmp_path / "samples.jsonl").read_text(encoding="utf-8").splitlines()
+    assert {"prompt", "greedy", "sampled"} <= json.loads(line).keys()
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_encodzall_writes_no_samples_where_a_process_has_a_part_of_the_weights(tmp_path, monkeypatch, sharded):
+    """By FSDP, or as transformers divides a model while it loads it."""
+    model, rows = model_and_rows("encodzall")
+    options = {"eval_dataset": rows, "processing_class": latentlm.EncodzallTokenizer()}
+    trainer = trainer_for(tmp_path, model, options, sample_prompts=1)
+    monkeypatch.setattr(type(trainer), "is_sharded", sharded)
+    trainer.write_samples()
+    assert (tmp_path / "samples.jsonl").exists() != sharded
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
+def test_the_progress_bar_is_taken_away_whatever_ends_a_run(tmp_path, error):
+    """It hides the cursor, and redirects what is printed."""
+
+    class Failing(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            raise error
+
+    trainer = make_trainer(tmp_path, options={"callbacks": [Failing()]})
+    terminal = io.StringIO()
+    trainer._progress.progress = Progress(console=Console(file=terminal, force_terminal=True))
+    with pytest.raises(error):
+        trainer.train()
+    shown = terminal.getvalue()
+    assert shown.count("\x1b[?25l") == shown.count("\x1b[?25h") == 1  # the cursor is hidden and shown
 
 
 # ---- Arguments of the constructor ----

@@ -106,11 +106,15 @@ def test_command_line_run_resume_and_errors(recipe, tmp_path, capsys):
     results = json.loads((whole / "results.json").read_text())
     assert results["steps"] == 10 and results["parameters"] > 0 and results["peak_memory_bytes"] > 1e6
 
-    # Again: the run is complete. Without a recipe: the one in the checkpoint.
+    # Again: the run is complete, but for the results if it was killed before. Without a recipe: the one in the
+    # checkpoint.
+    (whole / "results.json").unlink()
     weights = (whole / "model.safetensors").read_bytes()
     main([str(recipe), "--output_dir", str(whole), "--save_total_limit", "3"])
     assert "Continuing from" in capsys.readouterr().out
     assert (whole / "model.safetensors").read_bytes() == weights
+    again = json.loads((whole / "results.json").read_text())
+    assert {**again, "peak_memory_bytes": 0} == {**results, "peak_memory_bytes": 0}
     main(["--resume_from_checkpoint", str(whole / "checkpoint-6"), "--output_dir", str(resumed)])
     assert metrics_of(resumed) == metrics_of(whole)
     assert (resumed / "model.safetensors").read_bytes() == weights

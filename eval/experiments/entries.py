@@ -131,6 +131,12 @@ def read_list(page: str, root: Path = HERE) -> ExperimentList:
             raise ListError(
                 f"{path}: entry {entry.name}: best_checkpoint needs halves: one to choose it, one to report"
             )
+    for entry in entries.values():
+        chain = [entry.name]
+        while (base := entries[chain[-1]].start_from) is not None:
+            chain.append(base)
+            if chain.count(base) > 1:
+                raise ListError(f"{path}: entry {entry.name}: start_from leads back to {base}: {' → '.join(chain)}")
     flags = {name: bool(content.get(name, False)) for name in ("halves", "joined")}
     text, budget = dict(content.get("text") or {}), content.get("budget_bytes")
     return ExperimentList(page, text, budget, **flags, entries=entries)

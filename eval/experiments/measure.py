@@ -10,10 +10,31 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from records import RECORDS, REPOSITORY, RESULT, RUN, read_page, write_record
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from records import RECORDS, REPOSITORY, RESULT, RUN, Record, read_page, write_record
+from transformers import AutoConfig, AutoTokenizer
 
-import latentlm  # noqa: F401  registers the architectures
+from latentlm.architectures import architecture
+from latentlm.runs import load_recipe
+
+
+def peer_of(record: Record) -> str:
+    """The peer that took the place of the recipe's model, or nothing."""
+    return (record.configuration or {}).get("peer") or ""
+
+
+def load(record: Record, run: Path) -> Any:
+    """The finished model of a run, with the class that it was trained with.
+
+    Raises:
+        ValueError: if that class has weights that the run has not.
+    """
+    if peer := peer_of(record):
+        importlib.import_module(f"peers.{peer}").prepare(load_recipe(run / "recipe.yaml"))
+    auto_class = architecture(AutoConfig.from_pretrained(run).model_type).trainer_class.auto_class
+    model, found = auto_class.from_pretrained(run, dtype=torch.float32, output_loading_info=True)
+    if found["missing_keys"]:
+        raise ValueError(f"{run}: no weights for {', '.join(sorted(found['missing_keys']))} of {type(model).__name__}")
+    return model.eval()
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -27,13 +48,13 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     measure = importlib.import_module(f"measures.{options.measure}").measure
-    for record in read_page(options.page, options.records):
+    # A peer takes the place of a class for good: those without come first.
+    for record in sorted(read_page(options.page, options.records), key=peer_of):
         run = options.runs.resolve() / options.page / f"{record.entry}-{record.seed}"
         chosen = options.only is None or record.entry in options.only
         if not chosen or (record.source, record.purpose) != (RUN, RESULT) or not (run / "config.json").exists():
             continue
-        model: Any = AutoModelForCausalLM.from_pretrained(run, dtype=torch.float32).eval()
-        measured = measure(model, AutoTokenizer.from_pretrained(run), run)
+        measured = measure(load(record, run), AutoTokenizer.from_pretrained(run), run)
         metrics = {**record.metrics, **measured}
         print(write_record(dataclasses.replace(record, metrics=metrics), options.records), flush=True)
 

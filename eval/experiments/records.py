@@ -170,14 +170,17 @@ def read_page(page: str, records: Path = RECORDS) -> list[Record]:
     return [read_record(path) for path in sorted((records / page).rglob("*.json"))]
 
 
-def write_record(record: Record, records: Path = RECORDS) -> Path:
+def write_record(record: Record, records: Path = RECORDS, replace: bool = False) -> Path:
     """Write a record below the folder of its page, whole or not at all.
+
+    Args:
+        replace: write it also where the one that is there says more.
 
     Raises:
         RecordError: if there is one of a longer run, or with more metrics, or it is too large.
     """
     path = records / record.page / record.file_name
-    if path.exists():
+    if path.exists() and not replace:
         other = read_record(path)
         lost = sorted(other.metrics.keys() - record.metrics.keys())
         if (record.bytes_seen or 0) < (other.bytes_seen or 0) or lost:

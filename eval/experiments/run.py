@@ -77,7 +77,7 @@ class Runner:
         records: folder of records.
         text: where the paths of the list's text begin.
         threads: of each run.
-        only: names of the entries to run, None for all; what they are tuned with is run as well.
+        only: names of the entries to run, None for all; what they are tuned with and start from is run as well.
         seeds: to run of those that an entry names, None for all of them.
     """
 
@@ -109,7 +109,8 @@ class Runner:
         self.runs.mkdir(parents=True, exist_ok=True)
         self.data: dict[int | None, dict[str, dict[str, Any]]] = {}  # of each budget
         with locked(self.runs / "text.lock"):
-            needed = [*self.entries, *filter(None, map(self.tuned, self.entries))]
+            entries = [one for entry in self.entries for one in self.chain(entry)]
+            needed = [*entries, *filter(None, map(self.tuned, entries))]
             for budget in dict.fromkeys(map(experiments.budget, needed)):
                 self.data[budget] = prepare_text(experiments, budget, text, self.runs / "text")
 
@@ -157,18 +158,37 @@ class Runner:
             else (entry if entry.learning_rates else None)
         )
 
+    def chain(self, entry: Entry) -> list[Entry]:
+        """The entry, the one whose models it starts from, the one that this starts from, and so on."""
+        entries = [entry]
+        while (base := entries[-1].start_from) is not None:
+            entries.append(self.experiments.entries[base])
+        return entries
+
+    def base(self, job: Job, rate: float | None = None) -> Job | None:
+        """The run whose finished model a run starts from."""
+        name = job.entry.start_from
+        return None if name is None else Job(self.experiments.entries[name], job.seed, RESULT, rate)
+
     def results(self, entry: Entry, rate: float | None) -> list[Job]:
         return [Job(entry, seed, RESULT, rate) for seed in entry.seeds if self.seeds is None or seed in self.seeds]
 
     def open_jobs(self) -> list[Job]:
         """Everything without a record, as far as it is known: extensions of a grid are not, before its trials ran."""
         jobs: dict[Path, Job] = {}
-        for entry in self.entries:
+
+        def add(entry: Entry, results: list[Job]) -> None:
             source = self.tuned(entry)
-            trials = self.trials(source) if source else []
-            for job in [*trials, *self.results(entry, trials[0].learning_rate if trials else None)]:
-                jobs[self.record_path(job)] = job
-        return [job for path, job in jobs.items() if not path.exists()]
+            for job in [*(self.trials(source) if source else []), *results]:
+                path = self.record_path(job)
+                if not path.exists() and path not in jobs:
+                    if base := self.base(job):
+                        add(base.entry, [base])
+                    jobs[path] = job
+
+        for entry in self.entries:
+            add(entry, self.results(entry, None))
+        return list(jobs.values())
 
     def overrides(self, job: Job) -> dict[str, Any]:
         """Everything that the run changes of its recipe."""
@@ -185,10 +205,8 @@ class Runner:
             changed |= entry.tuning_overrides
         if job.learning_rate is not None:
             changed[(self.tuned(entry) or entry).tuned_field] = job.learning_rate
-        if entry.start_from is not None:
-            changed["from_pretrained"] = str(
-                self.runs / Job(self.experiments.entries[entry.start_from], job.seed, RESULT, None).name
-            )
+        if base := self.base(job):
+            changed["from_pretrained"] = str(self.runs / base.name)
         return {
             "report_to": "none",
             "sample_prompts": 0,
@@ -206,13 +224,16 @@ class Runner:
     # ---- Doing it ----
 
     def run_all(self) -> None:
-        """Run the list in its order: an entry's trials, then its seeds."""
+        """Run the list in its order: an entry's trials, then its seeds; before each what it starts from."""
         for entry in self.entries:
-            rate, edge = None, None
-            if source := self.tuned(entry):
-                rate, edge = self.tune(source)
+            rate, edge = self.rate(entry)
             for job in self.results(entry, rate):
                 self.run(job, edge)
+
+    def rate(self, entry: Entry) -> tuple[float | None, bool | None]:
+        """The learning rate that an entry's trials choose, which are run; None where it is the recipe's own."""
+        source = self.tuned(entry)
+        return self.tune(source) if source else (None, None)
 
     def tune(self, entry: Entry) -> tuple[float, bool]:
         """Run the trials of an entry; the best learning rate, and whether it lies at the edge of the grid."""
@@ -233,6 +254,9 @@ class Runner:
             RunFailed: if it ended with an error.
         """
         record = self.record_path(job)
+        if record.exists():
+            return True
+        self.finish_base(job)
         lock = self.runs / f"{job.name}.lock"
         with locked(lock, wait=False) as file:
             if file is None:
@@ -243,6 +267,16 @@ class Runner:
             self.report_progress(job)
             self.start(job, edge, file)
         return True
+
+    def finish_base(self, job: Job) -> None:
+        """Run what a run starts from, or wait until another process has."""
+        if job.entry.start_from is None:
+            return
+        rate, edge = self.rate(self.experiments.entries[job.entry.start_from])
+        base = self.base(job, rate)
+        assert base is not None
+        while not self.run(base, edge):
+            time.sleep(BUSY_SECONDS)
 
     def start(self, job: Job, edge: bool | None, lock: int) -> None:
         """Train in a process of its own, which holds the lock as long as it lives, also if this one is killed."""

@@ -10,7 +10,7 @@ from typing import Any
 
 from entries import ListError, nearest
 from records import FORMER, MEASURED, RESULT, RUN, TUNING, Record
-from significance import Comparison, paired, welch
+from significance import LEVEL, Comparison, paired, welch
 
 MISSING = "–"
 GENERATION = "generation"  # the page whose records hold speeds of other pages' entries
@@ -307,37 +307,29 @@ def tuning_table(records: Iterable[Record], table: dict[str, Any]) -> str:
 
 
 def differences(groups: dict[str, Group], pairs: Sequence[dict[str, Any]], where: str) -> str:
-    """One line per pair of entries: which is lower and by how much, or that no difference is seen beside the spread."""
+    """One line per pair of entries: which is lower and by how much, or that no difference is seen."""
     return "\n".join(f"- {difference(*pick(groups, pair['entries'], where), pair)}" for pair in pairs)
 
 
 def difference(one: Group, other: Group, pair: dict[str, Any]) -> str:
-    name = pair["value"]
+    """A difference counts as one where p is below `LEVEL`, as a reader of a column with `against` would say."""
+    name, pairs = pair["value"], pair.get("paired", False)
     means = one.mean(name), other.mean(name)
-    heading = f"{one.label} against {other.label}, {pair.get('heading', name)}"
+    heading = f"{one.label} against {other.label}, {pair.get('heading', name)}: "
     if means[0] is None or means[1] is None:
-        return f"{heading}: not measured"
-    if pair.get("paired", False):
-        return f"{heading}: {paired_difference(one, other, pair)}"
-    shown = " and ".join(cell(group, pair) for group in (one, other))
-    spreads = [spread for group in (one, other) if (spread := group.spread(name)) is not None]
-    change = means[0] - means[1]
-    if len(spreads) < 2:
-        return f"{heading}: {shown}; one seed, so nothing follows from the difference of {number(abs(change), pair)}"
-    if abs(change) <= max(spreads):
-        return f"{heading}: {shown}; no difference seen (spread {number(max(spreads), pair)})"
-    word = "lower" if change < 0 else "higher"
-    return f"{heading}: {shown}; {number(abs(change), pair)} {word} (spread {number(max(spreads), pair)})"
-
-
-def paired_difference(one: Group, other: Group, pair: dict[str, Any]) -> str:
-    """The mean difference over pairs of runs, its p, and the difference that so many pairs see."""
-    count = len(one.by_seed(pair["value"]).keys() & other.by_seed(pair["value"]).keys())
-    comparison = compare(one, other, pair["value"], True)
+        return f"{heading}not measured"
+    count, among = len(one.by_seed(name).keys() & other.by_seed(name).keys()), ""
+    if pairs:
+        among = f" in {count} pairs of runs"
+    else:
+        heading += " and ".join(cell(group, pair) for group in (one, other)) + "; "
+    comparison = compare(one, other, name, pairs)
+    if comparison is None and pairs:
+        return f"{heading}{count} pair{'s' * (count != 1)} of runs, too few to tell"
     if comparison is None:
-        return f"{count} pair{'s' * (count != 1)} of runs, too few to tell"
-    word = "lower" if comparison.difference < 0 else "higher"
-    return (
-        f"{number(abs(comparison.difference), pair)} {word} in {count} pairs of runs, p = {comparison.p:.2g}; "
-        f"{number(comparison.detectable, pair)} would be seen four times in five"
-    )
+        return f"{heading}one seed, so nothing follows from the difference of {number(abs(means[0] - means[1]), pair)}"
+    size = f"{number(abs(comparison.difference), pair)} {'lower' if comparison.difference < 0 else 'higher'}"
+    if comparison.p < LEVEL:
+        return f"{heading}{size}{among} (p = {comparison.p:.2g})"
+    could = f"{number(comparison.detectable, pair)} would be seen four times in five"
+    return f"{heading}no difference seen{among} ({size}, p = {comparison.p:.2g}; {could})"

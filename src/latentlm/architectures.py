@@ -169,6 +169,14 @@ def resolve(reference: str) -> Any:
         raise ImportError(f"{reference!r}: {module} has no {name!r}.") from error
 
 
+def find_head(model_type: str, class_name: str) -> tuple[str, Any] | None:
+    """Return the Auto class, by name, and the model class of that name in a row; None if the row has no such head."""
+    for auto_class, reference in architecture(model_type).heads.items():
+        if reference.endswith(f":{class_name}"):
+            return auto_class, resolve(reference)
+    return None
+
+
 def register(row: Architecture) -> None:
     """Add an architecture to the table; from then on it works like those of this package.
 

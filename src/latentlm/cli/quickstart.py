@@ -85,7 +85,10 @@ def load_quickstart(arguments: Sequence[str]) -> tuple["Recipe", float, str, dic
         raise RecipeError(f"--minutes is {value!r}, but it must be a number above 0.")
     prompt = overrides.pop("prompt", PROMPT)
     fields = {"output_dir": OUTPUT_DIR, **overrides}
-    return load_recipe(recipe_file(), fields), minutes, str(prompt), fields
+    recipe = load_recipe(recipe_file(), fields)
+    if getattr(recipe.data, "streaming", False):
+        raise RecipeError("data.streaming is true, but n-grams are counted of all of the text; it must be false.")
+    return recipe, minutes, str(prompt), fields
 
 
 def plan_run(recipe: "Recipe", data: "PreparedData", minutes: float, fields: dict[str, Any]) -> "Recipe":
@@ -161,6 +164,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
         print(f"{__doc__}\n{recipe_help([str(recipe_file()), *arguments])}")
         return
+    from latentlm.hub.files import PublishError
     from latentlm.runs import CheckpointError, RecipeError
     from latentlm.runs.redaction import redact
 
@@ -168,7 +172,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         recipe, minutes, prompt, fields = load_quickstart(arguments)
         train_for(recipe, minutes, fields)
         generate_without_latentlm(str(recipe.training.output_dir), prompt)
-    except (RecipeError, CheckpointError, OSError) as error:
+    except (RecipeError, CheckpointError, PublishError, OSError) as error:
         sys.exit(redact(f"latentlm quickstart: {error}"))
     except KeyboardInterrupt:
         sys.exit("latentlm quickstart: interrupted. The same command continues from the last checkpoint.")

@@ -6,12 +6,13 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
+import transformers
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from transformers import AutoConfig, PreTrainedConfig
 
-import latentlm
+from latentlm.architectures import architecture, find_head
 from latentlm.data.sources import FORMATS, PYTHON_DOCS
 from latentlm.models.block_ngram_embedding import count_ngram_parameters
 from latentlm.runs.checkpoints import write_atomically
@@ -25,7 +26,7 @@ from latentlm.runs.run_folder import (
     read_stored_recipe,
 )
 
-from .files import CARD_FILE, PublishError, published_recipe, read_json, without_local_paths
+from .files import CARD_FILE, PublishError, code_files, published_recipe, read_json, without_local_paths
 
 TEMPLATE = Path(__file__).with_name("model_card.md")
 # A card without this line is the user's own and stays as it is.
@@ -65,15 +66,13 @@ def write_card(folder: Path, repo_id: str, tags: list[str] | None = None, **fiel
 def make_card(folder: Path, repo_id: str, tags: list[str], fields: dict[str, Any]) -> ModelCard:
     """The card of a run, from the files that it left."""
     config: Any = AutoConfig.from_pretrained(folder)
-    model_class = config.architectures[0]
+    auto_class, model_class = head_of(config)
     recipe = read_stored_recipe(folder) or {}
     data = read_json(folder / DATA_FILE)
     metrics = read_metrics(folder)
-    head = f".{model_class}"
-    auto_class = next((name for name, path in config.auto_map.items() if path.endswith(head)), "AutoModel")
     name = repo_id.rsplit("/", 1)[-1]
     with torch.device("meta"):
-        model = getattr(latentlm, model_class)(config)
+        model = model_class(config)
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
     context = getattr(config, "max_position_embeddings", None)
     embeds_texts = (folder / "modules.json").exists()  # what sentence-transformers loads
@@ -97,6 +96,8 @@ def make_card(folder: Path, repo_id: str, tags: list[str], fields: dict[str, Any
         repo_id=repo_id,
         architecture=describe(config),
         model_type=config.model_type,
+        documented=architecture(config.model_type).config.startswith("latentlm."),
+        has_code=bool(code_files(folder)),
         parameters=sum(sizes.values()),
         parameters_without_positions=sum(size for name, size in sizes.items() if "embed_positions" not in name),
         ngram_parameters=count_ngram_parameters(model),
@@ -116,6 +117,21 @@ def make_card(folder: Path, repo_id: str, tags: list[str], fields: dict[str, Any
         recipe=(published_recipe(folder) or "").strip(),
         environment=read_json(folder / ENVIRONMENT_FILE),
     )
+
+
+def head_of(config: PreTrainedConfig) -> tuple[str, Any]:
+    """The Auto class, by name, and the class of the saved model: of the architecture's row, or of transformers itself.
+
+    Raises:
+        ValueError: if neither has it.
+    """
+    [name, *_] = config.architectures or [""]
+    if head := find_head(config.model_type, name):
+        return head
+    model_class = getattr(transformers, name, None)
+    if model_class is None:
+        raise ValueError(f"the class {name!r} is neither of a registered architecture nor of transformers")
+    return "AutoModelForCausalLM" if model_class.can_generate() else "AutoModel", model_class
 
 
 def is_python_docs(data: dict[str, Any]) -> bool:

@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 from transformers.tokenization_utils_base import TOKENIZER_CONFIG_FILE
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME
 
-import latentlm
+from latentlm.architectures import find_head
 from latentlm.runs.redaction import redact
 
 from .card import write_card
@@ -68,10 +68,11 @@ def with_code(folder: Path) -> Iterator[Path]:
     """The folder, or while this lasts a copy that holds the code of its model and tokenizer, if it holds none."""
     config = read_json(folder / CONFIG_NAME)
     names = config.get("architectures") or [""]
-    model_class = getattr(latentlm, names[0], None)
-    if "auto_map" in config or model_class is None:
+    head = find_head(config.get("model_type", ""), names[0])
+    if "auto_map" in config or head is None:
         yield folder
         return
+    _, model_class = head
     with TemporaryDirectory() as name:
         copy = Path(name)
         model_class.from_pretrained(folder).save_pretrained(copy)

@@ -114,6 +114,10 @@ class LatentTrainingArguments(TrainingArguments):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}, but it must be 0 or more.")
 
+    def check_files(self) -> None:
+        """Hook that raises ValueError if a file that the training reads is missing or damaged. A stored recipe may be
+        read where its files are gone, so this is asked before training alone."""
+
     def _check_muon(self) -> None:
         if not self.muon_learning_rate > 0:
             raise ValueError(f"muon_learning_rate is {self.muon_learning_rate}, but it must be above 0.")

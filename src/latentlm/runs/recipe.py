@@ -39,6 +39,7 @@ SECTIONS = ("model", "data", "training")
 MODEL_SOURCES = ("config", "model_type", "from_pretrained")
 # Fields that describe a configuration file itself, and fields that the tokenizer determines.
 BOOKKEEPING = {"architectures", "auto_map", "transformers_version", "model_type", "dtype", "torch_dtype"}
+EQUAL = ("max_word_bytes",)  # fields of the model and of the data section that must have one value
 TOKENIZER_FIELDS = ("pad_token_id", "bos_token_id", "eos_token_id")
 MIN_VOCAB_SIZE = 259  # smallest size of a tokenizer of this package, for the bytes and three special tokens
 
@@ -246,6 +247,7 @@ def load_recipe(path: str | Path, overrides: dict[str, Any] | None = None) -> Re
         arguments = arguments_class(**training)
     except (ValueError, TypeError, ImportError) as error:
         raise RecipeError(f"training: {error}") from error
+    check_together(config, data, arguments)
     return Recipe(
         model=model,
         data=data,
@@ -256,6 +258,30 @@ def load_recipe(path: str | Path, overrides: dict[str, Any] | None = None) -> Re
         max_position_embeddings=getattr(config, "max_position_embeddings", None),
         generation=GenerationConfig.from_pretrained(generation) if generation else None,
     )
+
+
+def check_together(config: PreTrainedConfig, data: SourceConfig, arguments: LatentTrainingArguments) -> None:
+    """Check the fields of several sections that must agree.
+
+    Raises:
+        RecipeError: if they do not.
+    """
+    for name in EQUAL:
+        values = getattr(config, name, None), getattr(data, name, None)
+        if None not in values and values[0] != values[1]:
+            raise RecipeError(f"data.{name} is {values[1]}, but it must be that of the model: {values[0]}.")
+    if not getattr(data, "streaming", False):
+        return
+    if arguments.max_steps <= 0:
+        raise RecipeError(
+            f"training.max_steps is {arguments.max_steps}, but a stream (data.streaming) has no known end: it must be "
+            "above 0."
+        )
+    if arguments.dataloader_num_workers > 1:
+        raise RecipeError(
+            f"training.dataloader_num_workers is {arguments.dataloader_num_workers}, but each worker would repeat the "
+            "stream (data.streaming): it must be 0 or 1."
+        )
 
 
 def read_mapping(path: Path) -> dict[str, Any]:
@@ -277,6 +303,10 @@ def read_mapping(path: Path) -> dict[str, Any]:
         raise RecipeError(f"recipe {path} is not valid YAML: {error}") from error
     if not isinstance(content, dict) or not all(isinstance(v, dict | None) for v in content.values()):
         raise RecipeError(f"recipe {path} must hold mappings named {', '.join(SECTIONS)}.")
+    for section, fields in content.items():
+        for name in (section, *(fields or {})):
+            if not isinstance(name, str):
+                raise RecipeError(f"recipe {path}: {name!r} in section {section!r} is no name of a field.")
     return content
 
 

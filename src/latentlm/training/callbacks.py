@@ -159,6 +159,10 @@ class ConsoleProgress(TrainerCallback):
             self.evaluation = None
 
     def on_train_end(self, args, state, control, **kwargs):
+        self.stop()
+
+    def stop(self) -> None:
+        """Take the bar away, which hides the cursor and redirects what is printed."""
         self.progress.stop()
 
     def on_log(self, args, state, control, logs: dict[str, Any] | None = None, **kwargs):

@@ -69,6 +69,11 @@ class EncodzallTrainingArguments(LatentTrainingArguments):
             check_mixture(self.noise_mixture)
         self.make_pid()
 
+    def check_files(self) -> None:
+        super().check_files()
+        if self.noise_tables is not None:
+            NoiseTables.load(Path(self.noise_tables))
+
     def make_pid(self) -> PIDCallback:
         """Return the controller with these options."""
         return PIDCallback(
@@ -206,7 +211,7 @@ class EncodzallTrainer(LearnedDropoutTrainer):
     def write_samples(self) -> None:
         """Write noisy and repaired beginnings of a few validation rows to `samples.jsonl` and the console."""
         model = self.unwrapped_model
-        if self.processing_class is None or not self.is_world_process_zero() or self.is_fsdp_enabled:
+        if self.processing_class is None or not self.is_world_process_zero() or self.is_sharded:
             return
         for row in self.spread_validation_rows(self.args.sample_prompts):
             ids = torch.as_tensor(row["input_ids"])[None, : self.args.sample_new_tokens].clone()

@@ -1,10 +1,10 @@
 """Datasets for trainers: with filler rows for evaluation, endless streams for training, and evenly spaced rows for
 samples."""
 
+import itertools
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import islice
 from typing import Any
 
 import torch
@@ -79,14 +79,24 @@ class FilledStream(IterableDataset):
 
 
 class EndlessStream(IterableDataset):
-    """A stream that restarts when it ends, so that a resumed run continues after skipping the number of rows read."""
+    """A stream that restarts when it ends, so that a resumed run continues after skipping the number of rows read.
+
+    Raises:
+        ValueError: during iteration, if the stream is empty, or can be read only once.
+    """
 
     def __init__(self, rows: IterableDataset):
         self.rows = rows
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        while True:
-            yield from self.rows
+        for reads in itertools.count():
+            is_empty = True
+            for row in self.rows:
+                is_empty = False
+                yield row
+            if is_empty:
+                problem = "can be read only once" if reads else "has no rows"
+                raise ValueError(f"train_dataset ({type(self.rows).__name__}) {problem}; training reads it repeatedly.")
 
 
 def spread_rows(rows: Any, count: int) -> list[dict[str, Any]]:
@@ -96,7 +106,7 @@ def spread_rows(rows: Any, count: int) -> list[dict[str, Any]]:
         rows = next(iter(rows.values()))
     length = length_of(rows)
     if length is None:
-        return list(islice(rows, count))
+        return list(itertools.islice(rows, count))
     count = min(count, length)
     return [rows[i * length // count] for i in range(count)]
 

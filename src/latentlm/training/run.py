@@ -11,7 +11,16 @@ from latentlm.data import PreparedData
 from latentlm.runs import Recipe, RecipeError
 from latentlm.runs.checkpoints import checkpoint_step
 from latentlm.runs.redaction import redact
-from latentlm.runs.run_folder import check_data, find_start, open_run_folder, plot_curves, read_metrics, write_results
+from latentlm.runs.run_folder import (
+    RESULTS_FILE,
+    check_data,
+    find_start,
+    folder_of,
+    open_run_folder,
+    plot_curves,
+    read_metrics,
+    write_results,
+)
 
 from .trainer import LatentTrainer
 
@@ -49,6 +58,10 @@ def build_trainer(recipe: Recipe, data: PreparedData, callbacks: Sequence[Traine
 def train(recipe: Recipe, callbacks: Sequence[TrainerCallback] = ()) -> LatentTrainer:
     """Train a recipe to its end, from its last checkpoint if there is one, and save the finished model."""
     logging.disable_progress_bar()  # the progress bar of saving would disturb that of the run
+    try:
+        recipe.training.check_files()
+    except ValueError as error:
+        raise RecipeError(f"training: {error}") from error
     start = find_start(recipe)
     data = load_data(recipe)
     if start is not None:
@@ -62,7 +75,8 @@ def train(recipe: Recipe, callbacks: Sequence[TrainerCallback] = ()) -> LatentTr
     trainer.train(resume_from_checkpoint=start)
     trainer.save_model(_internal_call=True)
     if trainer.is_world_process_zero():
-        if trainer.state.global_step > (checkpoint_step(start) if start else 0):
+        trained = trainer.state.global_step > (checkpoint_step(start) if start else 0)
+        if trained or not (folder_of(trainer.args) / RESULTS_FILE).exists():
             write_results(trainer)
         report(trainer)
     if recipe.training.push_to_hub:

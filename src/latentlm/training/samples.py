@@ -46,12 +46,12 @@ def continue_prompts(
         torch.manual_seed(seed)
         for prompt in prompts:
             texts = {"prompt": tokenizer.decode(prompt)}
-            room = model.config.max_position_embeddings - len(prompt)
+            limit = getattr(model.config, "max_position_embeddings", None)
             for kind, do_sample in (("greedy", False), ("sampled", True)):
                 ids = model.generate(
                     prompt[None].to(device),
                     attention_mask=torch.ones_like(prompt[None], device=device),
-                    max_new_tokens=min(new_tokens, room),
+                    max_new_tokens=new_tokens if limit is None else min(new_tokens, limit - len(prompt)),
                     do_sample=do_sample,
                     pad_token_id=tokenizer.pad_token_id,
                     synced_gpus=synced,

@@ -93,7 +93,8 @@ class LatentTrainer(OptimizingTrainer, PublishingTrainer):
         self.add_callback(ExactLogging())
         self.add_callback(MetricsFile())
         self.add_callback(SampleArtifacts())
-        self.add_callback(ConsoleProgress(self.console, bar=not self.args.disable_tqdm))
+        self._progress = ConsoleProgress(self.console, bar=not self.args.disable_tqdm)
+        self.add_callback(self._progress)
         self._evaluation = Counts(self.args.device)
         self._prompts: list[torch.Tensor] | None = None
         self._start_interval()
@@ -138,6 +139,13 @@ class LatentTrainer(OptimizingTrainer, PublishingTrainer):
         return num_bytes.sum(dtype=torch.float64)
 
     # ---- Training ----
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train as `Trainer` does; also after an error or Ctrl-C the terminal is as it was."""
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            self._progress.stop()
 
     def _start_interval(self) -> None:
         """Reset the counts and times of the next log."""
@@ -277,7 +285,10 @@ class LatentTrainer(OptimizingTrainer, PublishingTrainer):
         if self.processing_class is None or not model.can_generate() or not runs:
             return
         if self._prompts is None:
-            longest = min(self.args.sample_prompt_tokens, model.config.max_position_embeddings - 1)
+            limit = getattr(model.config, "max_position_embeddings", None)
+            longest = self.args.sample_prompt_tokens
+            if limit is not None:
+                longest = min(longest, limit - 1)
             self._prompts = choose_prompts(self.spread_validation_rows(self.args.sample_prompts), longest)
         seed = self.args.seed + self.state.global_step
         samples = continue_prompts(
