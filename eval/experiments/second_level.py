@@ -89,6 +89,7 @@ FIXED = {"delta": 1e9, "target_segment_length": None}
 ENTRIES = {
     "vq": Entry("level 2, 1,024 codes", {}),
     "flat": Entry("no level 2: five layers on the codes of level 1", None, 5),
+    "flat-shallow": Entry("no level 2: two layers on the codes of level 1", None, 2),
     "flat-vectors": Entry("no level 2: five layers on the vectors of level 1", None, 5, vectors=True),
     "fixed": Entry("level 2, three codes to a segment by rule", {**FIXED, "max_segment_length": 3}),
     "words": Entry(
@@ -499,7 +500,8 @@ def main(arguments: list[str] | None = None) -> None:
     # What the model of one level says of its own codes, for which its last part was trained along.
     counts["one_level_bits"] = evaluate(Upper(one_level), held_out)["next_code_bits"]
     print({name: round(value, 3) for name, value in counts.items()}, flush=True)
-    suffix = "" if options.bytes is None else f"-{options.bytes}"
+    below = "" if options.level_1.resolve() == LEVEL_1 else f"-{options.level_1.name}"
+    suffix = below + ("" if options.bytes is None else f"-{options.bytes}")
     scored = "" if options.held_out_bytes is None else f"-scored-{options.held_out_bytes}"
     tokens = int(sum(training.lengths[rows].sum() for rows in ordered_rows(training, options.seed)))
     for name in options.entries:
@@ -517,7 +519,7 @@ def main(arguments: list[str] | None = None) -> None:
         record = Record(
             PAGE,
             f"level-2-{name}{suffix}",
-            f"{entry.label}, {training.num_bytes / 1e6:.1f} MB",
+            f"{entry.label}, {training.num_bytes / 1e6:.1f} MB" + (f", of {below[1:]}" if below else ""),
             source=RUN,
             seed=options.seed,
             learning_rate=OPTIMIZER.muon_learning_rate,
