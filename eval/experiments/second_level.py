@@ -500,7 +500,7 @@ def main(arguments: list[str] | None = None) -> None:
     # What the model of one level says of its own codes, for which its last part was trained along.
     counts["one_level_bits"] = evaluate(Upper(one_level), held_out)["next_code_bits"]
     print({name: round(value, 3) for name, value in counts.items()}, flush=True)
-    below = "" if options.level_1.resolve() == LEVEL_1 else f"-{options.level_1.name}"
+    below = "" if options.level_1.resolve() == LEVEL_1 else "-" + options.level_1.name.removesuffix(f"-{options.seed}")
     suffix = below + ("" if options.bytes is None else f"-{options.bytes}")
     scored = "" if options.held_out_bytes is None else f"-scored-{options.held_out_bytes}"
     tokens = int(sum(training.lengths[rows].sum() for rows in ordered_rows(training, options.seed)))
