@@ -3,6 +3,7 @@
 import ast
 import inspect
 import io
+import itertools
 import json
 import re
 from pathlib import Path
@@ -32,7 +33,7 @@ from latentlm.runs import LatentTrainingArguments
 from latentlm.runs.arguments import FIXED_OPTIONS
 from latentlm.training import LatentTrainer
 from latentlm.training.private_methods import PRIVATE_METHODS
-from latentlm.training.rows import EndlessStream
+from latentlm.training.rows import EndlessStream, fill_rounds
 
 TEXTS = ["Words of a text.", "Some more of them.", "a", "The last words are here."]
 
@@ -116,6 +117,8 @@ def test_metrics_and_predictions_get_each_row_once(tmp_path, model_type, stream)
         {"batch_eval_metrics": True},
         {"include_for_metrics": ["inputs"]},
         {"dataloader_drop_last": True},
+        {"train_sampling_strategy": "group_by_length"},
+        {"train_sampling_strategy": "batch_rebalance"},
     ],
     ids=str,
 )
@@ -146,6 +149,12 @@ def test_options_of_the_evaluation_loop(tmp_path, arguments):
     assert metrics["eval_right"] == (predictions[:, :-1] == labels[:, 1:]).sum()
     if trainer.args.include_for_metrics:
         np.testing.assert_array_equal(predictions_seen[0].inputs, batch)
+
+
+def test_a_loop_over_filled_rows_ends():
+    """A sampler by length reads all rows, and knows no length of the dataset."""
+    filled = iter(fill_rounds(Rows(5), 4))
+    assert sum(1 for _ in itertools.islice(filled, 20)) == 8
 
 
 def test_rows_without_labels_are_refused(tmp_path):

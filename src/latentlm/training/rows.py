@@ -60,6 +60,8 @@ class FilledRows(Dataset):
         return math.ceil(len(self.rows) / self.multiple) * self.multiple
 
     def __getitem__(self, index: int) -> dict[str, Any]:
+        if index >= len(self):  # so that a loop over the rows ends, as that of a sampler by length
+            raise IndexError(f"row {index} of {len(self)}")
         return self.rows[index] if index < len(self.rows) else as_filler(self.rows[0])
 
 
