@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -21,7 +22,7 @@ from test_fsq_training import CHUNKS
 from test_fsq_training import rows_of as chunk_rows
 from test_fsq_training import small as small_autoencoder
 from torch import nn
-from torch.utils.data import Dataset, IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 from training_setup import Rows, make_model, make_trainer, metrics_of, weights_of
 from transformers import MambaConfig, MambaForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
@@ -177,6 +178,13 @@ def test_a_stream_that_ends_for_good_is_an_error(count, message):
     assert [next(rows) for _ in range(count)] == list(range(count))
     with pytest.raises(ValueError, match=rf"train_dataset \(ReadOnce\) {message}"):
         next(rows)
+
+
+def test_a_worker_without_a_part_of_a_stream_reads_nothing():
+    """`datasets` divides a stream by its files: here the second worker has none."""
+    rows = datasets.Dataset.from_dict({"row": [0, 1, 2]}).to_iterable_dataset()
+    loader = DataLoader(EndlessStream(rows), batch_size=None, num_workers=2)
+    assert [row["row"] for row in itertools.islice(loader, 5)] == [0, 1, 2, 0, 1]
 
 
 # ---- Samples and the progress bar ----
