@@ -105,7 +105,7 @@ def _local_files(dataset: str) -> list[Path] | None:
     return paths
 
 
-def _sampling(dataset: str, pattern: re.Pattern[str] | None) -> dict[str, str]:
+def _sampling(dataset: str, pattern: re.Pattern[str] | None) -> dict[str, Any]:
     """Return the option with which `datasets` reads each file of a folder of text files as one document, as they are
     read by their names. Without it, each line is a row, which a pattern needs."""
     folder = Path(dataset).expanduser()
@@ -114,7 +114,7 @@ def _sampling(dataset: str, pattern: re.Pattern[str] | None) -> dict[str, str]:
 
 
 def _load_dataset(
-    dataset: str, dataset_config: str | None, split: str, streaming: bool, options: dict[str, str]
+    dataset: str, dataset_config: str | None, split: str, streaming: bool, options: dict[str, Any]
 ) -> datasets.Dataset | datasets.IterableDataset:
     try:
         return datasets.load_dataset(dataset, dataset_config, split=split, streaming=streaming, **options)
