@@ -164,6 +164,11 @@ def test_rows_without_labels_are_refused(tmp_path):
         make_trainer(tmp_path).predict(rows)
 
 
+def test_an_evaluation_without_rows_says_so(tmp_path):
+    with pytest.raises(ValueError, match="there are no rows to evaluate"):
+        make_trainer(tmp_path, evaluation=Rows(0)).evaluate()
+
+
 class ReadOnce(IterableDataset):
     def __init__(self, rows: list):
         self.rows = iter(rows)
