@@ -79,6 +79,25 @@ def test_a_dataset_folder_goes_to_datasets(tmp_path, streaming):
         read(folder, split="test", streaming=streaming)
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_folder_of_text_files_has_a_document_per_file(tmp_path, streaming):
+    """As its files have by their names; `datasets` would make each line a row, without its end."""
+    (tmp_path / "a.txt").write_text("one\n\n= two =\n")
+    (tmp_path / "b.txt").write_text("three\nfour")
+    (tmp_path / "README.md").write_text("About these texts.")
+    assert read(tmp_path, streaming=streaming) == read(tmp_path / "*.txt") == ["one\n\n= two =\n", "three\nfour"]
+    documents = read(tmp_path, streaming=streaming, document_start="^=")
+    assert documents == ["one\n\n", "= two =\nthree\nfour\n"]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize(("name", "content"), [("a.txt", b"one\xff"), ("a.jsonl", b'{"text": "a"}\n{"text": \n')])
+def test_a_damaged_file_of_a_folder_says_so(tmp_path, streaming, name, content):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=r"cannot be read: .*(decode byte 0xff|JSON parse error)"):
+        read(tmp_path, streaming=streaming)
+
+
 def test_fingerprints_follow_the_content(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("one")

@@ -688,6 +688,27 @@ def test_the_paired_test_is_that_of_scipy_and_matches_seeds():
     assert f"| one | -0.020 ± {comparison.margin:.3f} |" in shown and "| other | – |" in shown
 
 
+def test_what_one_of_several_runs_says_is_marked():
+    """A measure may be made of one run of an entry with three; a ratio is that of values of the same run."""
+    alone = [{"metrics": {"bits": 1.5} | ({"noise": 2.0} if seed == 1 else {}), "steps": seed + 1} for seed in range(3)]
+    every = [{"metrics": {"bits": 1.6, "noise": 2.1}, "steps": 2} for _ in range(3)]
+    groups = {
+        name: Group([make_record(seed=seed, label=name, **fields) for seed, fields in enumerate(runs)])
+        for name, runs in (("alone", alone), ("every", every), ("one", every[:1]))
+    }
+    table = {"entries": list(groups), "columns": [{"heading": "noise", "value": "noise", "format": ".1f"}]}
+    shown = results_table(groups, table, "")
+    assert "| alone ¹ | 2.0 |" in shown and "| every | 2.1 ± 0.0 |" in shown and "| one ¹ | 2.1 |" in shown
+    assert results_table(groups, {**table, "entries": ["alone", "one"]}, "").endswith("\n\nOne seed each.")
+    table["columns"] = [
+        {"heading": "bits", "value": "bits"},
+        *table["columns"],
+        {"heading": "seeds", "value": "num_seeds"},
+    ]
+    assert "| alone | 1.500 ± 0.000 | 2.0 |" in results_table(groups, table, "")
+    assert groups["alone"].mean("noise", "steps") == 1.0  # of the second run, and its two steps
+
+
 def test_the_parts_of_a_measure_are_rows_of_a_table():
     metrics = {"raw_words_f1": 0.5, "raw_pieces_f1": 0.25}
     groups = {name: Group([make_record(label=name, metrics=metrics)]) for name in ("one", "other")}

@@ -410,6 +410,32 @@ def test_card_holds_the_numbers_of_the_run(run):
     assert '"org/name", trust_remote_code=True' in card.text
 
 
+def test_card_and_results_are_those_of_the_best_checkpoint(tmp_path):
+    """With `load_best_model_at_end` the weights are not those of the last evaluation."""
+    best = {"load_best_model_at_end": True, "metric_for_best_model": "loss", "greater_is_better": True}
+    options = [f"--{name}={value}" for name, value in best.items()]
+    train_main(
+        [
+            str(write_recipe(tmp_path)),
+            "--output_dir",
+            str(tmp_path / "run"),
+            "--eval_steps=2",
+            "--eval_on_start=false",
+            *options,
+        ]
+    )
+    first, last = (entry for entry in metrics_of(tmp_path / "run") if "eval_loss" in entry)
+    assert first["eval_loss"] > last["eval_loss"] and (first["step"], last["step"]) == (2, 4)
+    weights = [tmp_path / "run" / folder / "model.safetensors" for folder in (".", "checkpoint-2")]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert (results["steps"], results["best_step"], results["eval_loss"]) == (4, 2, first["eval_loss"])
+    write_card(tmp_path / "run", "org/name")
+    card = ModelCard.load(tmp_path / "run" / CARD_FILE)
+    assert card.data.eval_results[0].metric_value == first["eval_loss"]
+    assert "The weights are those of step 2, the best one on the held-out text." in card.text
+
+
 def test_a_card_of_the_users_own_stays(run):
     write_card(run, "org/name")
     write_card(run, "org/other")

@@ -70,6 +70,11 @@ def test_config_folder_is_found_beside_the_recipe(tmp_path):
         ({"lr_scheduler_kwargs": "{min_lr: 1e-5}"}, "training", "lr_scheduler_kwargs", {"min_lr": 1e-5}),
         ({"save_total_limit": "null"}, "training", "save_total_limit", None),
         ({"dataset": "123"}, "data", "dataset", "123"),
+        ({"document_start": "# "}, "data", "document_start", "# "),  # a comment in YAML
+        ({"document_start": "^ = "}, "data", "document_start", "^ = "),  # which drops spaces at the end
+        ({"document_start": "null"}, "data", "document_start", None),
+        ({"document_start": "'# '"}, "data", "document_start", "# "),
+        ({"run_name": "try #3"}, "training", "run_name", "try #3"),
         ({"validation_fraction": "0.2"}, "data", "validation_fraction", 0.2),
     ],
 )

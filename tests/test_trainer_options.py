@@ -3,11 +3,13 @@
 import ast
 import inspect
 import io
+import itertools
 import json
 import re
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -20,7 +22,7 @@ from test_fsq_training import CHUNKS
 from test_fsq_training import rows_of as chunk_rows
 from test_fsq_training import small as small_autoencoder
 from torch import nn
-from torch.utils.data import Dataset, IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 from training_setup import Rows, make_model, make_trainer, metrics_of, weights_of
 from transformers import MambaConfig, MambaForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
@@ -32,7 +34,7 @@ from latentlm.runs import LatentTrainingArguments
 from latentlm.runs.arguments import FIXED_OPTIONS
 from latentlm.training import LatentTrainer
 from latentlm.training.private_methods import PRIVATE_METHODS
-from latentlm.training.rows import EndlessStream
+from latentlm.training.rows import EndlessStream, fill_rounds
 
 TEXTS = ["Words of a text.", "Some more of them.", "a", "The last words are here."]
 
@@ -116,6 +118,8 @@ def test_metrics_and_predictions_get_each_row_once(tmp_path, model_type, stream)
         {"batch_eval_metrics": True},
         {"include_for_metrics": ["inputs"]},
         {"dataloader_drop_last": True},
+        {"train_sampling_strategy": "group_by_length"},
+        {"train_sampling_strategy": "batch_rebalance"},
     ],
     ids=str,
 )
@@ -148,10 +152,21 @@ def test_options_of_the_evaluation_loop(tmp_path, arguments):
         np.testing.assert_array_equal(predictions_seen[0].inputs, batch)
 
 
+def test_a_loop_over_filled_rows_ends():
+    """A sampler by length reads all rows, and knows no length of the dataset."""
+    filled = iter(fill_rounds(Rows(5), 4))
+    assert sum(1 for _ in itertools.islice(filled, 20)) == 8
+
+
 def test_rows_without_labels_are_refused(tmp_path):
     rows = [{"input_ids": torch.arange(10)} for _ in range(3)]
     with pytest.raises(ValueError, match="the rows to evaluate have no `labels`, only input_ids"):
         make_trainer(tmp_path).predict(rows)
+
+
+def test_an_evaluation_without_rows_says_so(tmp_path):
+    with pytest.raises(ValueError, match="there are no rows to evaluate"):
+        make_trainer(tmp_path, evaluation=Rows(0)).evaluate()
 
 
 class ReadOnce(IterableDataset):
@@ -168,6 +183,13 @@ def test_a_stream_that_ends_for_good_is_an_error(count, message):
     assert [next(rows) for _ in range(count)] == list(range(count))
     with pytest.raises(ValueError, match=rf"train_dataset \(ReadOnce\) {message}"):
         next(rows)
+
+
+def test_a_worker_without_a_part_of_a_stream_reads_nothing():
+    """`datasets` divides a stream by its files: here the second worker has none."""
+    rows = datasets.Dataset.from_dict({"row": [0, 1, 2]}).to_iterable_dataset()
+    loader = DataLoader(EndlessStream(rows), batch_size=None, num_workers=2)
+    assert [row["row"] for row in itertools.islice(loader, 5)] == [0, 1, 2, 0, 1]
 
 
 # ---- Samples and the progress bar ----

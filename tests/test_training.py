@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from training_setup import LENGTH, Rows, Stream, make_model, make_trainer, metrics_of, weights_of
 from transformers import AutoModelForCausalLM, TrainerCallback
 from transformers.trainer_callback import ExportableState
@@ -374,6 +375,33 @@ def test_rotation_keeps_complete_checkpoints_and_the_best(tmp_path):
     assert [folder.name for folder in list_checkpoints(tmp_path / "best")] == ["checkpoint-1", "checkpoint-4"]
     state = json.loads((tmp_path / "best" / "checkpoint-1" / "trainer_state.json").read_text())
     assert state["best_model_checkpoint"] == best.state.best_model_checkpoint
+
+
+def test_the_best_checkpoint_is_the_best_of_those_that_were_saved(tmp_path):
+    """Evaluated twice as often as saved, the best step may have no checkpoint. In transformers the one that was best
+    when it was saved remains the best; a run folder may have been moved before a resume."""
+    scores = {1: 9.0, 2: 5.0, 3: 4.0, 4: 6.0, 5: 7.0, 6: 8.0, 7: 8.0, 8: 8.0}
+
+    def train(folder, start=None, **arguments):
+        arguments |= {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 2}
+        trainer = make_trainer(folder, load_best_model_at_end=True, save_total_limit=2, **arguments)
+        evaluate = trainer.evaluate
+        trainer.evaluate = lambda **kw: evaluate(**kw) | {"eval_loss": scores[trainer.state.global_step]}
+        trainer.train(resume_from_checkpoint=start)
+        return trainer
+
+    trainer = train(tmp_path / "run", max_steps=6)
+    assert trainer.state.best_global_step == 3
+    assert trainer.state.best_model_checkpoint == str(tmp_path / "run" / "checkpoint-2")
+    assert [folder.name for folder in list_checkpoints(tmp_path / "run")] == ["checkpoint-2", "checkpoint-6"]
+    best = load_file(tmp_path / "run" / "checkpoint-2" / "model.safetensors")
+    assert all(torch.equal(weight, best[name]) for name, weight in weights_of(trainer).items())
+
+    scores[3] = scores[2]  # so that step 2 is the best one
+    train(tmp_path / "first", max_steps=6)
+    (tmp_path / "first").rename(tmp_path / "moved")
+    trainer = train(tmp_path / "moved", tmp_path / "moved" / "checkpoint-6", max_steps=8)
+    assert trainer.state.best_model_checkpoint == str(tmp_path / "moved" / "checkpoint-2")
 
 
 # ---- The run folder ----

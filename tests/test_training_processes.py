@@ -224,3 +224,9 @@ def test_metrics_and_predictions_of_two_processes_get_each_row_once(processes, t
 def test_two_processes_resume_exactly(processes):
     assert metrics_of(processes / "again") == metrics_of(processes / "whole")
     assert (processes / "whole" / "checkpoint-4" / "rng_state_1.pth").exists()
+
+
+@pytest.mark.two_process
+def test_two_processes_end_with_the_best_checkpoint(processes):
+    """`training_processes.run_best` compares the weights of each."""
+    assert (processes / "best" / "done").exists()

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from safetensors.torch import load_file
 from torch.distributed.tensor import DTensor
 from training_setup import MASKED, Rows, Stream, make_model, make_trainer
 from transformers.distributed import DistributedConfig
@@ -67,6 +68,21 @@ def run_resumed(folder: Path) -> None:
         trainer.train(resume_from_checkpoint=checkpoint)
 
 
+def run_best(folder: Path) -> None:
+    """Both processes end with the best checkpoint, which is the first one here."""
+    best = {"load_best_model_at_end": True, "greater_is_better": True, "save_strategy": "steps", "save_steps": 1}
+    trainer = take_steps(folder, make_model(), **best)
+    assert trainer.state.best_model_checkpoint == str(folder / "checkpoint-1")
+    weights = load_file(folder / "checkpoint-1" / "model.safetensors")
+    for name, parameter in trainer.unwrapped_model.named_parameters():
+        assert torch.equal(parameter, weights[name]), name
+    sharded = latentlm.AREncoderDecoderForCausalLM.from_pretrained(
+        folder / "checkpoint-1", distributed_config=DistributedConfig(fsdp_size=2)
+    )
+    with pytest.raises(ValueError, match="load_best_model_at_end is True"):
+        take_steps(folder / "sharded", sharded, save_only_model=True, **best)
+
+
 def run_evaluation(folder: Path) -> None:
     """What `compute_metrics` and `predict` get: each row once, also where one process has none in its last batch."""
     folder.mkdir(exist_ok=True)
@@ -103,6 +119,8 @@ if __name__ == "__main__":
     run_ddp(folder / "ddp_muon", **MUON)
     run_fsdp(folder / "fsdp_muon", **MUON)
     run_resumed(folder)
+    run_best(folder / "best")
+    (folder / "best" / "done").touch()
     run_evaluation(folder / "evaluation")
     dist.barrier()
     time.sleep(1)  # gloo's threads release their last tensors; destroying the group before hangs

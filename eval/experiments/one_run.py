@@ -20,7 +20,7 @@ from transformers import TrainerCallback
 
 from latentlm.data.config import DataConfig
 from latentlm.runs import Recipe
-from latentlm.runs.run_folder import peak_memory, read_metrics
+from latentlm.runs.run_folder import best_step, peak_memory, read_metrics
 from latentlm.training.run import load_data, train
 from latentlm.training.trainer import LatentTrainer
 
@@ -70,12 +70,13 @@ def last_logged(metrics: list[dict[str, Any]], names: list[str]) -> dict[str, fl
 
 def score_best(trainer: LatentTrainer, recipe: Recipe, text: str) -> dict[str, float]:
     """The results of the best checkpoint, which the trainer has loaded, on another text; and its step."""
-    assert isinstance(recipe.data, DataConfig) and trainer.state.best_global_step is not None
+    step = best_step(trainer)
+    assert isinstance(recipe.data, DataConfig) and step is not None
     data = load_data(dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, validation_dataset=text)))
     scores = trainer.evaluate(data.validation, metric_key_prefix="held_out")  # in the log apart from the run's own
     results = last_evaluation([{name.replace("held_out_", "eval_", 1): value for name, value in scores.items()}])
     results.pop("lowest_bits_per_byte", None)  # that of the run is of the text that chose the checkpoint
-    return results | {"best_step": float(trainer.state.best_global_step)}
+    return results | {"best_step": float(step)}
 
 
 def train_one(

@@ -63,8 +63,11 @@ class Group:
 
     def ratios(self, name: str, per: str | None) -> list[float]:
         """Of each record, a value divided by another one, where `per` names one."""
-        values = self.values(name)
-        return [a / b for a, b in zip(values, self.values(per), strict=False) if b] if per else values
+        if not per:
+            return self.values(name)
+        runs = (Group([record]) for record in self.records)
+        pairs = ((value, other) for run in runs for value in run.values(name) for other in run.values(per))
+        return [value / other for value, other in pairs if other]
 
     def mean(self, name: str, per: str | None = None) -> float | None:
         values = self.ratios(name, per)
@@ -174,6 +177,14 @@ def markdown(header: Sequence[str], rows: Iterable[Sequence[str]], numbers_from:
     return "\n".join("| " + " | ".join(line) + " |" for line in (header, rule, *rows))
 
 
+def is_single(group: Group, columns: Iterable[dict[str, Any]]) -> bool:
+    """Whether columns hold what one run of an entry says: it has no other, or the metrics are those of one alone."""
+    listed = (column["value"] if isinstance(column["value"], list) else [column["value"]] for column in columns)
+    names = [part for values in listed for name in values for part in name.split("|")]
+    counts = [sum(name in record.metrics for record in group.records) for name in names]
+    return group.num_seeds == 1 or (len(group.records) > 1 and max(counts, default=0) == 1)
+
+
 def results_table(groups: dict[str, Group], table: dict[str, Any], where: str) -> str:
     """A table of entries, with a note on those that are one seed; a column of which nothing is known is left out, and
     one with `against` holds the p of the difference to that entry, one with `less` the difference. With `parts`, labels
@@ -182,7 +193,7 @@ def results_table(groups: dict[str, Group], table: dict[str, Any], where: str) -
         return parts_table(groups, table, where)
     chosen = pick(groups, table["entries"], where)
     labels = table.get("labels") or {}
-    single = [group.num_seeds == 1 for group in chosen]
+    single = [is_single(group, table["columns"]) for group in chosen]
     if table.get("mark", True) is False:
         single = [False] * len(chosen)
     mixed = any(single) and not all(single)

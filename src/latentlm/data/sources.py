@@ -58,7 +58,7 @@ def open_source(
     if dataset == PYTHON_DOCS:
         return Source(PYTHON_DOCS, partial(_python_docs, pattern), lambda: _digest(_python_docs(pattern)))
     if paths is None:
-        rows = _load_dataset(dataset, dataset_config, split, streaming)
+        rows = _load_dataset(dataset, dataset_config, split, streaming, _sampling(dataset, pattern))
         documents = partial(_row_documents, rows, dataset, text_column, pattern)
         identity = (dataset, str(dataset_config), split, getattr(rows, "_fingerprint", ""))
         return Source(dataset, documents, lambda: _digest(identity))
@@ -105,11 +105,21 @@ def _local_files(dataset: str) -> list[Path] | None:
     return paths
 
 
+def _sampling(dataset: str, pattern: re.Pattern[str] | None) -> dict[str, Any]:
+    """Return the option with which `datasets` reads each file of a folder of text files as one document, as they are
+    read by their names. Without it, each line is a row, which a pattern needs."""
+    folder = Path(dataset).expanduser()
+    formats = {path.suffix for path in folder.rglob("*")} & FORMATS.keys() if folder.is_dir() else set()
+    return {"sample_by": "document"} if formats == {".txt"} and pattern is None else {}
+
+
 def _load_dataset(
-    dataset: str, dataset_config: str | None, split: str, streaming: bool
+    dataset: str, dataset_config: str | None, split: str, streaming: bool, options: dict[str, Any]
 ) -> datasets.Dataset | datasets.IterableDataset:
     try:
-        return datasets.load_dataset(dataset, dataset_config, split=split, streaming=streaming)
+        return datasets.load_dataset(dataset, dataset_config, split=split, streaming=streaming, **options)
+    except DatasetGenerationError as error:  # a damaged file
+        raise ValueError(f"dataset: {dataset!r} cannot be read: {error.__cause__ or error}") from error
     except (OSError, ValueError) as error:  # not found, no connection; unknown configuration or split
         raise ValueError(
             f"dataset: {dataset!r} is neither {PYTHON_DOCS!r} nor a local {', '.join(FORMATS)} file, and `datasets`"

@@ -20,6 +20,7 @@ from latentlm.runs.run_folder import (
     CURVES_FILE,
     DATA_FILE,
     ENVIRONMENT_FILE,
+    RESULTS_FILE,
     SEGMENTS_FILE,
     plot_curves,
     read_metrics,
@@ -70,6 +71,10 @@ def make_card(folder: Path, repo_id: str, tags: list[str], fields: dict[str, Any
     recipe = read_stored_recipe(folder) or {}
     data = read_json(folder / DATA_FILE)
     metrics = read_metrics(folder)
+    # A finished run may have loaded an earlier checkpoint, its best one; `results.json` is of the weights.
+    results = read_json(folder / RESULTS_FILE)
+    last = next((entry for entry in reversed(metrics) if "eval_loss" in entry), None)
+    evaluation = results if "eval_loss" in results else last
     name = repo_id.rsplit("/", 1)[-1]
     with torch.device("meta"):
         model = model_class(config)
@@ -86,7 +91,7 @@ def make_card(folder: Path, repo_id: str, tags: list[str], fields: dict[str, Any
         "datasets": hub_names(data.get("dataset"), data.get("validation_dataset")),
         "base_model": hub_names(base_model),
         "model_name": name,
-        "eval_results": evaluation_results(metrics, data, auto_class),
+        "eval_results": evaluation_results(evaluation, data, auto_class),
     }
     return ModelCard.from_template(
         ModelCardData(**card_data | fields),
@@ -106,6 +111,7 @@ def make_card(folder: Path, repo_id: str, tags: list[str], fields: dict[str, Any
         auto_class=auto_class,
         embeds_texts=embeds_texts and auto_class == "AutoModelForSeq2SeqLM",
         steps=max((entry["step"] for entry in metrics), default=0),
+        best_step=results.get("best_step"),
         training_time=timedelta(
             seconds=round(next((e["training_seconds"] for e in reversed(metrics) if "loss" in e), 0))
         ),
@@ -222,10 +228,11 @@ def hub_names(*names: str | None) -> list[str] | None:
     return repositories or None
 
 
-def evaluation_results(metrics: list[dict[str, Any]], data: dict[str, Any], auto_class: str) -> list[EvalResult] | None:
-    """The last evaluation, for the model index of the front matter."""
-    last = next((entry for entry in reversed(metrics) if "eval_loss" in entry), None)
-    if last is None:
+def evaluation_results(
+    evaluation: dict[str, Any] | None, data: dict[str, Any], auto_class: str
+) -> list[EvalResult] | None:
+    """The evaluation of the model, for the model index of the front matter."""
+    if evaluation is None:
         return None
     dataset = without_local_paths(data.get("validation_dataset") or data.get("dataset") or "held-out text")
     return [
@@ -236,8 +243,8 @@ def evaluation_results(metrics: list[dict[str, Any]], data: dict[str, Any], auto
             dataset_config=data.get("dataset_config"),
             metric_type=name.removeprefix("eval_"),
             metric_name=label,
-            metric_value=last[name],
+            metric_value=evaluation[name],
         )
         for name, label in (("eval_loss", "loss in nats per token"), ("eval_bits_per_byte", "bits per byte"))
-        if name in last
+        if name in evaluation
     ]

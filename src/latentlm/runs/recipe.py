@@ -436,9 +436,13 @@ def parse_override(section: str, name: str, value: Any, known: dict[str, Any]) -
             parsed = yaml.load(value, RecipeLoader)
         except yaml.YAMLError:
             parsed = value
-        # "0123" is text if the field is text.
-        keep_text = str in allowed and not isinstance(parsed, list | dict) and type(parsed) not in allowed
-        value = value if keep_text else parsed
+        # A text without quotes stays as it is, if the field takes text: "0123", and what YAML would drop, such as a
+        # comment ("# " begins a heading) or a space at the end.
+        if str in allowed and value[:1] not in ("'", '"'):
+            is_text = type(parsed) not in allowed - {str} or value.lstrip().startswith("#")
+            value = value if is_text else parsed
+        else:
+            value = parsed
     return check_field(section, name, value, known)
 
 

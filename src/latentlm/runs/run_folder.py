@@ -22,6 +22,7 @@ from latentlm.models.block_ngram_embedding import count_ngram_parameters
 from .arguments import LatentTrainingArguments
 from .checkpoints import (
     CheckpointError,
+    checkpoint_step,
     find_damage,
     list_checkpoints,
     remove_leftovers,
@@ -216,18 +217,26 @@ def git_revision() -> str | None:
 
 def write_results(trainer: Trainer) -> None:
     """Write `results.json`: steps, parameters, training time in seconds and peak memory of this process in bytes, and
-    the last evaluation."""
-    history = trainer.state.log_history
+    the last evaluation, or with `load_best_model_at_end` that of the loaded checkpoint (`best_step`)."""
+    history, best = trainer.state.log_history, best_step(trainer)
     model = trainer.accelerator.unwrap_model(trainer.model)
+    evaluations = [entry for entry in reversed(history) if "eval_loss" in entry and best in (None, entry["step"])]
     results = {
         "steps": trainer.state.global_step,
+        "best_step": best,
         "parameters": model.num_parameters(),
         "ngram_parameters": count_ngram_parameters(model),  # these are included in "parameters"
         "training_seconds": next((e["training_seconds"] for e in reversed(history) if "loss" in e), 0.0),
         "peak_memory_bytes": peak_memory(trainer.args.device),
-        **next((entry for entry in reversed(history) if "eval_loss" in entry), {}),
+        **(evaluations[0] if evaluations else {}),
     }
     write_atomically(folder_of(trainer.args) / RESULTS_FILE, json.dumps(results, indent=2) + "\n")
+
+
+def best_step(trainer: Trainer) -> int | None:
+    """Return the step of the best checkpoint, which the trainer has loaded at its end, or None if it loaded none."""
+    best = trainer.state.best_model_checkpoint
+    return checkpoint_step(Path(best)) if best and trainer.args.load_best_model_at_end else None
 
 
 def peak_memory(device: torch.device) -> int | None:

@@ -23,10 +23,16 @@ def check_arguments(trainer_class: "type[LatentTrainer]", kwargs: dict[str, Any]
 
 
 def check_parallelism(trainer: "LatentTrainer") -> None:
-    """Raise ValueError if sequences would be split over processes, or tied parameters would be split unevenly."""
+    """Raise ValueError if sequences would be split over processes, tied parameters would be split unevenly, or the best
+    checkpoint would be loaded into a sharded model."""
     for name, size in (("cp_size", trainer.get_cp_size()), ("sp_size", trainer.get_sp_size())):
         if size > 1:
             raise ValueError(f"parallelism_config: {name} is {size}, but rows are not divided here; it must be 1.")
+    if trainer.is_distributed_loading_by_transformers and trainer.args.load_best_model_at_end:
+        raise ValueError(
+            "load_best_model_at_end is True, but transformers cannot load weights into a model that was sharded when "
+            "it was loaded (FSDP2 at load time): it must be False; load the best checkpoint afterwards."
+        )
     if trainer.is_distributed_loading_by_transformers and trainer.model.all_tied_weights_keys:
         vocab_size, parts = trainer.model_config.vocab_size, trainer.args.world_size
         if vocab_size % parts:

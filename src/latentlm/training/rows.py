@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch.utils.data import Dataset, IterableDataset
+from torch.utils.data import Dataset, IterableDataset, get_worker_info
 from transformers import Trainer, default_data_collator
 from transformers.trainer_utils import has_length
 
@@ -60,6 +60,8 @@ class FilledRows(Dataset):
         return math.ceil(len(self.rows) / self.multiple) * self.multiple
 
     def __getitem__(self, index: int) -> dict[str, Any]:
+        if index >= len(self):  # so that a loop over the rows ends, as that of a sampler by length
+            raise IndexError(f"row {index} of {len(self)}")
         return self.rows[index] if index < len(self.rows) else as_filler(self.rows[0])
 
 
@@ -95,6 +97,9 @@ class EndlessStream(IterableDataset):
                 is_empty = False
                 yield row
             if is_empty:
+                worker = get_worker_info()
+                if not reads and worker is not None and worker.id:
+                    return  # a stream of `datasets` with fewer parts than workers leaves the last ones without rows
                 problem = "can be read only once" if reads else "has no rows"
                 raise ValueError(f"train_dataset ({type(self.rows).__name__}) {problem}; training reads it repeatedly.")
 

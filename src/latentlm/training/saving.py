@@ -130,6 +130,7 @@ class SavingTrainer(Trainer):
         self._staging = staging
         try:
             super()._save_checkpoint(model, trial)
+            self._find_best_checkpoint(final)
             if self.args.should_save:
                 self._complete_checkpoint(written, run_folder)
         except Exception as exception:  # a full disk is an OSError, RuntimeError (torch) or SafetensorError
@@ -167,13 +168,19 @@ class SavingTrainer(Trainer):
         assert isinstance(failures, torch.Tensor)
         return failures.item()
 
+    def _find_best_checkpoint(self, final: Path) -> None:
+        """Set the path of the best checkpoint, on all processes: `final`, which is being saved, or an earlier one. If
+        the best step was not saved, the path remains that of the best one that was."""
+        best = final.with_name(f"checkpoint-{self.state.best_global_step}")
+        if best == final or best.is_dir():
+            self.state.best_model_checkpoint = str(best)
+
     def _complete_checkpoint(self, written: Path, run_folder: Path) -> None:
         """Copy the files of the run into a checkpoint, and store the final path of the best checkpoint."""
         for name in RUN_FILES:
             if (run_folder / name).exists():
                 shutil.copyfile(run_folder / name, written / name)
-        if self.state.best_global_step:
-            self.state.best_model_checkpoint = str(run_folder / f"checkpoint-{self.state.best_global_step}")
+        if self.state.best_model_checkpoint:
             self.state.save_to_json(str(written / TRAINER_STATE_NAME))
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:

@@ -261,6 +261,8 @@ class LatentTrainer(OptimizingTrainer, PublishingTrainer):
         self.gather_function = self._gather_real_rows  # Trainer restores its own function after this loop
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         totals = self._evaluation.reduce(self.accelerator)
+        if "rows" not in totals.numbers:
+            raise ValueError("there are no rows to evaluate; leave the dataset out, with eval_strategy 'no'.")
         rows = int(totals.pop("rows").item())
         results = {f"{metric_key_prefix}_{name}": value for name, value in self.evaluation_results(totals).items()}
         return output._replace(metrics={**(output.metrics or {}), **results}, num_samples=rows)
