@@ -13,8 +13,10 @@ from typing import Any
 
 import datasets
 from datasets.exceptions import DatasetGenerationError
+from datasets.packaged_modules.text.text import Text
 
 PYTHON_DOCS = "python_docs"
+SAVED = (datasets.config.DATASET_STATE_JSON_FILENAME, datasets.config.DATASETDICT_JSON_FILENAME)  # by `save_to_disk`
 FORMATS = {".txt": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}  # builders of `datasets`
 
 
@@ -57,8 +59,11 @@ def open_source(
         raise ValueError(f"dataset: {dataset!r} has no split {split!r}; name its files in validation_dataset instead")
     if dataset == PYTHON_DOCS:
         return Source(PYTHON_DOCS, partial(_python_docs, pattern), lambda: _digest(_python_docs(pattern)))
+    folder = Path(dataset).expanduser()
+    location = str(folder) if folder.is_dir() else dataset
+    paths = paths or _text_files(location, dataset_config, split)
     if paths is None:
-        rows = _load_dataset(dataset, dataset_config, split, streaming)
+        rows = _load_dataset(location, dataset_config, split, streaming)
         documents = partial(_row_documents, rows, dataset, text_column, pattern)
         identity = (dataset, str(dataset_config), split, getattr(rows, "_fingerprint", ""))
         return Source(dataset, documents, lambda: _digest(identity))
@@ -105,10 +110,30 @@ def _local_files(dataset: str) -> list[Path] | None:
     return paths
 
 
+def _text_files(dataset: str, dataset_config: str | None, split: str) -> list[Path] | None:
+    """Return the .txt files of a split of a local folder, or None for anything else. `datasets` itself would make every
+    line a document, without its line end."""
+    if not Path(dataset).is_dir():
+        return None
+    try:
+        builder = datasets.load_dataset_builder(dataset, dataset_config)
+    except (OSError, ValueError):  # of which `_load_dataset` makes a message
+        return None
+    files = (builder.config.data_files or {}).get(split)
+    return list(map(Path, files)) if files and isinstance(builder, Text) else None
+
+
 def _load_dataset(
     dataset: str, dataset_config: str | None, split: str, streaming: bool
 ) -> datasets.Dataset | datasets.IterableDataset:
+    folder = Path(dataset)
     try:
+        if any((folder / name).is_file() for name in SAVED):
+            rows = datasets.load_from_disk(dataset)
+            splits = rows if isinstance(rows, datasets.DatasetDict) else {"train": rows}
+            if split not in splits:
+                raise ValueError(f"its splits are {', '.join(splits)}")
+            return splits[split].to_iterable_dataset() if streaming else splits[split]
         return datasets.load_dataset(dataset, dataset_config, split=split, streaming=streaming)
     except (OSError, ValueError) as error:  # not found, no connection; unknown configuration or split
         raise ValueError(
