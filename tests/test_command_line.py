@@ -145,6 +145,14 @@ def test_help_shows_name_type_default_and_text():
     assert "--word_pooling" not in recipe_help(["--help"])
 
 
+def test_help_shows_whole_texts(row):
+    """Also those that list what values mean."""
+    printed = "".join(recipe_help(["--help", "--model_type", row.model_type]).split())
+    fields = [field for fields in sections(row).values() for field in fields]
+    texts = ["".join(field.help.replace("%%", "%").split()) for field in fields]
+    assert [text for text in texts if text not in printed] == [] and "%%" not in printed
+
+
 @pytest.mark.parametrize(
     ("arguments", "model_type"),
     [
