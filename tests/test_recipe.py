@@ -135,6 +135,8 @@ def test_ambiguous_override_lists_both(recipe_file):
         ({"average_tokens_across_devices": "false"}, "average_tokens_across_devices"),
         ({"validation_fraction": "2"}, "validation_fraction"),
         ({"config": "nowhere"}, "no config.json in"),
+        ({"dataset": ["a.txt", "b.txt"]}, "data.dataset has 2 values, but takes one; quote a pattern of files"),
+        ({"learning_rate": ["1", "2"]}, "training.learning_rate is .'1', '2'. .list., but it must be float"),
         ({"streaming": "true", "max_validation_rows": "2"}, "training.max_steps is -1, but a stream"),
         (
             {"streaming": "true", "max_validation_rows": "2", "max_steps": "5", "dataloader_num_workers": "2"},

@@ -473,6 +473,11 @@ def check_field(section: str, name: str, value: Any, known: dict[str, Any]) -> A
             return value
         expected = annotation.__name__ if isinstance(annotation, type) else str(annotation).replace("typing.", "")
         shown = HIDDEN if SECRET_NAME.search(name) else repr(value)
+        if isinstance(value, list) and str in allowed and list not in allowed:
+            raise RecipeError(
+                f"{section}.{name} has {len(value)} values, but takes one; quote a pattern of files ('texts/*.txt'), "
+                "or the shell replaces it by their names."
+            ) from error
         raise RecipeError(
             f"{section}.{name} is {shown} ({type(value).__name__}), but it must be {expected}."
         ) from error
