@@ -93,6 +93,45 @@ def test_every_option_says_what_it_is(module):
                 assert action.help, action
 
 
+FSQ, ABSTRACTINATOR, ENCODZALL = (
+    str(REPOSITORY / "hub_configs" / name)
+    for name in ("fsq-tokenizer-tiny", "abstractinator-wikitext2", "encodzall-wikitext2")
+)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (["inspect", "./nowhere", "x"], "inspect: there is no folder ./nowhere, and no repository on the Hub"),
+        (
+            ["inspect", ENCODZALL, "x"],
+            "encodzall-wikitext2 has the model type encodzall; only these have segments: abstractinator.$",
+        ),
+        (["inspect", FSQ, "x"], "fsq-tokenizer-tiny has the model type fsq_autoencoder; only these have segments"),
+        (["inspect", ABSTRACTINATOR, "x", "--out", "file/x.png"], "inspect: .*'file'"),
+        (["tokenizer", "check", "/nowhere"], "tokenizer: there is no folder /nowhere"),
+        (["tokenizer", "rebuild", "/nowhere", "out"], "tokenizer: there is no folder /nowhere"),
+        (
+            ["tokenizer", "check", ENCODZALL],
+            "encodzall-wikitext2 holds no FSQTokenizer: fsq_vocabulary.json is missing",
+        ),
+        (["tokenizer", "prune", ENCODZALL, "file", "out", "--keep", "300"], "holds no FSQTokenizerFast: "),
+        (["tokenizer", "analyse", FSQ, "file", "out"], "tokenizer: file is empty: it does not say which tokens are"),
+    ],
+)
+def test_mistakes_end_with_a_message(line, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit, match=message):
+        cli.main(line)
+
+
+def test_inspect_makes_the_folder_of_its_picture(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    cli.main(["inspect", ABSTRACTINATOR, "A text.", "--out", "new/segments.html"])
+    assert (tmp_path / "new" / "segments.html").is_file()
+
+
 # ---- Fields of a recipe ----
 
 
