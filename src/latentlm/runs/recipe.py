@@ -138,14 +138,22 @@ class Recipe:
         number generators.
 
         Raises:
-            RecipeError: if the tokenizer does not match the model.
+            RecipeError: if the tokenizer does not match the model, or the attention backend is not there.
         """
         config, missing_keys = self.build_config(tokenizer), None
-        if self.from_pretrained is None:
-            model = auto_class.from_config(config)
-        else:
-            model, loaded = auto_class.from_pretrained(self.from_pretrained, config=config, output_loading_info=True)
-            missing_keys = loaded["missing_keys"]
+        try:
+            if self.from_pretrained is None:
+                model = auto_class.from_config(config)
+            else:
+                model, loaded = auto_class.from_pretrained(
+                    self.from_pretrained, config=config, output_loading_info=True
+                )
+                missing_keys = loaded["missing_keys"]
+        except (ValueError, ImportError) as error:
+            backend = self.model.get("attn_implementation")
+            if backend is None or not re.search("attn|attention", str(error), re.IGNORECASE):
+                raise
+            raise RecipeError(f"model.attn_implementation is {backend!r}: {error}") from error
         if hasattr(model, "load_tokenizer"):
             try:
                 model.load_tokenizer(tokenizer, missing_keys)
