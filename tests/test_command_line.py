@@ -126,6 +126,12 @@ def test_mistakes_end_with_a_message(line, message, tmp_path, monkeypatch):
         cli.main(line)
 
 
+def test_evaluating_what_is_not_there_ends_with_a_message():
+    pytest.importorskip("lm_eval", reason="needs the eval extra: pip install 'latentlm[eval]'")
+    with pytest.raises(SystemExit, match="evaluate: there is no folder /nowhere"):
+        cli.main(["evaluate", "--model", "hf", "--model_args", "pretrained=/nowhere,trust_remote_code=True"])
+
+
 def test_inspect_makes_the_folder_of_its_picture(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     cli.main(["inspect", ABSTRACTINATOR, "A text.", "--out", "new/segments.html"])
