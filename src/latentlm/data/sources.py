@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+from datasets.config import DATASET_STATE_JSON_FILENAME, DATASETDICT_JSON_FILENAME
 from datasets.exceptions import DatasetGenerationError
 from datasets.packaged_modules.text.text import Text
 
 PYTHON_DOCS = "python_docs"
-SAVED = (datasets.config.DATASET_STATE_JSON_FILENAME, datasets.config.DATASETDICT_JSON_FILENAME)  # by `save_to_disk`
+SAVED = (DATASET_STATE_JSON_FILENAME, DATASETDICT_JSON_FILENAME)  # by `save_to_disk`
 FORMATS = {".txt": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}  # builders of `datasets`
 
 
@@ -130,7 +131,7 @@ def _load_dataset(
     try:
         if any((folder / name).is_file() for name in SAVED):
             rows = datasets.load_from_disk(dataset)
-            splits = rows if isinstance(rows, datasets.DatasetDict) else {"train": rows}
+            splits = {"train": rows} if isinstance(rows, datasets.Dataset) else {str(k): v for k, v in rows.items()}
             if split not in splits:
                 raise ValueError(f"its splits are {', '.join(splits)}")
             return splits[split].to_iterable_dataset() if streaming else splits[split]
