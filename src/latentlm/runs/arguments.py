@@ -25,6 +25,10 @@ FIXED_OPTIONS: dict[str, tuple[Any, str]] = {
 }
 
 
+# transformers has these, but does not list them among the installed ones: not at all, or not beside mlflow.
+UNLISTED_TRACKERS = ("flyte", "azure_ml")
+
+
 class OwnOptimizerNames(ExplicitEnum):
     """The values of `optim` in addition to those of transformers."""
 
@@ -126,7 +130,7 @@ class LatentTrainingArguments(TrainingArguments):
         """Raise ValueError if a tracker of `report_to` is not installed. This too is asked before training alone."""
         installed = get_available_reporting_integrations()
         for name in self.report_to or ():
-            if name not in installed:
+            if name not in installed and name not in UNLISTED_TRACKERS:
                 raise ValueError(
                     f"report_to is {name!r}, but no tracker of this name is installed; installed ones: "
                     f"{', '.join(installed) or 'none'} (pip install 'latentlm[tracking]')."
