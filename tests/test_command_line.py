@@ -93,6 +93,51 @@ def test_every_option_says_what_it_is(module):
                 assert action.help, action
 
 
+FSQ, ABSTRACTINATOR, ENCODZALL = (
+    str(REPOSITORY / "hub_configs" / name)
+    for name in ("fsq-tokenizer-tiny", "abstractinator-wikitext2", "encodzall-wikitext2")
+)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (["inspect", "./nowhere", "x"], "inspect: there is no folder ./nowhere, and no repository on the Hub"),
+        (
+            ["inspect", ENCODZALL, "x"],
+            "encodzall-wikitext2 has the model type encodzall; only these have segments: abstractinator.$",
+        ),
+        (["inspect", FSQ, "x"], "fsq-tokenizer-tiny has the model type fsq_autoencoder; only these have segments"),
+        (["inspect", ABSTRACTINATOR, "x", "--out", "file/x.png"], "inspect: .*'file'"),
+        (["tokenizer", "check", "/nowhere"], "tokenizer: there is no folder /nowhere"),
+        (["tokenizer", "rebuild", "/nowhere", "out"], "tokenizer: there is no folder /nowhere"),
+        (
+            ["tokenizer", "check", ENCODZALL],
+            "encodzall-wikitext2 holds no FSQTokenizer: fsq_vocabulary.json is missing",
+        ),
+        (["tokenizer", "prune", ENCODZALL, "file", "out", "--keep", "300"], "holds no FSQTokenizerFast: "),
+        (["tokenizer", "analyse", FSQ, "file", "out"], "tokenizer: file is empty: it does not say which tokens are"),
+    ],
+)
+def test_mistakes_end_with_a_message(line, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit, match=message):
+        cli.main(line)
+
+
+def test_evaluating_what_is_not_there_ends_with_a_message():
+    pytest.importorskip("lm_eval", reason="needs the eval extra: pip install 'latentlm[eval]'")
+    with pytest.raises(SystemExit, match="evaluate: there is no folder /nowhere"):
+        cli.main(["evaluate", "--model", "hf", "--model_args", "pretrained=/nowhere,trust_remote_code=True"])
+
+
+def test_inspect_makes_the_folder_of_its_picture(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    cli.main(["inspect", ABSTRACTINATOR, "A text.", "--out", "new/segments.html"])
+    assert (tmp_path / "new" / "segments.html").is_file()
+
+
 # ---- Fields of a recipe ----
 
 
@@ -143,6 +188,14 @@ def test_help_shows_name_type_default_and_text():
     assert "\n  --noise_strength float = 0.3\n        Strength in [0, 1], at the start where it moves." in printed
     assert "\n  --train_split str = train\n        The configuration of a Hub dataset" in printed
     assert "--word_pooling" not in recipe_help(["--help"])
+
+
+def test_help_shows_whole_texts(row):
+    """Also those that list what values mean."""
+    printed = "".join(recipe_help(["--help", "--model_type", row.model_type]).split())
+    fields = [field for fields in sections(row).values() for field in fields]
+    texts = ["".join(field.help.replace("%%", "%").split()) for field in fields]
+    assert [text for text in texts if text not in printed] == [] and "%%" not in printed
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import json
 
+import datasets
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -80,21 +81,45 @@ def test_a_dataset_folder_goes_to_datasets(tmp_path, streaming):
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_a_folder_of_text_files_has_a_document_per_file(tmp_path, streaming):
-    """As its files have by their names; `datasets` would make each line a row, without its end."""
-    (tmp_path / "a.txt").write_text("one\n\n= two =\n")
-    (tmp_path / "b.txt").write_text("three\nfour")
-    (tmp_path / "README.md").write_text("About these texts.")
-    assert read(tmp_path, streaming=streaming) == read(tmp_path / "*.txt") == ["one\n\n= two =\n", "three\nfour"]
-    documents = read(tmp_path, streaming=streaming, document_start="^=")
-    assert documents == ["one\n\n", "= two =\nthree\nfour\n"]
+def test_a_folder_of_text_files_is_what_the_files_are(tmp_path, streaming, monkeypatch):
+    """`datasets` would make a document of every line."""
+    contents = {"a.txt": "one\r\n\ntwo\n", "b.txt": "three\n= C =\nfour"}
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content.encode())
+    assert read(tmp_path, streaming=streaming) == read(tmp_path / "*.txt") == list(contents.values())
+    monkeypatch.setenv("HOME", str(tmp_path.parent))
+    assert read(f"~/{tmp_path.name}", streaming=streaming) == list(contents.values())
+    assert read(tmp_path, document_start="^= ") == read(tmp_path / "*.txt", document_start="^= ")
+    with pytest.raises(ValueError, match="split 'test'"):
+        read(tmp_path, split="test", streaming=streaming)
+
+
+def test_splits_of_a_folder_of_text_files(tmp_path):
+    for split in ("train", "validation"):
+        (tmp_path / f"{split}.txt").write_text(f"one\n{split}\n", encoding="utf-8")
+    assert read(tmp_path) == ["one\ntrain\n"]
+    assert read(tmp_path, split="validation") == ["one\nvalidation\n"]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_dataset_saved_to_disk(tmp_path, streaming):
+    rows = datasets.Dataset.from_dict({"text": ["a\n", "b"]})
+    rows.save_to_disk(tmp_path / "one")
+    datasets.DatasetDict(train=rows, validation=rows.select([1])).save_to_disk(tmp_path / "splits")
+    for name in ("one", "splits"):
+        assert read(tmp_path / name, streaming=streaming) == ["a\n", "b"]
+    assert read(tmp_path / "splits", split="validation", streaming=streaming) == ["b"]
+    with pytest.raises(ValueError, match=r"split 'test'.*: its splits are train, validation"):
+        read(tmp_path / "splits", split="test", streaming=streaming)
+    with pytest.raises(ValueError, match=r"split 'validation'.*: its splits are train"):
+        read(tmp_path / "one", split="validation", streaming=streaming)
 
 
 @pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize(("name", "content"), [("a.txt", b"one\xff"), ("a.jsonl", b'{"text": "a"}\n{"text": \n')])
 def test_a_damaged_file_of_a_folder_says_so(tmp_path, streaming, name, content):
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(ValueError, match=r"cannot be read: .*(decode byte 0xff|JSON parse error)"):
+    with pytest.raises(ValueError, match=r"not UTF-8 text: invalid byte at offset 3|cannot be read: .*JSON parse error"):
         read(tmp_path, streaming=streaming)
 
 

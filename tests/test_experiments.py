@@ -43,7 +43,7 @@ from records import (
 )
 from significance import paired, welch
 from tables import Group, difference, results_table
-from texts import first_bytes, prepare_text, read_documents, split_in_halves, write_documents
+from texts import first_bytes, locate_text, prepare_text, read_documents, split_in_halves, write_documents
 
 from latentlm.data import DataConfig, prepare_data
 from latentlm.training.run import build_trainer, load_data
@@ -549,6 +549,16 @@ def test_an_entry_of_a_former_revision_is_not_run(make_runner):
     assert [entry.name for entry in runner.entries] == ["b"]
     with pytest.raises(ListError, match="a has options that the code no longer has; revision 8af4c58 runs it"):
         make_runner({"a": {"revision": "8af4c58"}}, only=["a"])
+
+
+def test_a_missing_text_is_an_error_that_names_its_folder(tmp_path):
+    text = {"dataset": "wikitext2/wiki.train.txt", "document_start": "^ = "}
+    with pytest.raises(ListError, match=f"dataset: there is no wikitext2/wiki.train.txt below {tmp_path}; --text"):
+        locate_text(text, tmp_path)
+    (tmp_path / "wikitext2").mkdir()
+    (tmp_path / "wikitext2" / "wiki.train.txt").touch()
+    assert locate_text(text, tmp_path) == text | {"dataset": str(tmp_path / "wikitext2" / "wiki.train.txt")}
+    assert locate_text({"dataset": "python_docs", "tokenizer": "org/name"}, tmp_path)["tokenizer"] == "org/name"
 
 
 def test_the_budget_and_the_halves_of_a_text():

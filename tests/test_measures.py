@@ -1,5 +1,6 @@
 """Measures of eval/experiments on toy models."""
 
+import argparse
 import json
 import math
 import random
@@ -13,7 +14,7 @@ from conftest import REPOSITORY
 sys.path.insert(0, str(REPOSITORY / "eval" / "experiments"))
 import context_cost
 import measure
-from measures import drafts, masks, probes, realistic, robustness, segments
+from measures import drafts, generation, masks, operations, probes, realistic, robustness, segments
 from peers.gpt2 import GPT2Peer
 from records import read_page, write_record
 from test_abstractinator import BYTES, build
@@ -188,6 +189,35 @@ def test_what_is_measured_is_the_model_that_was_trained(tmp_path, own_class_agai
 
 
 # ---- Segments ----
+
+
+@pytest.mark.parametrize(("context", "prompt", "new"), [(16, 8, 8), (100, 86, 14), (300, 86, 128)])
+def test_speed_is_measured_in_any_context(context, prompt, new, monkeypatch):
+    """Whether the prompt, or the prompt and what follows it, is longer."""
+    sizes = {"vocab_size": 259, "hidden_size": 8, "num_attention_heads": 2, "num_hidden_layers": 1}
+    model, calls = DecoderOnlyForCausalLM(DecoderOnlyConfig(**sizes, max_position_embeddings=context)), []
+    generate = model.generate
+
+    def count(ids, max_new_tokens, **limits):
+        calls.append((ids.shape[1], max_new_tokens))
+        return generate(ids, max_new_tokens=max_new_tokens, **limits)
+
+    monkeypatch.setattr(model, "generate", count)
+    assert generation.measure(model, ByteTokenizer(), None)["generation_bytes_per_second"] > 0
+    assert calls == [(prompt, new)] * generation.REPEATS
+
+
+def test_operations_of_a_model_without_a_longest_context(monkeypatch):
+    """A recurrent one, say."""
+
+    class Recurrent(torch.nn.Linear):
+        config = argparse.Namespace()
+
+        def forward(self, ids, **options):
+            return argparse.Namespace(loss=super().forward(ids.unsqueeze(-1).float()).sum())
+
+    monkeypatch.setattr(operations, "read_metrics", lambda run: [])
+    assert operations.measure(Recurrent(1, 3), None, None)["mflop_a_byte_forward"] == pytest.approx(6e-6)
 
 
 def test_cuts_are_counted_against_units_in_bytes():

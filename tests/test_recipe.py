@@ -3,8 +3,10 @@
 from pathlib import Path
 
 import pytest
+from transformers import AutoModelForCausalLM
 
 import latentlm
+from latentlm import ByteTokenizer
 from latentlm.cli.arguments import parse_command_line
 from latentlm.cli.train import main
 from latentlm.runs import RecipeError, load_recipe
@@ -139,7 +141,10 @@ def test_ambiguous_override_lists_both(recipe_file):
         ({"label_smoothing_factor": "0.1"}, "label_smoothing_factor is 0.1"),
         ({"average_tokens_across_devices": "false"}, "average_tokens_across_devices"),
         ({"validation_fraction": "2"}, "validation_fraction"),
+        ({"per_device_train_batch_size": "0"}, "per_device_train_batch_size is 0, but it must be at least 1"),
         ({"config": "nowhere"}, "no config.json in"),
+        ({"dataset": ["a.txt", "b.txt"]}, "data.dataset has 2 values, but takes one; quote a pattern of files"),
+        ({"learning_rate": ["1", "2"]}, "training.learning_rate is .'1', '2'. .list., but it must be float"),
         ({"streaming": "true", "max_validation_rows": "2"}, "training.max_steps is -1, but a stream"),
         (
             {"streaming": "true", "max_validation_rows": "2", "max_steps": "5", "dataloader_num_workers": "2"},
@@ -190,6 +195,39 @@ def test_missing_noise_tables_are_a_message_before_any_work(tmp_path, monkeypatc
     monkeypatch.setattr("latentlm.training.run.load_data", lambda recipe: pytest.fail("data were read"))
     with pytest.raises(SystemExit, match=r"latentlm train: training: nope\.json holds no noise tables"):
         main([str(path), "--noise_tables", "nope.json", "--output_dir", str(tmp_path / "run")])
+
+
+@pytest.mark.parametrize("name", ["frob", "neptune"])
+def test_missing_trackers_are_a_message_before_any_work(recipe_file, tmp_path, monkeypatch, name):
+    """The recipe of a published model can be read all the same."""
+    assert load_recipe(recipe_file, {"report_to": name}).training.report_to == [name]
+    monkeypatch.setattr("latentlm.training.run.load_data", lambda recipe: pytest.fail("data were read"))
+    with pytest.raises(SystemExit, match=f"train: training: report_to is '{name}', but no tracker .* is installed"):
+        main([str(recipe_file), "--report_to", name, "--output_dir", str(tmp_path / "run")])
+
+
+@pytest.mark.parametrize("backend", ["frob", "flash_attention_2"])
+def test_a_missing_attention_backend_is_a_message(recipe_file, backend):
+    recipe = load_recipe(recipe_file, {"attn_implementation": backend})
+    with pytest.raises(RecipeError, match=f"model.attn_implementation is '{backend}': "):
+        recipe.build_model(ByteTokenizer(), AutoModelForCausalLM)
+
+
+@pytest.mark.parametrize("name", ["file", "file/run"])
+def test_a_file_in_place_of_a_run_folder_is_a_message(recipe_file, tmp_path, name):
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit, match=r"training\.output_dir \S+: \S+/file is a file; name a folder"):
+        main([str(recipe_file), "--output_dir", str(tmp_path / name)])
+
+
+def test_a_run_folder_that_cannot_be_made_is_a_message(recipe_file, tmp_path, monkeypatch):
+    def refuse(*arguments, **options):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("latentlm.training.run.load_data", lambda recipe: None)
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with pytest.raises(SystemExit, match=r"training\.output_dir \S+/run cannot be made: Permission denied"):
+        main([str(recipe_file), "--output_dir", str(tmp_path / "run")])
 
 
 def test_vocabulary_smaller_than_the_tokenizer_s(recipe_file):

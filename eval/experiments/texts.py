@@ -11,6 +11,7 @@ from entries import ExperimentList, ListError
 
 from latentlm.data.config import SourceConfig
 from latentlm.data.prepare import open_sources
+from latentlm.data.sources import FORMATS
 from latentlm.data.splitting import split_by_hash
 
 SOURCE_FIELDS = ("dataset_config", "text_column", "document_start", "validation_fraction", "drop_repeated_paragraphs")
@@ -18,11 +19,21 @@ PATHS = ("dataset", "validation_dataset", "tokenizer")
 
 
 def locate_text(text: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """The fields of `text` with paths, or patterns of them, that lie below `folder` written out."""
-    return {
-        name: str(folder / value) if name in PATHS and glob.glob(str(folder / value)) else value
-        for name, value in text.items()
-    }
+    """The fields of `text` with paths, or patterns of them, that lie below `folder` written out.
+
+    Raises:
+        ListError: for a file that is neither there nor below the working folder.
+    """
+    located = dict(text)
+    for name in PATHS:
+        value = text.get(name)
+        if value is None:
+            continue
+        if glob.glob(str(folder / value)):
+            located[name] = str(folder / value)
+        elif Path(value).suffix in FORMATS and not glob.glob(value):
+            raise ListError(f"{name}: there is no {value} below {folder}; --text names the folder of the texts")
+    return located
 
 
 def prepare_text(
@@ -34,7 +45,7 @@ def prepare_text(
     With halves, half of the validation documents (by bytes) are in half A, the others in half B.
 
     Raises:
-        ListError: if there is less training text than the budget.
+        ListError: if there is less training text than the budget, or a file is missing.
     """
     text = locate_text(experiments.text, folder)
     if budget is None and not experiments.halves:

@@ -13,12 +13,16 @@ NEW, REPEATS = 128, 3  # tokens; the fastest time counts
 
 
 def measure(model: Any, tokenizer: Any, run: Path | None) -> dict[str, float]:
-    """Nothing of a model that cannot generate. A token of several bytes counts as many as those of the training text
-    have on average; without a run, one."""
+    """Nothing of a model that cannot generate. Where the prompt does not fit the context, half a context of it is read.
+    A token of several bytes counts as many as those of the training text have on average; without a run, one."""
     if not getattr(model, "can_generate", bool)():
         return {}
     ids = tokenizer(PROMPT, return_tensors="pt").input_ids.to(next(model.parameters()).device)
-    limits = {"max_new_tokens": NEW, "min_new_tokens": NEW, "do_sample": False}
+    context = getattr(model.config, "max_position_embeddings", None) or ids.shape[1] + NEW
+    if ids.shape[1] >= context:
+        ids = ids[:, : context // 2]
+    new = min(NEW, context - ids.shape[1])
+    limits = {"max_new_tokens": new, "min_new_tokens": new, "do_sample": False}
     seconds = []
     for _ in range(REPEATS):
         started = time.process_time()

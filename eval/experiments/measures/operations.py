@@ -14,7 +14,7 @@ BEGIN = 257
 
 def measure(model: Any, tokenizer: Any, run: Path) -> dict[str, float]:
     """In millions, on rows of random tokens."""
-    length = min(LENGTH, model.config.max_position_embeddings)
+    length = min(LENGTH, getattr(model.config, "max_position_embeddings", None) or LENGTH)
     ids = torch.randint(0, 256, (ROWS, length), generator=torch.Generator().manual_seed(0))
     ids[:, 0] = BEGIN
     ids = ids.to(next(model.parameters()).device)

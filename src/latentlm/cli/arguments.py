@@ -1,6 +1,7 @@
-"""Command lines of recipe fields, which `train` and `quickstart` take."""
+"""Command lines of recipe fields, which `train` and `quickstart` take, and folders or names on the Hub."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 
@@ -30,3 +31,18 @@ def parse_command_line(arguments: Sequence[str]) -> tuple[str | None, dict[str, 
         else:
             raise RecipeError(f"unexpected argument {argument!r}; fields are written --name value.")
     return path, {name: values[0] if len(values) == 1 else values or "true" for name, values in overrides.items()}
+
+
+def check_place(place: str | Path) -> None:
+    """
+    Raises:
+        ValueError: for what is neither a folder nor a name that a repository on the Hub can have.
+    """
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+    if Path(place).is_dir():
+        return
+    try:
+        validate_repo_id(str(place))
+    except HFValidationError as error:
+        raise ValueError(f"there is no folder {place}, and no repository on the Hub can have this name") from error

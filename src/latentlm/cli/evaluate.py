@@ -5,6 +5,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from .arguments import check_place
+
 # lm-eval's names of its `hf` model, which scores the begin token of a whole text as if it were text.
 HF_NAMES = ("hf", "hf-auto", "huggingface")
 DEFAULT_TASKS = ("lambada_openai", "hellaswag", "arc_easy")
@@ -56,6 +58,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         arguments = ["run", "--help"]  # the fields, not lm-eval's list of commands
     try:
         options = parse_arguments(arguments)
+        place = (getattr(options, "model_args", None) or {}).get("pretrained")
+        if place is not None:
+            check_place(place)
     except (FileNotFoundError, TypeError, ValueError) as error:
         raise SystemExit(f"latentlm evaluate: {error}") from error
     from lm_eval.utils import setup_logging

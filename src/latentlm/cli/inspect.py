@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from .arguments import check_place
+
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
@@ -32,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = build_parser().parse_args(arguments)
     if options.out.suffix not in (".png", ".html"):
         sys.exit(f"latentlm inspect: --out is {options.out}, but must end with .png or .html.")
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     from latentlm.architectures import ARCHITECTURES, architecture, resolve
     from latentlm.evaluation.segments import draw, segments_of_codes, write_html
@@ -40,17 +42,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         is_file = os.path.isfile(options.text)  # that of a path is an error where the text is long
         whole = Path(options.text).read_bytes() if is_file else options.text.encode("utf-8", "surrogateescape")
+        check_place(options.model)
         loader: Any = AutoModelForCausalLM
-        model = loader.from_pretrained(options.model, trust_remote_code=options.trust_remote_code)
-        data = whole[: min(options.bytes, model.config.max_position_embeddings - 1)]  # and the begin
-        inspect = architecture(model.config.model_type).inspection
+        trusted = {"trust_remote_code": options.trust_remote_code}
+        config: Any = AutoConfig.from_pretrained(options.model, **trusted)
+        inspect = architecture(config.model_type).inspection
         if inspect is None:
             can = ", ".join(name for name, row in ARCHITECTURES.items() if row.inspection is not None)
-            raise ValueError(f"{options.model} is a {model.config.model_type}; only these have segments: {can}.")
+            raise ValueError(
+                f"{options.model} has the model type {config.model_type}; only these have segments: {can}."
+            )
+        model = loader.from_pretrained(options.model, **trusted)
+        data = whole[: min(options.bytes, config.max_position_embeddings - 1)]  # and the begin
         inspection = resolve(inspect)(model, data)
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        (draw if options.out.suffix == ".png" else write_html)(inspection, options.out)
     except (OSError, ValueError) as error:
         sys.exit(f"latentlm inspect: {error}")
-    (draw if options.out.suffix == ".png" else write_html)(inspection, options.out)
     for level in range(len(inspection.segments)):
         pieces = inspection.pieces(level)
         print(f"level {level + 1}: {len(pieces)} segments of {len(data) / len(pieces):.1f} bytes")

@@ -15,7 +15,6 @@ from latentlm.architectures import ARCHITECTURES, Architecture, architecture
 from .sources import Field, class_named_by, fields_of
 
 WIDTH = 110
-LONG = 240  # characters; of a longer text the first sentence is shown
 NO_CONFIG = "transformers:PreTrainedConfig"
 # Fields of the model section that the configuration does not declare.
 MODEL_FIELDS = [
@@ -52,9 +51,7 @@ def describe(field: Field) -> Iterator[str]:
     """The lines of one field."""
     kind = re.sub(r"Literal\[([^]]*)\]", r"\1", field.type)
     yield f"  --{field.name} {kind} = {field.default}"
-    text = field.help or "As everywhere in transformers."
-    if len(text) > LONG:
-        text = re.split(r"(?<=[.:]) ", text)[0]
+    text = (field.help or "As everywhere in transformers.").replace("%%", "%")  # transformers writes for argparse
     yield from textwrap.wrap(text, WIDTH, initial_indent=" " * 8, subsequent_indent=" " * 8)
 
 

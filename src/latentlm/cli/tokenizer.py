@@ -15,6 +15,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from .arguments import check_place
+
 RUN = "folder of the trained run"
 TOKENIZER = "folder of the tokenizer"
 
@@ -57,6 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from latentlm.training.fsq_tokenizer import build, prune, rebuild
 
     try:
+        check_place(options.run if "run" in options else options.tokenizer)
         if options.command == "build":
             build(options.run, options.out, options.segmentation)
         elif options.command == "rebuild":

@@ -23,7 +23,7 @@ class SourceConfig:
     """
 
     # "python_docs" (the documentation that comes with Python, without a download), a path or glob of .txt, .jsonl,
-    # .json or .parquet files, or an argument of `datasets.load_dataset` (a name on the Hub or a local dataset folder).
+    # .json or .parquet files, a folder of them or of `save_to_disk` of `datasets`, or the name of a dataset on the Hub.
     dataset: str = "python_docs"
     # The configuration of a Hub dataset (such as "wikitext-2-raw-v1"), and the split to train on.
     dataset_config: str | None = None

@@ -12,9 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+from datasets.config import DATASET_STATE_JSON_FILENAME, DATASETDICT_JSON_FILENAME
 from datasets.exceptions import DatasetGenerationError
+from datasets.packaged_modules.text.text import Text
 
 PYTHON_DOCS = "python_docs"
+SAVED = (DATASET_STATE_JSON_FILENAME, DATASETDICT_JSON_FILENAME)  # by `save_to_disk`
 FORMATS = {".txt": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}  # builders of `datasets`
 
 
@@ -57,8 +60,11 @@ def open_source(
         raise ValueError(f"dataset: {dataset!r} has no split {split!r}; name its files in validation_dataset instead")
     if dataset == PYTHON_DOCS:
         return Source(PYTHON_DOCS, partial(_python_docs, pattern), lambda: _digest(_python_docs(pattern)))
+    folder = Path(dataset).expanduser()
+    location = str(folder) if folder.is_dir() else dataset
+    paths = paths or _text_files(location, dataset_config, split)
     if paths is None:
-        rows = _load_dataset(dataset, dataset_config, split, streaming, _sampling(dataset, pattern))
+        rows = _load_dataset(location, dataset_config, split, streaming)
         documents = partial(_row_documents, rows, dataset, text_column, pattern)
         identity = (dataset, str(dataset_config), split, getattr(rows, "_fingerprint", ""))
         return Source(dataset, documents, lambda: _digest(identity))
@@ -105,19 +111,31 @@ def _local_files(dataset: str) -> list[Path] | None:
     return paths
 
 
-def _sampling(dataset: str, pattern: re.Pattern[str] | None) -> dict[str, Any]:
-    """Return the option with which `datasets` reads each file of a folder of text files as one document, as they are
-    read by their names. Without it, each line is a row, which a pattern needs."""
-    folder = Path(dataset).expanduser()
-    formats = {path.suffix for path in folder.rglob("*")} & FORMATS.keys() if folder.is_dir() else set()
-    return {"sample_by": "document"} if formats == {".txt"} and pattern is None else {}
+def _text_files(dataset: str, dataset_config: str | None, split: str) -> list[Path] | None:
+    """Return the .txt files of a split of a local folder, or None for anything else. `datasets` itself would make every
+    line a document, without its line end."""
+    if not Path(dataset).is_dir():
+        return None
+    try:
+        builder = datasets.load_dataset_builder(dataset, dataset_config)
+    except (OSError, ValueError):  # of which `_load_dataset` makes a message
+        return None
+    files = (builder.config.data_files or {}).get(split)
+    return list(map(Path, files)) if files and isinstance(builder, Text) else None
 
 
 def _load_dataset(
-    dataset: str, dataset_config: str | None, split: str, streaming: bool, options: dict[str, Any]
+    dataset: str, dataset_config: str | None, split: str, streaming: bool
 ) -> datasets.Dataset | datasets.IterableDataset:
+    folder = Path(dataset)
     try:
-        return datasets.load_dataset(dataset, dataset_config, split=split, streaming=streaming, **options)
+        if any((folder / name).is_file() for name in SAVED):
+            rows = datasets.load_from_disk(dataset)
+            splits = {"train": rows} if isinstance(rows, datasets.Dataset) else {str(k): v for k, v in rows.items()}
+            if split not in splits:
+                raise ValueError(f"its splits are {', '.join(splits)}")
+            return splits[split].to_iterable_dataset() if streaming else splits[split]
+        return datasets.load_dataset(dataset, dataset_config, split=split, streaming=streaming)
     except DatasetGenerationError as error:  # a damaged file
         raise ValueError(f"dataset: {dataset!r} cannot be read: {error.__cause__ or error}") from error
     except (OSError, ValueError) as error:  # not found, no connection; unknown configuration or split

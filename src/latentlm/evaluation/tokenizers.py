@@ -155,8 +155,15 @@ class Analysis:
 
 
 def analyse_tokenizer(folder: Path, text: Path, out: Path) -> None:
-    """Write `analysis.md` and its figures to `out`, with the analysis of a tokenizer on a text file."""
-    analysis = analyse(*load_pair(folder), text.read_text(encoding="utf-8"))
+    """Write `analysis.md` and its figures to `out`, with the analysis of a tokenizer on a text file.
+
+    Raises:
+        ValueError: if the file is empty.
+    """
+    content = text.read_text(encoding="utf-8")
+    if not content:
+        raise ValueError(f"{text} is empty: it does not say which tokens are used")
+    analysis = analyse(*load_pair(folder), content)
     out.mkdir(parents=True, exist_ok=True)
     plot_use(analysis.use, analysis.numbers["tokens"], out / "use.png")
     plot_digits(analysis.digits, out / "digits.png")

@@ -64,6 +64,9 @@ class LosslessDecoding(PreTrainedTokenizerBase if TYPE_CHECKING else object):
         """
         if resolved_vocab_files.get("tokenizer_config_file") is None:
             raise OSError(f"{name} holds no tokenizer: tokenizer_config.json is missing; a run saves it with its model")
+        vocabulary = cls.vocab_files_names.get("vocab_file")
+        if vocabulary is not None and resolved_vocab_files.get("vocab_file") is None:
+            raise OSError(f"{name} holds no {cls.__name__}: {vocabulary} is missing")
         return super()._from_pretrained(resolved_vocab_files, name, *args, **kwargs)
 
     def _set_names(self, token_names: list[str]) -> None:

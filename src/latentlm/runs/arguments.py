@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from transformers import TrainingArguments
+from transformers.integrations.integration_utils import get_available_reporting_integrations
 from transformers.trainer_utils import HubStrategy, SchedulerType
 from transformers.training_args import OptimizerNames
 from transformers.utils import logging
@@ -22,6 +23,10 @@ FIXED_OPTIONS: dict[str, tuple[Any, str]] = {
     "enable_jit_checkpoint": (False, "a run that stops in the midst of a step would not resume exactly"),
     "eval_use_gather_object": (False, "predictions are gathered as tensors, padded to one length"),
 }
+
+
+# transformers has these, but does not list them among the installed ones: not at all, or not beside mlflow.
+UNLISTED_TRACKERS = ("flyte", "azure_ml")
 
 
 class OwnOptimizerNames(ExplicitEnum):
@@ -113,10 +118,23 @@ class LatentTrainingArguments(TrainingArguments):
         for name in ("sample_prompts", "sample_prompt_tokens", "sample_new_tokens"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}, but it must be 0 or more.")
+        for name in ("per_device_train_batch_size", "per_device_eval_batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, but it must be at least 1.")
 
     def check_files(self) -> None:
         """Hook that raises ValueError if a file that the training reads is missing or damaged. A stored recipe may be
         read where its files are gone, so this is asked before training alone."""
+
+    def check_trackers(self) -> None:
+        """Raise ValueError if a tracker of `report_to` is not installed. This too is asked before training alone."""
+        installed = get_available_reporting_integrations()
+        for name in self.report_to or ():
+            if name not in installed and name not in UNLISTED_TRACKERS:
+                raise ValueError(
+                    f"report_to is {name!r}, but no tracker of this name is installed; installed ones: "
+                    f"{', '.join(installed) or 'none'} (pip install 'latentlm[tracking]')."
+                )
 
     def _check_muon(self) -> None:
         if not self.muon_learning_rate > 0:

@@ -138,14 +138,22 @@ class Recipe:
         number generators.
 
         Raises:
-            RecipeError: if the tokenizer does not match the model.
+            RecipeError: if the tokenizer does not match the model, or the attention backend is not there.
         """
         config, missing_keys = self.build_config(tokenizer), None
-        if self.from_pretrained is None:
-            model = auto_class.from_config(config)
-        else:
-            model, loaded = auto_class.from_pretrained(self.from_pretrained, config=config, output_loading_info=True)
-            missing_keys = loaded["missing_keys"]
+        try:
+            if self.from_pretrained is None:
+                model = auto_class.from_config(config)
+            else:
+                model, loaded = auto_class.from_pretrained(
+                    self.from_pretrained, config=config, output_loading_info=True
+                )
+                missing_keys = loaded["missing_keys"]
+        except (ValueError, ImportError) as error:
+            backend = self.model.get("attn_implementation")
+            if backend is None or not re.search("attn|attention", str(error), re.IGNORECASE):
+                raise
+            raise RecipeError(f"model.attn_implementation is {backend!r}: {error}") from error
         if hasattr(model, "load_tokenizer"):
             try:
                 model.load_tokenizer(tokenizer, missing_keys)
@@ -477,6 +485,11 @@ def check_field(section: str, name: str, value: Any, known: dict[str, Any]) -> A
             return value
         expected = annotation.__name__ if isinstance(annotation, type) else str(annotation).replace("typing.", "")
         shown = HIDDEN if SECRET_NAME.search(name) else repr(value)
+        if isinstance(value, list) and str in allowed and list not in allowed:
+            raise RecipeError(
+                f"{section}.{name} has {len(value)} values, but takes one; quote a pattern of files ('texts/*.txt'), "
+                "or the shell replaces it by their names."
+            ) from error
         raise RecipeError(
             f"{section}.{name} is {shown} ({type(value).__name__}), but it must be {expected}."
         ) from error

@@ -104,8 +104,9 @@ def find_start(recipe: Recipe) -> Path | None:
         CheckpointError: if `resume_from_checkpoint` is incomplete.
     """
     run_folder = folder_of(recipe.training)
-    if run_folder.exists() and not run_folder.is_dir():
-        raise RecipeError(f"training.output_dir {run_folder} is a file; name a folder.")
+    file = next((path for path in (run_folder, *run_folder.parents) if path.is_file()), None)
+    if file is not None:
+        raise RecipeError(f"training.output_dir {run_folder}: {file} is a file; name a folder.")
     wanted = recipe.training.resume_from_checkpoint
     explicit = resolve_checkpoint(wanted) if wanted else None
     if explicit is not None and explicit.resolve().parent == run_folder.resolve():

@@ -60,12 +60,19 @@ def train(recipe: Recipe, callbacks: Sequence[TrainerCallback] = ()) -> LatentTr
     logging.disable_progress_bar()  # the progress bar of saving would disturb that of the run
     try:
         recipe.training.check_files()
+        recipe.training.check_trackers()
     except ValueError as error:
         raise RecipeError(f"training: {error}") from error
     start = find_start(recipe)
     data = load_data(recipe)
     if start is not None:
         check_data(start, data.info)
+    try:
+        folder_of(recipe.training).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RecipeError(
+            f"training.output_dir {recipe.training.output_dir} cannot be made: {error.strerror}"
+        ) from error
     trainer = build_trainer(recipe, data, callbacks)
     if trainer.is_world_process_zero():
         open_run_folder(recipe, data.info, recipe.training.world_size, recipe.training.device, data.files)
