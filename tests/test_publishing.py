@@ -370,7 +370,9 @@ def test_paths_outside_of_the_working_folder_lose_their_folders(path, published)
 
 
 def test_card_holds_the_numbers_of_the_run(run):
-    write_card(run, "org/name", tags=["mine"], language="en")
+    write_card(run, "org/name")
+    assert "license" not in ModelCard.load(run / CARD_FILE).data.to_dict()  # the user's own to choose
+    write_card(run, "org/name", tags=["mine"], language="en", license="apache-2.0")
     card = ModelCard.load(run / CARD_FILE)
     metrics = metrics_of(run)
     data = card.data.to_dict()

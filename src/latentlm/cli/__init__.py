@@ -9,6 +9,8 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+from latentlm import __version__
+
 COMMANDS = {
     "train": "train a model from a recipe",
     "publish": "push a run folder or one of its checkpoints to the Hub",
@@ -29,6 +31,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     command, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
     if command in ("-h", "--help"):
         print(USAGE)
+        return
+    if command == "--version":
+        print(f"latentlm {__version__}")
         return
     if command not in COMMANDS:
         [nearest] = difflib.get_close_matches(command, COMMANDS, n=1, cutoff=0.0)

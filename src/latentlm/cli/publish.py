@@ -20,6 +20,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--language", help="of the text, for the card: `en`; known of the documentation inside Python (default: unsaid)"
     )
+    parser.add_argument("--license", help="of the weights, for the card: `apache-2.0` (default: unsaid)")
     return parser
 
 
@@ -30,7 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from latentlm.hub.push import publish
     from latentlm.runs.redaction import redact
 
-    fields = {} if options.language is None else {"language": options.language}
+    said = {"language": options.language, "license": options.license}
+    fields = {name: value for name, value in said.items() if value is not None}
     try:
         commit = publish(options.folder, options.repo_id, message=options.message, private=options.private, **fields)
     except PublishError as error:

@@ -49,7 +49,7 @@ def write_card(folder: Path, repo_id: str, tags: list[str] | None = None, **fiel
     Args:
         repo_id: the name under which the card says how to load the model.
         tags: more tags than the model type and latentlm.
-        fields: other front matter: `language="en"`, or a `license` that is not apache-2.0.
+        fields: other front matter: `language="en"`, `license="apache-2.0"`.
 
     Raises:
         PublishError: if the folder cannot be read or written.
@@ -84,7 +84,6 @@ def make_card(folder: Path, repo_id: str, tags: list[str], fields: dict[str, Any
     base_model = recipe.get("model", {}).get("from_pretrained")
     card_data = {
         "library_name": "transformers",
-        "license": "apache-2.0",
         "language": "en" if data and is_python_docs(data) else None,
         "pipeline_tag": PIPELINES.get(auto_class) or ("feature-extraction" if embeds_texts else None),
         "tags": [config.model_type, "latentlm", *(["sentence-transformers"] if embeds_texts else []), *tags],
