@@ -355,6 +355,16 @@ def test_codebooks_stay_under_an_adapter():
     assert all(torch.equal(value, before[name]) for name, value in model.named_buffers())
 
 
+def test_an_adapter_trains_under_the_trainer(tmp_path):
+    model = get_peft_model(build(**BYTES), LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM"))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    trainer = trainer_of(tmp_path, model=model, evaluation=Rows(2), max_steps=2, fixed_code_steps=1)
+    trainer.train()
+    moved = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    assert moved and all("lora_" in name for name in moved)
+    assert any(".entropy_model." in name for name in moved) and any(".pooling." in name for name in moved)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_statistics_are_loaded_and_trained_in_float32(tmp_path, dtype):
     model = build(levels=FOLLOWED).train()
