@@ -451,6 +451,19 @@ def test_every_option_of_a_level_changes_the_training_step(name):
     assert losses[0] != losses[1]
 
 
+def test_the_middle_code_of_odd_levels_has_a_gradient_as_others_have():
+    """Its vector is zero, and its memory row stays so."""
+    level = build("default", levels=[LEVEL | {"quantizer": "fsq", "fsq_levels": [3, 5]}]).model.levels[0].train()
+    weight = torch.randn(32, generator=torch.Generator().manual_seed(0))
+    sizes = []
+    for vectors in (torch.zeros(32), torch.ones(32)):
+        rows = level.code_rows(vectors.requires_grad_())
+        assert torch.equal(rows, level.memory_norm(vectors))
+        (rows * weight).sum().backward()
+        sizes.append(vectors.grad.norm().item())
+    assert 0.5 < sizes[0] / sizes[1] < 2
+
+
 def test_ngrams_tell_every_digit_of_the_symbols_before():
     embedding = build("learned_dropout").model.levels[1].embedding
     symbols = token_ids(1, 6, 2, vocab_size=18)

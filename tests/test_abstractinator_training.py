@@ -355,6 +355,16 @@ def test_codebooks_stay_under_an_adapter():
     assert all(torch.equal(value, before[name]) for name, value in model.named_buffers())
 
 
+def test_an_adapter_trains_under_the_trainer(tmp_path):
+    model = get_peft_model(build(**BYTES), LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM"))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    trainer = trainer_of(tmp_path, model=model, evaluation=Rows(2), max_steps=2, fixed_code_steps=1)
+    trainer.train()
+    moved = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    assert moved and all("lora_" in name for name in moved)
+    assert any(".entropy_model." in name for name in moved) and any(".pooling." in name for name in moved)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_statistics_are_loaded_and_trained_in_float32(tmp_path, dtype):
     model = build(levels=FOLLOWED).train()
@@ -432,6 +442,8 @@ def test_first_steps_leave_no_trace_in_the_optimizer(tmp_path):
 def test_an_evaluation_says_in_bits_what_the_codes_are_worth(tmp_path):
     """The numbers of a whole evaluation, in batches and with rows that only fill them, against a loop over texts."""
     rows = Rows(5, seed=1)
+    for row in rows.rows:
+        row["labels"] = row["input_ids"].clone()
     trainer = trainer_of(tmp_path, evaluation=rows, per_device_eval_batch_size=4)
     found = trainer.evaluate()
     model, sums, codes = trainer.model.eval(), defaultdict(float), []
@@ -452,6 +464,33 @@ def test_an_evaluation_says_in_bits_what_the_codes_are_worth(tmp_path):
     shares = torch.tensor(codes).bincount(minlength=16) / len(codes)
     assert found["eval_level_1_codes_used"] == pytest.approx((shares > 0).float().mean().item())
     assert found["eval_level_1_perplexity"] == pytest.approx(torch.special.entr(shares).sum().exp().item(), rel=1e-5)
+
+
+def test_what_codes_are_worth_is_of_the_scored_bytes_alone(tmp_path):
+    """Half of each row has no labels: no nats, segments and codes of it count."""
+    rows = Rows(5, seed=1)
+    for row in rows.rows:
+        row["labels"] = row["input_ids"].clone()
+        row["labels"][: LENGTH // 2] = -100
+    trainer = trainer_of(tmp_path, evaluation=rows, per_device_eval_batch_size=4)
+    found = trainer.evaluate()
+    own = found["eval_level_1_reconstruction_loss"] / math.log(2)
+    assert found["eval_reconstruction_own"] == pytest.approx(own, rel=1e-5)
+    model, sums = trainer.model.eval(), defaultdict(float)
+    for row in rows.rows:
+        ids, labels = row["input_ids"][None], row["labels"]
+        pyramid = model.model.read(ids, known=True)[1]
+        nats = model.code_nats(pyramid)
+        counted = {t for t in range(LENGTH) if labels[t] != -100}
+        for level, values in zip(pyramid.levels, nats.levels, strict=True):
+            sums["nats"] += sum(values[0, t - 1].item() for t in counted)
+            counted = {level.segments.index[0, t].item() + 1 for t in counted}  # as symbols of the level above
+        sums["nats"] += sum(nats.top[0, t - 1].item() for t in counted)
+        sums["bytes"] += LENGTH // 2
+        sums["top"] += len(counted)
+    expected = sums["nats"] / math.log(2) / sums["bytes"]
+    assert found["eval_two_part_bits_per_byte"] == pytest.approx(expected, rel=1e-5)
+    assert found["eval_bytes_per_top_segment"] == pytest.approx(sums["bytes"] / sums["top"])
 
 
 @pytest.mark.parametrize("name", [*VARIANTS, "abstractinator-tiny", "abstractinator-two-level"])

@@ -366,6 +366,10 @@ class AbstractinatorLevel(Float32Buffers):
 
     def code_rows(self, vectors: torch.Tensor) -> torch.Tensor:
         """Return the memory rows of quantized vectors, both `(..., D)`."""
+        if self.training and self.level.quantizer == "fsq":
+            # With odd `fsq_levels` alone the middle code is a vector of zeros, for which the norm multiplies a gradient
+            # by 1 / sqrt(eps). It gets that of a vector of unit size instead.
+            vectors = vectors.where(vectors.any(-1, keepdim=True), vectors * self.config.rms_norm_eps**0.5)
         return self.memory_norm(vectors)
 
     # ---- One symbol ----

@@ -81,37 +81,44 @@ class AbstractinatorLikelihood:
 
     @torch.no_grad()
     def code_statistics(self, pyramid: Pyramid, nats: CodeNats, scored: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Return statistics of the codes of a batch, as sums over its documents that add up over batches and processes.
+        """Return statistics of the codes of a batch, as sums that add up over batches and processes.
+
+        What counts is the scored symbols, and the segments that hold one. The first symbol of a document counts where
+        the second does.
 
         Args:
             pyramid: of R documents.
             nats: of the pyramid, with known states.
-            scored: `(R,)`, bool, which documents count.
+            scored: `(R, T)`, bool, whether the symbol after each is scored.
 
         Returns:
             For each level L `symbols_L`, `segments_L` and, where there are codes, `codes_L` `(K,)`, how often each code
             of the first stage is used; the nats `reconstruction_own`, `_zeroed`, `_shuffled` and, with a categorical
-            top model, `two_part`, as [`reconstruction_nats`] and [`code_lengths`] give them.
+            top model, `two_part`, as [`reconstruction_nats`] and [`code_lengths`] give them for whole documents.
         """
-        sums: dict[str, torch.Tensor] = {}
-        for i, (level, compressed) in enumerate(zip(self.model.levels, pyramid.levels, strict=True), 1):
-            sums[f"symbols_{i}"] = (compressed.segments.lengths * scored).sum()
-            sums[f"segments_{i}"] = (compressed.segments.count * scored).sum()
-            if level.level.quantizer != "none":
-                counted = (compressed.exists & scored.unsqueeze(1)).long()
-                uses = counted.new_zeros(level.quantizer.num_codes)
-                codes = compressed.quantized.codes[..., 0].clamp(min=0)
-                sums[f"codes_{i}"] = uses.index_add(0, codes.flatten(), counted.flatten())
-        own = self.model.levels[0].code_rows(pyramid.levels[0].quantized.vectors)
         assert nats.levels is not None
-        nats_of = {"own": nats.levels[0]} | self.nats_given(pyramid.levels[0], other_rows(pyramid.levels[0], own))
-        if self.predicts_codes:
-            top, levels = nats.parts
-            nats_of["two_part"] = torch.cat((top, *levels), 1)
-        for name, values in nats_of.items():
-            total = (values.double().sum(1) * scored).sum()
-            sums[name if name == "two_part" else f"reconstruction_{name}"] = total
-        return sums
+        sums: dict[str, torch.Tensor] = {}
+        sent: list[torch.Tensor] = []  # nats of what counts
+        counts = torch.cat((scored[:, :1], scored[:, :-1]), 1)  # (R, T), whether a symbol counts
+        for i, (level, compressed) in enumerate(zip(self.model.levels, pyramid.levels, strict=True), 1):
+            if i > 1:
+                counts = torch.cat((counts[:, :1], counts), 1)  # segments are symbols after a begin
+            counts = counts & compressed.segments.real
+            sums[f"symbols_{i}"] = counts.sum()
+            sent.append(nats.levels[i - 1] * counts[:, 1:])
+            counts = compressed.segments.totals(counts.long(), compressed.vectors.shape[1]) > 0  # (R, S)
+            sums[f"segments_{i}"] = counts.sum()
+            if level.level.quantizer != "none":
+                uses = sums[f"segments_{i}"].new_zeros(level.quantizer.num_codes)
+                codes = compressed.quantized.codes[..., 0].clamp(min=0)
+                sums[f"codes_{i}"] = uses.index_add(0, codes.flatten(), counts.long().flatten())
+        own = self.model.levels[0].code_rows(pyramid.levels[0].quantized.vectors)
+        others = self.nats_given(pyramid.levels[0], other_rows(pyramid.levels[0], own))
+        nats_of = {f"reconstruction_{name}": values * scored[:, :-1] for name, values in others.items()}
+        nats_of["reconstruction_own"] = sent[0]
+        if self.predicts_codes and nats.top is not None:
+            nats_of["two_part"] = torch.cat((nats.top * counts, *sent), 1)
+        return sums | {name: values.double().sum() for name, values in nats_of.items()}
 
     @property
     def predicts_codes(self) -> bool:

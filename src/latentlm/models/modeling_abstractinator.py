@@ -523,8 +523,8 @@ class AbstractinatorForCausalLM(
             rows, pyramid, nats, logits, shift_labels, num_items_in_batch, lm_loss_scale, training_step
         )
         if code_statistics:
-            scored = shift_labels.ne(IGNORED).any(1, keepdim=True).expand_as(shift_labels)
-            losses["code_statistics"] = self.code_statistics(pyramid, nats, rows.to_rows(scored, False)[:, 0])
+            scored = rows.to_rows(shift_labels, IGNORED).ne(IGNORED)
+            losses["code_statistics"] = self.code_statistics(pyramid, nats, scored)
         return AbstractinatorCausalLMOutput(
             logits=slice_logits_to_keep(logits, logits_to_keep),
             past_key_values=cache,

@@ -91,7 +91,8 @@ class AbstractinatorTrainer(LearnedDropoutTrainer):
             load_parts(model, Path(arguments.load_base_from), "load_base_from", parts or ["model.levels."])
         if arguments.load_entropy_from:
             load_parts(model, Path(arguments.load_entropy_from), "load_entropy_from", [".entropy_model."])
-        model.model.freeze()  # a checkpoint does not store which parameters are frozen
+        if without_adapter(model) is model:
+            model.model.freeze()  # a checkpoint does not store which parameters are frozen
         if arguments.ddp_broadcast_buffers is None:
             arguments.ddp_broadcast_buffers = False  # codebooks are the same on all processes
         super().__init__(**kwargs)
@@ -133,7 +134,7 @@ class AbstractinatorTrainer(LearnedDropoutTrainer):
             size = min(DRAWN_BYTES, config.max_position_embeddings - 1)  # and the begin
             data = bytes(i for i in torch.as_tensor(row["input_ids"]).tolist() if i < NUM_BYTES)[:size]
             if data and config.bos_token_id is not None:
-                draw(inspect(self.unwrapped_model, data), self.run_folder / SEGMENTS_FILE)
+                draw(inspect(without_adapter(self.unwrapped_model), data), self.run_folder / SEGMENTS_FILE)
 
 
 class FixedCodes(TrainerCallback):
@@ -145,8 +146,14 @@ class FixedCodes(TrainerCallback):
 
     def on_pre_optimizer_step(self, args, state, control, **kwargs):
         if state.global_step < self.trainer.args.fixed_code_steps:
-            for parameter in self.trainer.unwrapped_model.model.code_parameters():
+            for parameter in without_adapter(self.trainer.unwrapped_model).model.code_parameters():
                 parameter.grad = None
+
+
+def without_adapter(model: Any) -> Any:
+    """Return the model that an adapter (PEFT) is around, or the model itself. The layers of the adapter are inside of
+    it."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def check_frozen(model: Any, arguments: AbstractinatorTrainingArguments) -> None:
