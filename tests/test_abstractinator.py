@@ -287,6 +287,23 @@ def test_an_empty_prompt_in_a_padded_batch_goes_on_with_a_cache_as_without(level
         torch.testing.assert_close(logits, expected[:, t], rtol=1e-3, atol=1e-4)
 
 
+@torch.no_grad()
+def test_a_ring_without_a_window_has_places_for_the_longest_row_alone():
+    """Rows that take turns: none of them sees a quarter of the steps."""
+    model = build(**LONG)
+    stack, like = model.model.top.stack, torch.zeros(1, model.config.hidden_size)
+    cache, alone = stack.new_cache(4, like), stack.new_cache(1, like)
+    states = torch.randn(200, model.config.hidden_size)
+    for t in range(200):
+        active = torch.arange(4) == t % 4
+        seen = stack.step(cache, active, states[t].expand(4, -1))
+        assert cache.longest >= cache.lengths.max() and cache.capacity >= cache.lengths.max()
+        if t % 4 == 0:
+            expected = stack.step(alone, torch.ones(1, dtype=torch.bool), states[t][None])
+            torch.testing.assert_close(seen[:1], expected, rtol=1e-4, atol=1e-5)
+    assert cache.lengths.tolist() == [50] * 4 and cache.capacity == 128
+
+
 def test_empty_rows_move_no_codebook():
     one, other = build().train(), build().train()
     ids, mask = token_ids(2, 20), torch.ones(2, 20).long()

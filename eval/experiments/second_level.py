@@ -488,6 +488,9 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     one_level: Any = AbstractinatorForCausalLM.from_pretrained(options.level_1, dtype=torch.float32).eval()
+    symbols = one_level.model.levels[0].quantizer
+    if one_level.config.levels[0]["quantizer"] not in ("vq", "fsq") or symbols.num_codes > np.iinfo(np.int16).max:
+        parser.error(f"--level_1 {options.level_1}: its codes must be single numbers below 32,768 (vq or fsq).")
     text = prepare_text(read_list("track"), ALL_BYTES, options.text.resolve(), options.folder / "text")["result"]
     texts = {name: Path(text[name]) for name in ("dataset", "validation_dataset")}
     level_1 = digest_of(options.level_1)

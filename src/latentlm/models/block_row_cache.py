@@ -58,7 +58,8 @@ class StackCache(RowState):
     Attributes:
         items: of every attention whose keys are kept, `(R, C, item)`.
         lengths: `(R,)` symbols seen.
-        longest: a number that no length is above: the host knows it, where reading lengths would be waiting.
+        longest: a number that no length is above: the host knows it, where reading lengths would be waiting, and reads
+            them when it reaches C.
         window: C; None where C grows.
         segment_starts: `(R,)` first symbol that may be seen; 0 but for segment-local attention.
         memory: of every layer that looks at rows, `(R, lookback + 1, item)`: a ring of the past, then the current row.
@@ -80,9 +81,13 @@ class StackCache(RowState):
         return self.__dict__ | {"single": None}
 
     def make_room(self) -> None:
-        """Grow, where there is no window, if the next symbol of a row may have no place. Called once before a step."""
+        """Grow, where there is no window, if the next symbol of a row may soon have no place. Called once before a
+        step."""
         if self.window is None and self.items and self.longest >= self.capacity:
-            self.items = [nn.functional.pad(ring, (0, 0, 0, ring.shape[1])) for ring in self.items]
+            # Each step advances some rows alone, so that their lengths are read before there is twice the memory.
+            self.longest = int(self.lengths.max())
+            if self.longest >= self.capacity * 3 // 4:
+                self.items = [nn.functional.pad(ring, (0, 0, 0, ring.shape[1])) for ring in self.items]
 
     @property
     def capacity(self) -> int:
