@@ -337,7 +337,9 @@ def test_a_trial_that_diverges_is_not_chosen(make_runner, tmp_path):
         {"loss": float("nan"), "lm_loss": float("nan")},
         {"eval_loss": float("nan"), "eval_bits_per_byte": float("nan")},
     ]
-    assert last_logged(logged, []) == {"diverged": 1.0} and last_evaluation(logged) == {"lowest_bits_per_byte": 2.0}
+    assert last_logged(logged, []) == {"diverged": 1.0}
+    assert last_evaluation(logged) == {"diverged": 1.0, "lowest_bits_per_byte": 2.0}  # after a last finite loss, too
+    assert last_evaluation(logged[:2]) == {"eval_loss": 1.5, "eval_bits_per_byte": 2.0, "lowest_bits_per_byte": 2.0}
     assert last_logged(logged[:2], []) == {"train_loss": 2.0}
     rates = [1e-3, 2e-3, 4e-3]
     runner = make_runner({"one": {"learning_rates": rates}})

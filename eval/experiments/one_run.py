@@ -44,7 +44,7 @@ def seen(metrics: list[dict[str, Any]], unit: str) -> int:
 
 
 def last_evaluation(metrics: list[dict[str, Any]]) -> dict[str, float]:
-    """The finite values of the last evaluation, and the lowest bits per byte of all of them."""
+    """The finite values of the last evaluation, the lowest bits per byte of all, and whether the run has diverged."""
     evaluations = [line for line in metrics if "eval_loss" in line]
     numbers = {
         name: value
@@ -55,7 +55,8 @@ def last_evaluation(metrics: list[dict[str, Any]]) -> dict[str, float]:
     bits = [line.get("eval_bits_per_byte", math.nan) for line in evaluations]
     bits = [value for value in bits if math.isfinite(value)]
     lowest = {"lowest_bits_per_byte": min(bits)} if bits else {}
-    return {name: float(value) for name, value in numbers.items() if name not in timing} | lowest
+    diverged = {} if math.isfinite(evaluations[-1]["eval_loss"]) else {"diverged": 1.0}
+    return {name: float(value) for name, value in numbers.items() if name not in timing} | lowest | diverged
 
 
 def last_logged(metrics: list[dict[str, Any]], names: list[str]) -> dict[str, float]:
