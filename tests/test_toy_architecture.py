@@ -113,6 +113,7 @@ def test_it_is_trained_from_a_recipe(trained):
     assert len(losses) == 3 and losses[-1] < losses[0] - 0.1
     config = json.loads((trained / "config.json").read_text())
     assert (config["window"], config["vocab_size"]) == (3, 259)
+    assert json.loads((trained / "environment.json").read_text())["versions"]["gated-window"] == "0.1"
 
 
 def test_help_lists_its_fields(run_with):

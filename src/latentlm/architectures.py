@@ -196,6 +196,12 @@ def register_plugins() -> None:
         plugin.load()
 
 
+def plugin_versions() -> dict[str, str]:
+    """Return the versions of the installed packages that name such entry points."""
+    packages = [plugin.dist for plugin in entry_points(group=ENTRY_POINTS)]
+    return {package.name: package.version for package in packages if package is not None}
+
+
 def tell_transformers() -> None:
     """Make the Auto classes know every row, and every one that is registered later."""
     global _known_to_transformers

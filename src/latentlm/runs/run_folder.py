@@ -17,6 +17,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.utils import logging
 
 import latentlm
+from latentlm.architectures import plugin_versions
 from latentlm.models.block_ngram_embedding import count_ngram_parameters
 
 from .arguments import LatentTrainingArguments
@@ -201,6 +202,7 @@ def describe_environment(arguments: LatentTrainingArguments, processes: int, dev
             "latentlm": latentlm.__version__,
             "python": platform.python_version(),
             **{name: importlib.metadata.version(name) for name in PACKAGES},
+            **plugin_versions(),
         },
     }
 
