@@ -1,5 +1,6 @@
 """Recipes: what is accepted, how command-line values are typed, and what the errors say."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -221,12 +222,8 @@ def test_a_file_in_place_of_a_run_folder_is_a_message(recipe_file, tmp_path, nam
 
 
 def test_a_run_folder_that_cannot_be_made_is_a_message(recipe_file, tmp_path, monkeypatch):
-    def refuse(*arguments, **options):
-        raise PermissionError(13, "Permission denied")
-
-    monkeypatch.setattr("latentlm.training.run.load_data", lambda recipe: None)
-    monkeypatch.setattr(Path, "mkdir", refuse)
-    with pytest.raises(SystemExit, match=r"training\.output_dir \S+/run cannot be made: Permission denied"):
+    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)
+    with pytest.raises(SystemExit, match=rf"output_dir \S+/run: there is no permission to write to {tmp_path}"):
         main([str(recipe_file), "--output_dir", str(tmp_path / "run")])
 
 

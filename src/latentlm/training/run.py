@@ -1,5 +1,6 @@
 """The execution of a recipe, from its data to the finished model."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -63,16 +64,14 @@ def train(recipe: Recipe, callbacks: Sequence[TrainerCallback] = ()) -> LatentTr
         recipe.training.check_trackers()
     except ValueError as error:
         raise RecipeError(f"training: {error}") from error
+    folder = folder_of(recipe.training)
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    if not os.access(existing, os.W_OK):
+        raise RecipeError(f"training.output_dir {folder}: there is no permission to write to {existing}")
     start = find_start(recipe)
     data = load_data(recipe)
     if start is not None:
         check_data(start, data.info)
-    try:
-        folder_of(recipe.training).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RecipeError(
-            f"training.output_dir {recipe.training.output_dir} cannot be made: {error.strerror}"
-        ) from error
     trainer = build_trainer(recipe, data, callbacks)
     if trainer.is_world_process_zero():
         open_run_folder(recipe, data.info, recipe.training.world_size, recipe.training.device, data.files)
