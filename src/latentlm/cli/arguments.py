@@ -34,7 +34,8 @@ def parse_command_line(arguments: Sequence[str]) -> tuple[str | None, dict[str, 
 
 
 def check_place(place: str | Path) -> None:
-    """
+    """Check that a model or tokenizer can be loaded from a place.
+
     Raises:
         ValueError: for what is neither a folder nor a name that a repository on the Hub can have.
     """
