@@ -140,10 +140,10 @@ def test_addresses_that_hold_no_user_pass(tmp_path):
 
 
 def test_messages_do_not_repeat_a_token(tmp_path, monkeypatch):
-    (tmp_path / "small.yaml").write_text(RECIPE)
+    (tmp_path / "small.yaml").write_text(RECIPE.replace("training:", "training:\n  hub_token: {first: hf_first}"))
     monkeypatch.setenv("HF_ENDPOINT_TOKEN", "a-secret-of-the-environment")
     with pytest.raises(SystemExit) as stopped:
-        train_main([str(tmp_path / "small.yaml"), "--hub_token", "[hf_first, hf_second]"])
+        train_main([str(tmp_path / "small.yaml")])
     assert re.search("training.hub_token is <hidden>", str(stopped.value)) and "hf_" not in str(stopped.value)
     with pytest.raises(PublishError) as error, explained(tmp_path, "org/name", "hf_given"):
         raise ValueError(
