@@ -26,7 +26,7 @@ import report
 import run
 import speedrun
 from entries import ListError, at_edge, extend_grid, load_with_overrides, read_list
-from figures import layer_lines, seen_lines
+from figures import contents, layer_lines, seen_lines
 from one_run import last_evaluation, last_logged
 from records import (
     FORMER,
@@ -783,6 +783,28 @@ def test_a_panel_by_layer_has_a_line_for_each_stack():
         ("One: encoder", [0, 1, 10], [0.1, 0.2, 0.4]),
         ("One: decoder", [2], [0.3]),
     ]
+
+
+def test_a_panel_of_series_joins_the_entries_of_each_by_a_number_of_their_own():
+    def group(length: int, *bits: float) -> Group:
+        configuration = {"model": {}, "data": {"context_length": length}, "training": {}}
+        records = [
+            make_record(seed=seed, configuration=configuration, metrics={"bits": value})
+            for seed, value in enumerate(bits)
+        ]
+        return Group(records)
+
+    groups = {"one-2048": group(2048, 1.5), "one": group(256, 1.75, 2.25), "other-512": group(512, 1.25)}
+    panel = {
+        "value": "bits",
+        "over": {"value": "configuration.data.context_length"},
+        "series": {"One": ["one", "one-*"], "Other": ["other-*"], "None": ["none*"]},
+    }
+    one, other = contents(groups, {"entries": [], "panels": [panel]}, "")["panels"][0]["lines"]
+    spread = 0.353553  # the standard deviation of two seeds
+    assert (one["label"], one["x"], one["mean"]) == ("One", [256, 2048], [2.0, 1.5])
+    assert (one["low"], one["high"]) == ([2.0 - spread, 1.5], [2.0 + spread, 1.5])
+    assert (other["x"], other["mean"]) == ([512], [1.25])
 
 
 def test_a_panel_by_times_seen_holds_differences_of_the_same_seeds():

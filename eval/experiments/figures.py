@@ -1,5 +1,6 @@
 """Figures of a results page from the curves of records, readable at page width and by the colour-blind."""
 
+import fnmatch
 import hashlib
 import json
 import math
@@ -100,7 +101,7 @@ def seen_lines(group: Group, other: Group, name: str) -> list[dict[str, Any]]:
     return [line_of(group.label, bins, np.array(changes))] if seeds else []
 
 
-def line_of(label: str, x: Sequence[float], ys: np.ndarray) -> dict[str, Any]:
+def line_of(label: str, x: Sequence[float] | np.ndarray, ys: np.ndarray) -> dict[str, Any]:
     """One line of a panel: the mean over records, `(records, points)`, with their lowest and highest."""
     return {
         "label": label + (" (one seed)" if len(ys) == 1 else ""),
@@ -111,11 +112,26 @@ def line_of(label: str, x: Sequence[float], ys: np.ndarray) -> dict[str, Any]:
     }
 
 
+def series_lines(groups: dict[str, Group], panel: dict[str, Any]) -> list[dict[str, Any]]:
+    """A line for each name in `series`, through the points of [`marks`] of its entries, which may be patterns."""
+    lines = []
+    for label, patterns in panel["series"].items():
+        members = [groups[name] for name in groups if any(fnmatch.fnmatch(name, pattern) for pattern in patterns)]
+        found = sorted(marks(members, panel), key=lambda mark: mark["x"])
+        if found:
+            x, mean, spread = (np.array([mark[key] for mark in found]) for key in ("x", "y", "spread"))
+            lines.append(line_of(label, x, np.array([mean - spread, mean, mean + spread])))
+    return lines
+
+
 def contents(groups: dict[str, Group], figure: dict[str, Any], where: str) -> dict[str, Any]:
     """Everything that a figure shows, as plain numbers."""
     chosen = pick(groups, figure["entries"], where)
     panels = []
     for panel in figure["panels"]:
+        if "series" in panel:
+            panels.append({**panel, "lines": series_lines(groups, panel), "yardsticks": {}})
+            continue
         if "over" in panel:
             panels.append({**panel, "lines": [], "yardsticks": {}, "marks": marks(chosen, panel)})
             continue
@@ -202,7 +218,9 @@ def draw(content: dict[str, Any], path: Path) -> None:
         ends: list[tuple[str, float, float, str]] = []
         for i, line in enumerate(panel["lines"]):
             style = {"color": COLOURS[i % len(COLOURS)], "linestyle": STYLES[i // len(COLOURS) % len(STYLES)]}
-            axis.plot(line["x"], line["mean"], linewidth=1.5, **style)
+            axis.plot(
+                line["x"], line["mean"], linewidth=1.5, marker="o" if "series" in panel else "", markersize=3, **style
+            )
             axis.fill_between(line["x"], line["low"], line["high"], color=style["color"], alpha=0.2, linewidth=0)
             ends.append((line["label"], line["x"][-1], line["mean"][-1], style["color"]))
         for mark in panel.get("marks", []):
@@ -210,7 +228,7 @@ def draw(content: dict[str, Any], path: Path) -> None:
             style = {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)], "linestyle": "none"}
             axis.errorbar(mark["x"], mark["y"], yerr=mark["spread"], capsize=2, **style)
             ends.append((mark["label"], mark["x"], mark["y"], style["color"]))
-        if "over" in panel:
+        if "marks" in panel:
             axis.set_xlim(0, 1.1 * max((mark["x"] for mark in panel["marks"]), default=1))
         over = panel.get("over", {}).get("heading")
         axis.set_xlabel(over or X_NAMES.get(panel.get("x", "step"), "step"), fontsize=9)
