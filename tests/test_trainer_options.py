@@ -192,6 +192,14 @@ def test_a_worker_without_a_part_of_a_stream_reads_nothing():
     assert [row["row"] for row in itertools.islice(loader, 5)] == [0, 1, 2, 0, 1]
 
 
+def test_a_shuffled_stream_has_another_order_in_each_pass_and_the_same_ones_again():
+    shuffled = datasets.Dataset.from_dict({"row": list(range(20))}).to_iterable_dataset().shuffle(0, buffer_size=20)
+    stream = EndlessStream(shuffled)
+    first, again = ([row["row"] for row in itertools.islice(stream, 40)] for _ in range(2))
+    assert sorted(first[:20]) == sorted(first[20:]) == list(range(20))
+    assert first[:20] != first[20:] and again == first
+
+
 # ---- Samples and the progress bar ----
 
 

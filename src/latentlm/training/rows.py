@@ -81,7 +81,8 @@ class FilledStream(IterableDataset):
 
 
 class EndlessStream(IterableDataset):
-    """A stream that restarts when it ends, so that a resumed run continues after skipping the number of rows read.
+    """A stream that restarts when it ends, so that a resumed run continues after skipping the number of rows read. One
+    that is shuffled has another order in each pass.
 
     Raises:
         ValueError: during iteration, if the stream is empty, or can be read only once.
@@ -93,6 +94,8 @@ class EndlessStream(IterableDataset):
     def __iter__(self) -> Iterator[dict[str, Any]]:
         for reads in itertools.count():
             is_empty = True
+            if (set_epoch := getattr(self.rows, "set_epoch", None)) is not None:
+                set_epoch(reads)
             for row in self.rows:
                 is_empty = False
                 yield row
