@@ -15,7 +15,7 @@ import yaml
 from conftest import REPOSITORY
 from huggingface_hub import ModelCard
 from safetensors.torch import save_file
-from training_setup import make_trainer, metrics_of
+from training_setup import Rows, make_trainer, metrics_of
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -467,6 +467,23 @@ def test_a_model_of_transformers_itself_gets_a_card(tmp_path):
         assert 'AutoModelForCausalLM.from_pretrained("' in text and "contexts of up to 32 tokens" in text
         assert ("trust_remote_code" in text) == ("the code is in this repository" in text) == (name == "bytes")
         assert ("tokenization_byte.py" in published_files(folder)) == (name == "bytes")
+
+
+def test_a_card_names_each_validation_set_of_a_dictionary(tmp_path):
+    sets = {"near": Rows(5), "far": Rows(7)}
+    trainer = make_trainer(tmp_path, evaluation=sets, eval_strategy="steps", eval_steps=2)
+    trainer.train()
+    trainer.save_model()
+    trainer.create_model_card()
+    card = ModelCard.load(tmp_path / CARD_FILE)
+    metrics = metrics_of(tmp_path)
+    for name in sets:
+        first, last = (entry[f"eval_{name}_loss"] for entry in metrics if f"eval_{name}_loss" in entry)
+        assert f"| held-out text {name}, lm_loss | 2 | {first:.4f} | 4 | {last:.4f} |" in card.text
+        results = {
+            one.metric_type: one for one in card.data.eval_results if one.dataset_name == f"held-out text {name}"
+        }
+        assert results["loss"].metric_value == last and "bits_per_byte" in results
 
 
 def test_a_trainer_without_a_recipe_writes_a_card_too(tmp_path):

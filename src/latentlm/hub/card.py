@@ -22,6 +22,7 @@ from latentlm.runs.run_folder import (
     ENVIRONMENT_FILE,
     RESULTS_FILE,
     SEGMENTS_FILE,
+    evaluation_sets,
     plot_curves,
     read_metrics,
     read_stored_recipe,
@@ -73,7 +74,9 @@ def make_card(folder: Path, repo_id: str, tags: list[str], fields: dict[str, Any
     metrics = read_metrics(folder)
     # A finished run may have loaded an earlier checkpoint, its best one; `results.json` is of the weights.
     results = read_json(folder / RESULTS_FILE)
-    last = next((entry for entry in reversed(metrics) if "eval_loss" in entry), None)
+    last: dict[str, Any] = {}
+    for entry in metrics:
+        last |= {key: value for key, value in entry.items() if key.startswith("eval_")}
     evaluation = results if "eval_loss" in results else last
     name = repo_id.rsplit("/", 1)[-1]
     with torch.device("meta"):
@@ -150,15 +153,17 @@ def describe(config: PreTrainedConfig) -> str:
 
 
 def first_and_last(metrics: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """A row per logged loss and for bits per byte: its first and last value, in training and on held-out text."""
-    for text, key, prefix in (("training", "loss", ""), ("held-out text", "eval_loss", "eval_")):
+    """A row per logged loss and for bits per byte: its first and last value, in training and on each held-out text."""
+    texts = {prefix: f"held-out text {name}".strip() for prefix, name in evaluation_sets(metrics).items()}
+    for prefix, text in {"": "training", **texts}.items():
+        key = f"{prefix}loss"
         entries = [entry for entry in metrics if key in entry]
         if not entries:
             continue
         first, last = entries[0], entries[-1]
         names = [name for name in sorted(last) if name.endswith(("_loss", "_bits_per_byte")) or name == key]
         for name in names:
-            if name == "eval_loss" and "eval_lm_loss" in last:
+            if prefix and name == key and f"{prefix}lm_loss" in last:
                 continue  # the same number
             yield {
                 "text": text,
@@ -227,23 +232,21 @@ def hub_names(*names: str | None) -> list[str] | None:
     return repositories or None
 
 
-def evaluation_results(
-    evaluation: dict[str, Any] | None, data: dict[str, Any], auto_class: str
-) -> list[EvalResult] | None:
+def evaluation_results(evaluation: dict[str, Any], data: dict[str, Any], auto_class: str) -> list[EvalResult] | None:
     """The evaluation of the model, for the model index of the front matter."""
-    if evaluation is None:
-        return None
     dataset = without_local_paths(data.get("validation_dataset") or data.get("dataset") or "held-out text")
-    return [
+    results = [
         EvalResult(
             task_type="text-generation" if auto_class == "AutoModelForCausalLM" else "other",
             dataset_type=dataset,
-            dataset_name=f"{dataset} (held-out part)",
-            dataset_config=data.get("dataset_config"),
-            metric_type=name.removeprefix("eval_"),
+            dataset_name=f"held-out text {name}" if name else f"{dataset} (held-out part)",
+            dataset_config=name or data.get("dataset_config"),  # by which the index tells sets apart
+            metric_type=metric,
             metric_name=label,
-            metric_value=evaluation[name],
+            metric_value=evaluation[prefix + metric],
         )
-        for name, label in (("eval_loss", "loss in nats per token"), ("eval_bits_per_byte", "bits per byte"))
-        if name in evaluation
+        for prefix, name in evaluation_sets([evaluation]).items()
+        for metric, label in (("loss", "loss in nats per token"), ("bits_per_byte", "bits per byte"))
+        if prefix + metric in evaluation
     ]
+    return results or None

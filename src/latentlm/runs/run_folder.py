@@ -3,6 +3,7 @@
 import importlib.metadata
 import json
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -261,6 +262,14 @@ def read_metrics(run_folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run_folder / METRICS_FILE).read_text(encoding="utf-8").splitlines()]
 
 
+def evaluation_sets(metrics: list[dict[str, Any]]) -> dict[str, str]:
+    """Return the validation sets of a log: by how their metrics begin, `eval_` or `eval_<name>_`, the name of each one
+    of a dictionary, empty for a single one."""
+    fields = dict.fromkeys(field for entry in metrics for field in entry)
+    found = [re.fullmatch("(eval_((.+)_)?)runtime", field) for field in fields]
+    return {match[1]: match[3] or "" for match in found if match}
+
+
 def plot_curves(run_folder: Path) -> Path:
     """Plot the terms of the training loss, the evaluation in bits per byte (or nats per token), and, if a controller
     sets it, the strength of the noise. Return the path of the figure."""
@@ -271,18 +280,24 @@ def plot_curves(run_folder: Path) -> Path:
 
     metrics = read_metrics(run_folder)
     training = [entry for entry in metrics if "loss" in entry]
-    evaluation = [entry for entry in metrics if "eval_loss" in entry]
     terms = sorted({name for entry in training for name in entry if name.endswith("_loss")}) or ["loss"]
-    key = "eval_bits_per_byte" if any("eval_bits_per_byte" in entry for entry in evaluation) else "eval_loss"
+    sets = evaluation_sets(metrics)
+    in_bits = any(f"{prefix}bits_per_byte" in entry for entry in metrics for prefix in sets)
+    key = "bits_per_byte" if in_bits else "loss"
     noise = [entry for entry in training if "noise_error" in entry]
     columns = 3 if noise else 2
     figure, (left, right, *rest) = plt.subplots(1, columns, figsize=(5 * columns, 4), layout="constrained")
     for name in terms:
         points = [(entry["step"], entry[name]) for entry in training if name in entry]
         left.plot(*zip(*points, strict=True), label=name)
-    right.plot([entry["step"] for entry in evaluation], [entry[key] for entry in evaluation], marker="o")
+    for prefix, name in sets.items():
+        entries = [entry for entry in metrics if prefix + key in entry]
+        steps, values = ([entry[field] for entry in entries] for field in ("step", prefix + key))
+        right.plot(steps, values, marker="o", label=name)
+    if len(sets) > 1:
+        right.legend()
     left.set(xlabel="step", ylabel="nats per token", title="training")
-    right.set(xlabel="step", ylabel=key.removeprefix("eval_").replace("_", " "), title="held-out text")
+    right.set(xlabel="step", ylabel=key.replace("_", " "), title="held-out text")
     if noise:
         steps = [entry["step"] for entry in noise]
         set_point = noise[-1]["noise_set_point"]

@@ -12,7 +12,7 @@ from transformers import TrainerCallback
 from transformers.trainer_utils import has_length
 
 from latentlm.runs.checkpoints import write_atomically
-from latentlm.runs.run_folder import METRICS_FILE, folder_of
+from latentlm.runs.run_folder import METRICS_FILE, evaluation_sets, folder_of
 
 SAMPLES_FILE = "samples.jsonl"
 # Logged values that measure the machine. They differ between two runs of the same recipe.
@@ -169,7 +169,9 @@ class ConsoleProgress(TrainerCallback):
         if not state.is_world_process_zero or logs is None or "train_runtime" in logs:
             return
         if any(name.startswith("eval_") for name in logs):
-            hidden = TIMINGS | ({"eval_loss"} if "eval_lm_loss" in logs else set())
+            sets = evaluation_sets([logs])
+            timings = {prefix + name.removeprefix("eval_") for prefix in sets for name in TIMINGS}
+            hidden = timings | {f"{prefix}loss" for prefix in sets if f"{prefix}lm_loss" in logs}
             shown = [
                 f"{name.removeprefix('eval_')} {value:.4f}"
                 for name, value in logs.items()
