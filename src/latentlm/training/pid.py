@@ -91,6 +91,13 @@ class PIDCallback(TrainerCallback, ExportableState):
         sums = torch.stack((total.detach().double(), count.double()))
         self._sums = sums if self._sums is None else self._sums + sums
 
+    def on_train_begin(self, args, state, control, **kwargs):
+        # transformers restores a callback of a checkpoint with the arguments that it had.
+        if hasattr(args, "make_pid"):
+            self.arguments = args.make_pid().arguments
+            if self.arguments["set_point"] is None:
+                self.strength = self.arguments["strength"]
+
     def on_step_end(self, args, state, control, **kwargs):
         if self._sums is None:
             return
