@@ -38,7 +38,7 @@ TOKENIZER_FILES = {
     *(TOKENIZER_CONFIG_FILE, SPECIAL_TOKENS_MAP_FILE, ADDED_TOKENS_FILE, FULL_TOKENIZER_FILE, CHAT_TEMPLATE_FILE)
 }
 # Recipe fields that say where a run lives and who may write there, not how to repeat it.
-PLACES = {"cache_dir", "push_to_hub"}
+PLACES = {"cache_dir", "push_to_hub", "trackio_space_id"}
 
 
 class PublishError(RuntimeError):
@@ -140,7 +140,7 @@ def without_local_paths(value: Any) -> Any:
         return [without_local_paths(item) for item in value]
     if isinstance(value, str):
         absolute = PurePosixPath(value).is_absolute() or PureWindowsPath(value).is_absolute()
-        if absolute or value.startswith(("~", "..")):
+        if absolute or value.startswith(("~", "..", "file:")):
             return PureWindowsPath(value).name  # both kinds of separators
     return value
 

@@ -49,15 +49,19 @@ def build_trainer(recipe: Recipe, data: PreparedData, callbacks: Sequence[Traine
     arguments = recipe.training
     set_seed(arguments.seed)
     trainer_class: type[LatentTrainer] = architecture(recipe.model_type).trainer_class
-    return trainer_class(
-        model=recipe.build_model(data.tokenizer, trainer_class.auto_class),
-        args=arguments,
-        train_dataset=data.train,
-        eval_dataset=data.validation,
-        processing_class=data.tokenizer,
-        token_bytes=data.token_bytes,
-        callbacks=list(callbacks),
-    )
+    model = recipe.build_model(data.tokenizer, trainer_class.auto_class)
+    try:
+        return trainer_class(
+            model=model,
+            args=arguments,
+            train_dataset=data.train,
+            eval_dataset=data.validation,
+            processing_class=data.tokenizer,
+            token_bytes=data.token_bytes,
+            callbacks=list(callbacks),
+        )
+    except ValueError as error:
+        raise RecipeError(f"training: {error}") from error
 
 
 def train(recipe: Recipe, callbacks: Sequence[TrainerCallback] = ()) -> LatentTrainer:
