@@ -2,6 +2,7 @@
 
 import json
 import math
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -131,6 +132,8 @@ def test_a_corpus_becomes_rows_once(tmp_path):
     assert data.info == again.info and data.info["train"]["bytes"] == 1120
     ids = [data.train[row]["input_ids"] for row in range(len(data.train))]
     assert b"".join(bytes(row[row < 256].tolist()) for row in ids) == b"Words of the training text. " * 40
+    travelled = pickle.loads(pickle.dumps(data.train))  # to a worker process, as the name of a file
+    assert str(travelled.data.filename) == str(data.train.data.filename) and travelled[0]["input_ids"].equal(ids[0])
     assert data.token_bytes[:256].tolist() == [1] * 256 and not data.token_bytes[256:].any()
     with pytest.raises(ValueError, match="context_length: 100 is longer"):
         prepare_texts(config, 99)

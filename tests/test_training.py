@@ -18,6 +18,7 @@ from transformers.trainer_callback import ExportableState
 
 import latentlm
 from latentlm import ByteTokenizer
+from latentlm.hub.files import published_files
 from latentlm.runs import CheckpointError, LatentTrainingArguments, RecipeError, load_recipe
 from latentlm.runs.checkpoints import find_damage, last_complete_checkpoint, list_checkpoints
 from latentlm.runs.run_folder import (
@@ -538,6 +539,7 @@ def test_a_model_is_saved_twice_with_folders_beside_it(tmp_path):
         trainer.processing_class.chat_template["tool_use"] = template
         trainer.save_model()
     assert (tmp_path / "additional_chat_templates" / "tool_use.jinja").read_text() == "three"
+    assert "additional_chat_templates/tool_use.jinja" in published_files(tmp_path)
 
 
 def test_settings_that_a_machine_or_another_one_overrules(tmp_path, monkeypatch):

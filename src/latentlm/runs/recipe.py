@@ -27,7 +27,7 @@ from huggingface_hub.dataclasses import type_validator
 from huggingface_hub.errors import StrictDataclassError
 from transformers import CONFIG_MAPPING, AutoConfig, GenerationConfig, PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.tokenization_utils_base import TOKENIZER_CONFIG_FILE
-from transformers.utils import cached_file
+from transformers.utils.hub import cached_file
 
 import latentlm
 from latentlm.architectures import ARCHITECTURES, architecture, resolve

@@ -1,5 +1,7 @@
 """A PID controller that keeps a loss at a set point by changing the strength of the noise."""
 
+from typing import Any
+
 import torch
 from accelerate.utils import reduce
 from transformers import TrainerCallback
@@ -91,7 +93,7 @@ class PIDCallback(TrainerCallback, ExportableState):
         sums = torch.stack((total.detach().double(), count.double()))
         self._sums = sums if self._sums is None else self._sums + sums
 
-    def on_train_begin(self, args, state, control, **kwargs):
+    def on_train_begin(self, args: Any, state, control, **kwargs):
         # transformers restores a callback of a checkpoint with the arguments that it had.
         if hasattr(args, "make_pid"):
             self.arguments = args.make_pid().arguments

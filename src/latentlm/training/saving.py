@@ -112,20 +112,21 @@ class SavingTrainer(Trainer):
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         """Load the states of a checkpoint, and keep the settings, which are those of the arguments."""
-        assert self.optimizer is not None
-        settings = [
-            {name: group[name] for name in OPTIMIZER_SETTINGS if name in group} for group in self.optimizer.param_groups
-        ]
-        super()._load_optimizer_and_scheduler(checkpoint)
+        optimizer: Any = self.optimizer
         scheduler = self.lr_scheduler
         if checkpoint is None or not isinstance(scheduler, LambdaLR):
+            super()._load_optimizer_and_scheduler(checkpoint)
             return
-        for group, own in zip(self.optimizer.param_groups, settings, strict=True):
+        settings = [
+            {name: group[name] for name in OPTIMIZER_SETTINGS if name in group} for group in optimizer.param_groups
+        ]
+        super()._load_optimizer_and_scheduler(checkpoint)
+        for group, own in zip(optimizer.param_groups, settings, strict=True):
             group.update(own)
-        scheduler.base_lrs = [group["initial_lr"] for group in self.optimizer.param_groups]
+        scheduler.base_lrs = [group["initial_lr"] for group in optimizer.param_groups]
         factors = [factor(scheduler.last_epoch) for factor in scheduler.lr_lambdas]
         scheduler._last_lr = [base * factor for base, factor in zip(scheduler.base_lrs, factors, strict=True)]
-        for group, rate in zip(self.optimizer.param_groups, scheduler._last_lr, strict=True):
+        for group, rate in zip(optimizer.param_groups, scheduler._last_lr, strict=True):
             group["lr"] = rate
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
