@@ -291,8 +291,8 @@ def evaluation_sets(metrics: list[dict[str, Any]]) -> dict[str, str]:
     """Return the validation sets of a log: by how their metrics begin, `eval_` or `eval_<name>_`, the name of each one
     of a dictionary, empty for a single one."""
     fields = dict.fromkeys(field for entry in metrics for field in entry)
-    found = [re.fullmatch("(eval_((.+)_)?)runtime", field) for field in fields]
-    return {match[1]: match[3] or "" for match in found if match}
+    matches = [re.fullmatch("(eval_((.+)_)?)runtime", field) for field in fields]
+    return {match[1]: match[3] or "" for match in matches if match}
 
 
 def first_and_last(metrics: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
