@@ -10,6 +10,7 @@ from torch import nn
 from transformers import AutoModelForSeq2SeqLM
 
 from latentlm.runs.arguments import LatentTrainingArguments
+from latentlm.runs.recipe import RecipeError
 
 from ..models.encodzall_words import FRAME_IDS, find_words
 from .learned_dropout import LearnedDropoutTrainer
@@ -109,7 +110,7 @@ class EncodzallTrainer(LearnedDropoutTrainer):
     A metric is left out if its denominator is 0.
 
     Raises:
-        ValueError: if an option needs what the model lacks: `noise_set_point` a sequence decoder that is trained, a
+        RecipeError: if an option needs what the model lacks: `noise_set_point` a sequence decoder that is trained, a
             contrastive loss two texts in a batch.
     """
 
@@ -129,12 +130,12 @@ class EncodzallTrainer(LearnedDropoutTrainer):
     def check_losses(self) -> None:
         config, args = self.model_config, self.args
         if args.noise_set_point is not None and not self.unwrapped_model.trains_sequence_decoder:
-            raise ValueError(
+            raise RecipeError(
                 f"noise_set_point is {args.noise_set_point}, a loss of the sequence decoder, which is not trained "
                 "(model.sequence_loss_weight is 0, with a gate): it must be null."
             )
         if config.contrastive_loss_weight and args.per_device_train_batch_size * args.world_size < 2:
-            raise ValueError(
+            raise RecipeError(
                 f"per_device_train_batch_size is {args.per_device_train_batch_size}, but model.contrastive_loss_weight "
                 f"{config.contrastive_loss_weight} ranks the texts of a batch against each other: at least 2."
             )
