@@ -210,6 +210,15 @@ def test_few_large_documents_are_cut_too():
     assert train == ["x\n" * 95, small, "x\n" * 95] and validation == ["x\n" * 5] * 2
 
 
+@pytest.mark.parametrize("tiny", ["tiny\n", "y\n" * 4])
+def test_a_tiny_document_alone_is_no_validation_text(tiny):
+    large = ["x\n" * 1000, "z\n" * 900]
+    split = split_by_hash([*large, tiny], 0.05)
+    assert list(split.validation([*large, tiny])) == ["x\n" * 50]
+    one_line = ["x" * 2000, tiny]  # which cannot be cut
+    assert list(split_by_hash(one_line, 0.05).validation(one_line)) == [tiny]
+
+
 def test_context_length_and_rows_are_chosen_without_tokenizing_again(make_config, corpus, monkeypatch):
     path, _ = corpus
     first = prepare_data(make_config(dataset=str(path), tokenizer="bpe", tokenizer_vocab_size=300))

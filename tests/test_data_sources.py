@@ -133,6 +133,24 @@ def test_fingerprints_follow_the_content(tmp_path):
     assert open_source("python_docs").fingerprint() == open_source("python_docs").fingerprint()
 
 
+def test_the_same_bytes_in_another_format_have_another_fingerprint(tmp_path):
+    for name in ("a.txt", "a.jsonl"):
+        write_jsonl(tmp_path / name, ["some", "rows"])
+    prints = {open_source(str(tmp_path / name)).fingerprint() for name in ("a.txt", "a.jsonl")}
+    assert len(prints) == 2
+
+
+@pytest.mark.parametrize("name", ["let[1].jsonl", "a?b.jsonl", "a*b.jsonl"])
+def test_a_file_named_like_a_pattern_is_that_file(tmp_path, name):
+    assert read(write_jsonl(tmp_path / name, ["some", "rows"])) == ["some", "rows"]
+
+
+def test_empty_files_of_a_folder_are_no_documents(tmp_path):
+    for name, content in (("a.txt", "some text\n"), ("b.txt", "")):
+        (tmp_path / name).write_text(content)
+    assert read(tmp_path) == ["some text\n"]
+
+
 def test_python_docs():
     documents = read("python_docs")
     assert len(documents) > 50 and all(documents)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -133,6 +134,8 @@ def test_a_corpus_becomes_rows_once(tmp_path):
     assert data.info == again.info and data.info["train"]["bytes"] == 1120
     ids = [data.train[row]["input_ids"] for row in range(len(data.train))]
     assert b"".join(bytes(row[row < 256].tolist()) for row in ids) == b"Words of the training text. " * 40
+    travelled = pickle.loads(pickle.dumps(data.train))  # to a worker process, as the name of a file
+    assert str(travelled.data.filename) == str(data.train.data.filename) and travelled[0]["input_ids"].equal(ids[0])
     assert data.token_bytes[:256].tolist() == [1] * 256 and not data.token_bytes[256:].any()
     with pytest.raises(ValueError, match="context_length: 100 is longer"):
         prepare_texts(config, 99)
@@ -305,6 +308,15 @@ def test_a_resumed_run_is_the_uninterrupted_one(recipe, tmp_path, options):
     assert lines[1] and lines[0][-len(lines[1]) :] == lines[1]
     state = json.loads((whole / "checkpoint-3" / "trainer_state.json").read_text())
     assert 0 < state["stateful_callbacks"]["PIDCallback"]["attributes"]["strength"] < 1
+
+
+def test_a_resumed_run_has_the_noise_of_its_arguments(recipe, tmp_path):
+    main([str(recipe), "--output_dir", str(tmp_path / "old"), "--save_total_limit", "9"])
+    start = ["--resume_from_checkpoint", str(tmp_path / "old" / "checkpoint-3")]
+    main([*start, "--output_dir", str(tmp_path / "new"), "--noise_set_point", "2.5", "--noise_strength_max", "0.41"])
+    logs = [entry for entry in metrics_of(tmp_path / "new") if entry["step"] > 3 and "noise_set_point" in entry]
+    assert logs and {entry["noise_set_point"] for entry in logs} == {2.5}
+    assert all(entry["noise_strength"] <= 0.41 for entry in logs)
 
 
 def test_the_second_phase_goes_on_from_the_first(recipe, tmp_path, capsys):

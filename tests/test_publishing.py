@@ -358,6 +358,7 @@ def test_the_published_recipe_describes_the_same_run(run):
         ("~/corpus.txt", "corpus.txt"),
         ("../data/train.txt", "train.txt"),
         ("C:\\Users\\me\\train.txt", "train.txt"),
+        ("file:///home/me/train.txt", "train.txt"),
         ("data/train.txt", "data/train.txt"),
         ("wikimedia/wikipedia", "wikimedia/wikipedia"),
     ],

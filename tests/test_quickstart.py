@@ -148,6 +148,9 @@ def test_the_trial_plans_a_run_that_its_recipe_repeats(tmp_path, capsys, monkeyp
     assert plan(recipe, {"float32": 1.0, "bfloat16": 0.5}, 2)["max_steps"] == 180
     assert plan(recipe, {"float32": 1.0, "bfloat16": 1e-6}, 4)["max_steps"] == 600  # no more than the recipe's
     assert plan(recipe, {"float32": 1e3, "bfloat16": 1e9}, 1)["max_steps"] == 1
+    recipe.training.max_steps = -1  # as many as fit
+    assert plan(recipe, {"float32": 1.0, "bfloat16": 0.5}, 2)["max_steps"] == 180
+    recipe.training.max_steps = 600
     planned = plan_run(recipe, data, 1e-3, fields)
     assert "A step takes " in capsys.readouterr().out
     assert planned.training.max_steps < 600 and planned.training.eval_steps <= planned.training.max_steps

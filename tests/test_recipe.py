@@ -10,6 +10,7 @@ import latentlm
 from latentlm import ByteTokenizer
 from latentlm.cli.arguments import parse_command_line
 from latentlm.cli.train import main
+from latentlm.data.tokenizers import train_bpe
 from latentlm.runs import RecipeError, load_recipe
 
 RECIPE = """
@@ -249,6 +250,23 @@ def test_from_pretrained_starts_from_its_weights(recipe_file, tmp_path):
     tuned = recipe.build_model(tokenizer, latentlm.training.LatentTrainer.auto_class)
     assert tuned.config.hidden_dropout == 0.1
     assert all((a == b).all() for a, b in zip(model.parameters(), tuned.parameters(), strict=True))
+
+
+def test_another_tokenizer_than_that_of_the_pretrained_model_is_refused(recipe_file, tmp_path):
+    first, second = (
+        train_bpe([text], 300) for text in ("some words of a text " * 9, "other letters, other pairs " * 9)
+    )
+    model = load_recipe(recipe_file).build_model(first, latentlm.training.LatentTrainer.auto_class)
+    for part in (model, first):
+        part.save_pretrained(tmp_path / "pretrained")
+    recipe = load_recipe(recipe_file, {"from_pretrained": str(tmp_path / "pretrained"), "tokenizer": "bpe"})
+    assert recipe.build_config(first).vocab_size == len(first)
+    with pytest.raises(
+        RecipeError, match=r"data\.tokenizer 'bpe' gives .* tokens another id .* model's own: .*pretrained"
+    ):
+        recipe.build_config(second)
+    with pytest.raises(RecipeError, match="another id"):
+        recipe.build_config(ByteTokenizer())
 
 
 def test_fields_that_do_not_go_with_the_pretrained_ones_are_an_error_before_the_training(recipe_file, tmp_path):

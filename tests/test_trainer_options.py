@@ -164,6 +164,15 @@ def test_rows_without_labels_are_refused(tmp_path):
         make_trainer(tmp_path).predict(rows)
 
 
+def test_rows_without_positions_are_one_document_each(tmp_path):
+    rows = [{"input_ids": list(range(10)), "labels": list(range(10))} for _ in range(3)]
+    trainer = make_trainer(tmp_path, evaluation=rows, sample_prompts=2, sample_new_tokens=3)
+    trainer.processing_class = latentlm.ByteTokenizer()
+    trainer.evaluate()
+    lines = (tmp_path / "samples.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["prompt"] for line in lines] == [bytes(range(10)).decode()] * 2
+
+
 def test_an_evaluation_without_rows_says_so(tmp_path):
     with pytest.raises(ValueError, match="there are no rows to evaluate"):
         make_trainer(tmp_path, evaluation=Rows(0)).evaluate()

@@ -5,7 +5,9 @@ import json
 import math
 import os
 import shutil
+import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,9 +17,18 @@ from transformers import AutoModelForCausalLM, TrainerCallback
 from transformers.trainer_callback import ExportableState
 
 import latentlm
+from latentlm import ByteTokenizer
+from latentlm.hub.files import published_files
 from latentlm.runs import CheckpointError, LatentTrainingArguments, RecipeError, load_recipe
 from latentlm.runs.checkpoints import find_damage, last_complete_checkpoint, list_checkpoints
-from latentlm.runs.run_folder import find_start, open_run_folder, plot_curves
+from latentlm.runs.run_folder import (
+    find_start,
+    first_and_last,
+    git_revision,
+    only_process_of,
+    open_run_folder,
+    plot_curves,
+)
 from latentlm.training.trainer import LatentTrainer
 
 
@@ -246,6 +257,47 @@ def test_resumed_run_equals_the_uninterrupted_one(tmp_path, streaming):
             assert torch.equal(weights_of(resumed)[name], weight)
 
 
+@pytest.mark.parametrize("optim", ["adamw_torch", "muon"])
+def test_a_resumed_run_has_the_settings_of_its_arguments(tmp_path, optim):
+    shared: dict[str, Any] = {"optim": optim, "lr_scheduler_type": "linear", "max_steps": 8, "eval_strategy": "steps"}
+    shared |= {"save_strategy": "steps", "save_steps": 2, "save_total_limit": None}
+    make_trainer(tmp_path / "old", **shared, eval_steps=2).train()
+    new = {**shared, "learning_rate": 4e-3, "weight_decay": 0.7, "eval_steps": 3, "save_steps": 3}
+    if optim == "muon":
+        new |= {"muon_learning_rate": 2e-2, "muon_momentum": 0.5}
+    trainer = make_trainer(tmp_path / "new", **new)
+    trainer.train(resume_from_checkpoint=tmp_path / "old" / "checkpoint-2")
+    logs = {entry["step"]: entry for entry in metrics_of(tmp_path / "new") if "loss" in entry}
+    # The first of the new steps has the rate of the new schedule after two of eight steps.
+    assert logs[3]["learning_rate"] == pytest.approx(4e-3 * 6 / 8) and logs[8]["learning_rate"] == pytest.approx(5e-4)
+    groups = trainer.optimizer.param_groups
+    assert {group["weight_decay"] for group in groups} == {0.0, 0.7}
+    if optim == "muon":
+        assert {(group["momentum"], group["initial_lr"]) for group in groups if group["muon"]} == {(0.5, 2e-2)}
+    evaluated = [entry["step"] for entry in metrics_of(tmp_path / "new") if "eval_loss" in entry]
+    assert evaluated == [2, 3, 6, 8] and (tmp_path / "new" / "checkpoint-3").exists()
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"optim": "muon"}, "states of optim adamw_torch, not muon"),
+        ({"per_device_train_batch_size": 2}, "has read 4 rows in a step, and this run would read 2"),
+        ({"gradient_accumulation_steps": 2}, "has read 4 rows in a step, and this run would read 8"),
+    ],
+)
+def test_states_that_do_not_fit_the_settings_are_refused(tmp_path, changed, message):
+    arguments: dict[str, Any] = {"optim": "adamw_torch", "save_strategy": "steps", "save_steps": 2}
+    arguments |= {"save_total_limit": None}
+    make_trainer(tmp_path, **arguments).train()
+    before = weights_of(other := make_trainer(tmp_path, **{**arguments, **changed}))
+    with pytest.raises(CheckpointError, match=message):
+        other.train(resume_from_checkpoint=tmp_path / "checkpoint-2")
+    assert all(torch.equal(weight, weights_of(other)[name]) for name, weight in before.items())
+    same = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
+    make_trainer(tmp_path, **arguments, **same).train(resume_from_checkpoint=tmp_path / "checkpoint-2")
+
+
 def test_finished_run_trains_no_further(tmp_path):
     arguments = {"save_strategy": "steps", "save_steps": 2, "max_steps": 4}
     first = make_trainer(tmp_path, **arguments)
@@ -440,6 +492,63 @@ def test_run_folder_of_another_run_is_refused(recipe_file, tmp_path):
     open_run_folder(other, {"rows": 3}, 1, torch.device("cpu"))
     other.training.resume_from_checkpoint = None
     assert find_start(other) is None
+
+
+def test_a_folder_in_which_another_process_trains_is_refused(tmp_path):
+    refused = pytest.raises(RecipeError, match="run: another process is training there")
+    with only_process_of(tmp_path / "run"), refused, only_process_of(tmp_path / "run"):
+        pass
+    with only_process_of(tmp_path / "run"):
+        pass
+
+
+def test_a_checkout_around_the_package_is_not_its_own(tmp_path, monkeypatch):
+    package = tmp_path / ".venv" / "latentlm" / "__init__.py"
+    package.parent.mkdir(parents=True)
+    package.touch()
+    (tmp_path / "mine.txt").touch()
+    for command in (["init", "-q"], ["add", "mine.txt"], ["commit", "-qm", "mine"]):
+        identity = ["-c", "user.name=me", "-c", "user.email=me@example.org"]
+        subprocess.run(["git", "-C", str(tmp_path), *identity, *command], check=True)
+    monkeypatch.setattr(latentlm, "__file__", str(package))
+    assert git_revision() is None
+    subprocess.run(["git", "-C", str(tmp_path), "add", str(package)], check=True)
+    assert str(git_revision()).endswith("+")
+
+
+def test_a_loss_that_a_resumed_run_adds_begins_where_it_is_first_logged():
+    losses = ({"loss": 3.0, "lm_loss": 3.0}, {"loss": 2.5, "lm_loss": 2.0, "embedding_loss": 0.5})
+    evaluations = ({"eval_loss": 2.0}, {"eval_loss": 1.0, "eval_lm_loss": 1.0, "eval_bits_per_byte": 1.5})
+    log = [{"step": i, **one} for ones in (losses, evaluations) for i, one in enumerate(ones)]
+    rows = [tuple(row.values()) for row in first_and_last([*log, {"step": 1, "eval_runtime": 1.0}])]
+    assert rows == [
+        ("training", "embedding_loss", 1, 0.5, 1, 0.5),
+        ("training", "lm_loss", 0, 3.0, 1, 2.0),
+        ("training", "loss", 0, 3.0, 1, 2.5),
+        ("held-out text", "bits_per_byte", 1, 1.5, 1, 1.5),
+        ("held-out text", "lm_loss", 1, 1.0, 1, 1.0),
+    ]
+
+
+def test_a_model_is_saved_twice_with_folders_beside_it(tmp_path):
+    """Several chat templates are files in a folder."""
+    trainer = make_trainer(tmp_path)
+    trainer.processing_class = ByteTokenizer()
+    trainer.processing_class.chat_template = {"default": "one", "tool_use": "two"}
+    for template in ("two", "three"):
+        trainer.processing_class.chat_template["tool_use"] = template
+        trainer.save_model()
+    assert (tmp_path / "additional_chat_templates" / "tool_use.jinja").read_text() == "three"
+    assert "additional_chat_templates/tool_use.jinja" in published_files(tmp_path)
+
+
+def test_settings_that_a_machine_or_another_one_overrules(tmp_path, monkeypatch):
+    best = {"load_best_model_at_end": True, "eval_strategy": "steps", "save_strategy": "steps", "save_total_limit": 1}
+    # With one, Trainer deletes the last checkpoint at its end, and the same command would not know that it is done.
+    assert LatentTrainingArguments(str(tmp_path), **best).save_total_limit == 2
+    assert LatentTrainingArguments(str(tmp_path), save_total_limit=1).save_total_limit == 1
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert LatentTrainingArguments(str(tmp_path)).device.type == "cpu"
 
 
 def test_folder_with_something_else_is_refused(recipe_file, tmp_path):

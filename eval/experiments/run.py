@@ -8,7 +8,6 @@ one of them.
 """
 
 import argparse
-import fcntl
 import json
 import os
 import subprocess
@@ -412,6 +411,12 @@ def minutes(seconds: float) -> str:
 def locked(path: Path, wait: bool = True) -> Iterator[int | None]:
     """Hold a lock file; its descriptor, or None if another process holds it. The system takes the lock of a process
     that died away, so that none is ever stale."""
+    try:
+        import fcntl
+    except ImportError as error:
+        raise ListError(
+            "runs hold locks that their processes inherit, which Windows has not: use Linux or macOS"
+        ) from error
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         try:

@@ -15,6 +15,7 @@ import torch
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 from transformers import PreTrainedTokenizerBase, default_data_collator
 
+from .cache import MapsFile
 from .tokenizers import encode_documents
 
 IGNORED = -100  # label of a token that is not predicted
@@ -60,7 +61,7 @@ def stack_rows(rows: list[dict[str, Any]]) -> dict[str, Any]:
     return batch
 
 
-class PackedDataset(Dataset[dict[str, torch.Tensor]]):
+class PackedDataset(MapsFile, Dataset[dict[str, torch.Tensor]]):
     """A dataset of the packed rows of a tokenized corpus in memory or on disk.
 
     Args:
@@ -70,6 +71,8 @@ class PackedDataset(Dataset[dict[str, torch.Tensor]]):
         pad_token_id: id that pads the last row. If it is None, an incomplete last row is left out.
         max_rows: largest number of rows, of which the first are used.
     """
+
+    mapped = "tokens"
 
     def __init__(
         self,
@@ -99,20 +102,6 @@ class PackedDataset(Dataset[dict[str, torch.Tensor]]):
         tokens = self.tokens[begin : begin + self.context_length]
         first, last = np.searchsorted(self.starts, (begin, begin + len(tokens)))
         return pack_row(tokens, self.starts[first:last] - begin, self.context_length, self.pad_token_id or 0)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Return the state with the file name of a memory map, so that pickling for worker processes does not copy its
-        content."""
-        state = self.__dict__.copy()
-        if isinstance(self.tokens, np.memmap):
-            state["tokens"] = (self.tokens.filename, self.tokens.dtype)
-        return state
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        if isinstance(self.tokens, tuple):
-            filename, dtype = self.tokens
-            self.tokens = np.memmap(filename, dtype=dtype, mode="r")
 
 
 class PackedStream(IterableDataset[dict[str, torch.Tensor]]):

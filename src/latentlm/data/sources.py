@@ -68,11 +68,12 @@ def open_source(
         documents = partial(_row_documents, rows, dataset, text_column, pattern)
         identity = (dataset, str(dataset_config), split, getattr(rows, "_fingerprint", ""))
         return Source(dataset, documents, lambda: _digest(identity))
-    if FORMATS[paths[0].suffix] == "text":
+    kind = FORMATS[paths[0].suffix]
+    if kind == "text":
         documents = partial(_text_documents, paths, pattern)
     else:
         documents = partial(_file_row_documents, paths, dataset, text_column, pattern)
-    return Source(dataset, documents, lambda: _digest(map(_file_digest, paths)))
+    return Source(dataset, documents, lambda: _digest([kind, *map(_file_digest, paths)]))
 
 
 def _python_docs(pattern: re.Pattern[str] | None = None) -> Iterator[str]:
@@ -147,7 +148,8 @@ def _load_dataset(
 
 def _text_documents(paths: list[Path], pattern: re.Pattern[str] | None) -> Iterator[str]:
     for path in paths:
-        yield from _group_lines(_lines(path), pattern) if pattern else ["".join(_lines(path))]
+        texts = _group_lines(_lines(path), pattern) if pattern else ["".join(_lines(path))]
+        yield from filter(None, texts)
 
 
 def _lines(path: Path) -> Iterator[str]:
@@ -190,7 +192,8 @@ def _file_row_documents(paths: list[Path], name: str, column: str, pattern: re.P
         for path in paths:
             _check_utf8(path)  # the error of `datasets` names neither the file nor the offset
     # Streaming reads the files themselves, instead of first copying them into the cache of `datasets`.
-    rows = datasets.load_dataset(builder, data_files=[str(path) for path in paths], split="train", streaming=True)
+    files = [glob.escape(str(path)) for path in paths]  # which `datasets` takes for patterns
+    rows = datasets.load_dataset(builder, data_files=files, split="train", streaming=True)
     yield from _row_documents(rows, name, column, pattern)
 
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+MIN_SHARE = 0.1  # of what is to be held out: with less, a large document is cut
+
 
 def document_key(text: str) -> int:
     """Return 64 bits of a hash of a text, which are the same on every machine."""
@@ -51,7 +53,8 @@ class Split:
 def split_by_hash(documents: Iterable[str], fraction: float) -> Split:
     """Hold out at most `fraction` of the bytes. Documents are chosen in the order of their hash, as many as fit.
 
-    If no document fits (one document, or a few large ones), the largest one is cut at a line boundary.
+    If no document fits (one document, or a few large ones), or those that fit are less than a tenth of `fraction`, the
+    largest one is cut at a line boundary instead, where it has one.
 
     Raises:
         ValueError: if there is no text, or the document to be cut has no line boundary.
@@ -70,7 +73,8 @@ def split_by_hash(documents: Iterable[str], fraction: float) -> Split:
     share = fraction * all_copies.sum()
     fits = all_copies <= share
     chosen = fits & (np.cumsum(all_copies * fits) <= share)
-    if chosen.any():
+    is_enough = all_copies[chosen].sum() >= share * MIN_SHARE
+    if chosen.any() and (is_enough or not _cut_position(largest, fraction)):
         return Split(frozenset(unique_keys[chosen].tolist()))
     if not _cut_position(largest, fraction):
         raise ValueError(

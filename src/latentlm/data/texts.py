@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 from ..models.configuration_encodzall import EncodzallConfig
 from ..models.encodzall_words import EOS, PAD, find_words
 from ..models.tokenization_encodzall import EncodzallTokenizer
-from .cache import build_once
+from .cache import MapsFile, build_once
 from .config import TextConfig
 from .prepare import PreparedData, check_fits, count_repeats, hash_identity, open_sources, progress, split_corpus
 from .tokenizers import token_bytes
@@ -22,7 +22,7 @@ IGNORED = -100
 SHORT = 8  # largest number of words of a short row
 
 
-class TextDataset(Dataset):
+class TextDataset(MapsFile, Dataset):
     """A dataset of texts in bytes. A row has `input_ids` `(context_length,)`, int64, which are bytes, an end and
     padding, and `labels`, the same with -100 for padding.
 
@@ -31,6 +31,8 @@ class TextDataset(Dataset):
         rows: `(R, 2)`, first and last + 1 byte of each row.
         context_length: number of ids of a row, including the end.
     """
+
+    mapped = "data"
 
     def __init__(self, data: np.ndarray, rows: np.ndarray, context_length: int):
         self.data, self.rows, self.context_length = data, rows, context_length

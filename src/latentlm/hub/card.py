@@ -1,6 +1,5 @@
 """The model card of a run, filled in from the files that the run left."""
 
-from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -23,6 +22,7 @@ from latentlm.runs.run_folder import (
     RESULTS_FILE,
     SEGMENTS_FILE,
     evaluation_sets,
+    first_and_last,
     plot_curves,
     read_metrics,
     read_stored_recipe,
@@ -150,26 +150,6 @@ def is_python_docs(data: dict[str, Any]) -> bool:
 def describe(config: PreTrainedConfig) -> str:
     """The first sentence of the configuration's documentation, which says what the architecture is."""
     return (type(config).__doc__ or "").strip().split("\n\n")[0].replace("\n", " ")
-
-
-def first_and_last(metrics: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """A row per logged loss and for bits per byte: its first and last value, in training and on each held-out text."""
-    texts = {prefix: f"held-out text {name}".strip() for prefix, name in evaluation_sets(metrics).items()}
-    for prefix, text in {"": "training", **texts}.items():
-        key = f"{prefix}loss"
-        entries = [entry for entry in metrics if key in entry]
-        if not entries:
-            continue
-        first, last = entries[0], entries[-1]
-        names = [name for name in sorted(last) if name.endswith(("_loss", "_bits_per_byte")) or name == key]
-        for name in names:
-            if prefix and name == key and f"{prefix}lm_loss" in last:
-                continue  # the same number
-            yield {
-                "text": text,
-                "name": name.removeprefix(prefix),
-                **{"first_step": first["step"], "first": first[name], "last_step": last["step"], "last": last[name]},
-            }
 
 
 def describe_data(data: dict[str, Any], fields: dict[str, Any]) -> dict[str, Any]:

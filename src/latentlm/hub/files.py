@@ -20,7 +20,7 @@ from transformers.tokenization_utils_base import (
 )
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
-from transformers.utils.hub import CHAT_TEMPLATE_FILE
+from transformers.utils.hub import CHAT_TEMPLATE_DIR, CHAT_TEMPLATE_FILE
 
 import latentlm
 from latentlm.data.chunks import PIECES_FILE
@@ -38,7 +38,7 @@ TOKENIZER_FILES = {
     *(TOKENIZER_CONFIG_FILE, SPECIAL_TOKENS_MAP_FILE, ADDED_TOKENS_FILE, FULL_TOKENIZER_FILE, CHAT_TEMPLATE_FILE)
 }
 # Recipe fields that say where a run lives and who may write there, not how to repeat it.
-PLACES = {"cache_dir", "push_to_hub"}
+PLACES = {"cache_dir", "push_to_hub", "trackio_space_id"}
 
 
 class PublishError(RuntimeError):
@@ -103,7 +103,9 @@ def tokenizer_files(folder: Path) -> set[str]:
             f"{folder / TOKENIZER_CONFIG_FILE} names the tokenizer {name}, which neither latentlm nor transformers "
             "has, so which files it reads is not known; train with a tokenizer of one of these two."
         )
-    return TOKENIZER_FILES.union(*(known.vocab_files_names.values() for known in classes if known is not None))
+    templates = {f"{CHAT_TEMPLATE_DIR}/{path.name}" for path in (folder / CHAT_TEMPLATE_DIR).glob("*.jinja")}
+    names = (known.vocab_files_names.values() for known in classes if known is not None)
+    return TOKENIZER_FILES.union(templates, *names)
 
 
 def code_files(folder: Path) -> set[str]:
@@ -140,7 +142,7 @@ def without_local_paths(value: Any) -> Any:
         return [without_local_paths(item) for item in value]
     if isinstance(value, str):
         absolute = PurePosixPath(value).is_absolute() or PureWindowsPath(value).is_absolute()
-        if absolute or value.startswith(("~", "..")):
+        if absolute or value.startswith(("~", "..", "file:")):
             return PureWindowsPath(value).name  # both kinds of separators
     return value
 

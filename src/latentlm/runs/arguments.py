@@ -80,6 +80,9 @@ class LatentTrainingArguments(TrainingArguments):
         return {**self.__dict__, "hub_token": None}
 
     def __post_init__(self):
+        if not self.use_cpu and torch.backends.mps.is_available():
+            logger.warning("Training on the CPU: MPS has no float64, in which losses and bytes are summed.")
+            self.use_cpu = True
         if not self.use_cpu and not torch.accelerator.is_available():
             self.use_cpu = True
         uses_muon = self.optim == OwnOptimizerNames.MUON
@@ -99,6 +102,9 @@ class LatentTrainingArguments(TrainingArguments):
             # Without a launcher, transformers would use DataParallel, which drops the named losses.
             logger.warning(f"Training on one of {self.n_gpu} GPUs; `accelerate launch -m latentlm.train` uses all.")
             self._n_gpu = 1
+        if self.load_best_model_at_end and self.save_total_limit == 1:
+            # Trainer would delete the last checkpoint at the end, and the same command would train on from the best.
+            self.save_total_limit = 2
         for name, (value, reason) in FIXED_OPTIONS.items():
             if getattr(self, name) != value:
                 raise ValueError(f"{name} is {getattr(self, name)!r}, but {reason}; it must be {value!r}.")

@@ -26,10 +26,13 @@ import yaml
 from huggingface_hub.dataclasses import type_validator
 from huggingface_hub.errors import StrictDataclassError
 from transformers import CONFIG_MAPPING, AutoConfig, GenerationConfig, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers.tokenization_utils_base import TOKENIZER_CONFIG_FILE
+from transformers.utils.hub import cached_file
 
 import latentlm
 from latentlm.architectures import ARCHITECTURES, architecture, resolve
 from latentlm.data.config import SourceConfig
+from latentlm.data.tokenizers import load_tokenizer
 
 from .arguments import LatentTrainingArguments
 from .redaction import HIDDEN, SECRET_NAME, URL_USER, redact
@@ -116,7 +119,29 @@ class Recipe:
                 f"model.from_pretrained {self.from_pretrained} knows {config.vocab_size} tokens, the tokenizer "
                 f"{self.tokenizer_name!r} has {len(tokenizer)}; set data.tokenizer to the model's own."
             )
+        self.check_vocabulary(tokenizer)
         return config
+
+    def check_vocabulary(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Raise RecipeError if a pretrained model has a tokenizer of its own, in which ids mean something else."""
+        assert self.from_pretrained is not None
+        if (
+            cached_file(self.from_pretrained, TOKENIZER_CONFIG_FILE, _raise_exceptions_for_missing_entries=False)
+            is None
+        ):
+            return
+        try:
+            own = load_tokenizer(self.from_pretrained).get_vocab()
+        except ValueError:  # one of another package, or without an end: not what the data were read with
+            return
+        new = tokenizer.get_vocab()
+        changed = [token for token, number in new.items() if own.get(token) != number]
+        if changed:
+            raise RecipeError(
+                f"data.tokenizer {self.tokenizer_name!r} gives {len(changed)} of {len(new)} tokens another id than the "
+                f"one that model.from_pretrained {self.from_pretrained} was trained with; set it to the model's own: "
+                f"{self.from_pretrained}."
+            )
 
     @property
     def tokenizer_name(self) -> str:

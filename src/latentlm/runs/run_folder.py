@@ -7,12 +7,15 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
+from filelock import FileLock, Timeout
 from transformers import Trainer, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.utils import logging
@@ -40,6 +43,7 @@ ENVIRONMENT_FILE = "environment.json"
 DATA_FILE = "data.json"
 CURVES_FILE = "curves.png"
 METRICS_FILE = "metrics.jsonl"
+LOCK_FILE = ".lock"
 SEGMENTS_FILE = "segments.png"  # the segments of an Abstractinator in a held-out text
 RESULTS_FILE = "results.json"
 PACKAGES = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "numpy", "safetensors")
@@ -186,6 +190,23 @@ def open_run_folder(
     write_atomically(run_folder / ENVIRONMENT_FILE, json.dumps(environment, indent=2) + "\n")
 
 
+@contextmanager
+def only_process_of(run_folder: Path) -> Iterator[None]:
+    """Hold the lock of a run folder, which ends with the process, also where it is killed.
+
+    Raises:
+        RecipeError: if another process trains in the folder.
+    """
+    run_folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(run_folder / LOCK_FILE, timeout=0):
+            yield
+    except Timeout as error:
+        raise RecipeError(
+            f"training.output_dir {run_folder}: another process is training there; wait for it, or name another folder."
+        ) from error
+
+
 def describe_environment(arguments: LatentTrainingArguments, processes: int, device: torch.device) -> dict[str, Any]:
     """Return versions, revision, command and machine of this run, without secrets."""
     command = redact_command([Path(sys.executable).name, *sys.orig_argv[1:]], arguments.hub_token)
@@ -212,9 +233,13 @@ def git_revision() -> str | None:
     """Return the revision of the latentlm checkout in use, followed by `+` if it has changes, or None if there is no
     checkout."""
     folder = Path(latentlm.__file__).parent
+    options = {"capture_output": True, "text": True, "check": True, "timeout": 10}
+    git = ["git", "-C", str(folder)]
     try:
-        command = ["git", "-C", str(folder), "describe", "--always", "--dirty=+", "--abbrev=40", "--exclude=*"]
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip() or None
+        # Installed into the environment of a project, the package lies in a checkout that is not its own.
+        subprocess.run([*git, "ls-files", "--error-unmatch", "__init__.py"], **options)
+        command = [*git, "describe", "--always", "--dirty=+", "--abbrev=40", "--exclude=*"]
+        return subprocess.run(command, **options).stdout.strip() or None
     except (OSError, subprocess.SubprocessError):
         return None
 
@@ -266,8 +291,28 @@ def evaluation_sets(metrics: list[dict[str, Any]]) -> dict[str, str]:
     """Return the validation sets of a log: by how their metrics begin, `eval_` or `eval_<name>_`, the name of each one
     of a dictionary, empty for a single one."""
     fields = dict.fromkeys(field for entry in metrics for field in entry)
-    found = [re.fullmatch("(eval_((.+)_)?)runtime", field) for field in fields]
-    return {match[1]: match[3] or "" for match in found if match}
+    matches = [re.fullmatch("(eval_((.+)_)?)runtime", field) for field in fields]
+    return {match[1]: match[3] or "" for match in matches if match}
+
+
+def first_and_last(metrics: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Yield a row for each logged loss and for bits per byte: the first and the last value with their steps, in
+    training and on each held-out text. A loss that a run was resumed with begins later than others."""
+    texts = {prefix: f"held-out text {name}".strip() for prefix, name in evaluation_sets(metrics).items()}
+    for prefix, text in {"": "training", **texts}.items():
+        key = f"{prefix}loss"
+        entries = [entry for entry in metrics if key in entry]
+        last = entries[-1] if entries else {}
+        names = [name for name in sorted(last) if name.endswith(("_loss", "_bits_per_byte")) or name == key]
+        for name in names:
+            if prefix and name == key and f"{prefix}lm_loss" in last:
+                continue  # the same number
+            first = next(entry for entry in entries if name in entry)
+            yield {
+                "text": text,
+                "name": name.removeprefix(prefix),
+                **{"first_step": first["step"], "first": first[name], "last_step": last["step"], "last": last[name]},
+            }
 
 
 def plot_curves(run_folder: Path) -> Path:

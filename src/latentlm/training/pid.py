@@ -1,6 +1,7 @@
 """A PID controller that keeps a loss at a set point by changing the strength of the noise."""
 
 import math
+from typing import Any
 
 import torch
 from accelerate.utils import reduce
@@ -92,6 +93,13 @@ class PIDCallback(TrainerCallback, ExportableState):
         """Add the loss of one micro-batch, as a sum over `count` bytes."""
         sums = torch.stack((total.detach().double(), count.double()))
         self._sums = sums if self._sums is None else self._sums + sums
+
+    def on_train_begin(self, args: Any, state, control, **kwargs):
+        # transformers restores a callback of a checkpoint with the arguments that it had.
+        if hasattr(args, "make_pid"):
+            self.arguments = args.make_pid().arguments
+            if self.arguments["set_point"] is None:
+                self.strength = self.arguments["strength"]
 
     def on_step_end(self, args, state, control, **kwargs):
         if self._sums is None:

@@ -1,7 +1,9 @@
 """The execution of a recipe, from its data to the finished model."""
 
+import json
 import os
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 from transformers import TrainerCallback, set_seed
@@ -16,7 +18,9 @@ from latentlm.runs.run_folder import (
     RESULTS_FILE,
     check_data,
     find_start,
+    first_and_last,
     folder_of,
+    only_process_of,
     open_run_folder,
     plot_curves,
     read_metrics,
@@ -45,15 +49,19 @@ def build_trainer(recipe: Recipe, data: PreparedData, callbacks: Sequence[Traine
     arguments = recipe.training
     set_seed(arguments.seed)
     trainer_class: type[LatentTrainer] = architecture(recipe.model_type).trainer_class
-    return trainer_class(
-        model=recipe.build_model(data.tokenizer, trainer_class.auto_class),
-        args=arguments,
-        train_dataset=data.train,
-        eval_dataset=data.validation,
-        processing_class=data.tokenizer,
-        token_bytes=data.token_bytes,
-        callbacks=list(callbacks),
-    )
+    model = recipe.build_model(data.tokenizer, trainer_class.auto_class)
+    try:
+        return trainer_class(
+            model=model,
+            args=arguments,
+            train_dataset=data.train,
+            eval_dataset=data.validation,
+            processing_class=data.tokenizer,
+            token_bytes=data.token_bytes,
+            callbacks=list(callbacks),
+        )
+    except ValueError as error:
+        raise RecipeError(f"training: {error}") from error
 
 
 def train(recipe: Recipe, callbacks: Sequence[TrainerCallback] = ()) -> LatentTrainer:
@@ -73,6 +81,13 @@ def train(recipe: Recipe, callbacks: Sequence[TrainerCallback] = ()) -> LatentTr
     if start is not None:
         check_data(start, data.info)
     trainer = build_trainer(recipe, data, callbacks)
+    with only_process_of(folder) if trainer.is_world_process_zero() else nullcontext():
+        run(trainer, recipe, data, start)
+    return trainer
+
+
+def run(trainer: LatentTrainer, recipe: Recipe, data: PreparedData, start: Path | None) -> None:
+    """Train from a checkpoint, or from the start, save the finished model, and publish it if the recipe says so."""
     if trainer.is_world_process_zero():
         open_run_folder(recipe, data.info, recipe.training.world_size, recipe.training.device, data.files)
     trainer.accelerator.wait_for_everyone()
@@ -82,7 +97,9 @@ def train(recipe: Recipe, callbacks: Sequence[TrainerCallback] = ()) -> LatentTr
     trainer.save_model(_internal_call=True)
     if trainer.is_world_process_zero():
         trained = trainer.state.global_step > (checkpoint_step(start) if start else 0)
-        if trained or not (folder_of(trainer.args) / RESULTS_FILE).exists():
+        results = folder_of(trainer.args) / RESULTS_FILE
+        known = json.loads(results.read_text(encoding="utf-8"))["steps"] if results.exists() else None
+        if trained or known != trainer.state.global_step:
             write_results(trainer)
         report(trainer)
     if recipe.training.push_to_hub:
@@ -92,21 +109,14 @@ def train(recipe: Recipe, callbacks: Sequence[TrainerCallback] = ()) -> LatentTr
     # Without this barrier, the destructor of the process group can wait forever: it holds Python's lock, which the
     # threads of gloo need to release their last tensors.
     trainer.accelerator.wait_for_everyone()
-    return trainer
 
 
 def report(trainer: LatentTrainer) -> None:
     """Print the first and last losses and bits per byte of a run, and the paths of its results."""
     run_folder = Path(str(trainer.args.output_dir))
-    metrics = read_metrics(run_folder)
-    for kind, key in (("training", "loss"), ("held-out text", "eval_loss")):
-        entries = [entry for entry in metrics if key in entry]
-        if not entries:
-            continue
-        first, last = entries[0], entries[-1]
-        for name in sorted(last):
-            if name.endswith(("_loss", "_bits_per_byte")) and not (name == key and "eval_lm_loss" in last):
-                label = name.removeprefix("eval_").replace("_", " ")
-                print(f"{kind}, step {first['step']} → {last['step']}: {label} {first[name]:.4f} → {last[name]:.4f}")
+    for row in first_and_last(read_metrics(run_folder)):
+        label = row["name"].replace("_", " ")
+        steps = f"step {row['first_step']} → {row['last_step']}"
+        print(f"{row['text']}, {steps}: {label} {row['first']:.4f} → {row['last']:.4f}")
     print(f"Curves: {plot_curves(run_folder)}")
     print(f"Model, tokenizer and code: {run_folder}")

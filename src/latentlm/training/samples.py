@@ -14,7 +14,8 @@ def choose_prompts(rows: Iterable[dict[str, Any]], longest: int) -> list[torch.T
     """Return the beginning `(t,)` of each row, which lies within one document and has at most `longest` tokens."""
     prompts = []
     for row in rows:
-        ids, positions = torch.as_tensor(row["input_ids"]), torch.as_tensor(row["position_ids"])
+        ids = torch.as_tensor(row["input_ids"])
+        positions = torch.as_tensor(row.get("position_ids", range(len(ids))))
         restarts = (positions[1:] == 0).nonzero().flatten().tolist()
         prompts.append(ids[: max(min([longest, *(restart + 1 for restart in restarts)]), 1)])
     return prompts

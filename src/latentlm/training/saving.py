@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
+from torch.optim.lr_scheduler import LambdaLR
 from transformers import Trainer
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.utils import logging
@@ -32,6 +33,8 @@ from latentlm.runs.run_folder import DATA_FILE, ENVIRONMENT_FILE, RECIPE_FILE, S
 
 logger = logging.get_logger(__name__)
 
+# What an optimizer keeps in its groups and the arguments say; `lr` is the schedule's.
+OPTIMIZER_SETTINGS = ("initial_lr", "weight_decay", "betas", "eps", "momentum")
 # Files of the run folder that are copied into every checkpoint, so that a run can resume from the checkpoint alone.
 RUN_FILES = (RECIPE_FILE, ENVIRONMENT_FILE, DATA_FILE, SEGMENTS_FILE)
 
@@ -56,8 +59,11 @@ class SavingTrainer(Trainer):
     ):
         """Train from the start or from a complete checkpoint. `True` is the last complete one of the run folder.
 
+        Settings may differ from those of the checkpoint, except the optimizer and the number of rows in a step.
+
         Raises:
-            CheckpointError: before anything changes, if the checkpoint is incomplete or does not exist.
+            CheckpointError: before anything changes, if the checkpoint is incomplete, does not exist, or does not fit
+                the settings.
         """
         if resume_from_checkpoint is True:
             resume_from_checkpoint = last_complete_checkpoint(Path(self._get_output_dir(trial)))
@@ -67,6 +73,7 @@ class SavingTrainer(Trainer):
             return super().train(None, trial, ignore_keys_for_eval)
         checkpoint = resolve_checkpoint(resume_from_checkpoint)
         processes = read_manifest(checkpoint)["processes"]
+        self._check_settings(checkpoint, processes)
         if processes != self.args.world_size:
             logger.warning(
                 f"{checkpoint} was saved by {processes} processes and is resumed by {self.args.world_size}: "
@@ -78,6 +85,49 @@ class SavingTrainer(Trainer):
             return super().train(str(checkpoint), trial, ignore_keys_for_eval)
         finally:
             self.args.eval_on_start = eval_on_start
+
+    def _check_settings(self, checkpoint: Path, processes: int) -> None:
+        """Raise CheckpointError if the states of a checkpoint mean something else under the arguments: those of the
+        optimizer, and the number of steps, by which rows are skipped and epochs end."""
+        if not (checkpoint / ARGUMENTS_FILE).exists():
+            return
+        stored, now = json.loads((checkpoint / ARGUMENTS_FILE).read_text(encoding="utf-8")), self.args.to_dict()
+        instead = f"keep it, or start another run from its weights: from_pretrained {checkpoint}."
+        if stored["optim"] != now["optim"]:
+            raise CheckpointError(f"{checkpoint} has states of optim {stored['optim']}, not {now['optim']}; {instead}")
+        sizes = [
+            count * one["per_device_train_batch_size"] * one["gradient_accumulation_steps"]
+            for count, one in ((processes, stored), (self.args.world_size, now))
+        ]
+        if sizes[0] != sizes[1]:
+            raise CheckpointError(
+                f"{checkpoint} has read {sizes[0]} rows in a step, and this run would read {sizes[1]} (processes × "
+                f"per_device_train_batch_size × gradient_accumulation_steps); {instead}"
+            )
+
+    def _init_training_state(self, max_steps: int, *args: Any, **kwargs: Any) -> tuple[int, int]:
+        progress = super()._init_training_state(max_steps, *args, **kwargs)
+        self.state.compute_steps(self.args, max_steps)  # the state of a checkpoint has brought those of its own
+        return progress
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """Load the states of a checkpoint, and keep the settings, which are those of the arguments."""
+        optimizer: Any = self.optimizer
+        scheduler = self.lr_scheduler
+        if checkpoint is None or not isinstance(scheduler, LambdaLR):
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        settings = [
+            {name: group[name] for name in OPTIMIZER_SETTINGS if name in group} for group in optimizer.param_groups
+        ]
+        super()._load_optimizer_and_scheduler(checkpoint)
+        for group, own in zip(optimizer.param_groups, settings, strict=True):
+            group.update(own)
+        scheduler.base_lrs = [group["initial_lr"] for group in optimizer.param_groups]
+        factors = [factor(scheduler.last_epoch) for factor in scheduler.lr_lambdas]
+        scheduler._last_lr = [base * factor for base, factor in zip(scheduler.base_lrs, factors, strict=True)]
+        for group, rate in zip(optimizer.param_groups, scheduler._last_lr, strict=True):
+            group["lr"] = rate
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         # After a resume at the last step, Trainer would train one more step.
@@ -198,6 +248,8 @@ class SavingTrainer(Trainer):
             (staging / TRAINING_ARGS_NAME).unlink()
             write_atomically(staging / ARGUMENTS_FILE, json.dumps(self.args.to_dict(), indent=2, default=str) + "\n")
             for path in staging.iterdir():
+                if path.is_dir():  # of chat templates, which no folder that is not empty can be renamed to
+                    shutil.rmtree(folder / path.name, ignore_errors=True)
                 os.replace(path, folder / path.name)
         finally:
             if self._use_cache is not None:

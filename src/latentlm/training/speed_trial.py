@@ -56,6 +56,7 @@ def plan(recipe: Recipe, times: dict[str, float], minutes: float) -> dict[str, A
     bf16 = times["bfloat16"] < FASTER * times["float32"]
     step = times["bfloat16" if bf16 else "float32"] * recipe.training.gradient_accumulation_steps
     steps = int(SHARE * 60 * minutes / step)
-    steps = max(min(steps, recipe.training.max_steps), 1)
+    wanted = recipe.training.max_steps
+    steps = max(steps if wanted < 0 else min(steps, wanted), 1)
     interval = -(-steps // EVALUATIONS)
     return {"bf16": bf16, "max_steps": steps, "eval_steps": interval, "save_steps": interval}
