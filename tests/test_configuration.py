@@ -82,6 +82,7 @@ INVALID = [
             ({"levels": [2] * 63}, ["`levels`", "index"]),
             ({"vocab_size": 256}, ["`vocab_size` is 256", "257"]),
             ({"max_chunk_bytes": 10}, ["`max_chunk_bytes` is 10", "`deconv_strides`"]),
+            ({"max_chunk_bytes": 32}, ["`max_chunk_bytes` is 32", "at most 16"]),
             ({"conv_strides": [1]}, ["`conv_channels`", "`conv_strides`", "equal lengths"]),
             ({"deconv_channels": [16, 0], "deconv_strides": [2, 2]}, ["`deconv_channels`", "at least 1"]),
             ({"kernel_size": 4}, ["`kernel_size` is 4", "odd"]),

@@ -15,6 +15,8 @@ from encodzall_setup import (
     tokenizer,
 )
 from torch import nn
+from transformers.testing_utils import CaptureLogger
+from transformers.utils import logging
 
 from latentlm import (
     EncodzallForMaskedDenoising,
@@ -313,6 +315,25 @@ def test_generation_ends_at_the_end_symbol():
     assert model.generate(**encode(["a"]), max_length=24)[0].tolist() == [257, 258]
 
 
+@pytest.mark.parametrize(
+    "options", [{"max_length": 200}, {"max_new_tokens": 200}, {"max_length": 200, "num_beams": 2}], ids=str
+)
+def test_generation_ends_where_the_context_ends(options):
+    model = build(max_position_embeddings=16)
+    model.generation_config.eos_token_id = None
+    logger = logging.get_logger("latentlm.models.block_positions")
+    with CaptureLogger(logger) as captured:
+        generated = model.generate(**encode(["a b", "some"]), **options)
+    assert generated.shape == (2, 17)  # the begin, and as many ids as a text may have
+    assert "Generation stops after 16 new tokens, at `max_position_embeddings` 16" in captured.out
+    with CaptureLogger(logger) as captured:
+        within = {"max_length": 17, "num_beams": options.get("num_beams", 1)}
+        assert torch.equal(model.generate(**encode(["a b", "some"]), **within), generated)
+    assert "stops" not in captured.out
+    with pytest.raises(ValueError, match="17 tokens does not fit"):
+        model.generate(**encode(["a"]), decoder_input_ids=torch.full((1, 17), 257))
+
+
 # ---- Word probabilities, heads, options, errors ----
 
 
@@ -360,6 +381,10 @@ def test_whole_words_are_filled_with_words():
     assert all(word and not any(letter in word for letter in " \t\n") for word, _ in found)
     with pytest.raises(ValueError, match="fills no masks"):
         build("plain").fill_mask(["<mask>"], tokenizer)
+    assert model.fill_mask([], tokenizer) == []
+    for name in ("top_k", "num_beams"):
+        with pytest.raises(ValueError, match=f"`{name}` is 0, but it must be at least 1"):
+            model.fill_mask(["<mask>"], tokenizer, **{name: 0})
 
 
 @pytest.mark.parametrize(
@@ -391,6 +416,7 @@ def test_denoise_is_generate():
     expected = model.generate(**encode(), max_length=2 * encode()["input_ids"].shape[1] + 16)
     assert model.denoise(TEXTS, tokenizer) == tokenizer.batch_decode(expected, skip_special_tokens=True)
     assert len(model.denoise(["abc"], tokenizer, max_length=4)[0].encode()) <= 9
+    assert model.denoise([], tokenizer) == []
 
 
 def test_classification_heads():
@@ -438,9 +464,26 @@ def test_bad_input_is_refused():
         model.model(inputs_embeds=torch.zeros(1, 4, 64))
     with pytest.raises(ValueError, match="`decoder_inputs_embeds` is given"):
         model(**encode(["a"]), decoder_inputs_embeds=torch.zeros(1, 4, 64))
-    with pytest.raises(ValueError, match="one text alone"):
-        one = build(word_decoder="none", contrastive_loss_weight=1.0)
-        one(**encode(["a"]), labels=labels_of(["a"]), clean_input_ids=encode(["a"])["input_ids"])
+
+
+def test_a_text_that_is_alone_in_its_batch_has_no_contrastive_loss():
+    model = build(word_decoder="none", contrastive_loss_weight=1.0, contrastive_symmetric=True).train()
+    one = model(**encode(["a"]), labels=labels_of(["a"]), clean_input_ids=encode(["a"])["input_ids"])
+    assert one.contrastive_loss == 0
+    torch.testing.assert_close(one.loss, 0.75 * one.sequence_loss)
+    one.loss.backward()
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters() if parameter.grad is not None)
+
+
+def test_the_default_device_changes_nothing():
+    model, inputs, labels = build().eval(), encode(), labels_of()
+    packed, expected = model.pack(**inputs, labels=labels), model.model(**inputs).pooler_output
+    with torch.device("meta"), torch.no_grad():
+        found = model.pack(**inputs, labels=labels)
+        assert tokenizer("some words")["word_ids"] == [0] * 5 + [1] * 5 + [2]
+        assert torch.equal(model.model(**inputs).pooler_output, expected)
+    for part, tensors in packed.items():
+        assert all(torch.equal(found[part][name], tensor) for name, tensor in tensors.items())
 
 
 @pytest.mark.parametrize("word_decoder", ["own", "shared"])

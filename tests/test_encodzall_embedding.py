@@ -134,7 +134,13 @@ def test_bad_fields_are_named(field, value):
 def test_bad_calls_say_what_is_missing(model):
     with pytest.raises(ValueError, match="`text_ngrams` is None, so there is nothing to fit"):
         build(model_class=EncodzallModel).fit_text_embedding(FITTED)
-    with pytest.raises(ValueError, match="`texts` are 1, but a covariance needs at least two"):
+    with pytest.raises(ValueError, match="`texts` are 1, of which 1 differ, but a covariance needs at least two"):
         model.fit_text_embedding(["one"])
+    with pytest.raises(ValueError, match="`texts` are 3, of which 1 differ, but a covariance"):
+        model.fit_text_embedding(["one"] * 3)
+    for training in (True, False):
+        with pytest.raises(ValueError, match="max_position_embeddings"):
+            model.train(training).fit_text_embedding(["one", "a " * 999])
+        assert model.training == training
     with pytest.raises(ValueError, match="`smoothing` is 0, but it must be above 0"):
         model.fit_text_embedding(FITTED, smoothing=0)

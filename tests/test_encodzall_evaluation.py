@@ -63,6 +63,27 @@ def test_a_text_that_is_too_long_is_scored_in_parts(masked_lm):
     assert found == pytest.approx(expected, rel=1e-4)
 
 
+def test_a_long_context_keeps_its_last_words_and_a_long_continuation_is_cut(masked_lm):
+    context, endless = "some words of a text that is longer than forty", "en" + " and more words" * 4
+    found = masked_lm.loglikelihood(
+        requests_of((context, " eight"), (context, " of these eight bytes"), (context + " hyph", endless))
+    )
+    first, second = "hyphen and more words and more words and more ", "words and more words"
+    expected = [
+        score_slowly(masked_lm, "words of a text that is longer than forty eight", [9]),
+        score_slowly(masked_lm, "that is longer than forty of these eight bytes", [5, 6, 7, 8]),
+        score_slowly(masked_lm, first, list(range(9))) + score_slowly(masked_lm, second, [0, 1, 2, 3]),
+    ]
+    assert [total for total, _ in found] == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize(("dtype", "found"), [("auto", torch.float16), ("bfloat16", torch.bfloat16)])
+def test_weights_have_the_dtype_that_is_asked_for(dtype, found, tmp_path):
+    build().half().save_pretrained(tmp_path)
+    EncodzallTokenizer().save_pretrained(tmp_path)
+    assert EncodzallLM(str(tmp_path), dtype=dtype).model.dtype == found
+
+
 def test_blimp_runs_by_pseudo_log_likelihood(data, masked_lm):  # noqa: F811  (a fixture)
     manager = TaskManager(include_path=task_folder(), include_defaults=False, metadata={"pretrained": "RUN"})
     scored = simple_evaluate(masked_lm, tasks=["local_blimp"], task_manager=manager, bootstrap_iters=0)

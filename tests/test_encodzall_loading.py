@@ -1,9 +1,14 @@
 """EncodZall loaded by others: its cards, and sentence-transformers."""
 
+from pathlib import Path
+from types import SimpleNamespace
+
 import pytest
 import torch
 from encodzall_setup import EQUAL, build, encode, tokenizer
-from transformers import AutoModel, pipeline
+from huggingface_hub import ModelCard
+from transformers import AutoModel, modeling_utils, pipeline
+from transformers.utils import PushToHubMixin
 
 from latentlm import (
     EncodzallForMaskedDenoising,
@@ -12,6 +17,7 @@ from latentlm import (
     EncodzallForTokenClassification,
 )
 from latentlm.hub.card import make_card
+from latentlm.models.encodzall_base import sentence_transformers_files
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +46,20 @@ def test_a_card_is_about_the_class_that_was_saved(head, task, tmp_path):
     assert ("SentenceTransformer(" in card.text) == (head is EncodzallForMaskedDenoising)
     data = card.data.to_dict()
     assert data["pipeline_tag"] == task and "sentence-transformers" in data["tags"] and "language" not in data
+
+
+def test_what_is_pushed_while_saving_has_the_files_of_sentence_transformers(monkeypatch, tmp_path):
+    uploaded = []
+
+    def upload(self, folder, repo_id, timestamps, **kwargs):  # transformers uploads what is newer than the call
+        uploaded.extend(path.name for path in Path(folder).iterdir() if path.name not in timestamps)
+
+    monkeypatch.setattr(PushToHubMixin, "_upload_modified_files", upload)
+    repository = SimpleNamespace(repo_id="me/mine")
+    monkeypatch.setattr(modeling_utils, "hf_api", lambda: SimpleNamespace(create_repo=lambda *_, **__: repository))
+    monkeypatch.setattr(modeling_utils, "create_and_tag_model_card", lambda *_, **__: ModelCard("---\n---\n"))
+    build().save_pretrained(tmp_path, push_to_hub=True, repo_id="me/mine")
+    assert {*sentence_transformers_files(build().config), "config.json", "model.safetensors"} <= {*uploaded}
 
 
 @torch.no_grad()

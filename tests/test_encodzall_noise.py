@@ -1,6 +1,7 @@
 """Masks, noise and the PID loop: what they do, how often, and that they can be repeated."""
 
 import json
+import math
 import random
 
 import numpy as np
@@ -204,6 +205,12 @@ def test_tables_are_checked(tmp_path):
     for bad in ({"toolong": {"x": 1.0}}, {"a": {}}, {"a": {"a": 1.0}}, {"a": {"b": 0.0}}):
         with pytest.raises(ValueError, match="ocr: the entry"):
             NoiseTables(**{**tables, "ocr": bad})
+    for bad in ({"the": ["teh"]}, {"the": {}}, {"the": {"teh": "1"}}, {"The": {"teh": 1.0}}):
+        with pytest.raises(ValueError, match="words: the entry"):
+            NoiseTables(**tables, words=bad)
+    for kind in ("ocr", "words"):
+        with pytest.raises(ValueError, match=rf"{kind} is \[\], but must map strings"):
+            NoiseTables(**{**tables, kind: []})
     (tmp_path / "tables.json").write_text("{", encoding="utf-8")
     with pytest.raises(ValueError, match="holds no noise tables"):
         NoiseTables.load(tmp_path / "tables.json")
@@ -297,6 +304,15 @@ def test_without_a_set_point_nothing_moves():
     assert PIDCallback(0.0).strength == 0.0
     pid = PIDCallback(0.4)
     assert run(pid, 10, lambda strength: 9.0) == [0.4] * 10 and pid.logs() == {"noise_strength": 0.4}
+
+
+def test_a_loss_that_is_not_finite_is_skipped():
+    pid, other = PIDCallback(0.3, set_point=1.0), PIDCallback(0.3, set_point=1.0)
+    for loss in (1.2, math.nan, math.inf, 0.7):
+        pid.step(loss)
+    for loss in (1.2, 0.7):
+        other.step(loss)
+    assert pid.state() == other.state() and math.isfinite(pid.strength)
 
 
 def test_a_restored_loop_goes_on_as_if_nothing_had_happened():

@@ -103,6 +103,14 @@ def test_a_higher_threshold_finds_the_same_or_nothing():
     assert model.denoise(TEXTS) == model.denoise(TEXTS, threshold=threshold) != model.denoise(TEXTS, threshold=0)
 
 
+def test_the_default_device_changes_no_repair():
+    model, texts = with_dictionary(), ["some wrds here", "and othres"]
+    repairs = model.find_repairs(texts)
+    with torch.device("meta"):
+        assert model.find_repairs(texts) == repairs
+    assert any(repairs)
+
+
 def test_edits_are_counted_as_they_are_made():
     for one, other, edits in (
         ("", "abc", 3),
@@ -120,6 +128,8 @@ def test_repairs_refuse_what_makes_no_sense():
             gated().denoise(["a"], threshold=threshold)
     with pytest.raises(ValueError, match="`edit_cost` None, but repairs need a gate and the noisy channel"):
         gated(edit_cost=None).denoise(["a"])
+    with pytest.raises(ValueError, match="`num_beams` is 0, but it must be at least 1"):
+        gated().find_repairs(["a"], num_beams=0)
     with pytest.raises(ValueError, match="this model has no gate"):
         build().denoise(["a"], tokenizer, threshold=1.0)
     with pytest.raises(ValueError, match=r"max_position_embeddings"):

@@ -14,6 +14,8 @@ from encodzall_setup import build
 from safetensors.torch import load_file
 from torch import nn
 from training_setup import metrics_of
+from transformers.testing_utils import CaptureLogger
+from transformers.utils import logging
 
 from latentlm import EncodzallTokenizer
 from latentlm.data import TextConfig, TextDataset, prepare_texts
@@ -255,6 +257,35 @@ def test_micro_batches_move_the_loop_as_one_batch_does(tmp_path):
     assert parts["strength"] == pytest.approx(whole["strength"], rel=1e-4) != 0.5
     assert parts["mean"] == pytest.approx(whole["mean"], rel=1e-4)
     assert parts["errors"] == pytest.approx(whole["errors"], rel=1e-4)
+
+
+GATE = {"gate_loss_weight": 1.0, "sequence_loss_weight": 0.0, "edit_cost": 1.0}
+
+
+def test_a_last_batch_of_one_row_trains_with_a_contrastive_loss(tmp_path):
+    model, texts = build(word_decoder="none", contrastive_loss_weight=0.5), ["some words here", "and others", "third"]
+    options = {"noise": "realistic", "max_steps": 2}
+    trainer = make_trainer(tmp_path, model, texts, per_device_train_batch_size=2, **options)
+    trainer.train()
+    losses = [entry["contrastive_loss"] for entry in trainer.state.log_history if "contrastive_loss" in entry]
+    assert losses[0] > 0 == losses[1]
+    with pytest.raises(ValueError, match=r"per_device_train_batch_size is 1, but model.contrastive_loss_weight 0.5"):
+        make_trainer(tmp_path, model, texts, per_device_train_batch_size=1, **options)
+
+
+def test_what_needs_a_sequence_decoder_is_refused_without_one(tmp_path):
+    with pytest.raises(ValueError, match=r"noise_set_point is 1.0, a loss of the sequence decoder"):
+        make_trainer(tmp_path, build(**GATE), ["some words"], noise_set_point=1.0, noise_strength=0.5)
+    trainer = make_trainer(tmp_path, build(**GATE), ["some words"])
+    with pytest.raises(ValueError, match="no logits with its labels, so there are no predictions"):
+        trainer.predict(trainer.eval_dataset)
+
+
+def test_samples_end_where_the_context_ends(tmp_path):
+    trainer = make_trainer(tmp_path, build(), ["some words"], sample_prompts=1, sample_new_tokens=500)
+    with CaptureLogger(logging.get_logger("latentlm.models.block_positions")) as captured:
+        trainer.evaluate()
+    assert (tmp_path / "samples.jsonl").exists() and "stops" not in captured.out
 
 
 @pytest.mark.parametrize("options", [[], REALISTIC], ids=["masks", "realistic"])

@@ -286,3 +286,8 @@ def test_a_few_convolutions_as_matrix_products_are_convolutions(kernel_size, str
             assert layer(inputs).grad_fn is not None
             with torch.no_grad():
                 torch.testing.assert_close(layer(inputs), expected)
+
+
+def test_a_chunk_that_is_too_long_is_refused(model):
+    with pytest.raises(ValueError, match=r"`input_ids` are \(1, 9\), but `max_chunk_bytes` is 8"):
+        model(batch([b"nine byte"], width=9))

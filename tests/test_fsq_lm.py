@@ -9,7 +9,7 @@ from architectures import ARCHITECTURES, AUTOENCODER, Case, randomise, token_ids
 from torch import nn
 
 from latentlm import FSQConfig, FSQForCausalLM
-from latentlm.models.modeling_fsq import CodeTable
+from latentlm.models.fsq_embedding import CodeTable
 
 ROW = next(architecture for architecture in ARCHITECTURES if architecture.config_class is FSQConfig)
 SPELLINGS = [b"a", b"of", b"the", b"\xe2\x82\xac!", b"\x00"]
@@ -392,18 +392,57 @@ def test_only_what_the_configuration_trains_gets_gradients():
     assert not any(p.requires_grad for p in frozen.embedding.autoencoder.parameters())
 
 
-def test_the_trainer_freezes_what_loading_thawed(tmp_path):
+@pytest.mark.parametrize("train_decoder", [False, True])
+def test_what_is_frozen_stays_frozen_where_a_checkpoint_is_loaded(train_decoder, tmp_path):
     """transformers gives loaded parameters gradients, whatever the constructor said."""
-    case_model("byte_head", train_decoder=False).save_pretrained(tmp_path)
+    case_model("byte_head", train_decoder=train_decoder).save_pretrained(tmp_path)
     model = FSQForCausalLM.from_pretrained(tmp_path)
-    model.freeze()
-    assert not any(p.requires_grad for p in model.embedding.autoencoder.parameters())
+    for mode in (False, True):
+        autoencoder = model.train(mode).embedding.autoencoder
+        trained = {name.split(".")[0] for name, p in autoencoder.named_parameters() if p.requires_grad}
+        assert trained == ({"decoder"} if train_decoder else set())
+    autoencoder.decoder.requires_grad_(False)
+    assert not any(p.requires_grad for p in model.train().embedding.autoencoder.parameters())
+
+
+def test_joint_training_survives_loading(tmp_path):
+    case_model("joint").save_pretrained(tmp_path)
+    loaded = FSQForCausalLM.from_pretrained(tmp_path).train()
+    assert all(p.requires_grad for p in loaded.embedding.autoencoder.parameters())
 
 
 def test_ids_beyond_the_tokenizer_have_neither_code_nor_spelling():
     embedding = case_model().embedding
     embedding.set_table(torch.arange(10), torch.ones(10, 4, dtype=torch.uint8), torch.ones(10, dtype=torch.long))
     assert (embedding.codes[10:] == -1).all() and not embedding.lengths[10:].any()
+
+
+@pytest.mark.parametrize("head", ["factorised", "hierarchical", "decoder"])
+def test_ids_beyond_the_tokenizer_are_never_predicted(head):
+    model = case_model(head=head)
+    size, special = model.config.vocab_size, model.config.num_special_tokens
+    lengths = torch.ones(10, dtype=torch.long)
+    model.embedding.set_table(torch.arange(10), torch.arange(40, dtype=torch.uint8).view(10, 4), lengths)
+    p = model(torch.zeros(1, 2, dtype=torch.long)).logits.float().softmax(-1)
+    known = 10 + special
+    assert (p[..., :known] > 0).all() and size > known and not p[..., known:].any()
+    torch.testing.assert_close(p[..., :known].sum(-1), torch.ones(1, 2))
+    if head == "factorised":  # tools read the weight and the bias
+        hidden = torch.randn(3, 32)
+        expected = model.lm_head(hidden)
+        torch.testing.assert_close(nn.functional.linear(hidden, model.lm_head.weight, model.lm_head.bias), expected)
+
+
+@pytest.mark.parametrize("head", ["factorised", "hierarchical", "decoder"])
+def test_other_heads_than_the_tied_one_keep_their_size(head):
+    model = case_model(head=head)
+    with pytest.raises(ValueError, match=r"the size would be 100, but `vocab_size` 64 must stay"):
+        model.resize_token_embeddings(pad_to_multiple_of=50)
+    model.resize_token_embeddings(pad_to_multiple_of=16)  # 64 is one
+    assert model.config.vocab_size == 64
+    tied = case_model()
+    tied.resize_token_embeddings(pad_to_multiple_of=50)
+    assert tied.config.vocab_size == len(tied.embedding.codes) == 100
 
 
 def tokenizer_of(model: FSQForCausalLM, **changes) -> SimpleNamespace:

@@ -1,4 +1,5 @@
-"""`latentlm tokenizer prune`: the most used pieces stay, and nothing is lost."""
+"""`latentlm tokenizer prune`: the most used pieces stay, and nothing is lost. What `rebuild` and `analyse` keep or
+refuse of the same tokenizer."""
 
 from collections import Counter
 
@@ -7,9 +8,12 @@ from safetensors.torch import save
 from test_fsq import small
 from test_fsq_tokenizer import SIZE, TEXTS, assert_survives, vocabulary
 
-from latentlm import FSQTokenizer, FSQTokenizerFast
+from latentlm import FSQConfig, FSQForCausalLM, FSQTokenizer, FSQTokenizerFast
 from latentlm.cli.tokenizer import main
+from latentlm.data.codes import code_fields
+from latentlm.evaluation.tokenizers import analyse_tokenizer
 from latentlm.models.configuration_fsq import own_fields
+from latentlm.training.fsq_tokenizer import load_without_added_tokens
 
 KEEP = 700
 
@@ -85,3 +89,30 @@ def test_impossible_sizes_and_texts(folder, tmp_path):
     tokenizer.save_pretrained(tmp_path / "more")
     assert "1 added tokens" in message(tmp_path / "more", text, out, "--keep", 300)
     assert not out.exists()
+
+
+def test_rebuilding_keeps_the_settings_of_the_tokenizer(folder, tmp_path):
+    tokenizer = FSQTokenizerFast.from_pretrained(folder / "whole")
+    sizes = {"hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1, "intermediate_size": 16}
+    fields = code_fields(tokenizer) | {"vocab_size": len(tokenizer), "joint": True}
+    model = FSQForCausalLM(FSQConfig(**sizes, **fields))
+    model.load_tokenizer(tokenizer)
+    tokenizer.model_max_length = 77
+    for part in (model, tokenizer):
+        part.save_pretrained(tmp_path / "joint")
+    main(["rebuild", str(tmp_path / "joint"), str(tmp_path / "rebuilt")])
+    for kind in (FSQTokenizer, FSQTokenizerFast):
+        rebuilt = kind.from_pretrained(tmp_path / "rebuilt")
+        assert rebuilt.vocabulary.version == 2 and rebuilt.vocabulary.pieces == tokenizer.vocabulary.pieces
+        assert rebuilt("").input_ids == tokenizer("").input_ids and rebuilt.eos_token == "<end>"
+        assert rebuilt.model_max_length == 77 and rebuilt.chat_template == "{{ messages }}"
+
+
+def test_added_tokens_are_refused(folder, tmp_path):
+    tokenizer = FSQTokenizerFast.from_pretrained(folder / "whole")
+    tokenizer.add_tokens(["<more>"])
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="1 added tokens, which are not in its table"):
+        analyse_tokenizer(tmp_path, folder / "text.txt", tmp_path / "out")
+    with pytest.raises(ValueError, match="1 added tokens, which are not in its table"):
+        load_without_added_tokens(tmp_path)

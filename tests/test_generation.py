@@ -270,7 +270,7 @@ def test_generation_ends_where_the_context_ends(case: Case, options: dict):
     model = case.model()
     limit = model.config.max_position_embeddings
     ids = token_ids(2, limit - 3)
-    logger = logging.get_logger("latentlm.models.block_pretrained")
+    logger = logging.get_logger("latentlm.models.block_positions")
     with CaptureLogger(logger) as captured:
         generated = model.generate(ids, max_new_tokens=100, do_sample=False, **options)
     assert generated.shape == (2, limit)
@@ -291,7 +291,7 @@ def test_generation_from_embeddings_ends_where_the_context_ends(case: Case, opti
     ids = token_ids(2, limit - 3)
     embeddings = model.get_input_embeddings()(ids)
     expected = model.generate(ids, max_new_tokens=3, do_sample=False)
-    logger = logging.get_logger("latentlm.models.block_pretrained")
+    logger = logging.get_logger("latentlm.models.block_positions")
     with CaptureLogger(logger) as captured:
         for given in ({}, {"input_ids": ids}):  # with ids these come first in what is returned
             generated = model.generate(

@@ -10,7 +10,7 @@ from lm_eval.api.model import LM
 from tqdm import tqdm
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedTokenizerBase
 
-from latentlm.models.encodzall_words import WHITE_SPACE, find_words
+from latentlm.models.encodzall_words import WHITE_SPACE, find_words, is_space
 from latentlm.models.modeling_encodzall import EncodzallForMaskedDenoising
 
 
@@ -43,7 +43,7 @@ class EncodzallLM(LM):
         tokenizer: the tokenizer of a loaded model.
         batch_size: number of masked texts in a batch.
         device: device of the model, such as "cpu".
-        dtype: dtype of the weights.
+        dtype: dtype of the weights, such as "bfloat16", or "auto" for that of the checkpoint.
         trust_remote_code: whether the code of a repository may run.
 
     Raises:
@@ -69,7 +69,7 @@ class EncodzallLM(LM):
         if isinstance(pretrained, str):
             trusted = {"trust_remote_code": bool(trust_remote_code)}
             tokenizer = AutoTokenizer.from_pretrained(pretrained, **trusted)
-            model = AutoModelForSeq2SeqLM.from_pretrained(pretrained, dtype=getattr(torch, dtype), **trusted)
+            model = AutoModelForSeq2SeqLM.from_pretrained(pretrained, dtype=dtype, **trusted)
         else:
             model = pretrained
         if model.config.word_decoder == "none":
@@ -98,15 +98,18 @@ class EncodzallLM(LM):
         raise NotImplementedError("EncodZall repairs texts and continues none: tasks that generate do not fit it.")
 
     def mask_words(self, text: str, start: int, request: int) -> list[MaskedWord]:
-        """Return a masked text for each word of `text` from byte `start` on. A text that is longer than the context of
-        the model is cut between words."""
+        """Return a masked text for each word of `text` from byte `start` on.
+
+        Of a text that is longer than the context of the model, the last words are kept that fit in. Only where the
+        words to mask do not fit in is the text cut, between words, into parts that begin with the first of them.
+        """
         config = self.model.config
         data = torch.tensor([*text.encode("utf-8", "surrogatepass")], dtype=torch.long)
         if not len(data):
             return []
         words = find_words(data[None], config.max_word_bytes)[0]
         room = config.max_position_embeddings - 1  # one position is that of the end
-        masked, begin = [], 0
+        masked, begin = [], self.first_kept(data, words, start, room)
         while begin < len(data):
             end = len(data)
             if end - begin > room:  # cut after the last word that fits
@@ -115,6 +118,17 @@ class EncodzallLM(LM):
             masked += self._mask_part(part, part_words, start - begin, request)
             begin = end
         return masked
+
+    def first_kept(self, data: torch.Tensor, words: torch.Tensor, start: int, room: int) -> int:
+        """Return the byte at which the text to score begins: that of a word, at most `room` bytes before the end or,
+        if the words to mask are longer, that of the first of them."""
+        begins = torch.cat((torch.zeros(1, dtype=torch.long), (words.diff() != 0).nonzero()[:, 0] + 1))
+        visible = (~is_space(data[start:])).nonzero()[:, 0] + start
+        if not len(visible):  # nothing is masked
+            return len(data)
+        fitting = begins[begins >= len(data) - room]
+        first_masked = begins[words[visible[0]]]
+        return int(torch.cat((fitting, first_masked[None])).min())
 
     def _mask_part(self, ids: list[int], word_ids: list[int], start: int, request: int) -> list[MaskedWord]:
         mask, end = self.tokenizer.mask_token_id, self.tokenizer.eos_token_id

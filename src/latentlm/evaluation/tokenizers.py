@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from latentlm.data.codes import refuse_added_tokens
 from latentlm.models.block_fsq import FSQ
 from latentlm.models.tokenization_fsq import FSQTokenizer
 from latentlm.models.tokenization_fsq_fast import FSQTokenizerFast
@@ -158,7 +159,7 @@ def analyse_tokenizer(folder: Path, text: Path, out: Path) -> None:
     """Write `analysis.md` and its figures to `out`, with the analysis of a tokenizer on a text file.
 
     Raises:
-        ValueError: if the file is empty.
+        ValueError: if the file is empty, or the tokenizer has added tokens.
     """
     content = text.read_text(encoding="utf-8")
     if not content:
@@ -174,7 +175,12 @@ def analyse_tokenizer(folder: Path, text: Path, out: Path) -> None:
 
 
 def analyse(slow: FSQTokenizer, fast: FSQTokenizerFast, text: str) -> Analysis:
-    """Analyse the use of a vocabulary and its codes in a text. Both tokenizers must have the same vocabulary."""
+    """Analyse the use of a vocabulary and its codes in a text. Both tokenizers must have the same vocabulary.
+
+    Raises:
+        ValueError: if they have added tokens.
+    """
+    refuse_added_tokens(fast)
     ids = np.array(fast(text, add_special_tokens=False, split_special_tokens=True, verbose=False).input_ids)
     counts = np.bincount(ids, minlength=len(fast))[slow.codes >= 0]
     table, total = slow.vocabulary, max(len(ids), 1)

@@ -1,8 +1,13 @@
 """Positions of tokens in their documents, and the limit of the context."""
 
+from typing import Any
+
 import torch
 from transformers.cache_utils import Cache
+from transformers.utils import logging
 from transformers.utils.import_utils import is_torchdynamo_compiling, is_tracing
+
+logger = logging.get_logger(__name__)
 
 
 def resolve_position_ids(
@@ -77,3 +82,15 @@ def check_context(length: int, max_position_embeddings: int) -> None:
             f"A context of {length} tokens does not fit: `max_position_embeddings` is {max_position_embeddings}. "
             "Shorten or truncate the input (for tokenizers: `truncation=True, max_length=...`)."
         )
+
+
+def end_with_context(
+    generation_config: Any, input_ids_length: int, new_tokens: int, max_position_embeddings: int
+) -> None:
+    """Let generation end, with a warning, after `new_tokens`, with which the context is full."""
+    if generation_config.max_length > input_ids_length + new_tokens:
+        logger.warning(
+            f"Generation stops after {new_tokens} new tokens, at `max_position_embeddings` {max_position_embeddings}; "
+            f"`max_length` {generation_config.max_length} was asked for."
+        )
+        generation_config.max_length = input_ids_length + new_tokens

@@ -10,7 +10,7 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import logging
 
 from .block_outputs import Base, TakesCache
-from .block_positions import check_context
+from .block_positions import check_context, end_with_context
 
 logger = logging.get_logger(__name__)
 
@@ -68,13 +68,7 @@ class TransformerPreTrainedModel(TakesCache, PreTrainedModel):
         prompt += getattr(getattr(adapted, "active_peft_config", None), "num_virtual_tokens", 0)
         check_context(prompt + 1, limit)  # the prompt and at least one new token
         # `max_length` counts ids, which embeddings in their place are not.
-        longest = input_ids_length + limit - prompt
-        if generation_config.max_length > longest:
-            logger.warning(
-                f"Generation stops after {limit - prompt} new tokens, at `max_position_embeddings` {limit}; "
-                f"`max_length` {generation_config.max_length} was asked for."
-            )
-            generation_config.max_length = longest
+        end_with_context(generation_config, input_ids_length, limit - prompt, limit)
         return generation_config
 
 

@@ -39,9 +39,9 @@ class EncodzallConfig(LearnedDropoutConfig, NgramEmbeddingConfig):
         sequence_loss_weight, word_loss_weight, contrastive_loss_weight: weights of the losses with these names.
         gate_loss_weight: weight of the loss of the gate, which predicts for each word whether noise has changed it; 0
             for no gate. With a gate, the word decoder spells only changed words. If `sequence_loss_weight` is also 0, a
-            separate sequence decoder is not trained, and the loss in evaluation is the sum of the other losses.
-        edit_cost: cost in nats of each edit of a character in log p(old | new), the noisy channel of `denoise`;
-            required with a gate.
+            separate sequence decoder is not trained, and the loss in evaluation is the weighted sum of the others.
+        edit_cost: cost in nats of each edit of a character in log p(old | new), the noisy channel of `denoise`, which
+            needs it in a model with a gate; training does not.
         denoise_threshold: difference in log-likelihood, in nats, by which a repair must exceed the unchanged word in
             `denoise`.
         dictionary_bytes: size in bytes of the dictionary that a checkpoint stores for `denoise`, 0 for none;

@@ -6,6 +6,8 @@ from typing import Any, Literal
 from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig
 
+from .block_byte_pieces import MAX_PIECE_BYTES
+
 END_CLASS = 256
 """The class of the symbol that follows the last byte of a chunk shorter than `max_chunk_bytes`."""
 
@@ -16,7 +18,8 @@ class FSQAutoencoderConfig(PreTrainedConfig):
 
     Args:
         vocab_size: 257, the bytes and the end class; fixed.
-        max_chunk_bytes: maximum length of a chunk in bytes; must be a multiple of the product of `deconv_strides`.
+        max_chunk_bytes: maximum length of a chunk in bytes, at most 16, the length of the longest piece of a tokenizer,
+            which needs all 16; must be a multiple of the product of `deconv_strides`.
         embedding_size: width of the byte embedding.
         hidden_size: width of the vector that the decoder expands.
         conv_channels, conv_strides: output channels and stride of each convolution of the encoder.
@@ -111,6 +114,11 @@ class FSQAutoencoderConfig(PreTrainedConfig):
                     f"`{name}_channels` {list(channels)} and `{name}_strides` {list(strides)} must have equal lengths "
                     "and values of at least 1."
                 )
+        if self.max_chunk_bytes > MAX_PIECE_BYTES:
+            raise ValueError(
+                f"`max_chunk_bytes` is {self.max_chunk_bytes}, but must be at most {MAX_PIECE_BYTES}, the length "
+                "of the longest piece of a tokenizer."
+            )
         if self.max_chunk_bytes < 1 or self.max_chunk_bytes % math.prod(self.deconv_strides):
             raise ValueError(
                 f"`max_chunk_bytes` is {self.max_chunk_bytes}, but must be a multiple of the product of "

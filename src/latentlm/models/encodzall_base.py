@@ -111,22 +111,23 @@ class EncodzallDenoisingOutput(Seq2SeqLMOutput):
     """Output of [`EncodzallForMaskedDenoising`].
 
     Args:
-        loss: scalar; in training the weighted sum of all terms, in evaluation `sequence_loss` alone.
+        loss: scalar; in training the weighted sum of all terms, in evaluation `sequence_loss` alone, or, where the
+            sequence decoder is not trained, the weighted sum of the others.
         logits: `(B, T, V)` of the sequence decoder; None where it has no part in the loss.
         word_logits: `(N, V)` of the word decoder: of each word in turn (with a gate: of each changed one) its bytes and
             its end; with labels only. A bucketed packing has room after the last.
         gate_logits: `(B, S)`, log-odds that a word was changed by noise; with a gate, and with labels only.
         sequence_loss: scalar, cross-entropy in nats of the clean bytes and the end of the text. Like every term: a mean
             over these symbols, or, where `num_items_in_batch` is given, their sum divided by it.
-        word_loss: scalar, unweighted: focal cross-entropy of each word's bytes and end, where a word counts as often as
-            it has bytes.
+        word_loss: scalar, unweighted: focal cross-entropy of each word's bytes and end, where a word of n bytes counts
+            n times, and so each of its n + 1 symbols n / (n + 1) times.
         gate_loss: scalar, unweighted: cross-entropy of whether each word was changed, summed over the words of a text.
         contrastive_loss: scalar, unweighted: multiple-negatives ranking of noisy against clean texts, where a text
             counts as often as it has symbols.
         mask_entropy_loss, mask_l1_loss: scalars, unweighted, of LearnedDropout's masks: a mean over all modules that
             took part, where a text's bytes and words count together as often as it has symbols; None where the weight
             is 0.
-        encoder_last_hidden_state, word_mask, word_positions: as [`EncodzallModelOutput`].
+        encoder_last_hidden_state: `(B, S, D)`, the memory: `last_hidden_state` of [`EncodzallModelOutput`].
         past_key_values, decoder_hidden_states, decoder_attentions, cross_attentions: of the sequence decoder.
         encoder_hidden_states, encoder_attentions: of Encoder 2.
     """
@@ -189,5 +190,14 @@ class EncodzallPreTrainedModel(TakesCache, PreTrainedModel):
         `SentenceTransformer(save_directory, trust_remote_code=True)` needs."""
         super().save_pretrained(save_directory, *args, **kwargs)
         if kwargs.get("is_main_process", True):
-            for name, content in sentence_transformers_files(self.config).items():
-                (Path(save_directory) / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+            self.write_sentence_transformers_files(save_directory)
+
+    def _upload_modified_files(self, working_dir: Any, *args: Any, **kwargs: Any) -> Any:
+        """Write the files here too, because `save_pretrained(push_to_hub=True)` uploads before it returns, and only
+        files that are newer than its call."""
+        self.write_sentence_transformers_files(working_dir)
+        return super()._upload_modified_files(working_dir, *args, **kwargs)
+
+    def write_sentence_transformers_files(self, folder: str | Path) -> None:
+        for name, content in sentence_transformers_files(self.config).items():
+            (Path(folder) / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

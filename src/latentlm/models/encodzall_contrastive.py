@@ -17,7 +17,8 @@ def gather_with_gradient(values: torch.Tensor) -> tuple[torch.Tensor, int]:
 
 def ranking_loss(noisy: torch.Tensor, clean: torch.Tensor, scale: float, symmetric: bool = False) -> torch.Tensor:
     """Return the cross-entropy of finding the clean text of each noisy one among all clean texts, over the batch of all
-    processes (Henderson et al. 2017, 1705.00652), with S_ij = scale cos(noisy_i, clean_j).
+    processes (Henderson et al. 2017, 1705.00652), with S_ij = scale cos(noisy_i, clean_j). It is 0, without a gradient,
+    for a text that is alone in the batch, as the last batch of an epoch may have it.
 
     Args:
         noisy, clean: `(B, D)`, row by row the same texts.
@@ -25,14 +26,9 @@ def ranking_loss(noisy: torch.Tensor, clean: torch.Tensor, scale: float, symmetr
 
     Returns:
         `(B,)`, in nats, of this process's texts.
-
-    Raises:
-        ValueError: if there is only one text in all, so that there is nothing to tell apart.
     """
     noisy, clean = (nn.functional.normalize(side.float(), dim=-1) for side in (noisy, clean))
     all_clean, start = gather_with_gradient(clean)
-    if len(all_clean) < 2:
-        raise ValueError("The contrastive loss ranks texts against each other, but the batch has one text alone.")
     targets = torch.arange(start, start + len(noisy), device=noisy.device)
     loss = nn.functional.cross_entropy(scale * noisy @ all_clean.T, targets, reduction="none")
     if symmetric:

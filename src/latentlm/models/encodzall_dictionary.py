@@ -67,8 +67,8 @@ class Words:
             word = word[: ord(shared)] + rest
             self.words.append(word)
         self.known = frozenset(self.words)
-        self.lengths = torch.tensor([float(len(word)) for word in self.words])
-        self.letters = torch.tensor([count_letters(word) for word in self.words])
+        self.lengths = torch.tensor([float(len(word)) for word in self.words], device="cpu")
+        self.letters = torch.tensor([count_letters(word) for word in self.words], device="cpu")
 
     def knows(self, text: str) -> bool:
         """Return whether all runs of at least three letters in a text are known words, in upper or lower case. A text
@@ -79,7 +79,7 @@ class Words:
         """Return the known words, sorted, that are at most `most` edits from a word in lower case."""
         # Let a and b be the numbers of letters that only one and only the other word has. An edit removes at most one
         # letter of each kind, so there are at least max(a, b) edits, and 2 max(a, b) = (a + b) + |a - b|.
-        differing = torch.cdist(torch.tensor([count_letters(word)]), self.letters, p=1)[0]
+        differing = torch.cdist(torch.tensor([count_letters(word)], device="cpu"), self.letters, p=1)[0]
         possible = differing + (self.lengths - len(word)).abs() <= 2 * most
         candidates = (self.words[index] for index in possible.nonzero()[:, 0].tolist())
         return [candidate for candidate in candidates if count_edits(word, candidate) <= most]

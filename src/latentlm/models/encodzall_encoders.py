@@ -114,7 +114,8 @@ class EncodzallEncoders(EncodzallPreTrainedModel):
         `(B, K)`, a mean over the bytes of each text, however often a word of it lies in the rows."""
         ids, word, offset = take(input_ids, packing["source"]), packing["word"], packing["offset"]
         if self.encodes_in_groups(offset):
-            rows, costs = in_groups(self.encode_rows, torch.arange(len(offset)), ids, word, offset)
+            order = torch.arange(len(offset), device=offset.device)
+            rows, costs = in_groups(self.encode_rows, order, ids, word, offset)
         else:
             rows, costs = self.encode_rows(ids, word, offset)
         penalties = [

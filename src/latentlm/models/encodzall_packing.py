@@ -15,6 +15,7 @@ from .encodzall_words import EOS, PAD, find_real_words
 
 IGNORED = -100
 STEPS_OF_AN_OCTAVE = 16
+CPU = torch.device("cpu")  # whatever the default device is
 
 
 class Packing(TypedDict):
@@ -94,20 +95,20 @@ def lay_words(lengths: torch.Tensor, row_length: int) -> tuple[torch.Tensor, int
     row_starts = [0]
     while following[row_starts[-1]] < len(following):
         row_starts.append(following[row_starts[-1]])
-    starts = torch.tensor(row_starts)
-    row = torch.searchsorted(starts, torch.arange(len(lengths)), right=True) - 1
+    starts = torch.tensor(row_starts, device=CPU)
+    row = torch.searchsorted(starts, torch.arange(len(lengths), device=CPU), right=True) - 1
     return row * row_length + first - first[starts][row], len(row_starts), row_length
 
 
 def members(lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the word `(N,)` of each id, and the id's position in it `(N,)`, for words of `lengths` `(W,)` in turn."""
-    word = torch.arange(len(lengths)).repeat_interleave(lengths)
-    return word, torch.arange(len(word)) - (lengths.cumsum(0) - lengths)[word]
+    word = torch.arange(len(lengths), device=CPU).repeat_interleave(lengths)
+    return word, torch.arange(len(word), device=CPU) - (lengths.cumsum(0) - lengths)[word]
 
 
 def place(indices: torch.Tensor, values: torch.Tensor, shape: tuple[int, int], fill: int) -> torch.Tensor:
     """Make a matrix of `fill` with `values` at flattened `indices`."""
-    matrix = torch.full((shape[0] * shape[1],), fill, dtype=values.dtype)
+    matrix = torch.full((shape[0] * shape[1],), fill, dtype=values.dtype, device=CPU)
     matrix[indices] = values
     return matrix.view(shape)
 
@@ -142,12 +143,12 @@ def pack_words(
     shape, none = (texts, longest), texts * longest
     real = word_ids >= 0
     token = real.flatten().nonzero()[:, 0]  # (N,)
-    place_of_token = (word_ids + longest * torch.arange(texts)[:, None]).flatten()[token]
+    place_of_token = (word_ids + longest * torch.arange(texts, device=CPU)[:, None]).flatten()[token]
     places, lengths = torch.unique_consecutive(place_of_token, return_counts=True)  # (W,)
     first = lengths.cumsum(0) - lengths  # (W,), counted in tokens
     starts = token[first] % length - real.long().argmax(1)[places // longest]
 
-    laid = equal = torch.arange(len(places))
+    laid = equal = torch.arange(len(places), device=CPU)
     if distinct_ids is not None and len(places):
         laid, equal = first_of_equals(distinct_ids.flatten()[token], lengths)
     begins, num_rows, row_length = lay_words(lengths[laid], row_length)
@@ -179,10 +180,10 @@ def pack_spelling(
     size = bucket if bucketed else int
     none = len(ids) * longest
     token = (word_ids >= 0).flatten().nonzero()[:, 0]  # (N,)
-    place_of_token = (word_ids + longest * torch.arange(len(ids))[:, None]).flatten()[token]
+    place_of_token = (word_ids + longest * torch.arange(len(ids), device=CPU)[:, None]).flatten()[token]
     places, which, lengths = torch.unique_consecutive(place_of_token, return_inverse=True, return_counts=True)
     is_byte = ids.flatten()[token] != EOS
-    token = torch.cat((token[is_byte], torch.tensor([ids.numel()])))
+    token = torch.cat((token[is_byte], torch.tensor([ids.numel()], device=CPU)))
     num_bytes = torch.zeros_like(lengths).index_add(0, which, is_byte.long())  # (W,)
     first = num_bytes.cumsum(0) - num_bytes
 
@@ -216,7 +217,7 @@ def changed_words(
 
     def spelled(ids: torch.Tensor, words: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         token = (words >= 0).flatten().nonzero()[:, 0]
-        place_of_token = (words + longest * torch.arange(len(words))[:, None]).flatten()[token]
+        place_of_token = (words + longest * torch.arange(len(words), device=CPU)[:, None]).flatten()[token]
         _, offset = members(torch.unique_consecutive(place_of_token, return_counts=True)[1])
         return place_of_token, offset, ids.flatten()[token]
 
@@ -316,7 +317,7 @@ def check_words(target_word_ids: torch.Tensor, word_mask: torch.Tensor) -> None:
     scored = (target_word_ids >= 0).any(1, keepdim=True)  # rows that only fill up a batch have no labels
     longest = max(word_mask.shape[1], int(target_word_ids.max()) + 1)
     expected = torch.nn.functional.pad(word_mask.bool() & scored, (0, longest - word_mask.shape[1]))
-    words = torch.zeros(len(word_mask), longest + 1, dtype=torch.bool)  # the last for padding
+    words = torch.zeros(len(word_mask), longest + 1, dtype=torch.bool, device=CPU)  # the last for padding
     words = words.scatter(1, target_word_ids % (longest + 1), True)[:, :-1]
     if not torch.equal(words, expected):
         raise ValueError(

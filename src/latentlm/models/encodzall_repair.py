@@ -23,6 +23,7 @@ from transformers import PreTrainedTokenizerBase
 
 from .configuration_encodzall import EncodzallConfig
 from .encodzall_dictionary import Dictionary, Words, count_edits, pack_words
+from .encodzall_packing import CPU
 from .encodzall_words import BOS, EOS, NUM_BYTES, WHITE_SPACE, text_ids
 
 TOGETHER = 512  # number of candidates of the dictionary that are scored in one batch
@@ -75,8 +76,10 @@ def search_repairs(
         `best`, with the spellings that the search has found where their scores are higher.
     """
     best = [*best]
-    open_words = torch.tensor([index for index, odd in enumerate(odds) if odd > threshold], dtype=torch.long)
-    ids, totals = torch.empty(len(open_words), 0, dtype=torch.long), torch.tensor(odds, dtype=torch.float64)[open_words]
+    opened = [index for index, odd in enumerate(odds) if odd > threshold]
+    open_words = torch.tensor(opened, dtype=torch.long, device=CPU)
+    ids = torch.empty(len(open_words), 0, dtype=torch.long, device=CPU)
+    totals = torch.tensor(odds, dtype=torch.float64, device=CPU)[open_words]
     for length in range(max_bytes + 1):
         if not len(open_words):
             break
@@ -93,14 +96,15 @@ def search_repairs(
                 best[index] = (bytes(spelled), total)
         # The best `num_beams` beams of each word are continued if their scores are above that of its best spelling.
         totals, byte = following[:, :NUM_BYTES].topk(num_beams)
-        beam = torch.arange(len(ids)).repeat_interleave(num_beams)
+        beam = torch.arange(len(ids), device=CPU).repeat_interleave(num_beams)
         totals, byte, word = totals.flatten(), byte.flatten(), open_words[beam]
         order = totals.argsort(descending=True, stable=True)
         order = order[word[order].argsort(stable=True)]
         word, totals = word[order], totals[order]
         first = torch.searchsorted(word, word)
-        bound = torch.tensor([total for _, total in best], dtype=torch.float64)
-        goes_on = (torch.arange(len(word)) - first < num_beams) & (totals > bound[word]) & (length < max_bytes)
+        bound = torch.tensor([total for _, total in best], dtype=torch.float64, device=CPU)
+        rank = torch.arange(len(word), device=CPU) - first
+        goes_on = (rank < num_beams) & (totals > bound[word]) & (length < max_bytes)
         ids = torch.cat((ids[beam[order]], byte[order, None]), 1)[goes_on]
         open_words, totals = word[goes_on], totals[goes_on]
     return best
@@ -187,6 +191,8 @@ class EncodzallRepairs:
                 f"`threshold` is {threshold} and `tokenizer` {tokenizer!r}, but this model has no gate "
                 "(`gate_loss_weight` is 0): it needs a tokenizer, and knows no threshold."
             )
+        if not texts:
+            return []
         inputs = tokenizer(texts, padding=True, return_tensors="pt").to(self.device)
         longest = 2 * inputs["input_ids"].shape[1] + 16
         kwargs.setdefault("max_length", min(longest, self.config.max_position_embeddings))
@@ -203,7 +209,7 @@ class EncodzallRepairs:
         unknown word, are above the threshold.
 
         Raises:
-            ValueError: as in [`denoise`], or if the dictionary has no words.
+            ValueError: as in [`denoise`], if the dictionary has no words, or if `num_beams` is below 1.
         """
         config, edit_cost = self.config, self.config.edit_cost
         if not config.gate_loss_weight or edit_cost is None:
@@ -213,6 +219,8 @@ class EncodzallRepairs:
             )
         if not threshold >= 0:
             raise ValueError(f"`threshold` is {threshold}, but it must be at least 0; infinity copies.")
+        if num_beams < 1:
+            raise ValueError(f"`num_beams` is {num_beams}, but it must be at least 1.")
         repairs: list[list[Repair]] = [[] for _ in texts]
         rows = [row for row, text in enumerate(texts) if text.strip()]
         if not rows:
@@ -273,7 +281,7 @@ class EncodzallRepairs:
         `(n, D)`."""
         scores: list[float] = []
         for start in range(0, len(spelled), TOGETHER):
-            part = [torch.tensor([*one]) for one in spelled[start : start + TOGETHER]]
+            part = [torch.tensor([*one], device=CPU) for one in spelled[start : start + TOGETHER]]
             padded = nn.utils.rnn.pad_sequence(part, batch_first=True, padding_value=-1)
             scores += self.word_log_probabilities(words[start : start + TOGETHER], padded).tolist()
         return scores

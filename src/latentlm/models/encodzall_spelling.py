@@ -11,7 +11,7 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from .block_ragged import take
 from .configuration_encodzall import EncodzallConfig
 from .encodzall_masking import MASKS, WordPattern, search_words
-from .encodzall_packing import Spelling, pack_spelling
+from .encodzall_packing import CPU, Spelling, pack_spelling
 from .encodzall_words import BOS, EOS, WHITE_SPACE
 
 
@@ -90,9 +90,14 @@ class EncodzallSpelling:
             do not change.
 
         Raises:
-            ValueError: if the model has no word decoder.
+            ValueError: if the model has no word decoder, or `top_k` or `num_beams` is below 1.
         """
         self.refuse_no_word_decoder()
+        for name, value in {"top_k": top_k, "num_beams": num_beams}.items():
+            if value < 1:
+                raise ValueError(f"`{name}` is {value}, but it must be at least 1.")
+        if not texts:
+            return []
         inputs = tokenizer(texts, padding=True, return_tensors="pt").to(self.device)
         memory = self.model(**inputs).last_hidden_state
         filled: list[list[list[tuple[str, float]]]] = [[] for _ in texts]
@@ -103,7 +108,8 @@ class EncodzallSpelling:
                     *spelled, closing = spelled
 
                 def score(beginnings: list[bytes], vector: torch.Tensor = memory[row, word]) -> list[list[float]]:
-                    tried = torch.tensor([[*beginning] for beginning in beginnings]).long()  # all of equal length
+                    rows = [[*beginning] for beginning in beginnings]  # all of equal length
+                    tried = torch.tensor(rows, device=CPU).long()
                     logits, _, _ = self.spell_words(vector.expand(len(tried), -1), tried)
                     return logits.unflatten(0, (len(tried), -1))[:, -1].float().log_softmax(-1).tolist()
 

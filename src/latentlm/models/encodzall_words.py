@@ -11,7 +11,7 @@ LONGEST_CHARACTER = 4  # bytes of UTF-8
 def text_ids(texts: list[str]) -> torch.Tensor:
     """Return the ids `(B, T)`, int64, of texts: bytes and the end, padded. A lone surrogate has the bytes it would have
     in UTF-8."""
-    ids = [torch.tensor([*text.encode("utf-8", "surrogatepass"), EOS]) for text in texts]
+    ids = [torch.tensor([*text.encode("utf-8", "surrogatepass"), EOS], device="cpu") for text in texts]
     return torch.nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=PAD)
 
 

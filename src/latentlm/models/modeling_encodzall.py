@@ -19,7 +19,7 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 from .block_attention import Attention
 from .block_layers import PreNormLayer
 from .block_learned_dropout import Part, mask_loss_weight, mean_mask_losses, mean_penalties
-from .block_positions import check_context
+from .block_positions import check_context, end_with_context
 from .block_ragged import take
 from .block_refusals import WORKS, refuse_embeddings
 from .configuration_encodzall import EncodzallConfig
@@ -118,29 +118,32 @@ class EncodzallModel(EncodzallEncoders):
             smoothing: the frequency of a bucket at which an n-gram counts half; above 0.
 
         Raises:
-            ValueError: if the configuration has no `text_ngrams`; if there are fewer than two texts, or one is longer
-                than `max_position_embeddings`; if `smoothing` is not above 0.
+            ValueError: if the configuration has no `text_ngrams`; if there are fewer than two different texts, or one
+                is longer than `max_position_embeddings`; if `smoothing` is not above 0.
         """
         if self.text_embedding is None:
             raise ValueError(
                 "`text_ngrams` is None, so there is nothing to fit: load the model with it, as "
                 "`EncodzallModel.from_pretrained(name, text_ngrams=[2, 3])`."
             )
-        if len(texts) < 2:
+        if len({*texts}) < 2:
             raise ValueError(
-                f"`texts` are {len(texts)}, but a covariance needs at least two, and thousands to be good."
+                f"`texts` are {len(texts)}, of which {len({*texts})} differ, but a covariance needs at least two that "
+                "differ, and thousands to be good."
             )
         if not smoothing > 0:
             raise ValueError(f"`smoothing` is {smoothing}, but it must be above 0, as 0.001.")
         was_training = self.training
         self.eval()
         pooled, counts = [], torch.zeros(self.config.text_ngram_buckets, device=self.device, dtype=torch.float64)
-        for start in range(0, len(texts), batch_size):
-            ids = text_ids(texts[start : start + batch_size]).to(self.device)
-            pooled.append(self(ids).pooler_output)
-            counts += self.text_embedding.count(ids, ids != PAD).sum(0)
+        try:
+            for start in range(0, len(texts), batch_size):
+                ids = text_ids(texts[start : start + batch_size]).to(self.device)
+                pooled.append(self(ids).pooler_output)
+                counts += self.text_embedding.count(ids, ids != PAD).sum(0)
+        finally:
+            self.train(was_training)
         self.text_embedding.fit(torch.cat(pooled), counts, smoothing)
-        self.train(was_training)
 
 
 class EncodzallForMaskedDenoising(EncodzallPreTrainedModel, EncodzallSpelling, EncodzallRepairs, GenerationMixin):
@@ -187,6 +190,31 @@ class EncodzallForMaskedDenoising(EncodzallPreTrainedModel, EncodzallSpelling, E
 
     def get_decoder(self) -> nn.Module:
         return self.decoder
+
+    def _prepare_generated_length(
+        self,
+        generation_config: Any,
+        has_default_max_length: bool,
+        has_default_min_length: bool,
+        model_input_name: str,
+        input_ids_length: int,
+        inputs_tensor: torch.Tensor,
+    ) -> Any:
+        """End generation, with a warning, where the context of the sequence decoder ends. It reads all ids but the
+        last, so a text of `max_position_embeddings` ids fits, with `decoder_start_token_id` before it."""
+        mixin: Any = super()
+        generation_config = mixin._prepare_generated_length(
+            generation_config,
+            has_default_max_length,
+            has_default_min_length,
+            model_input_name,
+            input_ids_length,
+            inputs_tensor,
+        )
+        limit = self.config.max_position_embeddings
+        check_context(input_ids_length, limit)
+        end_with_context(generation_config, input_ids_length, limit + 1 - input_ids_length, limit)
+        return generation_config
 
     def prepare_decoder_input_ids_from_labels(self, labels: torch.Tensor) -> torch.Tensor:
         """Return the labels `(B, T)` shifted right by one, with `decoder_start_token_id` where the text begins."""

@@ -12,6 +12,7 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.utils.generic import ModelOutput, can_return_tuple
 from transformers.utils.import_utils import is_tracing
 
+from .block_byte_pieces import MAX_PIECE_BYTES
 from .block_fsq import FSQ
 from .block_typing import ModuleList
 from .configuration_fsq_autoencoder import END_CLASS, FSQAutoencoderConfig
@@ -209,7 +210,17 @@ class FSQAutoencoderModel(FSQAutoencoderPreTrainedModel):
         num_items_in_batch: torch.Tensor | int | None = None,
         **kwargs: Any,
     ) -> FSQAutoencoderOutput:
-        input_ids = nn.functional.pad(input_ids, (0, self.config.max_chunk_bytes - input_ids.shape[1]), value=END_CLASS)
+        """
+        Raises:
+            ValueError: if `input_ids` are longer than `max_chunk_bytes`.
+        """
+        missing = self.config.max_chunk_bytes - input_ids.shape[1]
+        if missing < 0:
+            raise ValueError(
+                f"`input_ids` are {tuple(input_ids.shape)}, but `max_chunk_bytes` is {self.config.max_chunk_bytes}: a "
+                f"chunk has at most that many bytes. The rows of a recipe have {MAX_PIECE_BYTES}."
+            )
+        input_ids = nn.functional.pad(input_ids, (0, missing), value=END_CLASS)
         lengths = (input_ids != END_CLASS).cumprod(-1).sum(-1)
         z = self.encoder(input_ids, lengths)
         values, index = self.fsq(z)

@@ -69,7 +69,9 @@ class EncodzallTokenizer(LosslessTokenizer):
 
     def find_words(self, ids: list[int]) -> list[int]:
         """Return the word index of each id."""
-        return find_words(torch.tensor([ids], dtype=torch.long), self.max_word_bytes)[0].tolist() if ids else []
+        if not ids:
+            return []
+        return find_words(torch.tensor([ids], dtype=torch.long, device="cpu"), self.max_word_bytes)[0].tolist()
 
     def truncate_sequences(
         self,

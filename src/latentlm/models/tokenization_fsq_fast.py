@@ -28,7 +28,10 @@ class FSQTokenizerFast(FSQTable, LosslessDecoding, PreTrainedTokenizerFast):  # 
     with the rule of [`FSQTokenizer`] among equals; a table with costs defines other scores.
 
     The ids are those of [`FSQTokenizer`] for every text that is valid Unicode. A lone surrogate, which the strings of
-    Rust cannot hold, raises an error in `tokenizers`. `encode_bytes` and `decode_bytes` take any bytes.
+    Rust cannot hold, raises an error in `tokenizers`. `encode_bytes` and `decode_bytes` take any bytes. The ids may
+    differ where `tokenizers` and the Python code of transformers do: with `split_special_tokens=True` this class still
+    finds added tokens that are not special; a token added with `single_word=True` is found beside other characters;
+    and a pair of texts is truncated in another order.
 
     Arguments are those of [`FSQTokenizer`] without `mode` and `cache_size`, and:
 

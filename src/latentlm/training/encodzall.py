@@ -10,6 +10,7 @@ from torch import nn
 from transformers import AutoModelForSeq2SeqLM
 
 from latentlm.runs.arguments import LatentTrainingArguments
+from latentlm.runs.recipe import RecipeError
 
 from ..models.encodzall_words import FRAME_IDS, find_words
 from .learned_dropout import LearnedDropoutTrainer
@@ -107,6 +108,10 @@ class EncodzallTrainer(LearnedDropoutTrainer):
         eval_gate_precision: share of the words predicted to be changed that were changed.
 
     A metric is left out if its denominator is 0.
+
+    Raises:
+        RecipeError: if an option needs what the model lacks: `noise_set_point` a sequence decoder that is trained, a
+            contrastive loss two texts in a batch.
     """
 
     auto_class = AutoModelForSeq2SeqLM
@@ -117,9 +122,23 @@ class EncodzallTrainer(LearnedDropoutTrainer):
 
     def __init__(self, **kwargs: Any):
         super().__init__(**kwargs)
+        self.check_losses()
         self.add_callback(self.args.make_pid())
         path = self.args.noise_tables
         self._tables = default_tables() if path is None else NoiseTables.load(Path(path))
+
+    def check_losses(self) -> None:
+        config, args = self.model_config, self.args
+        if args.noise_set_point is not None and not self.unwrapped_model.trains_sequence_decoder:
+            raise RecipeError(
+                f"noise_set_point is {args.noise_set_point}, a loss of the sequence decoder, which is not trained "
+                "(model.sequence_loss_weight is 0, with a gate): it must be null."
+            )
+        if config.contrastive_loss_weight and args.per_device_train_batch_size * args.world_size < 2:
+            raise RecipeError(
+                f"per_device_train_batch_size is {args.per_device_train_batch_size}, but model.contrastive_loss_weight "
+                f"{config.contrastive_loss_weight} ranks the texts of a batch against each other: at least 2."
+            )
 
     @property
     def pid(self) -> PIDCallback:
@@ -213,8 +232,9 @@ class EncodzallTrainer(LearnedDropoutTrainer):
         model = self.unwrapped_model
         if self.processing_class is None or not self.is_world_process_zero() or self.is_sharded:
             return
+        longest = min(self.args.sample_new_tokens, self.model_config.max_position_embeddings)
         for row in self.spread_validation_rows(self.args.sample_prompts):
-            ids = torch.as_tensor(row["input_ids"])[None, : self.args.sample_new_tokens].clone()
+            ids = torch.as_tensor(row["input_ids"])[None, :longest].clone()
             batch = self.corrupt(ids, self.args.noise_eval_strength, 0)
             noisy = self.processing_class.decode([i for i in batch.input_ids[0].tolist() if i not in FRAME_IDS])
             gated = self.model_config.gate_loss_weight and self.model_config.edit_cost is not None
@@ -227,7 +247,7 @@ class EncodzallTrainer(LearnedDropoutTrainer):
                     batch.input_ids.to(self.args.device),
                     attention_mask=batch.attention_mask.to(self.args.device),
                     word_ids=batch.word_ids.to(self.args.device),
-                    max_length=self.args.sample_new_tokens + 1,
+                    max_length=longest + 1,
                     do_sample=False,
                 )
                 repaired = self.processing_class.decode(generated[0], skip_special_tokens=True)

@@ -63,8 +63,7 @@ class FSQAutoencoderTrainer(LatentTrainer):
 
 
 class FSQTrainer(LearnedDropoutTrainer):
-    """[`LearnedDropoutTrainer`] for [`FSQForCausalLM`], which monitors the codes in joint training. It freezes the
-    frozen parts of the autoencoder again, because a checkpoint does not store which these are.
+    """[`LearnedDropoutTrainer`] for [`FSQForCausalLM`], which monitors the codes in joint training.
 
     Joint training logs `code_entropy`, the sum of the entropies of all digits over the vocabulary divided by its
     largest possible value, and `codes_moved`, the share of tokens whose code differs from that of the table.
@@ -75,7 +74,6 @@ class FSQTrainer(LearnedDropoutTrainer):
 
     def __init__(self, **kwargs: Any):
         super().__init__(**kwargs)
-        self.unwrapped_model.freeze()
         self._first_entropy = self.code_statistics()["code_entropy"] if self.model_config.joint else None
 
     def training_logs(self) -> dict[str, float]:

@@ -8,6 +8,7 @@ from safetensors.torch import save
 
 from latentlm import FSQAutoencoderModel, FSQForCausalLM, FSQTokenizerFast
 from latentlm.data.chunks import load_run_pieces
+from latentlm.data.codes import refuse_added_tokens
 from latentlm.models.configuration_fsq import own_fields
 from latentlm.models.fsq_vocabulary import NUM_BYTES, FSQVocabulary, spelling_table
 
@@ -40,7 +41,11 @@ def build(run: Path, out: Path, segmentation: str = "fewest") -> FSQTokenizerFas
         f"spelled exactly by the decoder: {assigned.exact.mean():.2%}, {(share * assigned.exact).sum():.2%} by use"
     )
     costs = unigram_costs(uses) if segmentation == "unigram" else None
-    return write_tokenizer(out, pieces.pieces, pieces.boundary, assigned, autoencoder, version=1, costs=costs)
+    tokenizer = FSQTokenizerFast.from_vocabulary(
+        make_vocabulary(pieces.pieces, pieces.boundary, assigned, autoencoder, version=1, costs=costs)
+    )
+    tokenizer.save_pretrained(out)
+    return tokenizer
 
 
 def unigram_costs(uses: np.ndarray) -> list[int]:
@@ -60,19 +65,22 @@ def rebuild(run: Path, out: Path) -> None:
         out: folder for the model and the tokenizer.
 
     Raises:
-        ValueError: if the run was not trained jointly.
+        ValueError: if the run was not trained jointly, or its tokenizer has added tokens.
     """
     model = FSQForCausalLM.from_pretrained(run).eval()
     if not model.config.joint:
         raise ValueError(f"{run} was not trained jointly (its `joint` is false): its table is still right")
-    old = FSQTokenizerFast.from_pretrained(run).vocabulary
+    tokenizer = load_without_added_tokens(run)
+    old = tokenizer.vocabulary
     autoencoder = model.embedding.autoencoder
     assert autoencoder is not None  # joint training needs it
     by_use = -np.arange(len(old.codes))  # an order alone: single bytes first, then pieces, which are sorted by use
     assigned = assign_codes(autoencoder, *spelling_table(old.spellings), by_use)
     changed = assigned.codes != old.codes
     print(f"{changed.sum():,} of {len(changed):,} codes changed ({changed.mean():.2%})")
-    new = write_tokenizer(out, old.pieces, old.boundary, assigned, autoencoder, old.version + 1, old.costs)
+    table = make_vocabulary(old.pieces, old.boundary, assigned, autoencoder, old.version + 1, old.costs)
+    new = with_vocabulary(tokenizer, table)
+    new.save_pretrained(out)
     model.embedding.set_table(torch.from_numpy(new.codes), *map(torch.from_numpy, new.piece_table()))
     model.config.joint = False
     if not model.config.has_autoencoder:
@@ -91,10 +99,9 @@ def prune(folder: Path, text: Path, out: Path, keep: int) -> None:
         keep: number of ids.
 
     Raises:
-        ValueError: if `keep` is below 260 or above the size of the vocabulary, or the tokenizer has added tokens, whose
-            ids would change.
+        ValueError: if `keep` is below 260 or above the size of the vocabulary, or the tokenizer has added tokens.
     """
-    tokenizer = FSQTokenizerFast.from_pretrained(folder)
+    tokenizer = load_without_added_tokens(folder)
     old = tokenizer.vocabulary
     least = old.size - len(old.pieces)
     if keep < least:
@@ -104,8 +111,6 @@ def prune(folder: Path, text: Path, out: Path, keep: int) -> None:
         )
     if keep > old.size:
         raise ValueError(f"--keep is {keep}, but {folder} has only {old.size:,} ids")
-    if len(tokenizer) > old.size:
-        raise ValueError(f"{folder} has {len(tokenizer) - old.size} added tokens, whose ids would change: prune first")
     data = text.read_bytes()
     if not data:
         raise ValueError(f"{text} is empty: it does not say which pieces are used")
@@ -113,8 +118,7 @@ def prune(folder: Path, text: Path, out: Path, keep: int) -> None:
     uses = np.bincount(ids, minlength=NUM_BYTES + len(old.pieces))[NUM_BYTES:]
     most_used = np.argsort(-uses, kind="stable")[: keep - least]
     new = old.subset([*range(NUM_BYTES), *(NUM_BYTES + np.sort(most_used)).tolist()])
-    pruned = FSQTokenizerFast.from_vocabulary(new, **dict(tokenizer.special_tokens_map), **tokenizer.saved_framing)
-    pruned.chat_template, pruned.model_max_length = tokenizer.chat_template, tokenizer.model_max_length
+    pruned = with_vocabulary(tokenizer, new)
     tokens = len(new.segmenter(data))
     pruned.save_pretrained(out)
     print(
@@ -124,17 +128,35 @@ def prune(folder: Path, text: Path, out: Path, keep: int) -> None:
     )
 
 
-def write_tokenizer(
-    out: Path,
+def load_without_added_tokens(folder: Path) -> FSQTokenizerFast:
+    """Load the tokenizer of a folder.
+
+    Raises:
+        ValueError: if it has added tokens.
+    """
+    tokenizer = FSQTokenizerFast.from_pretrained(folder)
+    refuse_added_tokens(tokenizer)
+    return tokenizer
+
+
+def with_vocabulary(tokenizer: FSQTokenizerFast, vocabulary: FSQVocabulary) -> FSQTokenizerFast:
+    """Return a tokenizer with another table, and the special tokens, the framing, the chat template and the maximum
+    length of `tokenizer`."""
+    new = FSQTokenizerFast.from_vocabulary(vocabulary, **dict(tokenizer.special_tokens_map), **tokenizer.saved_framing)
+    new.chat_template, new.model_max_length = tokenizer.chat_template, tokenizer.model_max_length
+    return new
+
+
+def make_vocabulary(
     pieces: list[bytes],
     boundary: str,
     assigned: Codes,
     autoencoder: FSQAutoencoderModel,
     version: int,
     costs: list[int] | None,
-) -> FSQTokenizerFast:
-    """Write the fast tokenizer to a folder, from which the slow one loads too, and return it."""
-    vocabulary = FSQVocabulary(
+) -> FSQVocabulary:
+    """Return the table of pieces with the codes that an autoencoder gave them."""
+    return FSQVocabulary(
         boundary=boundary,
         levels=list(autoencoder.fsq.levels),
         pieces=pieces,
@@ -146,6 +168,3 @@ def write_tokenizer(
         weights=save({name: tensor.contiguous() for name, tensor in autoencoder.state_dict().items()}),
         costs=costs,
     )
-    tokenizer = FSQTokenizerFast.from_vocabulary(vocabulary)
-    tokenizer.save_pretrained(out)
-    return tokenizer

@@ -9,6 +9,7 @@ import re
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -50,23 +51,20 @@ class NoiseTables:
 
     def __post_init__(self) -> None:
         self.choices = {}
+        for kind in ("ocr", "keyboard", "misspelling", "words"):
+            if not isinstance(table := getattr(self, kind), dict):
+                raise ValueError(f"{kind} is {table!r:.80}, but must map strings to their replacements.")
         for kind in ("ocr", "keyboard", "misspelling"):
             table = getattr(self, kind)
             for key, targets in table.items():
-                valid = isinstance(targets, dict) and targets and all(weight > 0 for weight in targets.values())
-                if not 1 <= len(key) <= LONGEST_KEY or not valid or key in targets:
+                if not 1 <= len(key) <= LONGEST_KEY or not has_weights(targets) or key in targets:
                     raise ValueError(
                         f"{kind}: the entry {key!r}: {targets!r} must replace 1 to {LONGEST_KEY} characters by other "
                         "strings with positive weights."
                     )
             self.choices[kind] = {key: (list(targets), list(targets.values())) for key, targets in table.items()}
         for word, targets in self.words.items():
-            if (
-                not WORD.fullmatch(word)
-                or word != word.lower()
-                or not all(w > 0 for w in targets.values())
-                or not targets
-            ):
+            if not WORD.fullmatch(word) or word != word.lower() or not has_weights(targets):
                 raise ValueError(
                     f"words: the entry {word!r}: {targets!r} must replace letters in lower case by other strings with "
                     "positive weights."
@@ -84,6 +82,13 @@ class NoiseTables:
             return cls(**content)
         except (OSError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
             raise ValueError(f"{path} holds no noise tables (ocr, keyboard, misspelling): {error}") from error
+
+
+def has_weights(targets: Any) -> bool:
+    """Return whether the replacements of a string are a dictionary with positive weights, and not empty."""
+    if not isinstance(targets, dict) or not targets:
+        return False
+    return all(isinstance(weight, int | float) and weight > 0 for weight in targets.values())
 
 
 @cache

@@ -1,5 +1,6 @@
 """A PID controller that keeps a loss at a set point by changing the strength of the noise."""
 
+import math
 from typing import Any
 
 import torch
@@ -109,9 +110,10 @@ class PIDCallback(TrainerCallback, ExportableState):
             self.step(total / count)
 
     def step(self, loss: float) -> float:
-        """Update the strength with the mean loss of one optimizer step, in nats, and return it."""
+        """Update the strength with the mean loss of one optimizer step, in nats, and return it. A loss that is not
+        finite is skipped, because the running mean would never forget it."""
         arguments = self.arguments
-        if arguments["set_point"] is None:
+        if arguments["set_point"] is None or not math.isfinite(loss):
             return self.strength
         past = arguments["smoothing"]
         self.mean = loss if self.mean is None else past * self.mean + (1 - past) * loss

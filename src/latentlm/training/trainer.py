@@ -234,6 +234,11 @@ class LatentTrainer(OptimizingTrainer, PublishingTrainer):
         self._evaluation.add({"rows": Sum(real.sum())} | self.evaluation_counts(inputs, outputs))
         if prediction_loss_only:
             return None, None, None
+        if outputs.get("logits") is None:
+            raise ValueError(
+                "this model has no logits with its labels, so there are no predictions: `evaluate` without "
+                "`compute_metrics` gives its losses and metrics."
+            )
         self._real_rows = self.accelerator.gather(real)
         return None, outputs["logits"], inputs["labels"]
 
