@@ -237,21 +237,21 @@ class FSQPreTrainedModel(DecoderOnlyPreTrainedModel):
             ValueError: if the size changes and `head` is not `"tied"`, because the logits of other heads are those of
                 existing codes or spellings.
         """
-        size = self.config.vocab_size if new_num_tokens is None else new_num_tokens
-        if pad_to_multiple_of is not None:
-            size = -(-size // pad_to_multiple_of) * pad_to_multiple_of
         model = self.base_model
         assert isinstance(model, FSQModel)
-        if size == self.config.vocab_size:  # where transformers would look at the weight of any head
-            return model.embed_tokens
         if self.config.head != "tied":
+            size = self.config.vocab_size if new_num_tokens is None else new_num_tokens
+            if pad_to_multiple_of is not None:
+                size = -(-size // pad_to_multiple_of) * pad_to_multiple_of
+            if size == self.config.vocab_size:  # where transformers would look at the weight of any head
+                return model.embed_tokens
             raise ValueError(
                 f"`head` {self.config.head!r} has logits of "
                 + {"decoder": "spellings"}.get(self.config.head, "digits")
                 + f", none for tokens that are added: the size would be {size}, but `vocab_size` "
                 f"{self.config.vocab_size} must stay."
             )
-        embedding = super().resize_token_embeddings(size, None, *args, **kwargs)
+        embedding = super().resize_token_embeddings(new_num_tokens, pad_to_multiple_of, *args, **kwargs)
         code_embedding = model.code_embedding
         code_embedding.resize_table(embedding.num_embeddings)
         self.config.num_special_tokens = int((code_embedding.codes < 0).sum())
