@@ -218,10 +218,12 @@ def draw(content: dict[str, Any], path: Path) -> None:
         ends: list[tuple[str, float, float, str]] = []
         for i, line in enumerate(panel["lines"]):
             style = {"color": COLOURS[i % len(COLOURS)], "linestyle": STYLES[i // len(COLOURS) % len(STYLES)]}
-            axis.plot(
-                line["x"], line["mean"], linewidth=1.5, marker="o" if "series" in panel else "", markersize=3, **style
-            )
-            axis.fill_between(line["x"], line["low"], line["high"], color=style["color"], alpha=0.2, linewidth=0)
+            if "series" in panel:  # whose points are runs of their own, some with one seed
+                errors = np.abs(np.array([line["low"], line["high"]]) - line["mean"])
+                axis.errorbar(line["x"], line["mean"], yerr=errors, marker="o", markersize=4, capsize=3, **style)
+            else:
+                axis.plot(line["x"], line["mean"], linewidth=1.5, **style)
+                axis.fill_between(line["x"], line["low"], line["high"], color=style["color"], alpha=0.2, linewidth=0)
             ends.append((line["label"], line["x"][-1], line["mean"][-1], style["color"]))
         for mark in panel.get("marks", []):
             i = mark["index"]
