@@ -74,9 +74,10 @@ def split_by_hash(documents: Iterable[str], fraction: float) -> Split:
     fits = all_copies <= share
     chosen = fits & (np.cumsum(all_copies * fits) <= share)
     is_enough = all_copies[chosen].sum() >= share * MIN_SHARE
-    if chosen.any() and (is_enough or not _cut_position(largest, fraction)):
+    can_cut = _cut_position(largest, fraction) > 0
+    if chosen.any() and (is_enough or not can_cut):
         return Split(frozenset(unique_keys[chosen].tolist()))
-    if not _cut_position(largest, fraction):
+    if not can_cut:
         raise ValueError(
             f"validation_fraction: no document is small enough for a share of {fraction}, and the largest has no line"
             " boundary to be cut at; the validation split would be empty (give validation_dataset)"
