@@ -1,7 +1,7 @@
 """Abstractinator: a training step against the BLT of transformers with as many parameters, and generating.
 
     python benchmarks/abstractinator.py [--config FOLDER] [--repeats 3] [--threads 2] [--only train matmul generate]
-    python benchmarks/abstractinator.py --only evaluation compiled --threads 1
+    python benchmarks/abstractinator.py --only evaluation --threads 1
     python benchmarks/abstractinator.py --only drafts --threads 1 --trained FOLDER
 
 The text is the documentation inside Python, 4 rows of 512 bytes. Weights are random; `delta` is set so that segments
@@ -20,10 +20,9 @@ from typing import Any
 
 import torch
 from timing import lowest_cpu_seconds, machine, median_seconds, products
-from transformers import AutoConfig, AutoModelForCausalLM, BltConfig, BltForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, BltConfig, BltForCausalLM, CompileConfig
 
 import latentlm
-from latentlm.models.block_single_row import turns_at
 
 ROWS, LENGTH = 4, 512
 
@@ -154,21 +153,24 @@ class Clock(list):
 
 
 def generate(options: argparse.Namespace) -> None:
-    """Without the prompt and the first bytes, in which a cache lays out the weights of every part."""
-    model: Any = build(options.config)
-    model.generation_config.eos_token_id = None
+    """Without the prompt and the first bytes, in which a cache lays out the weights of every part, or compiles."""
+    model, short = build(options.config), build(options.config).bfloat16()
+    compiled = {"compile_config": CompileConfig()}
+    sides: list[tuple[Any, dict[str, Any]]] = [(model, {}), (model, compiled), (short, compiled)]
     first, new = 17, 48
-    print("\n| cached generation after | bytes/s | memory at the end, MB |\n|---|--:|--:|")
+    limits = {"max_new_tokens": first + new, "min_new_tokens": first + new, "do_sample": False, "eos_token_id": None}
+    print("\n| bytes/s after | float32 | compiled | bfloat16, compiled | peak memory, MB |\n|---|--:|--:|--:|--:|")
     for length in (64, 512, 2048, 4096):
         ids = text(length)[None]
-        limits = {"max_new_tokens": first + new, "min_new_tokens": first + new, "do_sample": False}
-        seconds = []
+        seconds: list[list[float]] = [[] for _ in sides]
         for _ in range(options.repeats):
-            clock = Clock()
-            model.generate(ids, attention_mask=torch.ones_like(ids), streamer=clock, **limits)
-            seconds.append((clock[-1] - clock[first]) / new)
+            for (one, arguments), times in zip(sides, seconds, strict=True):
+                clock: Any = Clock()
+                one.generate(ids, attention_mask=torch.ones_like(ids), streamer=clock, **limits, **arguments)
+                times.append((clock[-1] - clock[first]) / new)
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        print(f"| {length} bytes | {1 / min(seconds):.0f} | {memory:.0f} |", flush=True)
+        speeds = " | ".join(f"{1 / min(times):.0f}" for times in seconds)
+        print(f"| {length} bytes | {speeds} | {memory:.0f} |", flush=True)
 
 
 @torch.no_grad()
@@ -222,31 +224,12 @@ def drafts(options: argparse.Namespace) -> None:
         print(f"| {now:.2f} | {then:.2f} | {then / now:.2f} |", flush=True)
 
 
-@torch.no_grad()
-def compiled(options: argparse.Namespace) -> None:
-    """A cached step of the entropy model's layers as it is and compiled; at one position, which spares the compiled one
-    all that changes from step to step."""
-    model: Any = build(options.config)
-    cache, position = model(text(200)[None], use_cache=True).past_key_values, 200
-    stack, kept = model.model.levels[0].entropy_model.stack, cache.levels[0].entropy
-    states = torch.randn(1, model.config.hidden_size)
-    stack.step(kept, torch.ones(1, dtype=torch.bool), states)  # lays the weights out
-    step, turns = kept.single.step, turns_at(stack.rotary, position, states)
-    arguments = (states, kept.items, position, None, turns, [], None, None)
-    seconds = lowest_cpu_seconds(
-        {"eager": partial(step, *arguments), "compiled": partial(torch.compile(step), *arguments)}, 60
-    )
-    eager, fast = (1e3 * value for value in seconds.values())
-    print(f"\na step of the entropy model: {eager:.2f} ms, compiled {fast:.2f} ms: {fast / eager:.2f}")
-
-
 PARTS = {
     "train": train,
     "matmul": matmul,
     "evaluation": evaluation,
     "generate": generate,
     "drafts": drafts,
-    "compiled": compiled,
 }
 
 if __name__ == "__main__":

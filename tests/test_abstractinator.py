@@ -16,6 +16,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from latentlm import AbstractinatorConfig, AbstractinatorForCausalLM
 from latentlm.evaluation.segments import inspect
 from latentlm.models.abstractinator_base import AbstractinatorCache
+from latentlm.models.block_compiled_row import CompiledRow
 from latentlm.models.block_single_row import SingleRow
 from latentlm.models.block_stack import CausalStack
 from latentlm.models.generation_abstractinator import CodeSampler
@@ -251,11 +252,15 @@ def test_a_stack_remembers_one_symbol_at_a_time_what_it_reads_at_once(window, nu
             torch.testing.assert_close(torch.stack(states, 1), expected[:, start:], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("options", [None, {"backend": "eager"}], ids=["laid_out", "compiled"])
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_a_single_row_decodes_as_one_of_several(variant):
-    """It takes a chain of fewer operations, where nothing has to see the modules called."""
+def test_a_single_row_decodes_as_one_of_several(variant, options):
+    """It takes a chain of fewer operations, or compiled layers, where nothing has to see the modules called."""
+    torch.compiler.reset()
     model, ids = build(variant, **LONG), token_ids(2, 40)
-    several, single = (model(rows[:, :9], use_cache=True).past_key_values for rows in (ids, ids[:1]))
+    single = AbstractinatorCache(options)
+    several = model(ids[:, :9], use_cache=True).past_key_values
+    model(ids[:1, :9], past_key_values=single)
     mask = torch.ones(1, 9)
     for t in range(9, 40):
         expected = model(ids[:, t : t + 1], past_key_values=several).logits[:1]
@@ -269,7 +274,8 @@ def test_a_single_row_decodes_as_one_of_several(variant):
         torch.testing.assert_close(logits, expected, rtol=1e-3, atol=1e-4)
     stacks = [stack for level in single.levels for stack in (level.entropy, level.compressor, level.expander)]
     simple = not variant.startswith("l")  # as latent attention and LearnedDropout do
-    assert all(isinstance(stack.single, SingleRow) == (simple and bool(stack.items)) for stack in stacks)
+    kind = CompiledRow if options else SingleRow
+    assert all(isinstance(stack.single, kind) == (simple and bool(stack.items)) for stack in stacks)
     assert all(stack.single is None for level in several.levels for stack in (level.entropy, level.expander))
 
 

@@ -6,8 +6,12 @@ from typing import Any
 import pytest
 import torch
 from architectures import token_ids
-from test_abstractinator import BYTES, build
+from test_abstractinator import BYTES, LONG, build
+from transformers import CompileConfig
+from transformers.utils import logging
 
+from latentlm.models.abstractinator_base import AbstractinatorCache
+from latentlm.models.block_compiled_row import CompiledRow
 from latentlm.models.block_ragged import bucket
 
 PACKED = torch.cat((torch.arange(12), torch.arange(18))).expand(2, -1)
@@ -86,3 +90,60 @@ def test_each_part_is_one_graph(variant, training):
             if statistics is not None:
                 assert torch.equal(statistics.counts, level.quantizer.gathered.counts)
             level.quantizer.gathered = None
+
+
+# ---- Compiled steps ----
+
+
+GREEDY = {"max_new_tokens": 90, "min_new_tokens": 90, "do_sample": False, "return_dict_in_generate": True}
+
+
+def test_generation_with_a_compile_config_writes_the_same_text():
+    """By inductor, with few graphs: with and without memory, and one for all sizes of the ring that grows."""
+    torch.compiler.reset()
+    torch._dynamo.utils.counters.clear()
+    model, ids = build("default", **LONG), token_ids(1, 9)
+    expected = model.generate(ids, **GREEDY).sequences
+    output = model.generate(ids, compile_config=CompileConfig(), **GREEDY)
+    assert output.sequences.tolist() == expected.tolist()
+    cache = output.past_key_values
+    stacks = [cache.levels[0].entropy, cache.levels[0].expander, cache.top]
+    assert all(isinstance(stack.single, CompiledRow) for stack in stacks)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 4
+
+
+def test_a_disabled_compile_config_compiles_nothing():
+    model, ids = build("default", **LONG), token_ids(1, 9)
+    config = CompileConfig(backend="no such backend")
+    cache = model.generate(ids, compile_config=config, disable_compile=True, **GREEDY).past_key_values
+    assert cache.compile_options is None
+
+
+def test_steps_that_cannot_be_compiled_say_so(monkeypatch):
+    told = []
+    monkeypatch.setattr(logging.get_logger("latentlm.models.block_stack"), "warning_once", told.append)
+    model, ids = build("default", **LONG), token_ids(2, 9)
+    options = {"compile_config": CompileConfig(backend="eager"), **GREEDY}
+    model.generate(ids[:1], **options)
+    assert not told
+    output = model.generate(ids, **options)
+    assert told and "`compile_config`" in told[0]
+    assert output.sequences.tolist() == model.generate(ids, **GREEDY).sequences.tolist()
+
+
+@torch.no_grad()
+def test_compiled_steps_of_bfloat16_weights_sum_in_float32():
+    """They are nearer to the same weights in float32 than the layers are, which round after each operation."""
+    torch.compiler.reset()
+    model, ids = build("default", **LONG).bfloat16(), token_ids(1, 40)
+    logits = []
+    for options in (None, {"backend": "eager"}, "float32"):
+        if options == "float32":
+            model, options = model.float(), None
+        cache = AbstractinatorCache(options)
+        model(ids[:, :9], past_key_values=cache)
+        steps = [model(ids[:, t : t + 1], past_key_values=cache).logits.float() for t in range(9, 40)]
+        logits.append(torch.cat(steps, 1))
+        assert isinstance(cache.top.single, CompiledRow) == (options is not None)
+    layers, compiled, expected = logits
+    assert (compiled - expected).square().mean() < 0.8 * (layers - expected).square().mean()

@@ -96,10 +96,12 @@ class AbstractinatorCache(Cache):
     Attributes:
         levels, top: the caches of the parts; empty before the first forward.
         seen: the number of positions so far, padding included.
+        compile_options: arguments of `torch.compile` for steps of a single row; None where they are not compiled.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, compile_options: dict[str, Any] | None = None) -> None:
         super().__init__(layers=[])
+        self.compile_options = compile_options
         self.levels: list[LevelCache] = []
         self.top: StackCache | None = None
         self.seen = 0

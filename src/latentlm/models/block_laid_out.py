@@ -75,12 +75,12 @@ def hooks_inside(layer: nn.Module) -> list[dict[int, Any]]:
     return hooks_of(module for module in layer.modules() if module is not layer)
 
 
-def is_plain_step(states: torch.Tensor) -> bool:
-    """Whether weights may be laid out for states of one token `(1, ..., D)`: in float32 on a CPU, without gradients,
-    autocast or compilation."""
+def is_plain_step(states: torch.Tensor, dtype: torch.dtype = torch.float32) -> bool:
+    """Whether weights may be read directly for states of one token `(1, ..., D)`: in `dtype` on a CPU, without
+    gradients, autocast or compilation."""
     return (
         states.device.type == "cpu"
-        and states.dtype == torch.float32
+        and states.dtype == dtype
         and not torch.is_grad_enabled()
         and not torch.is_autocast_enabled("cpu")
         and not is_torchdynamo_compiling()

@@ -65,6 +65,7 @@ class StackCache(RowState):
         memory: of every layer that looks at rows, `(R, lookback + 1, item)`: a ring of the past, then the current row.
         segments: `(R,)` the number of the current row, -1 before the first.
         single: what does steps of a single row, made at the first one; False where the layers themselves have to.
+        compile_options: arguments of `torch.compile` for steps of a single row; None where they are not compiled.
     """
 
     items: list[torch.Tensor]
@@ -75,6 +76,7 @@ class StackCache(RowState):
     memory: list[torch.Tensor]
     segments: torch.Tensor
     single: Any = None
+    compile_options: dict[str, Any] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what a copy or a pickle holds: not `single`, which has the layers' weights."""

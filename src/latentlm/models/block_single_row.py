@@ -7,7 +7,7 @@ from torch import nn
 
 from .block_attention import Pair, Rotary
 from .block_laid_out import LayerWeights, attend, hooks_of, is_plain_step, is_simple
-from .block_row_cache import from_items
+from .block_row_cache import StackCache, from_items
 
 
 class RingViews:
@@ -43,26 +43,22 @@ class SingleRow:
         simple = all(is_simple(layer) and isinstance(layer.mlp_norm, nn.RMSNorm) for layer in layers)
         return cls(layers) if simple and len(layers) and is_plain_step(states) else None
 
-    def step(
-        self,
-        states: torch.Tensor,  # (1, D)
-        rings: list[torch.Tensor],  # (1, C, item) of each layer
-        length: int,  # symbols before this one
-        mask: torch.Tensor | None,  # (1, 1, 1, C), bool; None where all that the ring holds is seen
-        turns: Rotary,  # [`turns_at`] its place
-        memory: list[torch.Tensor],  # (1, S, item) of each layer; none where it reads no memory
-        memory_mask: torch.Tensor | None,  # (1, 1, 1, S), bool; None where all is seen
-        memory_turns: Rotary | None,
-    ) -> torch.Tensor:
-        """Return the states `(1, D)` after the layers; the symbol's own keys and values are written to the rings."""
-        attention = self.attention
-        width, size, capacity = attention.width, attention.head_dim, rings[0].shape[1]
-        pairs = self.views.of(rings, attention.pair_shapes)
-        memory_pairs = self.memory_views.of(memory, attention.pair_shapes)
+    def step(self, stack: Any, cache: StackCache, states: torch.Tensor) -> torch.Tensor:
+        """Return the states `(1, D)` after the layers; the symbol's own keys and values are written to the rings. The
+        host reads the numbers of the cache, since it runs on a CPU."""
+        attention, length, capacity = self.attention, int(cache.lengths), cache.capacity
+        width, size = attention.width, attention.head_dim
+        turns, memory_turns = turns_of(stack, cache, states)
+        # Where all is seen, a mask would only take time.
+        mask = cache.visible()[..., : length + 1] if cache.segment_starts.item() else None
+        lacks_rows = stack.reads_memory and int(cache.segments) < stack.lookback
+        memory_mask = stack.visible_rows(cache.segments) if lacks_rows else None
+        pairs = self.views.of(cache.items, attention.pair_shapes)
+        memory_pairs = self.memory_views.of(cache.memory, attention.pair_shapes)
         for i, weights in enumerate(self.layers):
             qkv = self.normed(states) @ weights.qkv
             turn(qkv[:, : -attention.part_size].view(-1, size), turns)
-            rings[i][:, length % capacity].copy_(qkv[:, width:])
+            cache.items[i][:, length % capacity].copy_(qkv[:, width:])
             key, value = pairs[i]
             if length + 1 < capacity:
                 key, value = key[:, :, : length + 1], value[:, :, : length + 1]
@@ -79,6 +75,13 @@ class SingleRow:
     def normed(self, states: torch.Tensor) -> torch.Tensor:
         """Normalise `(1, D)` as RMSNorm does without its gain, in three operations instead of eight."""
         return states * torch.addmm(self.eps, states, states.t(), alpha=1 / states.shape[1]).rsqrt_()
+
+
+def turns_of(stack: Any, cache: StackCache, states: torch.Tensor) -> tuple[Rotary, Rotary | None]:
+    """Return [`turns_at`] the place of the next symbol of a cache's only row, and at that of its segment; None for the
+    latter where the stack reads no memory."""
+    turns = turns_at(stack.rotary, int(cache.lengths), states)
+    return turns, turns_at(stack.memory_rotary, int(cache.segments), states) if stack.reads_memory else None
 
 
 def turns_at(rotary: Any, position: int, states: torch.Tensor) -> Rotary:

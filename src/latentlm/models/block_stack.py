@@ -9,13 +9,17 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+from transformers.utils import logging
 
 from .block_attention import FORMS, Attention, Pair, Rotary, rotary_table
+from .block_compiled_row import CompiledRow
 from .block_layers import PreNormLayer, make_norm
 from .block_learned_dropout import make_learned_dropout, make_shared_mask_attention
 from .block_masks import look_back_mask, sequence_mask, step_mask
 from .block_row_cache import StackCache, from_items, to_items, where_active
-from .block_single_row import SingleRow, turns_at
+from .block_single_row import SingleRow
+
+logger = logging.get_logger(__name__)
 
 
 class Record:
@@ -241,11 +245,17 @@ class CausalStack(nn.Module):
             cache.advance(active)
             return self.norm(embeddings)
         cache.make_room()
-        if len(active) == 1:
-            if cache.single is None:
-                cache.single = SingleRow.of(self.layers, embeddings) or False
-            if cache.single and not any(cache.single.hooks):
-                return self.step_single(cache.single, cache, active, embeddings)
+        if len(active) == 1 and (single := self.single_row(cache, embeddings)) is not None:
+            if not active.item():
+                return embeddings
+            hidden_states = single.step(self, cache, embeddings)
+            cache.advance(active)
+            return self.norm(hidden_states)
+        if cache.compile_options is not None:
+            logger.warning_once(
+                "`compile_config` has no effect: only steps of a single text on a CPU are compiled, of layers without "
+                "LearnedDropout, adapters and hooks and with `attn_implementation` 'sdpa'."
+            )
         hidden_states = embeddings.unsqueeze(1)
         shared: dict[str, Any] = {
             "mask": step_mask(self.config, hidden_states, cache.visible()),
@@ -261,21 +271,11 @@ class CausalStack(nn.Module):
         cache.advance(active)
         return self.norm(hidden_states)[:, 0]
 
-    def step_single(
-        self, single: SingleRow, cache: StackCache, active: torch.Tensor, embeddings: torch.Tensor
-    ) -> torch.Tensor:
-        """Take a [`step`] of a single row `(1, D)`. The host reads its numbers, since it runs on a CPU."""
-        if not active.item():
-            return embeddings
-        length, mask, memory_mask, memory_turns = int(cache.lengths), None, None, None
-        if cache.segment_starts.item():
-            mask = cache.visible()[..., : length + 1]
-        if self.reads_memory:
-            segment = int(cache.segments)
-            memory_turns = turns_at(self.memory_rotary, segment, embeddings)
-            if segment < self.lookback:
-                memory_mask = self.visible_rows(cache.segments)
-        turns = turns_at(self.rotary, length, embeddings)
-        states = single.step(embeddings, cache.items, length, mask, turns, cache.memory, memory_mask, memory_turns)
-        cache.advance(active)
-        return self.norm(states)
+    def single_row(self, cache: StackCache, states: torch.Tensor) -> SingleRow | CompiledRow | None:
+        """Return what does the steps of a cache's only row, whose states are `(1, D)`; None where the layers themselves
+        have to."""
+        if cache.single is None:
+            options = cache.compile_options
+            single = None if options is None else CompiledRow.of(self.layers, states, options)
+            cache.single = single or SingleRow.of(self.layers, states) or False
+        return cache.single if cache.single and not any(cache.single.hooks) else None

@@ -37,10 +37,14 @@ class AbstractinatorGeneration(GenerationMixin):
         # The name that the cache has in the outputs of the installed version of transformers.
         name = "cache" if "cache" in BaseModelOutputWithPast.__dataclass_fields__ else "past_key_values"
         if generation_config.use_cache is not False and model_kwargs.get(name) is None:
-            model_kwargs[name] = AbstractinatorCache()
+            compiled = None if generation_config.disable_compile else generation_config.compile_config
+            model_kwargs[name] = AbstractinatorCache(None if compiled is None else compiled.to_dict())
             return False
         mixin: Any = super()  # marks a cache that the caller passes as user-defined
         return mixin._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
+
+    def _valid_auto_compile_criteria(self, *args: Any, **kwargs: Any) -> bool:
+        return False  # not the forward: the cache compiles its own steps
 
     def init_continuous_batching(self, *args: Any, **kwargs: Any) -> NoReturn:
         raise ValueError(

@@ -320,6 +320,11 @@ class AbstractinatorModel(AbstractinatorPreTrainedModel):
         """Fill a cache with rows that have seen nothing, in the dtype and on the device of `like`."""
         cache.levels = [level.new_cache(num_rows, like) for level in self.levels]
         cache.top = None if self.top is None else self.top.stack.new_cache(num_rows, like)
+        for level in cache.levels:
+            for stack in (level.entropy, level.compressor, level.expander):
+                stack.compile_options = cache.compile_options
+        if cache.top is not None:
+            cache.top.compile_options = cache.compile_options
 
     @torch.no_grad()
     def fill_cache(self, cache: AbstractinatorCache, pyramid: Pyramid) -> None:
