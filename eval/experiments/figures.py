@@ -238,6 +238,8 @@ def draw(content: dict[str, Any], path: Path) -> None:
         axis.tick_params(labelsize=8)
         if panel.get("x") == "context":
             axis.set_xscale("log", base=2)
+            ticks = sorted({float(x) for line in panel["lines"] for x in line["x"]})
+            axis.set_xticks(ticks, labels=[f"{length:,.0f}" for length in ticks])
         if panel.get("x") == "seen":
             axis.set_xscale("symlog", base=4, linthresh=1)
             ticks = panel["lines"][0]["x"] if panel["lines"] else []
