@@ -1,5 +1,7 @@
 """The Abstractinator's shapes: few, changing nothing, so that its parts compile as one graph each."""
 
+import os
+import shutil
 from collections.abc import Callable
 from typing import Any
 
@@ -98,6 +100,7 @@ def test_each_part_is_one_graph(variant, training):
 GREEDY = {"max_new_tokens": 90, "min_new_tokens": 90, "do_sample": False, "return_dict_in_generate": True}
 
 
+@pytest.mark.skipif(shutil.which(os.environ.get("CXX", "g++")) is None, reason="no C++ compiler")
 def test_generation_with_a_compile_config_writes_the_same_text():
     """By inductor, with few graphs: with and without memory, and one for all sizes of the ring that grows."""
     torch.compiler.reset()
