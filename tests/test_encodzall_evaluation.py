@@ -55,6 +55,12 @@ def test_masked_words_add_up(masked_lm):
     assert not found[0][1] and found[3][1]
 
 
+def test_the_masked_words_of_a_text_share_its_bytes(masked_lm):
+    """A copy of the text for each of its words would take gigabytes for the requests of a task."""
+    words = masked_lm.mask_words("one two three four", 0, 0)
+    assert len(words) == 4 and all(word.text is words[0].text for word in words)
+
+
 def test_a_text_that_is_too_long_is_scored_in_parts(masked_lm):
     text = "some words of a text that is longer than forty-eight bytes"
     [found] = masked_lm.loglikelihood_rolling(requests_of((text,)))

@@ -1,6 +1,7 @@
 """The adapter `--model encodzall`, which scores texts by pseudo-log-likelihood with each word masked in turn
 (Salazar et al. 2020, arXiv:1910.14659, with words instead of tokens)."""
 
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,20 +17,40 @@ from latentlm.models.modeling_encodzall import EncodzallForMaskedDenoising
 
 @dataclass
 class MaskedWord:
-    """A text in which one word is masked.
+    """A text in which one word is masked. What the model reads is made when it is read, because a text has a copy of
+    itself for each of its words.
 
     Attributes:
-        ids, word_ids: inputs of the model for the text with `<mask>` instead of the characters of the word.
-        word: index of the word.
-        spelled: the bytes of the word, including its white space.
+        text, text_words: bytes of the text, and the word of each; all of its masked words share them.
+        begin, end: the place of the word, including its white space.
+        filling: what stands in the place of the word: `<mask>` and its white space.
         request: index of the request that the text is a part of.
     """
 
-    ids: list[int]
-    word_ids: list[int]
-    word: int
-    spelled: list[int]
+    text: list[int]
+    text_words: list[int]
+    begin: int
+    end: int
+    filling: list[int]
     request: int
+
+    @property
+    def word(self) -> int:
+        return self.text_words[self.begin]
+
+    @property
+    def spelled(self) -> list[int]:
+        return self.text[self.begin : self.end]
+
+    def __len__(self) -> int:
+        return len(self.text) - (self.end - self.begin) + len(self.filling) + 1
+
+    def inputs(self, end_id: int) -> tuple[list[int], list[int]]:
+        """Return ids and word ids of the masked text with the end after it."""
+        ids = [*self.text[: self.begin], *self.filling, *self.text[self.end :], end_id]
+        filled = [self.word] * len(self.filling)
+        words = [*self.text_words[: self.begin], *filled, *self.text_words[self.end :], self.text_words[-1] + 1]
+        return ids, words
 
 
 class EncodzallLM(LM):
@@ -131,20 +152,16 @@ class EncodzallLM(LM):
         return int(torch.cat((fitting, first_masked[None])).min())
 
     def _mask_part(self, ids: list[int], word_ids: list[int], start: int, request: int) -> list[MaskedWord]:
-        mask, end = self.tokenizer.mask_token_id, self.tokenizer.eos_token_id
         masked = []
-        for word in range(word_ids[-1] + 1):
-            places = [place for place, index in enumerate(word_ids) if index == word]
+        for _, run in itertools.groupby(range(len(ids)), key=word_ids.__getitem__):
+            places = list(run)
             visible = [place for place in places if ids[place] not in WHITE_SPACE]
             if not visible or visible[-1] < start:
                 continue
-            spaces = [ids[place] for place in places if place not in visible]
             before = [ids[place] for place in places if place < visible[0]]
-            new = [*before, mask, *spaces[len(before) :]]
-            first, last = places[0], places[-1]
-            text = ids[:first] + new + ids[last + 1 :] + [end]
-            indices = word_ids[:first] + [word] * len(new) + word_ids[last + 1 :] + [word_ids[-1] + 1]
-            masked.append(MaskedWord(text, indices, word, [ids[place] for place in places], request))
+            after = [ids[place] for place in places if place > visible[0] and ids[place] in WHITE_SPACE]
+            filling = [*before, self.tokenizer.mask_token_id, *after]
+            masked.append(MaskedWord(ids, word_ids, places[0], places[-1] + 1, filling, request))
         return masked
 
     @torch.no_grad()
@@ -152,17 +169,17 @@ class EncodzallLM(LM):
         """Return, for each of `count` requests, the sum of the log-probabilities of its words, in nats, and whether
         every byte of them is the most likely one."""
         totals, greedy = [0.0] * count, [True] * count
-        order = sorted(masked, key=lambda item: len(item.ids))
+        order = sorted(masked, key=len)
         pad, device = self.tokenizer.pad_token_id, self.model.device
         for begin in tqdm(range(0, len(order), self.batch_size), desc="Scoring masked words", disable=not order):
             batch = order[begin : begin + self.batch_size]
-            longest = max(len(item.ids) for item in batch)
-            widest = max(len(item.spelled) for item in batch)
+            texts, text_words = zip(*(item.inputs(self.tokenizer.eos_token_id) for item in batch), strict=True)
+            longest, widest = max(map(len, batch)), max(len(item.spelled) for item in batch)
             ids, words, spelled = (
                 torch.tensor([values + [fill] * (length - len(values)) for values in rows], device=device)
                 for rows, fill, length in (
-                    ([item.ids for item in batch], pad, longest),
-                    ([item.word_ids for item in batch], -1, longest),
+                    (texts, pad, longest),
+                    (text_words, -1, longest),
                     ([item.spelled for item in batch], -1, widest),
                 )
             )
