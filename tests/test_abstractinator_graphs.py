@@ -122,6 +122,12 @@ def test_a_disabled_compile_config_compiles_nothing():
     assert cache.compile_options is None
 
 
+def test_an_empty_cache_of_the_caller_compiles_too():
+    model, ids, cache = build("default", **LONG), token_ids(1, 9), AbstractinatorCache()
+    output = model.generate(ids, past_key_values=cache, compile_config=CompileConfig(backend="eager"), **GREEDY)
+    assert output.past_key_values is cache and isinstance(cache.top.single, CompiledRow)
+
+
 def test_steps_that_cannot_be_compiled_say_so(monkeypatch):
     told = []
     monkeypatch.setattr(logging.get_logger("latentlm.models.block_stack"), "warning_once", told.append)
@@ -132,21 +138,26 @@ def test_steps_that_cannot_be_compiled_say_so(monkeypatch):
     output = model.generate(ids, **options)
     assert told and "`compile_config`" in told[0]
     assert output.sequences.tolist() == model.generate(ids, **GREEDY).sequences.tolist()
+    monkeypatch.setattr(logging.get_logger("transformers.generation.utils"), "warning_once", told.append)
+    model.generate(ids[:1], use_cache=False, **options)
+    assert len(told) > 1 and "`compile_config`" in told[-1]
 
 
+@pytest.mark.parametrize(("begin", "most"), [(9, 0.8), (200, 1.2)])
 @torch.no_grad()
-def test_compiled_steps_of_bfloat16_weights_sum_in_float32():
-    """They are nearer to the same weights in float32 than the layers are, which round after each operation."""
+def test_compiled_steps_of_bfloat16_weights_sum_in_float32(begin, most):
+    """They are nearer to the same weights in float32 than the layers are, which round after each operation. After a
+    prompt of 200, which the layers read, they are as near: positions are not rounded."""
     torch.compiler.reset()
-    model, ids = build("default", **LONG).bfloat16(), token_ids(1, 40)
+    model, ids = build("default", **LONG).bfloat16(), token_ids(1, begin + 31)
     logits = []
     for options in (None, {"backend": "eager"}, "float32"):
         if options == "float32":
             model, options = model.float(), None
         cache = AbstractinatorCache(options)
-        model(ids[:, :9], past_key_values=cache)
-        steps = [model(ids[:, t : t + 1], past_key_values=cache).logits.float() for t in range(9, 40)]
+        model(ids[:, :begin], past_key_values=cache)
+        steps = [model(ids[:, t : t + 1], past_key_values=cache).logits.float() for t in range(begin, begin + 31)]
         logits.append(torch.cat(steps, 1))
         assert isinstance(cache.top.single, CompiledRow) == (options is not None)
     layers, compiled, expected = logits
-    assert (compiled - expected).square().mean() < 0.8 * (layers - expected).square().mean()
+    assert (compiled - expected).square().mean() < most * (layers - expected).square().mean()

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from .block_attention import Rotary
-from .block_laid_out import hooks_of, is_plain_step, is_simple
+from .block_laid_out import are_simple, hooks_of, is_plain_step
 from .block_row_cache import StackCache
 from .block_single_row import turns_of
 
@@ -47,9 +47,9 @@ class CompiledRow:
     """The layers of a stack, for one row, each compiled by `torch.compile`. [`CompiledRow.of`] tells for which layers
     it works.
 
-    A matrix–vector product is written as a sum of products, of which inductor makes a loop that reads weights as fast
-    as memory gives them, with all threads. torch's own product with one vector has one thread and half of that speed.
-    Layers of equal shapes share their code. Sums are in float32 at least, also where weights are shorter.
+    A matrix–vector product is written as a sum of products, of which inductor makes a loop with all threads that reads
+    weights once. torch's own product with one vector has one thread. Layers of equal shapes share their code. Sums
+    are in float32 at least, also where weights have fewer bits.
 
     Attributes:
         hooks: [`hooks_of`] all modules. Where there is one, the modules have to be called.
@@ -66,8 +66,7 @@ class CompiledRow:
     def of(cls, layers: Any, states: torch.Tensor, options: dict[str, Any]) -> "CompiledRow | None":
         """Make it for layers with RMSNorm that read states `(1, D)`; None unless all are simple. `options` are
         arguments of `torch.compile`."""
-        simple = all(is_simple(layer) and isinstance(layer.mlp_norm, nn.RMSNorm) for layer in layers)
-        return cls(layers, options) if simple and len(layers) and is_plain_step(states, states.dtype) else None
+        return cls(layers, options) if is_plain_step(states) and are_simple(layers, nn.RMSNorm) else None
 
     def step(self, stack: Any, cache: StackCache, states: torch.Tensor) -> torch.Tensor:
         """Return the states `(1, D)` after the layers; the symbol's own keys and values are written to the rings."""

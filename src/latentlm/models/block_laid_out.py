@@ -75,12 +75,11 @@ def hooks_inside(layer: nn.Module) -> list[dict[int, Any]]:
     return hooks_of(module for module in layer.modules() if module is not layer)
 
 
-def is_plain_step(states: torch.Tensor, dtype: torch.dtype = torch.float32) -> bool:
-    """Whether weights may be read directly for states of one token `(1, ..., D)`: in `dtype` on a CPU, without
-    gradients, autocast or compilation."""
+def is_plain_step(states: torch.Tensor) -> bool:
+    """Whether weights may be read directly for states of one token `(1, ..., D)`: on a CPU, without gradients, autocast
+    or compilation."""
     return (
         states.device.type == "cpu"
-        and states.dtype == dtype
         and not torch.is_grad_enabled()
         and not torch.is_autocast_enabled("cpu")
         and not is_torchdynamo_compiling()
@@ -89,6 +88,11 @@ def is_plain_step(states: torch.Tensor, dtype: torch.dtype = torch.float32) -> b
 
 PLAIN = {PreNormLayer, FeedForward, Attention, nn.Linear, nn.LayerNorm, nn.RMSNorm, nn.Dropout, nn.Identity}
 """The modules of a simple layer: no masks of LearnedDropout, no other form of attention, no adapters."""
+
+
+def are_simple(layers: Any, norm: type[nn.Module]) -> bool:
+    """Whether there are layers, all of them simple ([`is_simple`]) and with norms of this type."""
+    return len(layers) > 0 and all(is_simple(layer) and isinstance(layer.mlp_norm, norm) for layer in layers)
 
 
 def is_simple(layer: PreNormLayer) -> bool:
@@ -132,7 +136,7 @@ class LaidOutLayers:
         states."""
         if type(cache) is not DynamicCache or states.shape[:2] != (1, 1) or mask.tensor is not None:
             return None
-        if mask.arguments or not is_plain_step(states):
+        if mask.arguments or states.dtype != torch.float32 or not is_plain_step(states):
             return None
         if any(value is not None and value is not False for value in options.values()):
             return None

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from .block_attention import Pair, Rotary
-from .block_laid_out import LayerWeights, attend, hooks_of, is_plain_step, is_simple
+from .block_laid_out import LayerWeights, are_simple, attend, hooks_of, is_plain_step
 from .block_row_cache import StackCache, from_items
 
 
@@ -39,9 +39,9 @@ class SingleRow:
 
     @classmethod
     def of(cls, layers: Any, states: torch.Tensor) -> "SingleRow | None":
-        """Make it for layers with RMSNorm that read states `(1, D)`; None unless all are simple."""
-        simple = all(is_simple(layer) and isinstance(layer.mlp_norm, nn.RMSNorm) for layer in layers)
-        return cls(layers) if simple and len(layers) and is_plain_step(states) else None
+        """Make it for layers with RMSNorm that read states `(1, D)` in float32; None unless all are simple."""
+        plain = states.dtype == torch.float32 and is_plain_step(states)
+        return cls(layers) if plain and are_simple(layers, nn.RMSNorm) else None
 
     def step(self, stack: Any, cache: StackCache, states: torch.Tensor) -> torch.Tensor:
         """Return the states `(1, D)` after the layers; the symbol's own keys and values are written to the rings. The
@@ -81,14 +81,16 @@ def turns_of(stack: Any, cache: StackCache, states: torch.Tensor) -> tuple[Rotar
     """Return [`turns_at`] the place of the next symbol of a cache's only row, and at that of its segment; None for the
     latter where the stack reads no memory."""
     turns = turns_at(stack.rotary, int(cache.lengths), states)
-    return turns, turns_at(stack.memory_rotary, int(cache.segments), states) if stack.reads_memory else None
+    if not stack.reads_memory:
+        return turns, None
+    return turns, turns_at(stack.memory_rotary, int(cache.segments), states)
 
 
 def turns_at(rotary: Any, position: int, states: torch.Tensor) -> Rotary:
     """Return the cosines and sines of a position, both `(d,)`. The sines have the sign with which half of them are
     used."""
     if rotary.rope_type == "default":
-        angles = rotary.inv_freq * position
+        angles = rotary.inv_freq.float() * position  # a model that was moved to a shorter dtype has it shorter too
         cos, sin = angles.cos(), angles.sin()
         return torch.cat((cos, cos)), torch.cat((-sin, sin))
     cos, sin = (table.flatten() for table in rotary(states, torch.full((1, 1), position)))

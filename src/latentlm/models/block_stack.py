@@ -253,8 +253,9 @@ class CausalStack(nn.Module):
             return self.norm(hidden_states)
         if cache.compile_options is not None:
             logger.warning_once(
-                "`compile_config` has no effect: only steps of a single text on a CPU are compiled, of layers without "
-                "LearnedDropout, adapters and hooks and with `attn_implementation` 'sdpa'."
+                "`compile_config` has no effect on some steps. Compiled are those of a single text on a CPU, in "
+                "evaluation mode and without autocast, of layers with regular attention by 'sdpa' and without "
+                "LearnedDropout, adapters, hooks and quantized weights."
             )
         hidden_states = embeddings.unsqueeze(1)
         shared: dict[str, Any] = {
@@ -276,6 +277,8 @@ class CausalStack(nn.Module):
         have to."""
         if cache.single is None:
             options = cache.compile_options
-            single = None if options is None else CompiledRow.of(self.layers, states, options)
-            cache.single = single or SingleRow.of(self.layers, states) or False
+            if options is None:
+                cache.single = SingleRow.of(self.layers, states) or False
+            else:
+                cache.single = CompiledRow.of(self.layers, states, options) or False
         return cache.single if cache.single and not any(cache.single.hooks) else None

@@ -36,15 +36,22 @@ class AbstractinatorGeneration(GenerationMixin):
             )
         # The name that the cache has in the outputs of the installed version of transformers.
         name = "cache" if "cache" in BaseModelOutputWithPast.__dataclass_fields__ else "past_key_values"
-        if generation_config.use_cache is not False and model_kwargs.get(name) is None:
-            compiled = None if generation_config.disable_compile else generation_config.compile_config
-            model_kwargs[name] = AbstractinatorCache(None if compiled is None else compiled.to_dict())
+        compiled = None if generation_config.disable_compile else generation_config.compile_config
+        options, cache = None if compiled is None else compiled.to_dict(), model_kwargs.get(name)
+        if generation_config.use_cache is not False and cache is None:
+            model_kwargs[name] = AbstractinatorCache(options)
             return False
+        if isinstance(cache, AbstractinatorCache) and not cache.levels:
+            cache.compile_options = options
         mixin: Any = super()  # marks a cache that the caller passes as user-defined
         return mixin._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
 
-    def _valid_auto_compile_criteria(self, *args: Any, **kwargs: Any) -> bool:
-        return False  # not the forward: the cache compiles its own steps
+    def _valid_auto_compile_criteria(self, model_kwargs: dict[str, Any], generation_config: Any) -> bool:
+        # The forward is never compiled. Where the cache compiles no steps either, transformers says so.
+        cache = model_kwargs.get("cache", model_kwargs.get("past_key_values"))
+        mixin: Any = super()
+        compiles = getattr(cache, "compile_options", None) is not None
+        return not compiles and mixin._valid_auto_compile_criteria(model_kwargs, generation_config)
 
     def init_continuous_batching(self, *args: Any, **kwargs: Any) -> NoReturn:
         raise ValueError(
