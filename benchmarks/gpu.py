@@ -356,7 +356,7 @@ RUNS = (
         for seed in range(3)
         for name in ("subtraction", "both", "mse", "decoder-only")
     ),
-    *(("pyramid", f"{name}-{length}", 0) for length in (512, 2048, 8192) for name in ("shared-trunk", "decoder-only")),
+    *(("pyramid", f"{name}-8192", 0) for name in ("shared-trunk", "decoder-only", "blt")),
     *(("ar-ablation", f"{name}-10", 0) for name in ("rotary", "rotary-subtraction", "decoder-only-subtraction")),
     ("many-passes", "ngrams", 0),
 )
