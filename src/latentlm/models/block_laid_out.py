@@ -147,8 +147,7 @@ class LaidOutLayers:
     def of_layer(self, layer: PreNormLayer) -> LayerWeights | None:
         """Return the laid-out weights of a layer, or None where the layer itself has to be called."""
         if layer not in self.weights:
-            simple = is_simple(layer) and isinstance(layer.mlp_norm, nn.LayerNorm)
-            self.weights[layer] = LayerWeights.of(layer) if simple else None
+            self.weights[layer] = LayerWeights.of(layer) if are_simple([layer], nn.LayerNorm) else None
         weights = self.weights[layer]
         return None if weights is None or any(weights.hooks) else weights
 

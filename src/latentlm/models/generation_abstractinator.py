@@ -18,6 +18,9 @@ from .abstractinator_base import AbstractinatorCache
 from .block_positions import check_context
 from .block_row_cache import where_active
 
+CACHE = "cache" if "cache" in BaseModelOutputWithPast.__dataclass_fields__ else "past_key_values"
+"""The name that the cache has in the outputs of the installed version of transformers."""
+
 
 class AbstractinatorGeneration(GenerationMixin):
     """Mixin of the language model, which has `model`. It extends `GenerationMixin`."""
@@ -34,12 +37,10 @@ class AbstractinatorGeneration(GenerationMixin):
                 f"`cache_implementation` is {generation_config.cache_implementation!r}, but an Abstractinator has a "
                 "cache of its own kind: leave it out."
             )
-        # The name that the cache has in the outputs of the installed version of transformers.
-        name = "cache" if "cache" in BaseModelOutputWithPast.__dataclass_fields__ else "past_key_values"
         compiled = None if generation_config.disable_compile else generation_config.compile_config
-        options, cache = None if compiled is None else compiled.to_dict(), model_kwargs.get(name)
+        options, cache = None if compiled is None else compiled.to_dict(), model_kwargs.get(CACHE)
         if generation_config.use_cache is not False and cache is None:
-            model_kwargs[name] = AbstractinatorCache(options)
+            model_kwargs[CACHE] = AbstractinatorCache(options)
             return False
         if isinstance(cache, AbstractinatorCache) and not cache.levels:
             cache.compile_options = options
@@ -48,9 +49,8 @@ class AbstractinatorGeneration(GenerationMixin):
 
     def _valid_auto_compile_criteria(self, model_kwargs: dict[str, Any], generation_config: Any) -> bool:
         # The forward is never compiled. Where the cache compiles no steps either, transformers says so.
-        cache = model_kwargs.get("cache", model_kwargs.get("past_key_values"))
         mixin: Any = super()
-        compiles = getattr(cache, "compile_options", None) is not None
+        compiles = getattr(model_kwargs.get(CACHE), "compile_options", None) is not None
         return not compiles and mixin._valid_auto_compile_criteria(model_kwargs, generation_config)
 
     def init_continuous_batching(self, *args: Any, **kwargs: Any) -> NoReturn:
