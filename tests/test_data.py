@@ -5,8 +5,10 @@ import json
 import multiprocessing
 import pickle
 import random
+import shutil
 from types import SimpleNamespace
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -348,9 +350,27 @@ def test_stream_with_a_validation_source_and_bpe(make_config, corpus, tmp_path):
 def test_stream_that_is_too_short(make_config, tmp_path):
     path = tmp_path / "short.txt"
     path.write_text("short\n")
-    data = prepare_data(make_config(dataset=str(path), streaming=True, max_validation_rows=1))
     with pytest.raises(ValueError, match="stream ended before one row of 16 tokens"):
-        next(iter(data.train))
+        prepare_data(make_config(dataset=str(path), streaming=True, max_validation_rows=1))
+
+
+def test_the_bpe_of_a_stream_follows_its_content(make_config, tmp_path):
+    """A dataset of `datasets` is streamed by name, and may have changed since its BPE was cached."""
+    (tmp_path / "validation.txt").write_text("abcd")
+    vocabularies = []
+    for letters in ("ab", "cd", "ab"):
+        texts = [f"{letters * 20} {i}" for i in range(20)]
+        shutil.rmtree(tmp_path / "dataset", ignore_errors=True)
+        datasets.Dataset.from_dict({"text": texts}).save_to_disk(tmp_path / "dataset")
+        config = make_config(
+            dataset=str(tmp_path / "dataset"),
+            validation_dataset=str(tmp_path / "validation.txt"),
+            streaming=True,
+            tokenizer="bpe",
+            tokenizer_vocab_size=300,
+        )
+        vocabularies.append(prepare_data(config).tokenizer.get_vocab())
+    assert "abab" in vocabularies[0] and "cdcd" in vocabularies[1] and vocabularies[2] == vocabularies[0]
 
 
 # --- bad input ------------------------------------------------------------------------------------------------------

@@ -253,14 +253,10 @@ def _prepare_stream(
     validation_source: Source | None,
     tokenizer: PreTrainedTokenizerBase | None,
 ) -> PreparedText:
-    """Prepare a stream, of which only the validation rows are read now. Without a validation source these are the first
-    documents of the stream, which are left out of training."""
+    """Prepare a stream, of which only the validation rows and a first training row are read now. Without a validation
+    source the first documents of the stream are held out."""
     if tokenizer is None:
-        identity = asdict(config) | {"train": train_source.fingerprint()}
-        folder = config.cache_path() / f"tokenizer-{hash_identity(identity)}"
-        first = islice(train_source.documents(), STREAM_BPE_DOCUMENTS)
-        build_once(folder, lambda unfinished: train_bpe(first, config.tokenizer_vocab_size).save_pretrained(unfinished))
-        tokenizer = load_bpe(folder)
+        tokenizer = _stream_bpe(config, train_source)
 
     arrays: list[np.ndarray] = []
     keys: list[int] = []
@@ -288,9 +284,24 @@ def _prepare_stream(
     )
     documents = partial(_without, frozenset(keys), train_source.documents)
     train = PackedStream(documents, tokenizer, config.context_length)
+    next(iter(train))  # a stream without one row is an error now, not when training starts
     digest = hashlib.sha256(validation.tokens.tobytes()).hexdigest()
     counts = {"documents": len(arrays), "bytes": size, "tokens": tokens, "sha256": digest}
     return _prepared(config, tokenizer, train, validation, {"train": dict.fromkeys(counts), "validation": counts}, None)
+
+
+def _stream_bpe(config: DataConfig, source: Source) -> PreTrainedTokenizerBase:
+    """Return the BPE of the first documents of a stream. It is cached by their content, since the name of a stream says
+    nothing about it."""
+
+    def first() -> Iterator[str]:
+        return islice(source.documents(), STREAM_BPE_DOCUMENTS)
+
+    size = config.tokenizer_vocab_size
+    identity = {"documents": list(map(document_key, first())), "vocab_size": size}
+    folder = config.cache_path() / f"tokenizer-{hash_identity(identity)}"
+    build_once(folder, lambda unfinished: train_bpe(first(), size).save_pretrained(unfinished))
+    return load_bpe(folder)
 
 
 def _without(keys: frozenset[int], documents: Callable[[], Iterator[str]]) -> Iterator[str]:
