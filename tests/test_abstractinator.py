@@ -134,7 +134,7 @@ def walk(model: AbstractinatorForCausalLM, ids: torch.Tensor, chooser) -> list[i
     """Decode as many symbols as `ids` `(1, T)` has, of which the first is known; what is chosen comes from `chooser`
     of the level whose symbol it is."""
     levels = len(model.model.levels)
-    sampler = CodeSampler(model.model, chooser(levels), None)
+    sampler = CodeSampler(model.model, chooser(levels), None, ids.device)
     symbol_choosers = [chooser(i) for i in range(levels)]
     for level, choose in zip(model.model.levels, symbol_choosers, strict=True):
         head = level.head
@@ -356,6 +356,94 @@ def test_a_hook_on_a_layer_runs_in_the_steps_of_a_single_row():
         torch.testing.assert_close(found, logits, rtol=1e-3, atol=1e-4)
     assert called == 4 * ["part", "layer"]
     handle.remove()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("whole", [False, True], ids=["dropout", "model"])
+def test_dropout_that_is_switched_on_drops_in_the_steps_of_a_single_row(whole):
+    """That of a module alone, as for Monte Carlo dropout, and that of the whole model, also after the first step."""
+    model, ids = build(hidden_dropout=0.5, **LONG), token_ids(1, 14)
+    level = model.model.levels[0]
+    cache = model(ids[:, :9], use_cache=True).past_key_values
+    if whole:
+        model(ids[:, 9:10], past_key_values=cache)
+        model.train()
+    else:
+        level.expander.layers[-1].dropout.train()
+    model(ids[:, 10:11], past_key_values=cache)
+    states = torch.ones(1, 32)
+    assert level.expander.single_row(cache.levels[0].expander, states) is None
+    assert (level.entropy_model.stack.single_row(cache.levels[0].entropy, states) is None) == whole
+
+
+@torch.no_grad()
+def test_a_step_under_autocast_leaves_the_steps_after_it_fast():
+    model, ids = build(**LONG), token_ids(1, 12)
+    cache = model(ids[:, :9], use_cache=True).past_key_values
+    with torch.autocast("cpu", torch.bfloat16):
+        model(ids[:, 9:10], past_key_values=cache)
+    assert cache.levels[0].entropy.single is None
+    model(ids[:, 10:11], past_key_values=cache)
+    assert isinstance(cache.levels[0].entropy.single, SingleRow)
+
+
+# ---- The cache as transformers uses it ----
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+def test_a_cache_that_is_reset_begins_anew(rows):
+    model, ids = build(**LONG), token_ids(rows, 20)
+    cache = AbstractinatorCache()
+    assert cache.batch_size == -1 and cache.get_max_length() == -1 and not cache.is_croppable
+    cache.batch_repeat_interleave(2)
+    model.generate(ids[:, :9], past_key_values=cache, max_new_tokens=4)
+    assert cache.batch_size == rows
+    cache.reset()
+    assert cache.get_seq_length() == 0 and cache.batch_size == -1
+    arguments = {"max_new_tokens": 6, "do_sample": False}
+    assert torch.equal(
+        model.generate(ids[:, 5:], past_key_values=cache, **arguments), model.generate(ids[:, 5:], **arguments)
+    )
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+def test_a_cache_of_inference_mode_goes_on_outside(rows):
+    model, ids = build(**LONG), token_ids(rows, 20)
+    with torch.inference_mode():
+        cache = model(ids[:, :9], use_cache=True).past_key_values
+        model(ids[:, 9:10], past_key_values=cache)
+    with torch.no_grad():
+        logits = model(ids[:, 10:], past_key_values=cache).logits
+        torch.testing.assert_close(logits, model(ids).logits[:, 10:], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+@torch.no_grad()
+def test_the_default_dtype_does_not_matter(dtype):
+    model, ids = build(**LONG), token_ids(1, 12)
+    expected = model(ids).logits[:, 9:]
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        cache = model(ids[:, :9], use_cache=True).past_key_values
+        logits = torch.cat([model(ids[:, t : t + 1], past_key_values=cache).logits for t in range(9, 12)], 1)
+    finally:
+        torch.set_default_dtype(before)
+    torch.testing.assert_close(logits, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_offloaded_weights_sample_the_same_bytes(tmp_path):
+    model = build(**BYTES)
+    model.save_pretrained(tmp_path / "model")
+    offloaded = AbstractinatorForCausalLM.from_pretrained(
+        tmp_path / "model", device_map={"": "disk"}, offload_folder=str(tmp_path / "offloaded")
+    )
+    assert offloaded.device.type == "meta"
+    texts = []
+    for one in (model, offloaded):
+        torch.manual_seed(0)
+        texts.append(one.generate_bytes([b"abc", b""], 12))
+    assert texts[0] == texts[1]
 
 
 # ---- Other tools ----

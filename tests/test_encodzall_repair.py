@@ -111,6 +111,16 @@ def test_the_default_device_changes_no_repair():
     assert any(repairs)
 
 
+def test_offloaded_weights_make_the_same_repairs(tmp_path):
+    model, texts = with_dictionary(), ["some wrds here", "and othres"]
+    model.save_pretrained(tmp_path / "model")
+    offloaded = type(model).from_pretrained(
+        tmp_path / "model", device_map={"": "disk"}, offload_folder=str(tmp_path / "offloaded")
+    )
+    assert offloaded.device.type == "meta"
+    assert offloaded.find_repairs(texts) == model.find_repairs(texts)
+
+
 def test_edits_are_counted_as_they_are_made():
     for one, other, edits in (
         ("", "abc", 3),

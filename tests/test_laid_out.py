@@ -135,6 +135,22 @@ def test_a_hook_that_is_registered_after_the_first_step_runs():
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("whole", [False, True], ids=["dropout", "model"])
+def test_dropout_that_is_switched_on_drops(whole):
+    """That of a module alone, as for Monte Carlo dropout, and that of the whole model, also after the first step."""
+    model, cache = begun(DECODER_ONLY, hidden_dropout=0.5)
+    layer = model.model.layers[1]
+    if whole:
+        model.train()
+    else:
+        cache = model(token_ids(1, 8), use_cache=True).past_key_values
+        layer.dropout.train()
+    model(token_ids(1, 1), past_key_values=cache)
+    first, second = (LaidOutLayers.of_cache[cache].of_layer(layer) for layer in model.model.layers)
+    assert second is None and (first is None) == whole
+
+
+@torch.no_grad()
 def test_tensors_among_the_options_are_no_error():
     model, cache = begun(DECODER_ONLY)
     other = copy.deepcopy(cache)

@@ -128,8 +128,12 @@ class AbstractinatorCache(Cache):
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return self.seen
 
-    def get_max_cache_shape(self, layer_idx: int = 0) -> int:
+    def get_max_length(self, layer_idx: int | None = None) -> int:
         return -1
+
+    @property
+    def batch_size(self) -> int:
+        return len(self.levels[0].opens) if self.levels else -1
 
     @property
     def is_linear(self) -> list[bool]:
@@ -141,6 +145,14 @@ class AbstractinatorCache(Cache):
     def is_compileable(self) -> bool:
         return False
 
+    @property
+    def is_croppable(self) -> bool:
+        return False
+
+    def reset(self) -> None:
+        """Forget all symbols."""
+        self.levels, self.top, self.seen = [], None, 0
+
     def reorder_cache(self, beam_idx: torch.Tensor) -> None:
         """Select the rows of `beam_idx`, for beam search."""
         self.levels = [level.select(beam_idx) for level in self.levels]
@@ -150,8 +162,15 @@ class AbstractinatorCache(Cache):
         self.reorder_cache(indices)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
-        rows = torch.arange(len(self.levels[0].opens), device=self.levels[0].opens.device)
-        self.reorder_cache(rows.repeat_interleave(repeats))
+        if self.levels:
+            rows = torch.arange(self.batch_size, device=self.levels[0].opens.device)
+            self.reorder_cache(rows.repeat_interleave(repeats))
+
+    def leave_inference_mode(self) -> None:
+        """Replace tensors that were made inside `torch.inference_mode()`, if it has ended: they could not be updated in
+        place."""
+        if self.levels and self.levels[0].opens.is_inference() and not torch.is_inference_mode_enabled():
+            self.batch_repeat_interleave(1)
 
     def crop(self, max_length: int, *args: Any, **kwargs: Any) -> None:
         """Refuse: closed segments cannot be opened again.
@@ -219,7 +238,7 @@ def make_rows(
 
     Raises:
         ValueError: if the batch is wider than `max_position_embeddings`, padding included, as a cache counts positions;
-            of packed documents, if one of them is longer.
+            with `position_ids`, if a document is longer.
     """
     batch, length = input_ids.shape
     real = torch.ones_like(input_ids) if attention_mask is None else attention_mask

@@ -162,7 +162,7 @@ class LevelCache(RowState):
     Attributes:
         entropy, compressor, expander: the caches of the stacks.
         pool: the open segment.
-        entropy_before: `(R,)`, in nats, of the distribution that predicted the last symbol.
+        entropy_before: `(R,)`, in nats, of the distribution of the symbol to come, with which the next one is compared.
         open_length: `(R,)`, symbols of the segment of the last symbol.
         opens: `(R,)`, bool, whether the symbol to come opens a segment.
         recent: `(R, P, digits)`, the last symbols, as many as the longest n-gram has; without meaning before the first.

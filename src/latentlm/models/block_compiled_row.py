@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from .block_attention import Rotary
-from .block_laid_out import are_simple, hooks_of, is_plain_step
+from .block_laid_out import are_simple, hooks_of
 from .block_row_cache import StackCache
 from .block_single_row import turns_of
 
@@ -63,10 +63,9 @@ class CompiledRow:
         self.run = torch.compile(layer_step, **options)
 
     @classmethod
-    def of(cls, layers: Any, states: torch.Tensor, options: dict[str, Any]) -> "CompiledRow | None":
-        """Make it for layers with RMSNorm that read states `(1, D)`; None unless all are simple. `options` are
-        arguments of `torch.compile`."""
-        return cls(layers, options) if is_plain_step(states) and are_simple(layers, nn.RMSNorm) else None
+    def of(cls, layers: Any, options: dict[str, Any]) -> "CompiledRow | None":
+        """Make it for layers with RMSNorm; None unless all are simple. `options` are arguments of `torch.compile`."""
+        return cls(layers, options) if are_simple(layers, nn.RMSNorm) else None
 
     def step(self, stack: Any, cache: StackCache, states: torch.Tensor) -> torch.Tensor:
         """Return the states `(1, D)` after the layers; the symbol's own keys and values are written to the rings."""

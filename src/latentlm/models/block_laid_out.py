@@ -96,13 +96,13 @@ def are_simple(layers: Any, norm: type[nn.Module]) -> bool:
 
 
 def is_simple(layer: PreNormLayer) -> bool:
-    """Whether a layer is simple: attention by sdpa, without biases, gates and hooks."""
-    if layer.training or layer.self_attn is None or layer.cross_first or layer.cross_attn_gate is not None:
+    """Whether a layer is simple: attention by sdpa, no part in training mode, without biases, gates and hooks."""
+    if layer.self_attn is None or layer.cross_first or layer.cross_attn_gate is not None:
         return False
     if any(hooks_inside(layer)):
         return False
     for module in layer.modules():
-        if type(module) not in PLAIN or isinstance(getattr(module, "bias", None), torch.Tensor):
+        if module.training or type(module) not in PLAIN or isinstance(getattr(module, "bias", None), torch.Tensor):
             return False
         if isinstance(module, nn.Linear) and not is_plain(module, torch.device("cpu")):
             return False
@@ -149,7 +149,7 @@ class LaidOutLayers:
         if layer not in self.weights:
             self.weights[layer] = LayerWeights.of(layer) if are_simple([layer], nn.LayerNorm) else None
         weights = self.weights[layer]
-        return None if weights is None or any(weights.hooks) else weights
+        return None if weights is None or layer.training or any(weights.hooks) else weights
 
     def step(
         self,

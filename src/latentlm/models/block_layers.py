@@ -66,6 +66,13 @@ def is_plain(linear: nn.Module, device: torch.device) -> bool:
     return plain and not hooks
 
 
+def execution_device(model: Any) -> torch.device:
+    """Return the device to which ids of a model go. Offloaded weights are on `meta`, which is where `model.device` then
+    says the model is; accelerate's hook tells where they are computed with."""
+    device = getattr(getattr(model, "_hf_hook", None), "execution_device", None)
+    return model.device if device is None else torch.device(device)
+
+
 class PreNormLayer(GradientCheckpointingLayer):
     """Pre-norm layer with residual connections.
 

@@ -64,7 +64,7 @@ class StackCache(RowState):
         segment_starts: `(R,)` first symbol that may be seen; 0 but for segment-local attention.
         memory: of every layer that looks at rows, `(R, lookback + 1, item)`: a ring of the past, then the current row.
         segments: `(R,)` the number of the current row, -1 before the first.
-        single: what does steps of a single row, made at the first one; False where the layers themselves have to.
+        single: what does steps of a single row, made at the first one that is plain; False where layers are not simple.
         compile_options: arguments of `torch.compile` for steps of a single row; None where they are not compiled.
     """
 

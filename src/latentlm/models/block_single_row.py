@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from .block_attention import Pair, Rotary
-from .block_laid_out import LayerWeights, are_simple, attend, hooks_of, is_plain_step
+from .block_laid_out import LayerWeights, are_simple, attend, hooks_of
 from .block_row_cache import StackCache, from_items
 
 
@@ -35,13 +35,12 @@ class SingleRow:
         self.hooks = hooks_of(module for layer in layers for module in layer.modules())
         self.views, self.memory_views = RingViews(), RingViews()
         self.attention = layers[0].self_attn  # and all others are of its sizes
-        self.eps = torch.full((1, 1), layers[0].mlp_norm.eps)
+        self.eps = torch.full((1, 1), layers[0].mlp_norm.eps, dtype=torch.float32, device="cpu")
 
     @classmethod
     def of(cls, layers: Any, states: torch.Tensor) -> "SingleRow | None":
         """Make it for layers with RMSNorm that read states `(1, D)` in float32; None unless all are simple."""
-        plain = states.dtype == torch.float32 and is_plain_step(states)
-        return cls(layers) if plain and are_simple(layers, nn.RMSNorm) else None
+        return cls(layers) if states.dtype == torch.float32 and are_simple(layers, nn.RMSNorm) else None
 
     def step(self, stack: Any, cache: StackCache, states: torch.Tensor) -> torch.Tensor:
         """Return the states `(1, D)` after the layers; the symbol's own keys and values are written to the rings. The
@@ -93,7 +92,7 @@ def turns_at(rotary: Any, position: int, states: torch.Tensor) -> Rotary:
         angles = rotary.inv_freq.float() * position  # a model that was moved to a shorter dtype has it shorter too
         cos, sin = angles.cos(), angles.sin()
         return torch.cat((cos, cos)), torch.cat((-sin, sin))
-    cos, sin = (table.flatten() for table in rotary(states, torch.full((1, 1), position)))
+    cos, sin = (table.flatten() for table in rotary(states, torch.full((1, 1), position, device=states.device)))
     first, second = sin.chunk(2)
     return cos, torch.cat((-first, second))
 

@@ -13,6 +13,7 @@ from transformers.utils import logging
 
 from .block_attention import FORMS, Attention, Pair, Rotary, rotary_table
 from .block_compiled_row import CompiledRow
+from .block_laid_out import is_plain_step
 from .block_layers import PreNormLayer, make_norm
 from .block_learned_dropout import make_learned_dropout, make_shared_mask_attention
 from .block_masks import look_back_mask, sequence_mask, step_mask
@@ -257,7 +258,7 @@ class CausalStack(nn.Module):
                 "evaluation mode and without autocast, of layers with regular attention by 'sdpa' and without "
                 "LearnedDropout, adapters, hooks and quantized weights."
             )
-        hidden_states = embeddings.unsqueeze(1)
+        hidden_states = self.dropout(embeddings).unsqueeze(1)
         shared: dict[str, Any] = {
             "mask": step_mask(self.config, hidden_states, cache.visible()),
             "past_key_values": RingStep(cache),
@@ -275,10 +276,12 @@ class CausalStack(nn.Module):
     def single_row(self, cache: StackCache, states: torch.Tensor) -> SingleRow | CompiledRow | None:
         """Return what does the steps of a cache's only row, whose states are `(1, D)`; None where the layers themselves
         have to."""
+        if self.training or not is_plain_step(states):
+            return None
         if cache.single is None:
             options = cache.compile_options
             if options is None:
                 cache.single = SingleRow.of(self.layers, states) or False
             else:
-                cache.single = CompiledRow.of(self.layers, states, options) or False
+                cache.single = CompiledRow.of(self.layers, options) or False
         return cache.single if cache.single and not any(cache.single.hooks) else None

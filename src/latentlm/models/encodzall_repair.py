@@ -21,6 +21,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from .block_layers import execution_device
 from .configuration_encodzall import EncodzallConfig
 from .encodzall_dictionary import Dictionary, Words, count_edits, pack_words
 from .encodzall_packing import CPU
@@ -130,7 +131,6 @@ class EncodzallRepairs:
     """Mixin of the denoising model, which has `model`, `config`, `gate`, the decoders and `lm_head`."""
 
     config: EncodzallConfig
-    device: Any
     model: Any
     gate: Any
     decoder: Any
@@ -155,7 +155,7 @@ class EncodzallRepairs:
             raise ValueError(f"`unknown_word_odds` is {unknown_word_odds}, but it must be at least 0.")
         packed = torch.frombuffer(bytearray(pack_words(words)), dtype=torch.uint8)
         self.config.dictionary_bytes, self.config.unknown_word_odds = len(packed), unknown_word_odds
-        self.dictionary = Dictionary(len(packed)).to(self.device)
+        self.dictionary = Dictionary(len(packed)).to(execution_device(self))
         self.dictionary.packed.copy_(packed)
 
     def denoise(
@@ -193,7 +193,7 @@ class EncodzallRepairs:
             )
         if not texts:
             return []
-        inputs = tokenizer(texts, padding=True, return_tensors="pt").to(self.device)
+        inputs = tokenizer(texts, padding=True, return_tensors="pt").to(execution_device(self))
         longest = 2 * inputs["input_ids"].shape[1] + 16
         kwargs.setdefault("max_length", min(longest, self.config.max_position_embeddings))
         ids = self.generate(**inputs, **kwargs)
@@ -226,7 +226,7 @@ class EncodzallRepairs:
         if not rows:
             return repairs
         data = [texts[row].encode("utf-8", "surrogatepass") for row in rows]
-        ids = text_ids([texts[row] for row in rows]).to(self.device)
+        ids = text_ids([texts[row] for row in rows]).to(execution_device(self))
         encoded = self.model(ids)
         memory = encoded.last_hidden_state
         odds = self.gate(memory).squeeze(-1).float()  # (B, S)

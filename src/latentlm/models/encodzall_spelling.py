@@ -8,6 +8,7 @@ from torch import nn
 from torch.utils._pytree import tree_map
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
+from .block_layers import execution_device
 from .block_ragged import take
 from .configuration_encodzall import EncodzallConfig
 from .encodzall_masking import MASKS, WordPattern, search_words
@@ -19,7 +20,6 @@ class EncodzallSpelling:
     """Mixin of models that have encoders, a word decoder and an output layer."""
 
     config: EncodzallConfig
-    device: Any
     model: Any
     decoder: Any
     word_decoder: Any
@@ -98,7 +98,7 @@ class EncodzallSpelling:
                 raise ValueError(f"`{name}` is {value}, but it must be at least 1.")
         if not texts:
             return []
-        inputs = tokenizer(texts, padding=True, return_tensors="pt").to(self.device)
+        inputs = tokenizer(texts, padding=True, return_tensors="pt").to(execution_device(self))
         memory = self.model(**inputs).last_hidden_state
         filled: list[list[list[tuple[str, float]]]] = [[] for _ in texts]
         for row, (ids, word_ids) in enumerate(zip(inputs["input_ids"], inputs["word_ids"], strict=True)):

@@ -15,6 +15,7 @@ from transformers import (
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from .abstractinator_base import AbstractinatorCache
+from .block_layers import execution_device
 from .block_positions import check_context
 from .block_row_cache import where_active
 
@@ -27,7 +28,6 @@ class AbstractinatorGeneration(GenerationMixin):
 
     config: Any
     model: Any
-    device: Any
 
     def _prepare_cache_for_generation(
         self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
@@ -96,11 +96,13 @@ class AbstractinatorGeneration(GenerationMixin):
         check_context(1 + max(map(len, prompts), default=0) + max_new_bytes, config.max_position_embeddings)
         if not prompts:
             return []
+        device = execution_device(self)
         ids = [torch.tensor([config.bos_token_id, *prompt]) for prompt in prompts]
-        batch = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=-1).to(self.device)
-        sampler = CodeSampler(self.model, chooser(temperature, top_k, top_p), chooser(byte_temperature, None, None))
+        batch = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=-1).to(device)
+        choose_code, choose_symbol = chooser(temperature, top_k, top_p), chooser(byte_temperature, None, None)
+        sampler = CodeSampler(self.model, choose_code, choose_symbol, device)
         sampler.read(batch.clamp(min=0), batch >= 0)
-        active = torch.ones(len(prompts), dtype=torch.bool, device=self.device)
+        active = torch.ones(len(prompts), dtype=torch.bool, device=device)
         new: list[torch.Tensor] = []
         while len(new) < max_new_bytes:
             # The host reads both flags in one copy: whether a text continues, and whether one needs a code.
@@ -139,6 +141,7 @@ class CodeSampler:
         model: the model with its levels and a top model.
         choose_code: returns top codes `(n,)` for logits `(n, V)`.
         choose_symbol: returns bytes, or digits of lower codes, `(n,)` for logits `(n, V)`.
+        device: of the ids that it reads.
     """
 
     top_states: torch.Tensor  # (B, D), from which the next top code is predicted
@@ -148,13 +151,14 @@ class CodeSampler:
         model: Any,
         choose_code: Callable[[torch.Tensor], torch.Tensor],
         choose_symbol: Callable[[torch.Tensor], torch.Tensor],
+        device: torch.device,
     ):
         self.model = model
         self.cache = AbstractinatorCache()
         self.choose_code, self.choose_symbol = choose_code, choose_symbol
         special = {*range(256, model.config.vocab_size), model.config.pad_token_id, model.config.bos_token_id}
         never = sorted(special - {None, *model.end_ids})
-        self.never = torch.tensor(never, dtype=torch.long, device=model.device)
+        self.never = torch.tensor(never, dtype=torch.long, device=device)
 
     def read(self, ids: torch.Tensor, mask: torch.Tensor) -> None:
         """Fill the cache with prompts `(B, T)`, whose open segments are closed.

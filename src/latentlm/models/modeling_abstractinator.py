@@ -207,6 +207,7 @@ class AbstractinatorModel(AbstractinatorPreTrainedModel):
             raise ValueError(PACKED_CACHE)
         length = input_ids.shape[1]
         check_context(cache.seen + length, self.config.max_position_embeddings)
+        cache.leave_inference_mode()
         real = torch.ones_like(input_ids) if attention_mask is None else attention_mask[:, -length:]
         states = [self.step(cache, ids, now) for ids, now in zip(input_ids.unbind(1), real.unbind(1), strict=True)]
         cache.seen += length

@@ -17,7 +17,7 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .block_attention import Attention
-from .block_layers import PreNormLayer
+from .block_layers import PreNormLayer, execution_device
 from .block_learned_dropout import Part, mask_loss_weight, mean_mask_losses, mean_penalties
 from .block_positions import check_context, end_with_context
 from .block_ragged import take
@@ -135,10 +135,11 @@ class EncodzallModel(EncodzallEncoders):
             raise ValueError(f"`smoothing` is {smoothing}, but it must be above 0, as 0.001.")
         was_training = self.training
         self.eval()
-        pooled, counts = [], torch.zeros(self.config.text_ngram_buckets, device=self.device, dtype=torch.float64)
+        pooled, device = [], execution_device(self)
+        counts = torch.zeros(self.config.text_ngram_buckets, device=device, dtype=torch.float64)
         try:
             for start in range(0, len(texts), batch_size):
-                ids = text_ids(texts[start : start + batch_size]).to(self.device)
+                ids = text_ids(texts[start : start + batch_size]).to(device)
                 pooled.append(self(ids).pooler_output)
                 counts += self.text_embedding.count(ids, ids != PAD).sum(0)
         finally:
