@@ -45,7 +45,7 @@ def build(path: str, **changes) -> latentlm.AbstractinatorForCausalLM:
         with torch.no_grad():
             levels = model.model.compress_rows(rows, torch.full((ROWS,), LENGTH))
         entropies = levels[list(model.model.levels).index(level)].segments.entropies[:, 1:]
-        level.level.delta = float((entropies[:, 1:] - entropies[:, :-1]).flatten().quantile(2 / 3))
+        level.level_config.delta = float((entropies[:, 1:] - entropies[:, :-1]).flatten().quantile(2 / 3))
     return model
 
 

@@ -336,7 +336,7 @@ class Upper:
         loss, exists = compressed.quantized.loss, compressed.exists
         lengths = compressed.segments.totals(torch.ones_like(compressed.segments.index[:, :-1]), exists.shape[1])
         counts = None
-        if loss is not None or self.level.level.quantizer == "fsq":
+        if loss is not None or self.level.level_config.quantizer == "fsq":
             uses = torch.zeros(self.level.quantizer.num_codes, dtype=torch.long)  # pyright: ignore[reportArgumentType, reportCallIssue]
             counts = uses.index_add(
                 0, compressed.quantized.codes[..., 0].clamp(min=0).flatten(), exists.long().flatten()
@@ -347,7 +347,7 @@ class Upper:
             counts,
             int(exists.sum()),
             int(compressed.segments.lengths.sum()),
-            int((lengths == self.level.level.max_segment_length).sum()),
+            int((lengths == self.level.level_config.max_segment_length).sum()),
         )
 
 

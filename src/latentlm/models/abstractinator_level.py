@@ -237,7 +237,7 @@ class AbstractinatorLevel(Float32Buffers):
     def __init__(self, config: AbstractinatorConfig, level: LevelConfig, alphabet: Alphabet, is_first: bool):
         super().__init__()
         self.config = config
-        self.level = level
+        self.level_config = level
         self.alphabet = alphabet
         size = config.hidden_size
         self.entropy_model = EntropyModel(config, level, alphabet)
@@ -266,12 +266,12 @@ class AbstractinatorLevel(Float32Buffers):
         self.seen: torch.Tensor | None = None  # symbols and segments since the last update
 
     def initialize_parameters(self) -> None:
-        if self.level.target_segment_length is not None:
-            init.constant_(self.delta, self.level.delta)
+        if self.level_config.target_segment_length is not None:
+            init.constant_(self.delta, self.level_config.delta)
 
     @property
     def rule(self) -> SegmentRule:
-        level = self.level
+        level = self.level_config
         delta = float(level.delta) if level.target_segment_length is None else self.delta
         return SegmentRule(delta, level.threshold, level.min_segment_length, level.max_segment_length)
 
@@ -308,9 +308,9 @@ class AbstractinatorLevel(Float32Buffers):
         segments = cut.segments
         index = segments.index[:, :-1]
         if vectors is None:
-            shares = self.level.shares_trunk
+            shares = self.level_config.shares_trunk
             vectors = cut.entropy_states if shares else self.compressor_embedding.of_rows(cut.symbols)
-        local = index if self.level.compressor_attention == "segment" else None
+        local = index if self.level_config.compressor_attention == "segment" else None
         hidden_states, items, _, penalties = self.compressor(vectors, local)
         pooled = self.pooling(hidden_states, index.masked_fill(~segments.real, -1), size)
         keys = None if keys is None else segments.totals(keys, size)
@@ -345,11 +345,13 @@ class AbstractinatorLevel(Float32Buffers):
     @property
     def input_embedding(self) -> SequenceEmbedding:
         """The embedding of the symbols that the expander reads: its own, or that of the entropy model."""
-        return self.entropy_model.embedding if self.level.shares_trunk else self.embedding
+        return self.entropy_model.embedding if self.level_config.shares_trunk else self.embedding
 
     def expander_inputs(self, compressed: Compressed) -> torch.Tensor:
         """Return the expander's input for the symbols, `(R, T, D)`."""
-        return compressed.entropy_states if self.level.shares_trunk else self.embedding.of_rows(compressed.symbols)
+        if self.level_config.shares_trunk:
+            return compressed.entropy_states
+        return self.embedding.of_rows(compressed.symbols)
 
     def expand(
         self,
@@ -366,7 +368,7 @@ class AbstractinatorLevel(Float32Buffers):
 
     def code_rows(self, vectors: torch.Tensor) -> torch.Tensor:
         """Return the memory rows of quantized vectors, both `(..., D)`."""
-        if self.training and self.level.quantizer == "fsq":
+        if self.training and self.level_config.quantizer == "fsq":
             # With odd `fsq_levels` alone the middle code is a vector of zeros, for which the norm multiplies a gradient
             # by 1 / sqrt(eps). It gets that of a vector of unit size instead.
             vectors = vectors.where(vectors.any(-1, keepdim=True), vectors * self.config.rms_norm_eps**0.5)
@@ -376,7 +378,7 @@ class AbstractinatorLevel(Float32Buffers):
 
     def new_cache(self, num_rows: int, like: torch.Tensor) -> LevelCache:
         zeros = torch.zeros(num_rows, dtype=torch.long, device=like.device)
-        num_recent = max(self.level.ngram_embedding or [1])
+        num_recent = max(self.level_config.ngram_embedding or [1])
         return LevelCache(
             entropy=self.entropy_model.stack.new_cache(num_rows, like),
             compressor=self.compressor.new_cache(num_rows, like),
@@ -408,12 +410,12 @@ class AbstractinatorLevel(Float32Buffers):
         cache.open_length = (index == own).logical_and(inside).sum(1)
         cache.opens = opens | (lengths == 0)
         starts = (index == own).logical_and(inside).long().argmax(1)
-        if self.level.compressor_attention == "segment":
+        if self.level_config.compressor_attention == "segment":
             cache.compressor.segment_starts = starts
         num_recent, digits = cache.recent.shape[1:]
         recent = (at - num_recent + torch.arange(num_recent, device=lengths.device)).clamp(min=0)
         cache.recent = compressed.symbols.gather(1, recent.unsqueeze(-1).expand(-1, -1, digits))
-        if self.level.shares_trunk:
+        if self.level_config.shares_trunk:
             states = compressed.entropy_states.detach()
             cache.trunk = states.gather(1, last.view(-1, 1, 1).expand(-1, 1, states.shape[-1])).squeeze(1)
 
@@ -426,7 +428,7 @@ class AbstractinatorLevel(Float32Buffers):
         cache.recent = where_active(active, recent, cache.recent)
         inputs = self.entropy_model.embedding.of_last(cache.recent, cache.entropy.lengths)
         hidden_states = self.entropy_model.stack.step(cache.entropy, active, inputs)
-        if self.level.shares_trunk:
+        if self.level_config.shares_trunk:
             cache.trunk = where_active(active, hidden_states, cache.trunk)
         entropy = self.entropy_model.entropy(hidden_states)
         length = torch.where(cache.opens, 1, cache.open_length + 1)
@@ -444,11 +446,11 @@ class AbstractinatorLevel(Float32Buffers):
         fresh: torch.Tensor,  # (R,), whether the symbol opened a segment
     ) -> None:
         """Add the last noticed symbol of the active rows to their open segments."""
-        if vectors is None and self.level.shares_trunk:
+        if vectors is None and self.level_config.shares_trunk:
             vectors = cache.trunk
         elif vectors is None:
             vectors = self.compressor_embedding.of_last(cache.recent, cache.compressor.lengths)
-        if self.level.compressor_attention == "segment":
+        if self.level_config.compressor_attention == "segment":
             seen = cache.compressor
             seen.segment_starts = where_active(active & fresh, seen.lengths, seen.segment_starts)
         hidden_states = self.compressor.step(cache.compressor, active, vectors)
@@ -461,7 +463,7 @@ class AbstractinatorLevel(Float32Buffers):
 
     def expand_last(self, cache: LevelCache, active: torch.Tensor) -> torch.Tensor:
         """Run the expander on the last noticed symbol of the active rows `(R,)`: `(R, D)`."""
-        shares = self.level.shares_trunk
+        shares = self.level_config.shares_trunk
         inputs = cache.trunk if shares else self.embedding.of_last(cache.recent, cache.expander.lengths)
         return self.expander.step(cache.expander, active, inputs)
 
@@ -477,10 +479,10 @@ class AbstractinatorLevel(Float32Buffers):
         """Apply what was gathered for the codebook and the running mean of segment lengths since the last update, in
         all processes."""
         self.quantizer.update()
-        if self.level.target_segment_length is not None:
+        if self.level_config.target_segment_length is not None:
             seen = torch.zeros(2, dtype=torch.long, device=self.delta.device) if self.seen is None else self.seen
             symbols, segments = all_summed(seen).double().unbind()
-            adapted = adapt_delta(self.delta, symbols / segments, self.level.target_segment_length)
+            adapted = adapt_delta(self.delta, symbols / segments, self.level_config.target_segment_length)
             self.delta.copy_(torch.where(segments > 0, adapted, self.delta))
         self.seen = None
 

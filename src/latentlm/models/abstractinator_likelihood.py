@@ -108,7 +108,7 @@ class AbstractinatorLikelihood:
             sent.append(nats.levels[i - 1] * counts[:, 1:])
             counts = compressed.segments.totals(counts.long(), compressed.vectors.shape[1]) > 0  # (R, S)
             sums[f"segments_{i}"] = counts.sum()
-            if level.level.quantizer != "none":
+            if level.level_config.quantizer != "none":
                 uses = sums[f"segments_{i}"].new_zeros(level.quantizer.num_codes)
                 codes = compressed.quantized.codes[..., 0].clamp(min=0)
                 sums[f"codes_{i}"] = uses.index_add(0, codes.flatten(), counts.long().flatten())

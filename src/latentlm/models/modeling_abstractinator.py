@@ -94,7 +94,7 @@ class AbstractinatorModel(AbstractinatorPreTrainedModel):
         embeddings and two heads."""
         level = self.levels[0]
         owners = [level.entropy_model.embedding]
-        if not level.level.shares_trunk:
+        if not level.level_config.shares_trunk:
             owners += [level.compressor_embedding, level.embedding]
         for owner in owners:
             owner.table = self._get_resized_embeddings(owner.table, new_num_tokens, pad_to_multiple_of, mean_resizing)
