@@ -25,7 +25,7 @@ import torch
 import yaml
 
 sys.path.insert(0, str(Path(__file__).parent / "experiments"))
-from entries import Entry, ExperimentList, ListError, load_with_overrides, nearest, read_list
+from entries import Entry, ExperimentList, ListError, nearest, read_list
 from one_run import train_one
 from records import (
     RECORDS,
@@ -43,7 +43,7 @@ from report import RESULTS, Report
 from significance import welch
 from texts import prepare_text
 
-from latentlm.runs import Recipe, RecipeError
+from latentlm.runs import Recipe, RecipeError, load_recipe
 from latentlm.runs.recipe import RecipeLoader
 from latentlm.training.time_limit import TimeLimit
 
@@ -101,7 +101,7 @@ def make_recipe(entry: Entry, data: dict[str, Any], overrides: dict[str, Any], s
         "sample_prompts": 0,
     }
     fields = {**data, **entry.overrides, **timed, **quiet, **overrides, "seed": seed, "output_dir": str(run)}
-    return load_with_overrides(entry.recipe, fields)
+    return load_recipe(entry.recipe, fields)
 
 
 def parse_overrides(given: list[str]) -> dict[str, Any]:

@@ -25,7 +25,7 @@ import one_run
 import report
 import run
 import speedrun
-from entries import ListError, at_edge, extend_grid, load_with_overrides, read_list
+from entries import ListError, at_edge, extend_grid, read_list
 from figures import contents, layer_lines, seen_lines
 from one_run import last_evaluation, last_logged
 from records import (
@@ -46,6 +46,7 @@ from tables import Group, difference, results_table
 from texts import first_bytes, locate_text, prepare_text, read_documents, split_in_halves, write_documents
 
 from latentlm.data import DataConfig, prepare_data
+from latentlm.runs import load_recipe
 from latentlm.training.run import build_trainer, load_data
 
 EXPERIMENTS = REPOSITORY / "eval" / "experiments"
@@ -308,7 +309,7 @@ def test_the_best_checkpoint_of_many_passes_on_half_a_is_scored_on_half_b(make_r
     assert weights[0] == weights[1]
     # Half B, scored by hand.
     half_b = tmp_path / "runs" / "tiny" / "text" / "validation-b.jsonl"
-    recipe = load_with_overrides(folder / "recipe.yaml", {"validation_dataset": str(half_b)})
+    recipe = load_recipe(folder / "recipe.yaml", {"validation_dataset": str(half_b)})
     data: Any = load_data(recipe)
     model = AutoModelForCausalLM.from_pretrained(folder).eval()
     nats = count = 0.0
@@ -372,7 +373,7 @@ def test_entries_of_the_ablation_begin_with_the_same_weights():
     states = []
     for name in ("plain", "subtraction", "both-8"):
         entry = read_list("ar-ablation").entries[name]
-        recipe = load_with_overrides(entry.recipe, {**entry.overrides, "hidden_size": 24, "ngram_buckets": 8})
+        recipe = load_recipe(entry.recipe, {**entry.overrides, "hidden_size": 24, "ngram_buckets": 8})
         set_seed(1)
         config = AutoConfig.for_model("ar_encoder_decoder", **recipe.model, vocab_size=259)
         states.append(AutoModelForCausalLM.from_config(config).state_dict())
@@ -416,7 +417,7 @@ def test_seeds_of_the_track_share_the_order_of_rows(make_runner):
     for seed in (0, 1):
         [entry] = make_runner({"a": {"recipe": "eval/experiments/track/decoder-only.yaml"}}).entries
         overrides = {**make_runner({"a": {}}).overrides(run.Job(entry, seed, "result", None)), "max_steps": 2}
-        recipe = load_with_overrides(entry.recipe, overrides)
+        recipe = load_recipe(entry.recipe, overrides)
         trainers.append(build_trainer(recipe, load_data(recipe)))
         rows.append([batch["input_ids"] for batch in trainers[-1].get_train_dataloader()])
     assert all(one.equal(other) for one, other in zip(*rows, strict=True))
@@ -514,20 +515,8 @@ def test_every_list_and_its_recipes_are_valid(page):
             continue
         made = ("tokenizer", "from_pretrained")  # by other runs
         overrides = {name: value for name, value in entry.overrides.items() if name not in made}
-        recipe = load_with_overrides(entry.recipe, {**overrides, **entry.tuning_overrides, "output_dir": "unused"})
+        recipe = load_recipe(entry.recipe, {**overrides, **entry.tuning_overrides, "output_dir": "unused"})
         assert recipe.training.max_steps > 0
-
-
-def test_nested_overrides_change_one_value_of_a_list():
-    recipe = EXPERIMENTS / "abstractinator" / "two-levels.yaml"
-    for name in ("levels.1.delta", "model.levels.1.delta"):
-        levels = load_with_overrides(recipe, {name: 0.4, "hidden_size": 72, "output_dir": "x"}).model["levels"]
-        assert [level["delta"] for level in levels] == [0.5, 0.4]
-    changed = load_with_overrides(recipe, {"lr_scheduler_kwargs.min_lr_rate": 0.2, "output_dir": "x"})
-    assert changed.training.lr_scheduler_kwargs == {"min_lr_rate": 0.2}
-    for name, message in (("levels.2.delta", "no place in a list of 2"), ("level.0.delta", "did you mean 'levels'")):
-        with pytest.raises(ListError, match=message):
-            load_with_overrides(recipe, {name: 1.0})
 
 
 @pytest.mark.parametrize(

@@ -122,6 +122,57 @@ def test_unknown_overrides_are_errors_that_name_the_nearest(recipe_file, name, n
         load_recipe(recipe_file, {name: "1"})
 
 
+LEVELS = """
+model:
+  model_type: abstractinator
+  levels: [{delta: 0.5, quantizer: fsq, fsq_levels: [8, 5]}, {delta: 0.25}]
+training:
+  lr_scheduler_type: cosine_with_min_lr
+  lr_scheduler_kwargs: {min_lr_rate: 0.1}
+"""
+
+
+@pytest.mark.parametrize(
+    ("override", "section", "expected"),
+    [
+        ("--levels.1.delta 4e-1", "model", [{"delta": 0.5}, {"delta": 0.4}]),
+        ("--model.levels.0.delta=2 --levels.1.num_codes 8", "model", [{"delta": 2}, {"delta": 0.25, "num_codes": 8}]),
+        ("--levels.0.fsq_levels 4 4 4", "model", [{"fsq_levels": [4, 4, 4]}, {}]),
+        ("--levels.0.fsq_levels.1 7", "model", [{"fsq_levels": [8, 7]}, {}]),
+        ("--lr_scheduler_kwargs.min_lr_rate 0.2", "training", {"min_lr_rate": 0.2}),
+    ],
+)
+def test_nested_overrides_change_one_value_of_a_list_or_mapping(tmp_path, override, section, expected):
+    path = tmp_path / "levels.yaml"
+    path.write_text(LEVELS, encoding="utf-8")
+    before, after = (load_recipe(path, fields) for fields in ({}, parse_command_line(override.split())[1]))
+    if section == "training":
+        assert after.training.lr_scheduler_kwargs == expected
+    else:
+        pairs = zip(before.model["levels"], expected, strict=True)
+        assert after.model["levels"] == [{**level, **change} for level, change in pairs]
+        assert before.to_dict()["training"] == after.to_dict()["training"]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("levels.2.delta", "'levels.2.delta': '2' is no place in a list of 2; the first is 0"),
+        ("level.0.delta", "the recipe has no 'level'; did you mean 'levels'"),
+        ("model.level.0.delta", "the recipe has no 'level'; did you mean 'levels'"),
+        ("levels.0.fsq_levels.x", "'x' is no place in a list of 2"),
+        ("levels.0.delta.x", "0.5 has no 'x'"),
+        ("levels.0.dleta", "levels.*dleta"),
+        ("levels.0.num_codes", "num_codes.*must be"),
+    ],
+)
+def test_nested_overrides_of_no_place_are_errors(tmp_path, name, message):
+    path = tmp_path / "levels.yaml"
+    path.write_text(LEVELS, encoding="utf-8")
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(path, {name: "-1"})
+
+
 def test_ambiguous_override_lists_both(recipe_file):
     with pytest.raises(RecipeError, match=r"--model\.use_cache or --training\.use_cache"):
         load_recipe(recipe_file, {"use_cache": "true"})

@@ -1,6 +1,5 @@
 """Experiments: the entries of a page's `rows.yaml`, checked before anything runs."""
 
-import copy
 import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
@@ -10,8 +9,7 @@ from typing import Any
 import yaml
 from records import NAME, REPOSITORY
 
-from latentlm.runs import Recipe, load_recipe
-from latentlm.runs.recipe import SECTIONS, RecipeLoader
+from latentlm.runs.recipe import RecipeLoader
 
 HERE = Path(__file__).parent
 LIST_FILE = "rows.yaml"
@@ -179,68 +177,6 @@ def find_recipe(folder: Path, name: str) -> Path:
         if path.is_file():
             return path
     raise ListError(f"no recipe {name!r} in {folder} or {REPOSITORY}")
-
-
-# ---- Overrides ----
-
-
-def load_with_overrides(recipe: Path, overrides: dict[str, Any]) -> Recipe:
-    """A recipe with fields changed, also inside of lists and mappings: `levels.0.delta`, `model.levels.0.delta`."""
-    flat = {name: value for name, value in overrides.items() if not nested_path(name)}
-    nested = {name: value for name, value in overrides.items() if nested_path(name)}
-    if not nested:
-        return load_recipe(recipe, flat)
-    content = load_recipe(recipe, flat).to_dict()
-    for name, value in nested.items():
-        section, path = locate(content, name)
-        top = copy.deepcopy(content[section][path[0]])
-        set_inside(top, path[1:], value, name)
-        content[section][path[0]] = top
-        flat[f"{section}.{path[0]}"] = top
-    return load_recipe(recipe, flat)
-
-
-def nested_path(name: str) -> bool:
-    """Whether a field lies inside of another; a section before it does not count."""
-    parts = name.split(".")
-    return len(parts) > (2 if parts[0] in SECTIONS else 1)
-
-
-def locate(content: dict[str, dict[str, Any]], name: str) -> tuple[str, list[str]]:
-    """Section, and the path in it, of a nested override."""
-    first, *rest = name.split(".")
-    if first in SECTIONS:
-        homes, path = [first] if rest[0] in content[first] else [], rest
-    else:
-        homes, path = [section for section in SECTIONS if first in content[section]], [first, *rest]
-    if len(homes) != 1:
-        every = [field for section in SECTIONS for field in content[section]]
-        problem = (
-            f"write {' or '.join(f'{home}.{name}' for home in homes)}" if homes else "the recipe sets no such field"
-        )
-        raise ListError(f"override {name!r}: {problem}{'' if homes else nearest(path[0], every)}")
-    return homes[0], path
-
-
-def set_inside(container: Any, path: list[str], value: Any, name: str) -> None:
-    """Change one value of nested lists and mappings; a list must have it already, a mapping of the lowest level need
-    not."""
-    for depth, part in enumerate(path):
-        is_last = depth == len(path) - 1
-        if isinstance(container, list):
-            if not part.isdigit() or int(part) >= len(container):
-                raise ListError(f"override {name!r}: {part!r} is no place in a list of {len(container)}")
-            key: Any = int(part)
-        elif isinstance(container, dict):
-            key = part
-            if not is_last and key not in container:
-                raise ListError(f"override {name!r}: {part!r} is not set{nearest(part, container)}")
-        else:
-            raise ListError(f"override {name!r}: {part!r} would lie inside of {container!r}")
-        if is_last:
-            container[key] = value
-        else:
-            container = container[key]
 
 
 # ---- Learning rates ----

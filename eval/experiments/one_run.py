@@ -14,12 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from entries import load_with_overrides
 from records import Record, circumstances, count_parameters, curves, portable, write_record
 from transformers import TrainerCallback
 
 from latentlm.data.config import DataConfig
-from latentlm.runs import Recipe
+from latentlm.runs import Recipe, load_recipe
 from latentlm.runs.run_folder import best_step, peak_memory, read_metrics
 from latentlm.training.run import load_data, train
 from latentlm.training.trainer import LatentTrainer
@@ -119,7 +118,7 @@ def main() -> None:
     job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     torch.set_num_threads(job["threads"])
     where = circumstances()  # before training: a run of hours has the code that it began with
-    recipe = load_with_overrides(Path(job["recipe"]), job["overrides"])
+    recipe = load_recipe(Path(job["recipe"]), job["overrides"])
     configuration = portable(recipe.to_dict() | {"peer": job["peer"]})
     peer = importlib.import_module(f"peers.{job['peer']}") if job["peer"] else None
     if hasattr(peer, "fit"):  # counts: nothing is trained

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from entries import HERE, Entry, ExperimentList, ListError, at_edge, extend_grid, load_with_overrides, read_list
+from entries import HERE, Entry, ExperimentList, ListError, at_edge, extend_grid, read_list
 from huggingface_hub.errors import StrictDataclassError
 from records import (
     RECORDS,
@@ -38,7 +38,7 @@ from records import (
 from texts import prepare_text
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
-from latentlm.runs import RecipeError
+from latentlm.runs import RecipeError, load_recipe
 
 SCORE = "eval_bits_per_byte"  # what a learning rate is chosen by
 BEST_SCORE = "lowest_bits_per_byte"  # where the best checkpoint counts, not the last
@@ -317,7 +317,7 @@ class Runner:
         if job.entry.peer in COUNTING_PEERS:
             return 0.0
         try:
-            recipe = load_with_overrides(job.entry.recipe, self.overrides(job))
+            recipe = load_recipe(job.entry.recipe, self.overrides(job))
             config = AutoConfig.for_model(recipe.model_type, **recipe.model)  # its vocabulary is no part of the body
             with torch.device("meta"):
                 model: torch.nn.Module = build_on_meta(config)

@@ -101,6 +101,8 @@ LEAST = {
     "depth": 1,
     "num_expander_layers": 1,
     "lookback": 0,
+    "commitment": 0,
+    "codebook_decay": 0,
 }
 """The smallest valid values of fields of [`LevelConfig`]."""
 
@@ -260,6 +262,11 @@ class AbstractinatorConfig(LearnedDropoutConfig):
                     raise ValueError(
                         f"`levels[{i}].{name}` is {getattr(level, name)}, but it must be at least {least}."
                     )
+            if level.codebook_decay >= 1:
+                raise ValueError(
+                    f"`levels[{i}].codebook_decay` is {level.codebook_decay}, but it must be below 1, or entries never "
+                    "move."
+                )
             if level.max_segment_length < level.min_segment_length:
                 raise ValueError(
                     f"`levels[{i}].max_segment_length` is {level.max_segment_length}, but must be at least "

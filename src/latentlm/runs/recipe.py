@@ -9,6 +9,7 @@ training:
   learning_rate: 1e-3        # any field of LatentTrainingArguments
 """
 
+import copy
 import dataclasses
 import difflib
 import json
@@ -217,20 +218,24 @@ def load_recipe(path: str | Path, overrides: dict[str, Any] | None = None) -> Re
 
     Args:
         path: the YAML file.
-        overrides: values of fields by name (`learning_rate`), or by section and name (`training.learning_rate`).
-            Strings are parsed as YAML, as on the command line.
+        overrides: values of fields by name (`learning_rate`), or by section and name (`training.learning_rate`); also
+            of a place in a list or mapping that the recipe has (`levels.0.delta`). Strings are parsed as YAML, as on
+            the command line.
 
     Raises:
         RecipeError: for an unknown field, a value of the wrong type or out of its range, or a missing file.
     """
     path = Path(path)
+    overrides = dict(overrides or {})
+    nested = {name: overrides.pop(name) for name in list(overrides) if is_nested(name)}
+    if nested:
+        overrides |= changed_inside(load_recipe(path, overrides).to_dict(), nested)
     recipe = read_mapping(path)
     for section in recipe:
         if section not in SECTIONS:
             raise unknown_field(f"{path}: section", section, SECTIONS)
     recipe = {section: dict(recipe.get(section) or {}) for section in SECTIONS}
 
-    overrides = dict(overrides or {})
     for name in list(overrides):  # these come first, because the architecture determines the fields of the model
         if name.removeprefix("model.") in MODEL_SOURCES:
             for other in MODEL_SOURCES:
@@ -444,8 +449,6 @@ def find_section(name: str, fields: dict[str, dict[str, Any]]) -> tuple[str, str
     """
     section, dot, field = name.partition(".")
     if dot:
-        if section not in fields:
-            raise unknown_field("section", section, SECTIONS)
         if field not in fields[section]:
             raise unknown_field(f"{section} field", field, fields[section])
         return section, field
@@ -455,6 +458,84 @@ def find_section(name: str, fields: dict[str, dict[str, Any]]) -> tuple[str, str
     if len(homes) > 1:
         raise RecipeError(f"field {name!r} is ambiguous: write {' or '.join(f'--{home}.{name}' for home in homes)}.")
     return homes[0], name
+
+
+def is_nested(name: str) -> bool:
+    """Whether an override is of a place in a list or mapping; a section before it does not count."""
+    parts = name.split(".")
+    return len(parts) > (2 if parts[0] in SECTIONS else 1)
+
+
+def changed_inside(recipe: dict[str, dict[str, Any]], nested: dict[str, Any]) -> dict[str, Any]:
+    """Return the overrides of whole fields, by section and name, that nested ones make of the fields of a recipe.
+
+    Raises:
+        RecipeError: if the recipe has no such field or place.
+    """
+    changed: dict[str, Any] = {}
+    for name, value in nested.items():
+        parts = name.split(".")
+        sections = [parts.pop(0)] if parts[0] in SECTIONS else SECTIONS
+        field, *places = parts
+        homes = [section for section in sections if field in recipe[section]]
+        if len(homes) > 1:
+            choices = " or ".join(f"--{section}.{name}" for section in homes)
+            raise RecipeError(f"field {name!r} is ambiguous: write {choices}.")
+        if not homes:
+            known = [known for section in sections for known in (section, *recipe[section])]
+            raise no_such_place(name, field, known, "the recipe")
+        whole = f"{homes[0]}.{field}"
+        changed.setdefault(whole, copy.deepcopy(recipe[homes[0]][field]))
+        set_inside(changed[whole], places, parse_nested(value), name)
+    return changed
+
+
+def set_inside(container: Any, places: list[str], value: Any, name: str) -> None:
+    """Change one value of nested lists and mappings. A list must have its place; the mapping that holds the value need
+    not have it.
+
+    Raises:
+        RecipeError: if there is no such place.
+    """
+    for place in places[:-1]:
+        container = container[key_of(container, place, name)]
+    key = places[-1] if isinstance(container, dict) else key_of(container, places[-1], name)
+    container[key] = value
+
+
+def key_of(container: Any, place: str, name: str) -> Any:
+    """Return the index or key of a place that a list or mapping has.
+
+    Raises:
+        RecipeError: if it has no such place.
+    """
+    if isinstance(container, list):
+        if place.isdigit() and int(place) < len(container):
+            return int(place)
+        raise RecipeError(f"field {name!r}: {place!r} is no place in a list of {len(container)}; the first is 0.")
+    known = container if isinstance(container, dict) else {}
+    if place in known:
+        return place
+    raise no_such_place(name, place, known, repr(container))
+
+
+def no_such_place(name: str, place: str, known: Iterable[str], where: str) -> RecipeError:
+    """Return the error of a nested override, which suggests the most similar place."""
+    nearest = difflib.get_close_matches(place, list(known), n=1, cutoff=0.3)
+    end = f"; did you mean {nearest[0]!r}?" if nearest else "."
+    return RecipeError(f"field {name!r}: {where} has no {place!r}{end}")
+
+
+def parse_nested(value: Any) -> Any:
+    """Return the value of a nested override, whose type is not known here: of a YAML text, or of a list of words."""
+    if isinstance(value, list):
+        return [parse_nested(part) for part in value]
+    if not isinstance(value, str):
+        return value
+    try:
+        return yaml.load(value, RecipeLoader)
+    except yaml.YAMLError:
+        return value
 
 
 def parse_override(section: str, name: str, value: Any, known: dict[str, Any]) -> Any:
