@@ -22,6 +22,7 @@ from latentlm.hub.files import published_files
 from latentlm.runs import CheckpointError, LatentTrainingArguments, RecipeError, load_recipe
 from latentlm.runs.checkpoints import find_damage, last_complete_checkpoint, list_checkpoints
 from latentlm.runs.run_folder import (
+    differences,
     find_start,
     first_and_last,
     git_revision,
@@ -467,6 +468,17 @@ def recipe_file(tmp_path):
         f"training: {{output_dir: {tmp_path / 'run'}, max_steps: 4}}\n"
     )
     return path
+
+
+def test_differing_recipes_name_the_places_that_differ():
+    stored = {"model": {"levels": [{"delta": 0.5, "depth": 1}, {"delta": 0.25}], "sizes": [1, 2]}, "training": {}}
+    recipe = {"model": {"levels": [{"delta": 0.5, "depth": 2}, {"delta": 0.5}], "sizes": [1, 2, 3]}, "training": {}}
+    assert differences(stored, recipe) == [
+        "model.levels.0.depth: 1 there, 2 here",
+        "model.levels.1.delta: 0.25 there, 0.5 here",
+        "model.sizes: [1, 2] there, [1, 2, 3] here",
+    ]
+    assert differences(recipe, recipe) == []
 
 
 def test_run_folder_of_another_run_is_refused(recipe_file, tmp_path):

@@ -69,16 +69,26 @@ def folder_of(arguments: TrainingArguments) -> Path:
 
 
 def differences(stored: dict[str, Any], recipe: dict[str, Any]) -> list[str]:
-    """Return the fields in which two recipes describe different runs, as `section.field: old there, new here`."""
+    """Return the fields in which two recipes describe different runs, as `section.field: old there, new here`. Of lists
+    and mappings only the places that differ are named."""
     lines = []
     for section in recipe:
         old, new = stored.get(section) or {}, recipe[section]
         for name in sorted(old.keys() | new.keys()):
-            if name in FREE_FIELDS:
-                continue
-            if old.get(name) != new.get(name):
-                lines.append(f"{section}.{name}: {old.get(name)!r} there, {new.get(name)!r} here")
+            if name not in FREE_FIELDS:
+                lines += differing_places(f"{section}.{name}", old.get(name), new.get(name))
     return lines
+
+
+def differing_places(name: str, old: Any, new: Any) -> list[str]:
+    """Return the places at which two values of a field differ, as `name.place: old there, new here`."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        pairs = {key: (old.get(key), new.get(key)) for key in [*old, *(key for key in new if key not in old)]}
+    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        pairs = dict(enumerate(zip(old, new, strict=True)))
+    else:
+        return [] if old == new else [f"{name}: {old!r} there, {new!r} here"]
+    return [line for key, pair in pairs.items() for line in differing_places(f"{name}.{key}", *pair)]
 
 
 def read_stored_recipe(folder: Path) -> dict[str, Any] | None:
