@@ -154,6 +154,16 @@ def test_nested_overrides_change_one_value_of_a_list_or_mapping(tmp_path, overri
         assert before.to_dict()["training"] == after.to_dict()["training"]
 
 
+def test_nested_overrides_change_a_pretrained_model(tmp_path):
+    latentlm.AbstractinatorConfig(levels=[{"delta": 0.5}, {"num_codes": 9}]).save_pretrained(tmp_path / "model")
+    path = tmp_path / "further.yaml"
+    path.write_text(f"model: {{from_pretrained: {tmp_path / 'model'}}}\n", encoding="utf-8")
+    recipe = load_recipe(path, {"levels.0.target_segment_length": "5"})
+    first, second = recipe.build_config(ByteTokenizer()).levels
+    assert (first["delta"], first["target_segment_length"], second["num_codes"]) == (0.5, 5, 9)
+    assert recipe.to_dict()["model"].keys() == {"from_pretrained", "levels"}
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [

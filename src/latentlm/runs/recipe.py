@@ -229,7 +229,7 @@ def load_recipe(path: str | Path, overrides: dict[str, Any] | None = None) -> Re
     overrides = dict(overrides or {})
     nested = {name: overrides.pop(name) for name in list(overrides) if is_nested(name)}
     if nested:
-        overrides |= changed_inside(load_recipe(path, overrides).to_dict(), nested)
+        overrides |= changed_inside(load_recipe(path, overrides), nested)
     recipe = read_mapping(path)
     for section in recipe:
         if section not in SECTIONS:
@@ -466,26 +466,29 @@ def is_nested(name: str) -> bool:
     return len(parts) > (2 if parts[0] in SECTIONS else 1)
 
 
-def changed_inside(recipe: dict[str, dict[str, Any]], nested: dict[str, Any]) -> dict[str, Any]:
-    """Return the overrides of whole fields, by section and name, that nested ones make of the fields of a recipe.
+def changed_inside(recipe: Recipe, nested: dict[str, Any]) -> dict[str, Any]:
+    """Return the overrides of whole fields, by section and name, that nested ones make of the fields of a recipe and of
+    the model that it starts from.
 
     Raises:
-        RecipeError: if the recipe has no such field or place.
+        RecipeError: if there is no such field or place.
     """
-    changed: dict[str, Any] = {}
+    known_fields, changed = recipe.to_dict(), {}
+    if recipe.from_pretrained is not None:
+        known_fields["model"] = check_model(recipe.model_type, recipe.from_pretrained, recipe.model).to_dict()
     for name, value in nested.items():
         parts = name.split(".")
         sections = [parts.pop(0)] if parts[0] in SECTIONS else SECTIONS
         field, *places = parts
-        homes = [section for section in sections if field in recipe[section]]
+        homes = [section for section in sections if field in known_fields[section]]
         if len(homes) > 1:
             choices = " or ".join(f"--{section}.{name}" for section in homes)
             raise RecipeError(f"field {name!r} is ambiguous: write {choices}.")
         if not homes:
-            known = [known for section in sections for known in (section, *recipe[section])]
+            known = [known for section in sections for known in (section, *known_fields[section])]
             raise no_such_place(name, field, known, "the recipe")
         whole = f"{homes[0]}.{field}"
-        changed.setdefault(whole, copy.deepcopy(recipe[homes[0]][field]))
+        changed.setdefault(whole, copy.deepcopy(known_fields[homes[0]][field]))
         set_inside(changed[whole], places, parse_nested(value), name)
     return changed
 
