@@ -32,8 +32,10 @@ from latentlm.evaluation.ngram import NGram, choose_order
 from latentlm.models.abstractinator_base import Pyramid
 from latentlm.models.abstractinator_level import Compressed, Cut
 from latentlm.models.abstractinator_losses import entropy_nats
+from latentlm.models.block_ngram_embedding import NgramEmbedding
 from latentlm.models.block_quantization import code_usage, prefix_keys
 from latentlm.models.block_segmentation import segment_index
+from latentlm.models.configuration_abstractinator import LevelConfig
 from latentlm.training.abstractinator import FIRST_SHARE, load_parts
 from latentlm.training.muon import make_muon
 
@@ -76,6 +78,7 @@ class Entry:
     num_top_layers: of the language model on the last codes.
     words: whether segments are of two words each, in place of what the entropy says.
     vectors: whether a top model alone reads the vectors of level 1 in place of its codes, as level 2 does.
+    ngrams: whether a top model alone adds embeddings of n-grams of codes, those of `NGRAMS`, as level 2 can.
     """
 
     label: str
@@ -83,21 +86,24 @@ class Entry:
     num_top_layers: int = 2
     words: bool = False
     vectors: bool = False
+    ngrams: bool = False
 
 
+NGRAMS = {"ngram_embedding": [2, 3], "ngram_buckets": 8192}
 FIXED = {"delta": 1e9, "target_segment_length": None}
 ENTRIES = {
     "vq": Entry("level 2, 1,024 codes", {}),
     "flat": Entry("no level 2: five layers on the codes of level 1", None, 5),
     "flat-shallow": Entry("no level 2: two layers on the codes of level 1", None, 2),
     "flat-vectors": Entry("no level 2: five layers on the vectors of level 1", None, 5, vectors=True),
+    "flat-ngrams": Entry("no level 2: five layers on embeddings of 1, 2 and 3 codes", None, 5, ngrams=True),
     "fixed": Entry("level 2, three codes to a segment by rule", {**FIXED, "max_segment_length": 3}),
     "words": Entry(
         "level 2, two words to a segment by rule", {"target_segment_length": None, "max_segment_length": 64}, words=True
     ),
     "continuous": Entry("level 2, vectors in place of codes", {"quantizer": "none"}),
     "fsq": Entry("level 2, FSQ of 1,000 codes", {"quantizer": "fsq", "fsq_levels": [8, 5, 5, 5]}),
-    "ngrams": Entry("level 2, embeddings of 2 and 3 codes", {"ngram_embedding": [2, 3], "ngram_buckets": 8192}),
+    "ngrams": Entry("level 2, embeddings of 1, 2 and 3 codes", NGRAMS),
 }
 
 
@@ -271,7 +277,9 @@ class Sums:
 class Upper:
     """What is above the first level of a model: it reads codes and vectors in place of bytes."""
 
-    def __init__(self, model: AbstractinatorForCausalLM, words: bool = False, vectors: bool = False):
+    def __init__(
+        self, model: AbstractinatorForCausalLM, words: bool = False, vectors: bool = False, ngrams: bool = False
+    ):
         self.model, self.first, self.vectors = model, model.model.levels[0], vectors
         self.whole = model.model.levels
         self.first.requires_grad_(False).eval()
@@ -279,6 +287,12 @@ class Upper:
         if self.level is not None:
             model.model.levels = self.whole[1:]  # all that follows works on these
         self.after_space: torch.Tensor | None = None
+        self.ngrams: NgramEmbedding | None = None
+        if ngrams:
+            config = SimpleNamespace(**vars(LevelConfig(**NGRAMS)), hidden_size=model.config.hidden_size)
+            self.ngrams = NgramEmbedding(config)
+            self.ngrams.table.initialize_parameters()
+            model.model.top.embed_ngrams = self.ngrams  # pyright: ignore[reportOptionalMemberAccess]
         if words and self.level is not None:
             self.by_entropy: Callable[..., Cut] = self.level.cut
             self.level.cut = self.by_words  # pyright: ignore[reportAttributeAccessIssue]
@@ -318,6 +332,9 @@ class Upper:
             top: Any = model.model.top
             embedded = self.first.quantizer.embed(batch.codes.unsqueeze(-1))
             rows = self.first.code_rows(batch.vectors if self.vectors else embedded)
+            if self.ngrams is not None:
+                depth = torch.arange(batch.codes.shape[1]).unsqueeze(0)
+                rows = rows + self.ngrams(batch.codes, depth)
             nats = top.losses(top(rows).states[:, :-1], batch.codes.unsqueeze(-1), rows)
             return Sums({"next_code": nats.where(batch.real, 0).sum()})
         pyramid = self.read(batch, train_codes)
@@ -513,7 +530,7 @@ def main(arguments: list[str] | None = None) -> None:
         if (out / "config.json").exists():
             continue
         out.mkdir(exist_ok=True)
-        upper = Upper(make_model(options.level_1, entry, options.seed), entry.words, entry.vectors)
+        upper = Upper(make_model(options.level_1, entry, options.seed), entry.words, entry.vectors, entry.ngrams)
         parameters = count_parameters(nn.ModuleList(part for part in (upper.level, upper.model.model.top) if part))
         log = train(upper, training, options.seed, out / "checkpoint.pt")
         metrics = counts | evaluate(upper, held_out)
