@@ -413,6 +413,18 @@ def test_card_holds_the_numbers_of_the_run(run):
     assert '"org/name", trust_remote_code=True' in card.text
 
 
+def test_a_local_model_that_a_run_started_from_is_none_of_the_hub(run, tmp_path):
+    """The card may be written in another folder than the run was trained in."""
+    recipe = yaml.safe_load((run / "recipe.yaml").read_text())
+    recipe["model"]["from_pretrained"] = "runs/base"
+    (run / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    write_card(run, "org/name")
+    assert ModelCard.load(run / CARD_FILE).data.base_model == ["runs/base"]
+    (tmp_path / "runs" / "base").mkdir(parents=True)
+    write_card(run, "org/name")
+    assert ModelCard.load(run / CARD_FILE).data.base_model is None
+
+
 def test_card_and_results_are_those_of_the_best_checkpoint(tmp_path):
     """With `load_best_model_at_end` the weights are not those of the last evaluation."""
     best = {"load_best_model_at_end": True, "metric_for_best_model": "loss", "greater_is_better": True}

@@ -90,8 +90,8 @@ def make_card(folder: Path, repo_id: str, tags: list[str], fields: dict[str, Any
         "language": "en" if data and is_python_docs(data) else None,
         "pipeline_tag": PIPELINES.get(auto_class) or ("feature-extraction" if embeds_texts else None),
         "tags": [config.model_type, "latentlm", *(["sentence-transformers"] if embeds_texts else []), *tags],
-        "datasets": hub_names(data.get("dataset"), data.get("validation_dataset")),
-        "base_model": hub_names(base_model),
+        "datasets": hub_names(folder, data.get("dataset"), data.get("validation_dataset")),
+        "base_model": hub_names(folder, base_model),
         "model_name": name,
         "eval_results": evaluation_results(evaluation, data, auto_class),
     }
@@ -198,11 +198,14 @@ def describe_data(data: dict[str, Any], fields: dict[str, Any]) -> dict[str, Any
     }
 
 
-def hub_names(*names: str | None) -> list[str] | None:
-    """Those of `names` that can be repositories on the Hub, not files or folders of this machine; `None` for none."""
-    repositories = []
+def hub_names(folder: Path, *names: str | None) -> list[str] | None:
+    """Those of `names` that can be repositories on the Hub, not files or folders of this machine; `None` for none. The
+    run in `folder` may have been trained where they are relative to any folder above it."""
+    repositories, places = [], (Path(), *folder.resolve().parents)
     for name in names:
-        if not name or name == PYTHON_DOCS or PurePosixPath(name).suffix in FORMATS or Path(name).exists():
+        if not name or name == PYTHON_DOCS or PurePosixPath(name).suffix in FORMATS:
+            continue
+        if any((place / name).exists() for place in places):
             continue
         try:
             validate_repo_id(name)
