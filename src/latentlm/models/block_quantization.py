@@ -19,7 +19,8 @@ class Quantized:
     """What a quantizer makes of vectors.
 
     Args:
-        vectors: `(..., D)`, with the gradient of the straight-through estimator; 0 where a row is not real.
+        vectors: `(..., D)`, with the gradient of the straight-through estimator; 0 where a row is not real, if they are
+            quantized at all.
         codes: `(..., depth)`, int64; -1 where a row is not real.
         loss: `(...)`, float32, `vq_loss` of each row, 0 where a row is not real; None for quantizers without one.
     """
