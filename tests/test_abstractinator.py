@@ -446,6 +446,34 @@ def test_offloaded_weights_sample_the_same_bytes(tmp_path):
     assert texts[0] == texts[1]
 
 
+# ---- Shapes ----
+
+
+@pytest.mark.parametrize("shape", [(2, 5), (2, 30), (1, 20), (3, 20)])
+def test_other_shapes_than_those_of_the_ids_are_errors(shape):
+    model, ids, other = build(**LONG), token_ids(2, 20), torch.ones(shape, dtype=torch.long)
+    message = rf"has the shape \({shape[0]}, {shape[1]}\), but `input_ids` have \(2, 20\)"
+    with pytest.raises(ValueError, match="`attention_mask` " + message):
+        model(ids, attention_mask=other)
+    with pytest.raises(ValueError, match="`labels` " + message):
+        model(ids, labels=other)
+
+
+@torch.no_grad()
+def test_a_mask_that_is_shorter_than_what_goes_on_is_an_error():
+    model, ids = build(**LONG), token_ids(2, 20)
+    cache = model(ids[:, :9], use_cache=True).past_key_values
+    with pytest.raises(ValueError, match=r"has the shape \(2, 2\), but `input_ids` have \(2, 11\)"):
+        model(ids[:, 9:], attention_mask=torch.ones(2, 2), past_key_values=cache)
+    assert cache.seen == 9
+
+
+@pytest.mark.parametrize("prompts", ["The ", b"The ", ["The "]])
+def test_prompts_are_byte_strings(prompts):
+    with pytest.raises(ValueError, match=r"`prompts` is .*, but it must be a list of byte strings"):
+        build(**BYTES).generate_bytes(prompts, 5)
+
+
 # ---- Other tools ----
 
 
@@ -722,6 +750,15 @@ def test_a_codebook_larger_than_the_batch_fills_and_a_prompt_too_long():
         ({"levels": [{"codebook_decay": 1.5}]}, r"`levels\[0\].codebook_decay` is 1.5, but it must be below 1"),
         ({"levels": [{"codebook_decay": -0.1}]}, r"`levels\[0\].codebook_decay` is -0.1, but it must be at least 0"),
         ({"levels": [{"commitment": -1}]}, r"`levels\[0\].commitment` is -1"),
+        ({"levels": [{"commitment": math.nan}]}, r"`levels\[0\].commitment` is nan"),
+        ({"levels": [{}, {"codebook_decay": math.nan}]}, r"`levels\[1\].codebook_decay` is nan"),
+        ({"levels": [{}, {"delta": math.nan}]}, r"`levels\[1\].delta` is nan, but it must be a finite number"),
+        ({"levels": [{"threshold": math.inf}]}, r"`levels\[0\].threshold` is inf"),
+        ({"levels": [{}, {"delta": "x"}]}, r"`levels\[1\]`: .*delta"),
+        ({"levels": [{}, {"ngram_embedding": [1]}]}, r"`levels\[1\]`: `ngram_embedding` is \[1\]"),
+        ({"lm_loss_weight": math.nan}, "`lm_loss_weight` is nan"),
+        ({"initializer_range": -1.0}, "`initializer_range` is -1.0"),
+        ({"byte_code_dim": 0}, "`byte_code_dim` is 0, but it must be at least 1"),
         ({"levels": [{"ngram_embedding": [1, 2]}]}, r"`ngram_embedding` is \[1, 2\], .* at least 2"),
         ({"levels": [{"ngram_buckets": 0}]}, "`ngram_buckets` is 0"),
         ({"num_frozen_levels": 2}, r"`num_frozen_levels` is 2, but must lie between 0 and the number of `levels`, 1"),

@@ -30,6 +30,7 @@ from latentlm.runs.run_folder import (
     open_run_folder,
     plot_curves,
 )
+from latentlm.training.run import train
 from latentlm.training.trainer import LatentTrainer
 
 
@@ -333,7 +334,9 @@ def test_callback_state_is_part_of_a_checkpoint(tmp_path):
 
 def test_checkpoint_of_another_model_is_an_error(tmp_path):
     make_trainer(tmp_path, save_strategy="steps", save_steps=2).train()
-    with pytest.raises(CheckpointError, match="does not fit the model: missing"):
+    with pytest.raises(
+        CheckpointError, match=r"checkpoint-4 does not fit the model \(model.use_bias: False there, True"
+    ):
         make_trainer(tmp_path / "b", make_model(use_bias=True)).train(resume_from_checkpoint=tmp_path / "checkpoint-4")
 
 
@@ -504,6 +507,24 @@ def test_run_folder_of_another_run_is_refused(recipe_file, tmp_path):
     open_run_folder(other, {"rows": 3}, 1, torch.device("cpu"))
     other.training.resume_from_checkpoint = None
     assert find_start(other) is None
+
+
+def test_a_start_that_does_not_fit_leaves_the_run_folder_as_it_is(recipe_file, tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("A line of a text that is long enough.\n" * 200)
+    fields = {"dataset": str(text), "tokenizer": "bytes", "context_length": 32, "save_steps": 2, "use_cpu": True}
+    fields |= {"cache_dir": str(tmp_path / "cache"), "eval_strategy": "no", "sample_prompts": 0}
+    train(load_recipe(recipe_file, fields))
+    run = tmp_path / "run"
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    for changed, message in (
+        ({"hidden_size": 32}, "model.hidden_size: 16 there, 32 here"),
+        ({"optim": "muon"}, "states of optim adamw_torch"),
+    ):
+        other = load_recipe(recipe_file, fields | changed | {"resume_from_checkpoint": str(run / "checkpoint-2")})
+        with pytest.raises(CheckpointError, match=message):
+            train(other)
+        assert before == {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
 
 
 def test_a_folder_in_which_another_process_trains_is_refused(tmp_path):

@@ -217,6 +217,12 @@ def mask_of_padding(attention_mask: torch.Tensor | None, output_hidden_states: b
     return attention_mask
 
 
+def check_shape(name: str, values: torch.Tensor | None, input_ids: torch.Tensor) -> None:
+    """Raise ValueError if values of symbols have another shape than their ids `(B, T)`. None has none."""
+    if values is not None and values.shape != input_ids.shape:
+        raise ValueError(f"`{name}` has the shape {(*values.shape,)}, but `input_ids` have {(*input_ids.shape,)}.")
+
+
 DocumentSizes = tuple[int, int, int]
 """Sizes of packed documents: their number, the length of the longest, and the largest of the `position_ids`."""
 
@@ -238,9 +244,10 @@ def make_rows(
 
     Raises:
         ValueError: if the batch is wider than `max_position_embeddings`, padding included, as a cache counts positions;
-            with `position_ids`, if a document is longer.
+            with `position_ids`, if a document is longer; if the mask has another shape than the ids.
     """
     batch, length = input_ids.shape
+    check_shape("attention_mask", attention_mask, input_ids)
     real = torch.ones_like(input_ids) if attention_mask is None else attention_mask
     real = real.bool()
     num_documents = batch

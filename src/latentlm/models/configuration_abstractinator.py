@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
+from huggingface_hub.errors import StrictDataclassError
 
 from .configuration_learned_dropout import LearnedDropoutConfig
 from .configuration_ngram_embedding import NgramEmbeddingConfig
@@ -87,6 +88,18 @@ class LevelConfig(NgramEmbeddingConfig):
     def num_digits(self) -> int:
         """The number of stages, each of which adds one digit to a code."""
         return self.depth if self.quantizer == "rvq" else 1
+
+
+def make_level(number: int, values: dict[str, Any]) -> LevelConfig:
+    """Make the configuration of a level.
+
+    Raises:
+        ValueError: for a field of the wrong type or value, with the number of the level.
+    """
+    try:
+        return LevelConfig(**values)
+    except (StrictDataclassError, ValueError) as error:
+        raise ValueError(f"`levels[{number}]`: {error.__cause__ or error}") from error
 
 
 LEAST = {
@@ -189,7 +202,7 @@ class AbstractinatorConfig(LearnedDropoutConfig):
             if unknown := set(level) - names:
                 raise ValueError(f"`levels[{i}]` has no field {sorted(unknown)}; possible: {sorted(names)}.")
         # All fields of a level are stored, so that the defaults of another version cannot change a saved model.
-        self.levels = [asdict(LevelConfig(**level)) for level in self.levels]
+        self.levels = [asdict(make_level(i, level)) for i, level in enumerate(self.levels)]
         for level in self.levels:
             level["fsq_levels"] = list(level["fsq_levels"])
         super().__post_init__(**kwargs)
@@ -236,9 +249,13 @@ class AbstractinatorConfig(LearnedDropoutConfig):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"`{name}` is {getattr(self, name)}, but a dropout rate lies in [0, 1).")
         for name in ("reconstruction", "vq", "entropy", "top_lm", "lm"):
-            if getattr(self, f"{name}_loss_weight") < 0:
-                weight = getattr(self, f"{name}_loss_weight")
-                raise ValueError(f"`{name}_loss_weight` is {weight}, but it must be at least 0.")
+            weight = getattr(self, f"{name}_loss_weight")
+            if not 0 <= weight < math.inf:
+                raise ValueError(f"`{name}_loss_weight` is {weight}, but it must be at least 0, and finite.")
+        if not 0 <= self.initializer_range < math.inf:
+            raise ValueError(f"`initializer_range` is {self.initializer_range}, but it must be at least 0, and finite.")
+        if self.byte_code_dim is not None and self.byte_code_dim < 1:
+            raise ValueError(f"`byte_code_dim` is {self.byte_code_dim}, but it must be at least 1, or None.")
 
     def validate_with_sizes(self) -> None:  # validators run in the order of their names, and this one divides by sizes
         heads = self.num_attention_heads
@@ -258,10 +275,14 @@ class AbstractinatorConfig(LearnedDropoutConfig):
             )
         for i, level in enumerate(self.level_configs):
             for name, least in LEAST.items():
-                if getattr(level, name) < least:
+                if not least <= getattr(level, name) < math.inf:
                     raise ValueError(
-                        f"`levels[{i}].{name}` is {getattr(level, name)}, but it must be at least {least}."
+                        f"`levels[{i}].{name}` is {getattr(level, name)}, but it must be at least {least}, and finite."
                     )
+            for name in ("delta", "threshold"):
+                value = getattr(level, name)
+                if value is not None and not math.isfinite(value):
+                    raise ValueError(f"`levels[{i}].{name}` is {value}, but it must be a finite number of nats.")
             if level.codebook_decay >= 1:
                 raise ValueError(
                     f"`levels[{i}].codebook_decay` is {level.codebook_decay}, but it must be below 1, or entries never "

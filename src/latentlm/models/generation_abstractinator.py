@@ -85,10 +85,13 @@ class AbstractinatorGeneration(GenerationMixin):
             Each prompt with its continuation.
 
         Raises:
-            ValueError: if there is no top model with a categorical head, if the configuration has no `bos_token_id`, if
-                a text may become longer than `max_position_embeddings`, or if a temperature is below 0.
+            ValueError: if `prompts` is no list of byte strings, if there is no top model with a categorical head, if
+                there is no `bos_token_id`, if a text may become longer than `max_position_embeddings`, or if a
+                temperature is below 0.
         """
         config = self.config
+        if not isinstance(prompts, list) or not all(isinstance(prompt, bytes) for prompt in prompts):
+            raise ValueError(f"`prompts` is {prompts!r}, but it must be a list of byte strings, as [b'The '].")
         if self.model.top is None or config.top_head != "categorical":
             raise ValueError("Sampling codes needs a top model with `top_head` 'categorical'.")
         if config.bos_token_id is None:

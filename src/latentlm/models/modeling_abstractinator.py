@@ -24,6 +24,7 @@ from .abstractinator_base import (
     DocumentSizes,
     Pyramid,
     Rows,
+    check_shape,
     make_rows,
     mask_of_padding,
     read_sizes,
@@ -209,6 +210,7 @@ class AbstractinatorModel(AbstractinatorPreTrainedModel):
         check_context(cache.seen + length, self.config.max_position_embeddings)
         cache.leave_inference_mode()
         real = torch.ones_like(input_ids) if attention_mask is None else attention_mask[:, -length:]
+        check_shape("attention_mask[:, -T:]", real, input_ids)
         states = [self.step(cache, ids, now) for ids, now in zip(input_ids.unbind(1), real.unbind(1), strict=True)]
         cache.seen += length
         return torch.stack(states, 1)
@@ -483,6 +485,7 @@ class AbstractinatorForCausalLM(
         if input_ids is None:
             raise ValueError("`input_ids` is missing.")
         AbstractinatorCache.check(past_key_values)
+        check_shape("labels", labels, input_ids)
         shift_labels = pop_shift_labels(kwargs, labels)
         if shift_labels is None:
             outputs = self.model(

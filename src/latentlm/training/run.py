@@ -88,6 +88,8 @@ def train(recipe: Recipe, callbacks: Sequence[TrainerCallback] = ()) -> LatentTr
 
 def run(trainer: LatentTrainer, recipe: Recipe, data: PreparedData, start: Path | None) -> None:
     """Train from a checkpoint, or from the start, save the finished model, and publish it if the recipe says so."""
+    if start is not None:
+        trainer.check_start(start)  # before anything is written
     if trainer.is_world_process_zero():
         open_run_folder(recipe, data.info, recipe.training.world_size, recipe.training.device, data.files)
     trainer.accelerator.wait_for_everyone()

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.optim.lr_scheduler import LambdaLR
-from transformers import Trainer
+from transformers import AutoConfig, Trainer
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
-from transformers.utils import logging
+from transformers.utils import SAFE_WEIGHTS_NAME, logging
 
 from latentlm.runs.checkpoints import (
     ARGUMENTS_FILE,
@@ -29,7 +30,8 @@ from latentlm.runs.checkpoints import (
     write_atomically,
     write_manifest,
 )
-from latentlm.runs.run_folder import DATA_FILE, ENVIRONMENT_FILE, RECIPE_FILE, SEGMENTS_FILE
+from latentlm.runs.recipe import BOOKKEEPING
+from latentlm.runs.run_folder import DATA_FILE, ENVIRONMENT_FILE, RECIPE_FILE, SEGMENTS_FILE, differing_places
 
 logger = logging.get_logger(__name__)
 
@@ -72,8 +74,7 @@ class SavingTrainer(Trainer):
         if not resume_from_checkpoint:
             return super().train(None, trial, ignore_keys_for_eval)
         checkpoint = resolve_checkpoint(resume_from_checkpoint)
-        processes = read_manifest(checkpoint)["processes"]
-        self._check_settings(checkpoint, processes)
+        processes = self.check_start(checkpoint)
         if processes != self.args.world_size:
             logger.warning(
                 f"{checkpoint} was saved by {processes} processes and is resumed by {self.args.world_size}: "
@@ -86,9 +87,38 @@ class SavingTrainer(Trainer):
         finally:
             self.args.eval_on_start = eval_on_start
 
+    def check_start(self, checkpoint: Path) -> int:
+        """Return the number of processes that have saved a checkpoint, after checking that the run can go on from it.
+
+        Raises:
+            CheckpointError: if weights have other shapes than the model, or states mean something else under the
+                arguments: those of the optimizer, and the number of steps, by which rows are skipped and epochs end.
+        """
+        processes: int = read_manifest(checkpoint)["processes"]
+        self._check_shapes(checkpoint)
+        self._check_settings(checkpoint, processes)
+        return processes
+
+    def _check_shapes(self, checkpoint: Path) -> None:
+        if not (checkpoint / SAFE_WEIGHTS_NAME).exists():  # it is in parts, or sharded
+            return
+        with safe_open(checkpoint / SAFE_WEIGHTS_NAME, "pt") as weights:
+            stored = {name: list(weights.get_slice(name).get_shape()) for name in weights.keys()}  # noqa: SIM118
+        own = {name: list(tensor.shape) for name, tensor in self.unwrapped_model.state_dict().items()}
+        tied = self.unwrapped_model.all_tied_weights_keys
+        wrong = [name for name in own if name in stored and own[name] != stored[name]]
+        wrong += [name for name in own.keys() ^ stored.keys() if name not in tied]
+        if wrong:
+            old, new = (
+                {name: value for name, value in config.to_dict().items() if name not in BOOKKEEPING}
+                for config in (AutoConfig.from_pretrained(checkpoint), self.model_config)
+            )
+            fields = differing_places("model", old, new) or [f"{len(wrong)} weights, as {min(wrong)}"]
+            raise CheckpointError(
+                f"{checkpoint} does not fit the model ({'; '.join(fields)}): a run that goes on keeps its model."
+            )
+
     def _check_settings(self, checkpoint: Path, processes: int) -> None:
-        """Raise CheckpointError if the states of a checkpoint mean something else under the arguments: those of the
-        optimizer, and the number of steps, by which rows are skipped and epochs end."""
         if not (checkpoint / ARGUMENTS_FILE).exists():
             return
         stored, now = json.loads((checkpoint / ARGUMENTS_FILE).read_text(encoding="utf-8")), self.args.to_dict()
