@@ -96,7 +96,13 @@ def test_a_run_says_what_its_codes_are_worth(tmp_path, capsys):
     inspect_main([str(tmp_path / "run"), "ab " * 200, "--codes", "3", "--out", str(picture)])
     printed = capsys.readouterr().out.split("the most used of them:\n")[1].splitlines()
     assert 1 <= len(printed) <= 3 and all(" segments): " in line for line in printed)
-    for arguments, message in ((["", "--out", "x.png"], "empty"), (["text", "--out", "x.gif"], r"\.png or \.html")):
+    for arguments, message in (
+        (["", "--out", "x.png"], "empty"),
+        (["text", "--out", "x.gif"], r"\.png or \.html"),
+        (["text", "--bytes", "0"], "--bytes is 0, but must be at least 1"),
+        (["text", "--codes", "-3"], "--codes is -3, but must be at least 0"),
+        ([str(tmp_path)], "is a folder"),
+    ):
         with pytest.raises(SystemExit, match=message):
             inspect_main([str(tmp_path / "run"), *arguments])
 

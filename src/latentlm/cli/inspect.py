@@ -34,6 +34,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = build_parser().parse_args(arguments)
     if options.out.suffix not in (".png", ".html"):
         sys.exit(f"latentlm inspect: --out is {options.out}, but must end with .png or .html.")
+    for name, least in {"bytes": 1, "codes": 0}.items():
+        if getattr(options, name) < least:
+            sys.exit(f"latentlm inspect: --{name} is {getattr(options, name)}, but must be at least {least}.")
+    if os.path.isdir(options.text):
+        sys.exit(f"latentlm inspect: {options.text} is a folder, but what is shown is a text or a file that holds it.")
     from transformers import AutoConfig, AutoModelForCausalLM
 
     from latentlm.architectures import ARCHITECTURES, architecture, resolve
