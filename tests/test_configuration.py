@@ -1,6 +1,7 @@
 """Configurations are checked when they are made, and survive being written and read."""
 
 import json
+import math
 import re
 
 import pytest
@@ -88,6 +89,8 @@ INVALID = [
             ({"kernel_size": 4}, ["`kernel_size` is 4", "odd"]),
             ({"pooling": "max"}, ["pooling", "max", "flatten"]),
             ({"temperature": 0}, ["`temperature` is 0", "above 0"]),
+            ({"temperature": math.nan}, ["`temperature` is nan"]),
+            ({"margin_loss_weight": math.nan}, ["`margin_loss_weight` is nan"]),
             ({"quantization_noise": 1.5}, ["`quantization_noise` is 1.5", "[0, 1]"]),
             ({"margin": 0.6}, ["`margin` is 0.6", "0.5"]),
             ({"margin_loss_weight": -1}, ["`margin_loss_weight` is -1", "at least 0"]),
@@ -111,6 +114,8 @@ INVALID = [
             ({"num_cross_attention_heads": 7}, ["`num_cross_attention_heads`", "7", "hidden_size"]),
             ({"embedding_loss": "l1"}, ["embedding_loss", "got l1", "log_cosine"]),
             ({"embedding_loss_weight": -1.0}, ["`embedding_loss_weight`", "-1.0", "0 or more"]),
+            ({"embedding_loss_weight": math.nan}, ["`embedding_loss_weight` is nan"]),
+            ({"mask_l1_loss_weight": math.nan, "learned_dropout": "bernoulli"}, ["`mask_l1_loss_weight` is nan"]),
             ({"embedding_loss_kernel_size": 0}, ["`embedding_loss_kernel_size`", "0", "at least 1"]),
             ({"embedding_loss_aggregation": "max"}, ["embedding_loss_aggregation", "got max", "mixing"]),
             ({"decoder_order": "mlp_first"}, ["decoder_order", "got mlp_first", "cross_first"]),

@@ -350,9 +350,7 @@ def test_stream_with_a_validation_source_and_bpe(make_config, corpus, tmp_path):
 def test_stream_that_is_too_short(make_config, tmp_path):
     path = tmp_path / "short.txt"
     path.write_text("short\n")
-    with pytest.raises(
-        ValueError, match=r"stream ended before one row of 16 tokens; its first documents \(1\) are held out"
-    ):
+    with pytest.raises(ValueError, match="stream ended before one row of 16 tokens; documents that are held out"):
         prepare_data(make_config(dataset=str(path), streaming=True, max_validation_rows=1))
 
 

@@ -1,6 +1,7 @@
 """The language model on codes: embeddings, heads and losses against loops; what is frozen; the table of a tokenizer."""
 
 import copy
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -498,6 +499,7 @@ def test_the_table_is_a_part_of_the_checkpoint(tmp_path):
         ({"autoencoder": AUTOENCODER | {"num_quantizers": 0}}, ["`num_quantizers` is 0", "at least 1"]),
         ({"num_special_tokens": 64}, ["`num_special_tokens` is 64", "`vocab_size` 64"]),
         ({"byte_loss_weight": -1}, ["`byte_loss_weight` is -1"]),
+        ({"byte_loss_weight": math.nan}, ["`byte_loss_weight` is nan"]),
         ({"joint": True, "code_embedding_size": 0}, ["`joint`", "`code_embedding_size` is 0"]),
         ({"train_decoder": True}, ["`train_decoder`", "`byte_loss_weight`"]),
         ({"min_code_entropy": 2}, ["`min_code_entropy` is 2", "[0, 1]"]),

@@ -147,4 +147,7 @@ class PackedStream(IterableDataset[dict[str, torch.Tensor]]):
             tokens = tokens[begin:]
             starts = starts[starts >= begin] - begin
         if is_empty:
-            raise ValueError(f"dataset: the training stream ended before one row of {self.context_length} tokens")
+            raise ValueError(
+                f"dataset: the training stream ended before one row of {self.context_length} tokens; documents that "
+                "are held out for validation are no part of it"
+            )

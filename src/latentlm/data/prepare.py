@@ -284,11 +284,7 @@ def _prepare_stream(
     )
     documents = partial(_without, frozenset(keys), train_source.documents)
     train = PackedStream(documents, tokenizer, config.context_length)
-    try:
-        next(iter(train))  # a stream without one row is an error now, not when training starts
-    except ValueError as error:
-        held_out = "" if validation_source else f"; its first documents ({len(arrays)}) are held out for validation"
-        raise ValueError(f"{error}{held_out}") from error
+    next(iter(train))  # a stream without one row is an error now, not when training starts
     digest = hashlib.sha256(validation.tokens.tobytes()).hexdigest()
     counts = {"documents": len(arrays), "bytes": size, "tokens": tokens, "sha256": digest}
     return _prepared(config, tokenizer, train, validation, {"train": dict.fromkeys(counts), "validation": counts}, None)

@@ -128,7 +128,7 @@ class EncoderDecoderConfig(TransformerConfig):
             )
 
     def validate_embedding_loss(self) -> None:
-        if self.embedding_loss_weight < 0:
+        if not self.embedding_loss_weight >= 0:
             raise ValueError(f"`embedding_loss_weight` is {self.embedding_loss_weight}, but it must be 0 or more.")
         if self.embedding_loss_kernel_size < 1:
             raise ValueError(

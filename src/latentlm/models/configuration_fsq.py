@@ -90,7 +90,7 @@ class FSQConfig(DecoderOnlyConfig):
 
     def validate_code_losses(self) -> None:
         for name in ("code_embedding_size", "byte_loss_weight", "reconstruction_loss_weight"):
-            if getattr(self, name) < 0:
+            if not getattr(self, name) >= 0:
                 raise ValueError(f"`{name}` is {getattr(self, name)}, but must be at least 0.")
         if not 0 <= self.min_code_entropy <= 1:
             raise ValueError(f"`min_code_entropy` is {self.min_code_entropy}, but a share lies in [0, 1].")

@@ -128,14 +128,14 @@ class FSQAutoencoderConfig(PreTrainedConfig):
             raise ValueError(f"`kernel_size` is {self.kernel_size}, but must be odd.")
 
     def validate_quantization(self) -> None:
-        if self.temperature <= 0:
+        if not self.temperature > 0:
             raise ValueError(f"`temperature` is {self.temperature}, but must be above 0.")
         if not 0 <= self.quantization_noise <= 1:
             raise ValueError(f"`quantization_noise` is {self.quantization_noise}, but a share lies in [0, 1].")
         if not 0 < self.margin <= 0.5:
             raise ValueError(f"`margin` is {self.margin}, but must lie in (0, 0.5] steps.")
         for name in ("margin_loss_weight", "code_entropy_loss_weight"):
-            if getattr(self, name) < 0:
+            if not getattr(self, name) >= 0:
                 raise ValueError(f"`{name}` is {getattr(self, name)}, but a weight is at least 0.")
 
 

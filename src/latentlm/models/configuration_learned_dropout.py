@@ -114,7 +114,7 @@ class LearnedDropoutConfig(AttentionConfig):
         for name in ("mask_entropy_loss", "mask_l1_loss"):
             weight, start = getattr(self, f"{name}_weight"), getattr(self, f"{name}_weight_min")
             rate = getattr(self, f"{name}_rate")
-            if weight < 0:
+            if not weight >= 0:
                 raise ValueError(f"`{name}_weight` is {weight}, but it must be 0 or more.")
             if rate is None:
                 if start:
@@ -128,7 +128,7 @@ class LearnedDropoutConfig(AttentionConfig):
                     f"`{name}_weight_min` is {start}, but a weight that rises to `{name}_weight` {weight} must start "
                     "at 0 or more and below it."
                 )
-            if rate <= 0:
+            if not rate > 0:
                 raise ValueError(
                     f"`{name}_rate` is {rate}, so the weight never reaches its maximum {weight}; it must be above 0."
                 )
